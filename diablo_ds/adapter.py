@@ -1,0 +1,376 @@
+"""Adapters: choose target layers, attach deltas, merge, save and load.
+
+An adapter is all deltas of a model plus what is needed to attach them again. On disk it is a
+folder with `adapter.safetensors` (one fp32 tensor ``<layer>.delta`` per target layer) and
+`adapter.json`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diablo_ds.blocks import legal_num_blocks, nearest_num_blocks, num_blocks_for_share
+from diablo_ds.files import new_folder, read_json, write_json
+from diablo_ds.layers import DiaBloLinear
+
+ADAPTER_FORMAT = 1
+TENSOR_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json"
+
+_SEPARATE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            *("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "olmo", "olmo2"),
+            *("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "granite", "stablelm"),
+        ),
+        _SEPARATE,
+    ),
+    "phi": ("q_proj", "k_proj", "v_proj", "fc1", "fc2"),
+    "phi3": ("qkv_proj", "gate_up_proj", "down_proj"),
+    "gpt_neox": ("query_key_value", "dense_h_to_4h", "dense_4h_to_h"),
+    "opt": ("q_proj", "k_proj", "v_proj", "fc1", "fc2"),
+}
+"""Target layers by the model type of the Hugging Face config: query, key, value, up and down."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What identifies an adapter: base model, target layers and their block counts."""
+
+    base_model: str
+    """Name or folder of the base model the deltas belong to."""
+    base_fingerprint: str
+    """Fingerprint of the base weights; empty where the base was not read from files."""
+    num_blocks: dict[str, int]
+    """Block count of each target layer, by the layer's full module name."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input, as trained."""
+    format: int = field(default=ADAPTER_FORMAT)
+    """Version of the file format."""
+
+
+def select_targets(
+    model: nn.Module, targets: tuple[str, ...], *, layers: str = "", model_type: str = ""
+) -> dict[str, nn.Linear]:
+    """Choose the linear layers that get a delta.
+
+    Args:
+        model: the base model.
+        targets: each a module name or its last parts ("q_proj", "mlp.up_proj"), a shell pattern
+            on the full name ("model.layers.*.mlp.*_proj") or "re:" and a regular expression that
+            matches the full name. Empty for the defaults of ``model_type``.
+        layers: decoder layers to keep, e.g. "0-3,8"; empty for all.
+        model_type: the model's type in its Hugging Face config.
+
+    Returns:
+        Layers by full module name, in model order.
+
+    Raises:
+        ValueError: if a target or a layer number matches nothing, or no default is known.
+    """
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    tied = _tied_weights(model)
+    linears = {n: m for n, m in linears.items() if id(m.weight) not in tied}
+    suffixes = sorted({name.rpartition(".")[2] for name in linears})
+    if not targets:
+        if model_type not in DEFAULT_TARGETS:
+            raise ValueError(
+                "targets must be given for a model type without defaults; got "
+                f"model_type={model_type!r}; linear layers of this model: {', '.join(suffixes)}"
+            )
+        targets = DEFAULT_TARGETS[model_type]
+    chosen: set[str] = set()
+    for target in targets:
+        matched = {name for name in linears if _matches(name, target)}
+        if not matched:
+            raise ValueError(
+                f"each target must match at least one linear layer; got target={target!r}; "
+                f"linear layers of this model: {', '.join(suffixes)}"
+            )
+        chosen |= matched
+    if layers:
+        chosen = _keep_layers(chosen, layers)
+    return {name: linear for name, linear in linears.items() if name in chosen}
+
+
+def _tied_weights(model: nn.Module) -> set[int]:
+    """Return the ids of weights that an embedding uses too: a delta there would change both."""
+    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+
+
+def _matches(name: str, target: str) -> bool:
+    if target.startswith("re:"):
+        return re.fullmatch(target[3:], name) is not None
+    if any(c in target for c in "*?["):
+        return fnmatch.fnmatchcase(name, target)
+    return name == target or name.endswith("." + target)
+
+
+def layer_number(name: str) -> int | None:
+    """Return the decoder layer a module name lies in, e.g. 3 for "model.layers.3.mlp.up_proj"."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _keep_layers(names: set[str], layers: str) -> set[str]:
+    present = {number for name in names if (number := layer_number(name)) is not None}
+    kept: set[int] = set()
+    for part in layers.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise ValueError(f"layers must be numbers and ranges such as 0-3,8; got layers={layers!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        wanted = set(range(first, last + 1))
+        if not wanted or not wanted <= present:
+            raise ValueError(
+                "layers must be ranges of existing decoder layers; got "
+                f"layers={layers!r}, part={part.strip()!r}; target layers lie in "
+                f"{min(present, default='none')} to {max(present, default='none')}"
+            )
+        kept |= wanted
+    return {name for name in names if layer_number(name) in kept}
+
+
+def resolve_num_blocks(linears: Mapping[str, nn.Linear], num_blocks: str) -> dict[str, int]:
+    """Decide the block count of each target layer.
+
+    Args:
+        linears: target layers by name.
+        num_blocks: a count for all layers, or "auto:<share>" for the legal count nearest to that
+            trainable share of each layer, e.g. "auto:0.01" or "auto:1%".
+
+    Raises:
+        ValueError: if the count does not divide a layer's widths; lists each such layer, its
+            widths and the nearest counts that work.
+    """
+    if num_blocks.startswith("auto:"):
+        share = _parse_share(num_blocks)
+        return {
+            name: num_blocks_for_share(m.in_features, m.out_features, share)
+            for name, m in linears.items()
+        }
+    try:
+        count = int(num_blocks)
+    except ValueError:
+        raise ValueError(
+            f'num_blocks must be a number or "auto:<share>"; got num_blocks={num_blocks!r}'
+        ) from None
+    bad: dict[tuple[int, int], list[str]] = {}
+    for name, linear in linears.items():
+        if count not in legal_num_blocks(linear.in_features, linear.out_features):
+            bad.setdefault((linear.in_features, linear.out_features), []).append(name)
+    if bad:
+        lines = [
+            f"  {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: "
+            f"in_features={widths[0]}, out_features={widths[1]}; nearest that work: "
+            + ", ".join(map(str, nearest_num_blocks(*widths, count)))
+            for widths, names in bad.items()
+        ]
+        raise ValueError(
+            "num_blocks must divide both widths of every target layer; got "
+            f"num_blocks={count} with\n" + "\n".join(lines) + '\nor use "auto:<share>"'
+        )
+    return dict.fromkeys(linears, count)
+
+
+def _parse_share(num_blocks: str) -> float:
+    text = num_blocks.removeprefix("auto:").strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(
+            'num_blocks="auto:<share>" needs a share in (0, 1], e.g. auto:0.01 or auto:1%; '
+            f"got num_blocks={num_blocks!r}"
+        )
+    return share
+
+
+def attach(
+    model: nn.Module,
+    num_blocks: Mapping[str, int],
+    *,
+    dropout: float = 0.0,
+    device: torch.device | str | None = None,
+) -> dict[str, nn.Parameter]:
+    """Freeze the model and give the named linear layers a delta, in place.
+
+    Args:
+        model: the base model; its parameters may be partitioned by ZeRO-3.
+        num_blocks: block count by the full module name of the layer.
+        dropout: share of the adapter's input that is zeroed while training, in [0, 1).
+        device: device of the deltas; that of the weights by default.
+
+    Returns:
+        The deltas by parameter name, in model order.
+    """
+    model.requires_grad_(False)
+    for name, count in num_blocks.items():
+        parent_name, _, child_name = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        linear = getattr(parent, child_name)
+        layer = DiaBloLinear.from_linear(linear, num_blocks=count, dropout=dropout, device=device)
+        setattr(parent, child_name, layer)
+    return named_deltas(model)
+
+
+def diablo_layers(model: nn.Module) -> dict[str, DiaBloLinear]:
+    """Return the layers that own a delta, by module type, never by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, DiaBloLinear)}
+
+
+def named_deltas(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the deltas by parameter name, in model order."""
+    return {f"{name}.delta": layer.delta for name, layer in diablo_layers(model).items()}
+
+
+def merge(model: nn.Module) -> None:
+    """Add every delta to its base weight, in place. The weights must not be partitioned."""
+    for layer in diablo_layers(model).values():
+        layer.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo `merge`, up to the rounding of the weights' dtype."""
+    for layer in diablo_layers(model).values():
+        layer.unmerge()
+
+
+@torch.no_grad()
+def load_deltas(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy delta values into an attached model, strictly: names and shapes must agree.
+
+    Args:
+        model: a model with deltas that DeepSpeed has not taken over yet.
+        tensors: values by parameter name, ``[num_blocks, in_block, out_block]``, cast to the
+            dtype of the model's deltas.
+
+    Raises:
+        ValueError: if a delta is missing, unknown or of another shape.
+    """
+    deltas = named_deltas(model)
+    check_same_keys("adapter", tensors, deltas)
+    for name, delta in deltas.items():
+        if tensors[name].shape != delta.shape:
+            raise ValueError(
+                f"adapter delta must have the shape of the model's; got {name} of shape "
+                f"{list(tensors[name].shape)}, the model's is {list(delta.shape)}"
+            )
+    for name, delta in deltas.items():
+        delta.copy_(tensors[name])
+
+
+def check_same_keys(what: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ValueError unless two mappings have the same keys; names up to three of each side."""
+    missing, unknown = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{what} must have exactly the target layers of the model; got "
+            f"{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}; "
+            "use the targets, layers and num_blocks it was made with"
+        )
+
+
+def check_adapter(saved: AdapterConfig, model: AdapterConfig) -> None:
+    """Raise ValueError unless a saved adapter belongs to this model, target set and block count."""
+    known = saved.base_fingerprint and model.base_fingerprint
+    if known and saved.base_fingerprint != model.base_fingerprint:
+        raise ValueError(
+            "adapter must be loaded on the base model it was trained on; got an adapter of "
+            f"{saved.base_model!r} (fingerprint {saved.base_fingerprint[:12]}) on "
+            f"{model.base_model!r} (fingerprint {model.base_fingerprint[:12]})"
+        )
+    check_same_keys("adapter", saved.num_blocks, model.num_blocks)
+    differing = [n for n, count in model.num_blocks.items() if saved.num_blocks[n] != count]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            "adapter must have the num_blocks of the model's layers; got "
+            f"num_blocks={saved.num_blocks[name]} in the adapter and "
+            f"{model.num_blocks[name]} in the model for {name} and {len(differing) - 1} more"
+        )
+
+
+def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
+    """Write an adapter's two files into an existing folder."""
+    save_tensors(folder / TENSOR_FILE, tensors)
+    write_json(folder / CONFIG_FILE, asdict(config))
+
+
+def save_adapter(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
+    """Save an adapter as a folder, atomically.
+
+    Args:
+        folder: created, or replaced as a whole.
+        tensors: deltas by parameter name, ``[num_blocks, in_block, out_block]``, fp32.
+        config: what the deltas belong to.
+    """
+    with new_folder(folder) as temporary:
+        write_adapter_files(temporary, tensors, config)
+
+
+def load_adapter_config(folder: Path) -> AdapterConfig:
+    """Read `adapter.json`.
+
+    Raises:
+        ValueError: if the file is missing, is not JSON or is of another format.
+    """
+    value = read_json(folder / CONFIG_FILE)
+    if not isinstance(value, dict) or value.get("format") != ADAPTER_FORMAT:
+        raise ValueError(f"adapter must have format {ADAPTER_FORMAT}; got {folder / CONFIG_FILE}")
+    try:
+        return AdapterConfig(**value)
+    except TypeError as error:
+        raise ValueError(f"adapter.json must have the known fields; got {folder}: {error}") from None
+
+
+def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
+    """Load an adapter's deltas (by parameter name, fp32, on the CPU) and its config.
+
+    Raises:
+        ValueError: if a file is missing, damaged, or the two files disagree.
+    """
+    config = load_adapter_config(folder)
+    tensors = load_tensors(folder / TENSOR_FILE)
+    check_same_keys("adapter.safetensors", tensors, {f"{n}.delta": 0 for n in config.num_blocks})
+    return tensors, config
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file; OSError where that fails, e.g. on a full disk."""
+    flat = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        save_file(flat, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"could not write {path}: {error}") from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Load a safetensors file, with a ValueError that names it where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"file must be a whole safetensors file; got {path}: {error}") from None
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[list[int], str]]:
+    """Read names, shapes and dtypes from a safetensors header, without the data."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {
+                name: (view.get_shape(), str(view.get_dtype()))
+                for name in file.keys()  # noqa: SIM118 - not a dict
+                for view in [file.get_slice(name)]
+            }
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"file must be a whole safetensors file; got {path}: {error}") from None

@@ -1,0 +1,186 @@
+"""Block-diagonal maths: block counts and shapes, products with a delta, exact gradients.
+
+A weight of a linear layer, written as ``W`` of ``[in_features, out_features]``, is cut into
+``num_blocks x num_blocks`` blocks; DiaBlo (arXiv 2506.03230) trains only those on the diagonal.
+They are kept as one tensor, the delta ``[num_blocks, in_block, out_block]``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def legal_num_blocks(in_features: int, out_features: int) -> list[int]:
+    """Return every block count that divides both widths, in ascending order."""
+    common = math.gcd(in_features, out_features)
+    small = [n for n in range(1, math.isqrt(common) + 1) if common % n == 0]
+    return sorted({*small, *(common // n for n in small)})
+
+
+def nearest_num_blocks(in_features: int, out_features: int, wanted: float) -> list[int]:
+    """Return the legal block counts next to ``wanted``: the one below and the one above it.
+
+    A legal ``wanted`` is returned alone. The list is never empty, since 1 is always legal.
+    """
+    legal = legal_num_blocks(in_features, out_features)
+    below = [n for n in legal if n <= wanted]
+    above = [n for n in legal if n >= wanted]
+    return sorted({*below[-1:], *above[:1]})
+
+
+def num_blocks_for_share(in_features: int, out_features: int, share: float) -> int:
+    """Return the legal block count whose trainable share, ``1 / num_blocks``, is nearest to ``share``.
+
+    Nearest is meant on a logarithmic scale; of two equally near counts the larger one (the
+    smaller delta) is taken.
+    """
+    candidates = nearest_num_blocks(in_features, out_features, 1 / share)
+    return min(candidates, key=lambda n: (abs(math.log(n * share)), -n))
+
+
+def check_num_blocks(num_blocks: int, in_features: int, out_features: int) -> None:
+    """Raise ValueError unless ``num_blocks`` is positive and divides both widths."""
+    if num_blocks < 1 or in_features % num_blocks or out_features % num_blocks:
+        near = nearest_num_blocks(in_features, out_features, num_blocks)
+        raise ValueError(
+            "num_blocks must be positive and divide in_features and out_features; got "
+            f"num_blocks={num_blocks}, in_features={in_features}, out_features={out_features}; "
+            f"nearest that work: {', '.join(map(str, near))}"
+        )
+
+
+def delta_shape(num_blocks: int, in_features: int, out_features: int) -> tuple[int, int, int]:
+    """Return the shape of a delta, ``(num_blocks, in_block, out_block)``.
+
+    Raises:
+        ValueError: if ``num_blocks`` does not divide both widths.
+    """
+    check_num_blocks(num_blocks, in_features, out_features)
+    return num_blocks, in_features // num_blocks, out_features // num_blocks
+
+
+def dense_delta(delta: Tensor) -> Tensor:
+    """Return the delta as a dense matrix laid out like a PyTorch weight.
+
+    Args:
+        delta: ``[num_blocks, in_block, out_block]``.
+
+    Returns:
+        ``[out_features, in_features]``, zero outside the diagonal blocks.
+    """
+    return torch.block_diag(*delta.transpose(1, 2))
+
+
+def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
+    """Return a view of the diagonal blocks of a PyTorch weight, laid out like a delta.
+
+    Args:
+        weight: ``[out_features, in_features]``, contiguous.
+        num_blocks: number of diagonal blocks; divides both widths.
+
+    Returns:
+        ``[num_blocks, in_block, out_block]``, sharing memory with ``weight``.
+    """
+    out_features, in_features = weight.shape
+    _, in_block, out_block = delta_shape(num_blocks, in_features, out_features)
+    stride = (out_block * in_features + in_block, 1, in_features)
+    return weight.as_strided((num_blocks, in_block, out_block), stride, weight.storage_offset())
+
+
+def _block_view(x: Tensor, num_blocks: int) -> Tensor:
+    """View ``[tokens, num_blocks * block]`` as ``[num_blocks, tokens, block]``, without a copy."""
+    return x.view(x.shape[0], num_blocks, -1).transpose(0, 1)
+
+
+class DiaBloProduct(torch.autograd.Function):
+    """``Y = X W + b + X_a D`` with a frozen ``W`` and ``b`` and a trainable ``D``.
+
+    Only the two inputs and the parameter objects are saved. The parameters are saved as they are,
+    never as a view or a cast: ZeRO-3 empties ``weight.data`` after the forward and refills it
+    before the backward, so no gathered weight is kept alive in between.
+
+    Gradients (X as ``[tokens, features]``): ``dX = dY W^T``, ``dX_a = dY D^T`` block by block and
+    ``dD_i = X_a,i^T dY_i``, which is the gradient full fine-tuning gives the same block.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        x_adapter: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        delta: Tensor,
+    ) -> Tensor:
+        """Compute the product; ``x_adapter`` is None where the adapter sees the same input."""
+        ctx.save_for_backward(x, x_adapter, weight, delta)
+        num_blocks = delta.shape[0]
+        x_blocks = x if x_adapter is None else x_adapter
+        x_blocks = _block_view(x_blocks.reshape(-1, x.shape[-1]), num_blocks)  # [N, tokens, in_block]
+        # The original linear: DeepSpeed replaces F.linear, which we must not nest in here.
+        y = torch.ops.aten.linear(x, weight, bias)
+        y_blocks = _block_view(y.view(-1, y.shape[-1]), num_blocks)  # [N, tokens, out_block]
+        y_blocks.baddbmm_(x_blocks, delta)
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``x``, ``x_adapter``, ``weight``, ``bias`` and ``delta``."""
+        x, x_adapter, weight, delta = ctx.saved_tensors
+        num_blocks = delta.shape[0]
+        grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
+        grad_blocks = _block_view(grad_rows, num_blocks)  # [N, tokens, out_block]
+        grad_x = grad_x_adapter = grad_delta = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.mm(grad_rows, weight)  # [tokens, in_features]
+            if x_adapter is None:
+                _block_view(grad_x, num_blocks).baddbmm_(grad_blocks, delta.transpose(1, 2))
+            grad_x = grad_x.view(x.shape)
+        if x_adapter is not None and ctx.needs_input_grad[1]:
+            grad_x_adapter = torch.empty_like(x_adapter).view(-1, x.shape[-1])
+            blocks = torch.bmm(grad_blocks, delta.transpose(1, 2))  # [N, tokens, in_block]
+            _block_view(grad_x_adapter, num_blocks).copy_(blocks)
+            grad_x_adapter = grad_x_adapter.view(x_adapter.shape)
+        if ctx.needs_input_grad[4]:
+            x_rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
+            grad_delta = torch.bmm(_block_view(x_rows, num_blocks).transpose(1, 2), grad_blocks)
+        return grad_x, grad_x_adapter, None, None, grad_delta
+
+
+def diablo_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor, x_adapter: Tensor | None = None
+) -> Tensor:
+    """Apply a frozen linear layer plus its block-diagonal delta.
+
+    Args:
+        x: ``[..., in_features]``.
+        weight: ``[out_features, in_features]``, frozen; gets no gradient.
+        bias: ``[out_features]`` or None, frozen; gets no gradient.
+        delta: ``[num_blocks, in_block, out_block]``, in the dtype of ``weight``.
+        x_adapter: ``[..., in_features]``, what the delta sees where it is not ``x`` itself, e.g.
+            after a dropout.
+
+    Returns:
+        ``[..., out_features]``.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        x_adapter = None if x_adapter is None else x_adapter.to(dtype)
+    y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta)
+    return y
+
+
+def diablo_linear_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor
+) -> Tensor:
+    """Compute the same as `diablo_linear` with one dense matrix; for tests, not for speed."""
+    return F.linear(x, weight + dense_delta(delta), bias)

@@ -1,0 +1,166 @@
+"""Checkpoints: adapter, optimizer and position; written whole or not at all, verified on load.
+
+A checkpoint is a folder `step-000120` with an adapter (two files), `optimizer.safetensors` (the
+AdamW moments, fp32, by delta name), `state.json` (step and loss scaler) and `manifest.json`
+(SHA-256 of each file). The frozen base is never in it. Tensors are whole, so any world size and
+ZeRO stage can go on from it. Data position, learning rate and random state are functions of seed
+and step.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diablo_ds.adapter import AdapterConfig, load_adapter, load_tensors, save_tensors, write_adapter_files
+from diablo_ds.files import new_folder, read_json, sha256_file, write_json
+
+CHECKPOINT_FORMAT = 1
+STATE_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "state.json", "optimizer.safetensors", "manifest.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on exactly, apart from its config and the base model."""
+
+    step: int
+    """Optimizer steps taken."""
+    global_batch: int
+    """Examples per step; gives the data position."""
+    seed: int
+    """Seed of data order and dropout."""
+    num_optimizer_steps: int
+    """AdamW's own count; smaller than ``step`` where fp16 skipped steps."""
+    adapter: AdapterConfig
+    """What the deltas belong to."""
+    state: Mapping[str, Mapping[str, Tensor]]
+    """By delta name: "master", "exp_avg", "exp_avg_sq", each fp32."""
+    loss_scaler: Mapping[str, float] = field(default_factory=dict)
+    """State of the dynamic loss scaler; empty unless in fp16."""
+
+
+def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
+    """Write a checkpoint and then remove all but the last ``keep_last``.
+
+    Args:
+        root: folder of the run's checkpoints.
+        checkpoint: what to save.
+        keep_last: how many to keep, counting this one.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: if it cannot be written, e.g. on a full disk; older checkpoints are untouched.
+    """
+    folder = root / f"step-{checkpoint.step:06d}"
+    with new_folder(folder) as temporary:
+        masters = {name: state["master"] for name, state in checkpoint.state.items()}
+        write_adapter_files(temporary, masters, checkpoint.adapter)
+        moments = {
+            f"{name}.{key}": state[key]
+            for name, state in checkpoint.state.items()
+            for key in MOMENTS
+        }
+        save_tensors(temporary / OPTIMIZER_FILE, moments)
+        write_json(
+            temporary / STATE_FILE,
+            {
+                "format": CHECKPOINT_FORMAT,
+                "step": checkpoint.step,
+                "examples_seen": checkpoint.step * checkpoint.global_batch,
+                "global_batch": checkpoint.global_batch,
+                "seed": checkpoint.seed,
+                "num_optimizer_steps": checkpoint.num_optimizer_steps,
+                "loss_scaler": dict(checkpoint.loss_scaler),
+            },
+        )
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(temporary.iterdir())
+        }
+        write_json(temporary / MANIFEST_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
+    for old in list_checkpoints(root)[keep_last:]:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return checkpoint folders, the latest first; half-written ones are not among them."""
+    found = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        ValueError: if a file is missing, truncated or changed; names it.
+    """
+    manifest = read_json(folder / MANIFEST_FILE)
+    try:
+        files = {str(name): entry["sha256"] for name, entry in manifest["files"].items()}
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"manifest must list files with a sha256; got {folder}") from None
+    for name, checksum in files.items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != checksum:
+            raise ValueError(
+                f"checkpoint files must match their checksums; got {path} "
+                f"{'changed' if path.is_file() else 'missing'}"
+            )
+
+
+def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
+    """Return the latest whole checkpoint, and a message for each damaged one passed over.
+
+    Raises:
+        ValueError: if there are checkpoints and none is whole: starting over would lose a run.
+    """
+    problems = []
+    for folder in list_checkpoints(root):
+        try:
+            verify_checkpoint(folder)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return folder, problems
+    if problems:
+        raise ValueError(
+            "at least one checkpoint must be whole; got "
+            + "; ".join(problems)
+            + f"; remove {root} to start over"
+        )
+    return None, []
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Load a checkpoint that `verify_checkpoint` accepted, onto the CPU.
+
+    Raises:
+        ValueError: if the files disagree or have another format.
+    """
+    position: dict[str, Any] = read_json(folder / STATE_FILE)
+    if position.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"checkpoint must have format {CHECKPOINT_FORMAT}; got {folder}")
+    masters, adapter = load_adapter(folder)
+    moments = load_tensors(folder / OPTIMIZER_FILE)
+    state = {
+        name: {"master": master, **{key: moments[f"{name}.{key}"] for key in MOMENTS}}
+        for name, master in masters.items()
+    }
+    return Checkpoint(
+        step=position["step"],
+        global_batch=position["global_batch"],
+        seed=position["seed"],
+        num_optimizer_steps=position["num_optimizer_steps"],
+        adapter=adapter,
+        state=state,
+        loss_scaler=position["loss_scaler"],
+    )

@@ -1,0 +1,246 @@
+"""The run config: every value that changes the numbers of a run, checked, and saved as JSON.
+
+Memory and communication policy (ZeRO stage, offload, buckets) is not here but in a file of
+`ds_configs/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.files import read_json, write_json
+from diablo_ds.schedule import SCHEDULES
+
+PRECISIONS = ("bf16", "fp16", "fp32")
+OVERLONG = ("drop", "cut", "error")
+
+# Fields that may differ between a run and its continuation: they move work between ranks, or say
+# where and how often to write, but change no number beyond rounding.
+FREE_ON_RESUME = frozenset(
+    {
+        *("output", "cache_folder", "micro_batch", "gradient_checkpointing", "reentrant"),
+        *("log_every", "eval_every", "save_every", "keep_last"),
+    }
+)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Declare a field of the run config: default, one sentence with the unit, legal range."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of one training run. Field by field the same as the options of `diablo-ds train`.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    model: str = setting(
+        "default", "Base model: a folder, a hub name, or default for SmolLM2-135M-Instruct."
+    )
+    data: str = setting(
+        "default",
+        "Training data: a prepared dataset, a JSONL file of prompt and completion, or default "
+        "for the shipped slice of GSM8K.",
+    )
+    heldout_data: str = setting(
+        "", "Held-out data in the same form; empty takes the data's own held-out part or a share."
+    )
+    heldout_share: float = setting(
+        0.05, "Share of the data held out where it has no part of its own.", minimum=0, maximum=0.5
+    )
+    output: str = setting("", "Run folder; empty makes a new one under runs/.")
+    cache_folder: str = setting(
+        "", "Folder for the converted default model; empty for the user's cache folder."
+    )
+    num_blocks: str = setting(
+        "64", "Diagonal blocks per target layer, or auto:<share> for a trainable share per layer."
+    )
+    targets: tuple[str, ...] = setting(
+        (), "Target layer: a name, pattern or re:regex; repeatable. Default by model family."
+    )
+    layers: str = setting("", "Decoder layers that get deltas, e.g. 0-3,8; empty for all.")
+    dropout: float = setting(
+        0.0, "Dropout on the adapter's input, as a share.", minimum=0, maximum=0.99
+    )
+    max_length: int = setting(512, "Longest example, in tokens.", minimum=2)
+    overlong: str = setting(
+        "drop", "What to do with longer examples: drop, cut the end, or stop.", choices=OVERLONG
+    )
+    micro_batch: int = setting(4, "Examples one rank puts through one forward.", minimum=1)
+    global_batch: int = setting(8, "Examples per optimizer step over all ranks.", minimum=1)
+    num_epochs: float = setting(1.0, "Passes over the training data.", minimum=0)
+    max_steps: int = setting(
+        0, "Optimizer steps; 0 derives them from the number of epochs.", minimum=0
+    )
+    learning_rate: float = setting(2e-3, "Peak learning rate of AdamW.", minimum=0)
+    schedule: str = setting("linear", "Learning-rate schedule after warm-up.", choices=SCHEDULES)
+    warmup_steps: int = setting(3, "Steps of linear warm-up.", minimum=0)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay.", minimum=0)
+    beta1: float = setting(0.9, "AdamW's decay of the first moment.", minimum=0, maximum=1)
+    beta2: float = setting(0.999, "AdamW's decay of the second moment.", minimum=0, maximum=1)
+    epsilon: float = setting(1e-8, "AdamW's epsilon.", minimum=0)
+    max_grad_norm: float = setting(
+        1.0, "Gradient norm to clip to, over all deltas; 0 for no clipping.", minimum=0
+    )
+    precision: str = setting(
+        "bf16", "Dtype of base and deltas; the optimizer is fp32.", choices=PRECISIONS
+    )
+    gradient_checkpointing: bool | None = setting(
+        None, "Recompute activations in backward. Default: from 1 billion parameters on."
+    )
+    reentrant: bool = setting(False, "Use the re-entrant form of gradient checkpointing.")
+    seed: int = setting(0, "Seed of data order and dropout.", minimum=0)
+    log_every: int = setting(1, "Steps between TensorBoard points.", minimum=1)
+    eval_every: int = setting(
+        0, "Steps between held-out evaluations; 0 for a quarter of the run.", minimum=0
+    )
+    save_every: int = setting(
+        0, "Steps between checkpoints; 0 for a quarter of the run.", minimum=0
+    )
+    keep_last: int = setting(2, "Checkpoints to keep.", minimum=1)
+
+    def __post_init__(self) -> None:
+        types = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _check_type(field.name, value, types[field.name])
+            minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
+            choices = field.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(
+                    f"{field.name} must be one of {', '.join(choices)}; got {field.name}={value!r}"
+                )
+            # Written so that NaN fails too.
+            if minimum is not None and not value >= minimum:
+                raise ValueError(f"{field.name} must be >= {minimum}; got {field.name}={value}")
+            if maximum is not None and not value <= maximum:
+                raise ValueError(f"{field.name} must be <= {maximum}; got {field.name}={value}")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        if not self.max_steps and not self.num_epochs:
+            raise ValueError("max_steps or num_epochs must be above 0; got 0 for both")
+        if self.reentrant and self.gradient_checkpointing is False:
+            raise ValueError(
+                "reentrant needs gradient checkpointing; got reentrant=True, "
+                "gradient_checkpointing=False"
+            )
+        if self.data == "default" and self.heldout_data:
+            raise ValueError(
+                "heldout_data has no effect on the default data, which has a held-out part; got "
+                f"heldout_data={self.heldout_data!r}; name the training data too"
+            )
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Return the micro batches per rank and step, so that the batch equation holds.
+
+        Raises:
+            ValueError: if micro batch times world size does not divide the global batch.
+        """
+        per_micro_step = self.micro_batch * world_size
+        if self.global_batch % per_micro_step:
+            fitting = [m for m in range(1, self.global_batch + 1) if self.global_batch % (m * world_size) == 0]
+            repair = (
+                f"micro_batch may be {', '.join(map(str, fitting))}"
+                if fitting
+                else f"global_batch must be a multiple of the world size, e.g. {world_size * self.micro_batch}"
+            )
+            raise ValueError(
+                "global_batch must be a multiple of micro_batch x world size; got "
+                f"global_batch={self.global_batch}, micro_batch={self.micro_batch}, "
+                f"world size={world_size}; {repair}"
+            )
+        return self.global_batch // per_micro_step
+
+    def batch_equation(self, world_size: int) -> str:
+        """Return the batch arithmetic as a line of text."""
+        return (
+            f"global batch {self.global_batch} = micro batch {self.micro_batch} x accumulation "
+            f"{self.accumulation_steps(world_size)} x world size {world_size}"
+        )
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return the optimizer steps of the run; the last one may hold fewer examples."""
+        if self.max_steps:
+            return self.max_steps
+        return max(1, -(-self.num_examples(num_examples) // self.global_batch))
+
+    def num_examples(self, num_examples: int) -> int:
+        """Return how many examples the run sees, counting repeats, for a dataset of this size."""
+        if self.max_steps:
+            return self.max_steps * self.global_batch
+        return max(1, round(self.num_epochs * num_examples))
+
+    def save(self, path: Path) -> None:
+        """Write the config as JSON, atomically."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str) -> RunConfig:
+        """Build a config from JSON values; ``source`` is named in errors.
+
+        Raises:
+            ValueError: if a key is unknown or a value is not legal.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            raise ValueError(
+                f"run config must have known keys only; got {', '.join(unknown)} in {source}; "
+                f"known are {', '.join(sorted(known))}"
+            )
+        if isinstance(values.get("targets"), list):
+            values = {**values, "targets": tuple(values["targets"])}
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: Path) -> RunConfig:
+        """Read a config from JSON.
+
+        Raises:
+            ValueError: if the file is missing, malformed, or holds an unknown key or bad value.
+        """
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ValueError(f"run config must be a JSON object; got {type(values).__name__} in {path}")
+        return cls.from_dict(values, str(path))
+
+
+def _check_type(name: str, value: Any, wanted: Any) -> None:
+    """Raise ValueError unless the value has the field's type; an int may stand for a float."""
+    allowed = typing.get_args(wanted) or (wanted,)
+    if typing.get_origin(wanted) is tuple:
+        good = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+    elif isinstance(value, bool):
+        good = bool in allowed
+    else:
+        good = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
+    if not good:
+        shown = "a list of strings" if typing.get_origin(wanted) is tuple else str(wanted)
+        shown = getattr(wanted, "__name__", shown)
+        raise ValueError(f"{name} must be {shown}; got {name}={value!r}")
+
+
+def differing_fields(old: RunConfig, new: RunConfig) -> list[str]:
+    """List the settings that forbid continuing a run, as "name: old value, new value"."""
+    return [
+        f"{field.name}: {getattr(old, field.name)!r}, now {getattr(new, field.name)!r}"
+        for field in dataclasses.fields(old)
+        if field.name not in FREE_ON_RESUME
+        and getattr(old, field.name) != getattr(new, field.name)
+    ]

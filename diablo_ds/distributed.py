@@ -1,0 +1,135 @@
+"""Rank, world size and small reductions; every function also works in a single process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Return this process's rank; 0 before the process group exists and none was announced."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Return this process's rank on its host."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Return the number of ranks on this host."""
+    return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def is_main_process() -> bool:
+    """Return whether this is rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks. Collective: every rank must call this."""
+    if dist.is_initialized() and world_size() > 1:
+        dist.barrier()
+
+
+def gather_floats(values: list[float], device: torch.device | str) -> list[list[float]]:
+    """Gather a few numbers from every rank, exactly (fp64). Collective: every rank must call this.
+
+    Args:
+        values: as many numbers on each rank.
+        device: where the backend communicates.
+
+    Returns:
+        One list per rank.
+    """
+    mine = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size() == 1:
+        return [mine.tolist()]
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    return [part.tolist() for part in parts]
+
+
+def sum_over_ranks(value: float, device: torch.device | str) -> float:
+    """Sum a number over ranks, in rank order. Collective: every rank must call this."""
+    return sum(row[0] for row in gather_floats([value], device))
+
+
+def on_main_process(function: Callable[[], T]) -> T:
+    """Run a function on rank 0 and return its result on every rank.
+
+    A ValueError or OSError on rank 0 is raised on every rank, so that none waits for ever.
+    Collective: every rank must call this.
+
+    Args:
+        function: what to run; its result must be picklable.
+    """
+    if world_size() == 1:
+        return function()
+    message: list[Any] = [None, None]
+    if is_main_process():
+        message = _call(function)
+    dist.broadcast_object_list(message, src=0)
+    return _result_or_raise(message)
+
+
+def on_every_rank(function: Callable[[], T]) -> T:
+    """Run a function on every rank; an error on any rank is raised on all of them.
+
+    Meant for reading and checking input, which may be wrong on one host only. Collective: every
+    rank must call this.
+    """
+    if world_size() == 1:
+        return function()
+    message = _call(function)
+    _raise_first_error(message[1])
+    result: T = message[0]
+    return result
+
+
+def on_each_host_first(function: Callable[[], T]) -> T:
+    """Run a function on the first rank of each host, then on the others, which find its result.
+
+    Meant for work that leaves a file in a host's cache. An error on any rank is raised on every
+    rank. Collective: every rank must call this.
+    """
+    if world_size() == 1:
+        return function()
+    message: list[Any] = [None, None]
+    for first_ranks in (True, False):
+        if first_ranks == (local_rank() == 0):
+            message = _call(function)
+        _raise_first_error(message[1])
+    result: T = message[0]
+    return result
+
+
+def _call(function: Callable[[], T]) -> list[Any]:
+    try:
+        return [function(), None]
+    except (ValueError, OSError) as error:
+        return [None, error]
+
+
+def _raise_first_error(error: BaseException | None) -> None:
+    errors: list[BaseException | None] = [None] * world_size()
+    dist.all_gather_object(errors, error)
+    if first := next((e for e in errors if e is not None), None):
+        raise first
+
+
+def _result_or_raise(message: list[Any]) -> Any:
+    if message[1] is not None:
+        raise message[1]
+    return message[0]

@@ -1,0 +1,188 @@
+"""DeepSpeed config files: read, check, and complete with what the run config owns.
+
+A file of `ds_configs/` owns memory and communication; the run config owns every number of the
+training itself. "auto" in a file means: filled in here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config import RunConfig
+from diablo_ds.files import read_json
+
+# Sections and keys of the top level that are memory, communication or instrumentation.
+POLICY_KEYS = frozenset(
+    {
+        *("zero_optimization", "aio", "activation_checkpointing", "communication_data_type"),
+        *("comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown"),
+        *("steps_per_print", "dump_state", "disable_allgather", "disable_python_gc"),
+        *("log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
+    }
+)
+# DeepSpeed knows these, but they would act on the numbers or on files that are ours.
+REFUSED_KEYS = frozenset(
+    {
+        *("optimizer", "scheduler", "amp", "torch_autocast", "data_types", "checkpoint"),
+        *("prescale_gradients", "gradient_predivide_factor", "gradient_allreduce_op"),
+        *("elasticity", "managed_gradient_accumulation", "compression_training", "data_efficiency"),
+        *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "fp32_allreduce"),
+    }
+)
+NO_PERSISTENCE = 0
+"""Persistence threshold that keeps DeepSpeed from choosing by size; we choose by name."""
+
+
+def load_ds_config(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed config file and check its keys.
+
+    Raises:
+        ValueError: if the file is missing or malformed (with line and column), a key is unknown,
+            or a section would change numbers that the run config owns.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"ds_config must be a JSON object; got {type(values).__name__} in {path}")
+    known = POLICY_KEYS | REFUSED_KEYS | {name.split(".")[0] for name in _owned_values_names()}
+    _check_known(values, known, "ds_config", path)
+    _check_zero_section(values.get("zero_optimization", {}), path)
+    refused = sorted(REFUSED_KEYS & values.keys())
+    if refused:
+        key = refused[0]
+        raise ValueError(
+            f"ds_config may hold memory and communication policy only; got {key}={values[key]!r} in "
+            f"{path}; the run config owns the optimizer, schedule and precision: remove {key}"
+        )
+    return values
+
+
+def zero_stage(ds_config: Mapping[str, Any]) -> int:
+    """Return the ZeRO stage of a config; 0 where it names none."""
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def offload_device(ds_config: Mapping[str, Any], what: str) -> str:
+    """Return "cpu", "nvme" or "none" for ``what``: "param" or "optimizer"."""
+    section = ds_config.get("zero_optimization", {}).get(f"offload_{what}") or {}
+    return str(section.get("device", "none"))
+
+
+def complete_ds_config(
+    ds_config: Mapping[str, Any],
+    run: RunConfig,
+    *,
+    world_size: int,
+    hidden_size: int,
+    source: str,
+) -> dict[str, Any]:
+    """Return the config that DeepSpeed gets: the file's policy plus the run config's numbers.
+
+    Args:
+        ds_config: as read by `load_ds_config`.
+        run: the run config.
+        world_size: number of ranks.
+        hidden_size: the model's width; sizes the "auto" buckets.
+        source: the file's name, for errors.
+
+    Raises:
+        ValueError: if the file sets a value that the run config owns, and differently.
+    """
+    result = copy.deepcopy(dict(ds_config))
+    for name, value in _owned_values(run, world_size).items():
+        section, _, key = name.rpartition(".")
+        target = result.setdefault(section, {}) if section else result
+        if key in target and target[key] != "auto" and target[key] != value:
+            raise ValueError(
+                f"ds_config and run config must agree; got {name}={target[key]!r} in {source} and "
+                f"{value!r} from the run config; remove it from the file, or change the run config"
+            )
+        target[key] = value
+    # The loop accumulates by itself and reduces gradients once per step, so DeepSpeed sees a step
+    # as a single micro step. train.py divides the loss once, by the global number of targets.
+    result["gradient_accumulation_steps"] = 1
+    result["train_batch_size"] = run.micro_batch * world_size
+    result["zero_allow_untested_optimizer"] = True  # torch's AdamW
+    result["zero_force_ds_cpu_optimizer"] = False
+    result.setdefault("steps_per_print", 2**31 - 1)
+    zero = result.setdefault("zero_optimization", {})
+    if zero_stage(result) == 3:
+        zero.setdefault("stage3_param_persistence_threshold", NO_PERSISTENCE)
+    _fill_auto(zero, hidden_size, source)
+    return result
+
+
+def _owned_values(run: RunConfig, world_size: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": run.micro_batch,
+        "gradient_accumulation_steps": run.accumulation_steps(world_size),
+        "train_batch_size": run.global_batch,
+        "gradient_clipping": run.max_grad_norm,
+        "bf16.enabled": run.precision == "bf16",
+        "fp16.enabled": run.precision == "fp16",
+    }
+
+
+def _owned_values_names() -> list[str]:
+    return list(_owned_values(RunConfig(micro_batch=1, global_batch=1), 1))
+
+
+def _fill_auto(zero: dict[str, Any], hidden_size: int, source: str) -> None:
+    fillers = {
+        # About one square weight ahead; what Hugging Face's Trainer takes too.
+        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+        "reduce_bucket_size": max(hidden_size * hidden_size, 1_000_000),
+        "stage3_param_persistence_threshold": NO_PERSISTENCE,
+    }
+    for key, value in zero.items():
+        if value == "auto":
+            if key not in fillers:
+                raise ValueError(
+                    f'"auto" must stand for a value this program can fill in; got {key}="auto" in '
+                    f"{source}; it can fill {', '.join(fillers)}"
+                )
+            zero[key] = fillers[key]
+
+
+def _check_known(values: Mapping[str, Any], known: frozenset[str] | set[str], what: str, path: Path) -> None:
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"{what} must have known keys only; got {', '.join(unknown)} in {path}; "
+            f"known are {', '.join(sorted(known))}"
+        )
+
+
+def _check_zero_section(zero: Any, path: Path) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    if not isinstance(zero, dict):
+        raise ValueError(f"zero_optimization must be a JSON object; got {zero!r} in {path}")
+    known = _field_names(DeepSpeedZeroConfig)
+    _check_known(zero, known, "zero_optimization", path)
+    if zero.get("stage", 0) not in (0, 1, 2, 3) or isinstance(zero.get("stage"), bool):
+        raise ValueError(f"ZeRO stage must be 0, 1, 2 or 3; got stage={zero['stage']!r} in {path}")
+    for key, section_type in (
+        ("offload_param", DeepSpeedZeroOffloadParamConfig),
+        ("offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig),
+    ):
+        section = zero.get(key)
+        if section is None:
+            continue
+        if not isinstance(section, dict):
+            raise ValueError(f"{key} must be a JSON object; got {section!r} in {path}")
+        _check_known(section, _field_names(section_type), key, path)
+        if zero.get("stage", 0) != 3 and section.get("device", "none") != "none":
+            raise ValueError(
+                f"{key} is supported with ZeRO stage 3; got stage={zero.get('stage', 0)} in {path}"
+            )
+
+
+def _field_names(model: Any) -> set[str]:
+    return {*model.model_fields, *(f.alias for f in model.model_fields.values() if f.alias)}

@@ -1,0 +1,121 @@
+"""DiaBloLinear: a frozen linear layer that owns its trainable block-diagonal delta."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diablo_ds.blocks import delta_shape, diablo_linear, diagonal_blocks
+
+
+class DiaBloLinear(nn.Linear):
+    """Linear layer ``y = x W + b + dropout(x) D`` with frozen ``W``, ``b`` and trainable ``D``.
+
+    ``D`` is block-diagonal and starts at zero, so a new layer computes what its base does. Weight,
+    bias and delta belong to one module: the base keeps its parameter names, and ZeRO-3 fetches
+    all three together. Works with and without DeepSpeed.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        num_blocks: number of diagonal blocks; must divide both widths.
+        bias: whether the base has a bias; it is kept, frozen.
+        dropout: share of the adapter's input that is zeroed while training, in [0, 1).
+        device: device of the parameters.
+        dtype: dtype of weight, bias and delta.
+
+    Raises:
+        ValueError: if ``num_blocks`` does not divide both widths, or ``dropout`` is out of range.
+    """
+
+    delta: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        num_blocks: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = delta_shape(num_blocks, in_features, out_features)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1); got dropout={dropout}")
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self.num_blocks = num_blocks
+        self.dropout = dropout
+        self.merged = False
+        self.delta = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self._freeze_base()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        num_blocks: int,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+    ) -> DiaBloLinear:
+        """Return a layer that takes over the weight and bias of ``linear``, which may be partitioned.
+
+        Args:
+            linear: the base layer; its parameter objects are shared, not copied, and frozen.
+            num_blocks: number of diagonal blocks; must divide both widths.
+            dropout: share of the adapter's input that is zeroed while training, in [0, 1).
+            device: device of the delta; the weight's by default.
+        """
+        has_bias = linear.bias is not None
+        with torch.device("meta"):
+            layer = cls(
+                linear.in_features,
+                linear.out_features,
+                num_blocks=num_blocks,
+                bias=has_bias,
+                dropout=dropout,
+                dtype=linear.weight.dtype,
+            )
+        layer.weight, layer.bias = linear.weight, linear.bias
+        # Not zeros_like: a partitioned weight's own shape is [0].
+        delta = torch.zeros(
+            layer.delta.shape, dtype=linear.weight.dtype, device=device or linear.weight.device
+        )
+        layer.delta = nn.Parameter(delta)
+        layer._freeze_base()
+        return layer.train(linear.training)
+
+    def _freeze_base(self) -> None:
+        self.weight.requires_grad_(False)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``[..., in_features]`` to ``[..., out_features]``."""
+        if self.merged:
+            return F.linear(input, self.weight, self.bias)
+        x_adapter = None
+        if self.dropout and self.training:
+            x_adapter = F.dropout(input, self.dropout)
+        return diablo_linear(input, self.weight, self.bias, self.delta, x_adapter)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the delta to the base weight in place; the forward then uses the weight alone."""
+        if not self.merged:
+            diagonal_blocks(self.weight, self.num_blocks).add_(self.delta)
+            self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Undo `merge`, up to the rounding of the weight's dtype."""
+        if self.merged:
+            diagonal_blocks(self.weight, self.num_blocks).sub_(self.delta)
+            self.merged = False
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return f"{super().extra_repr()}, num_blocks={self.num_blocks}, dropout={self.dropout}"

@@ -1,0 +1,191 @@
+"""What a run reports: TensorBoard, a metrics file, console lines, memory; on rank 0."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diablo_ds.config import RunConfig
+from diablo_ds.files import write_text
+
+logger = logging.getLogger("diablo_ds")
+
+
+def set_up_logging(*, is_main_process: bool) -> None:
+    """Send this package's log to stderr, from rank 0 only (others: errors)."""
+    logger.setLevel(logging.INFO if is_main_process else logging.ERROR)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return this rank's peak memory: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Reporter:
+    """Writes one point per step to every place a user may look at; silent except on rank 0.
+
+    Args:
+        folder: the run folder; gets `metrics.jsonl` and `tensorboard/`.
+        run: the run config, logged as text and as hyperparameters.
+        num_steps: steps of the whole run.
+        start_step: steps taken before this process; later points of an earlier process are cut.
+        enabled: whether this is rank 0.
+    """
+
+    def __init__(
+        self, folder: Path, run: RunConfig, *, num_steps: int, start_step: int, enabled: bool
+    ) -> None:
+        self.enabled = enabled
+        self.run = run
+        self.num_steps = num_steps
+        self._start_step = start_step
+        self._start_time = time.monotonic()
+        self._metrics_file = folder / "metrics.jsonl"
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.history = [p for p in read_metrics(self._metrics_file) if p["step"] <= start_step]
+        write_text(self._metrics_file, "".join(json.dumps(point) + "\n" for point in self.history))
+        purge = start_step + 1 if start_step else None
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        if not start_step:
+            values = json.dumps(dataclasses.asdict(run), indent=2)
+            self._writer.add_text("run_config", f"```json\n{values}\n```", 0)
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=num_steps, initial=start_step, unit="step", dynamic_ncols=True, leave=True
+            )
+
+    def log(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.enabled and self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            logger.info(text)
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Record a training step.
+
+        Args:
+            step: steps taken, this one included.
+            values: "loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes" and more.
+        """
+        if not self.enabled:
+            return
+        self._write({"step": step, **values})
+        if step % self.run.log_every == 0 or step == self.num_steps:
+            self._scalars(values, step)
+        shown = (
+            f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
+            f"{values['tokens_per_s']:,.0f} tokens/s"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+            self._bar.update(1)
+        else:
+            rate = (time.monotonic() - self._start_time) / (step - self._start_step)
+            left = format_seconds((self.num_steps - step) * rate)
+            logger.info(f"step {step}/{self.num_steps}  {shown}  {left} left")
+
+    def heldout(self, step: int, loss: float) -> None:
+        """Record a held-out loss."""
+        if self.enabled:
+            self._write({"step": step, "heldout_loss": loss})
+            self._scalars({"heldout_loss": loss}, step)
+            self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
+
+    def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
+        """Record the norm of each delta, and their distribution."""
+        if not self.enabled:
+            return
+        for name, norm in norms.items():
+            self._writer.add_scalar(f"delta_norm/{name}", norm, step)
+        self._writer.add_histogram("delta_norms", torch.tensor(list(norms.values())), step)
+
+    def close(self, final: Mapping[str, float] | None = None) -> None:
+        """Write the hyperparameters with the final metrics, where the run ended well, and close."""
+        if not self.enabled:
+            return
+        if final:
+            from torch.utils.tensorboard.summary import hparams
+
+            settings = {
+                key: value if isinstance(value, bool | int | float | str) else str(value)
+                for key, value in dataclasses.asdict(self.run).items()
+            }
+            metrics = {f"final/{name}": value for name, value in final.items()}
+            for summary in hparams(settings, metrics):
+                self._writer.file_writer.add_summary(summary)
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, self.num_steps)
+        self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def _write(self, point: dict[str, float]) -> None:
+        self.history.append(point)
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(point) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read a metrics file; a last line that a crash cut short is left out."""
+    points = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            points.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return points
+
+
+def plot_losses(history: list[dict[str, float]], path: Path) -> None:
+    """Draw training and held-out loss over steps as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, label, style in (
+        ("loss", "training (one step)", {"linewidth": 1, "alpha": 0.7}),
+        ("heldout_loss", "held-out", {"marker": "o", "linewidth": 2}),
+    ):
+        points = [(p["step"], p[name]) for p in history if name in p]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per target token (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(path)

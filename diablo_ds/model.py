@@ -1,0 +1,185 @@
+"""Base models: find, fingerprint and load them; the one user of transformers' model classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diablo_ds.default_model import cache_folder, converted_model
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LARGE_MODEL_PARAMETERS = 1_000_000_000
+"""From this size on gradient checkpointing is on by default; a guess at where activations hurt."""
+
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_SAMPLES_PER_TENSOR_BYTES = 1024
+
+
+def find_model(name: str, cache: str = "") -> Path:
+    """Return the local folder of a base model, converting or downloading it where needed.
+
+    Args:
+        name: "default", a local folder, or a hub name such as "org/model".
+        cache: cache folder for the converted default model; empty for the user's.
+
+    Raises:
+        ValueError: if the folder or the hub's model does not exist, or is not a causal LM's.
+    """
+    if name == "default":
+        return converted_model(cache_folder(cache))
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise ValueError(f"model must be an existing folder or a hub name; got model={name!r}")
+        folder = _download(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model folder must hold a config.json; got model={name!r} in {folder}")
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"model folder must hold *.safetensors files; got model={name!r} in {folder}")
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+    except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"model must be an existing folder or a reachable hub name; got model={name!r}: {reason}"
+        ) from None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a model folder's tokenizer.
+
+    Raises:
+        ValueError: if there is none, or it has no end token: a model would not learn to stop.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model folder must hold a tokenizer; got {folder}: {error}") from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer must have an end token; got eos_token=None in {folder}; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load_model_config(folder: Path) -> Any:
+    """Load a model folder's Hugging Face config.
+
+    Raises:
+        ValueError: if it is missing, malformed or of an unknown model type.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model config must be a known causal LM's; got {folder}: {error}") from None
+
+
+def build_meta_model(config: Any) -> nn.Module:
+    """Build a model without weights, for shapes only."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | None = None) -> Any:
+    """Load the base model's weights.
+
+    Collective under ZeRO-3: every rank must call this.
+
+    Args:
+        folder: a folder with config.json and safetensors files.
+        precision: "bf16", "fp16" or "fp32".
+        partition_config: the DeepSpeed config under ZeRO-3. Each parameter is then partitioned as
+            soon as it is created; rank 0 reads the values and broadcasts them tensor by tensor,
+            so that no rank ever holds the whole model.
+
+    Returns:
+        A Hugging Face causal LM, with parameters partitioned or whole on the CPU.
+
+    Raises:
+        ValueError: if the checkpoint lacks a tensor of the model.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers sees ZeRO-3 only while this object is alive.
+    keep_alive = HfDeepSpeedConfig(partition_config) if partition_config else None
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[precision], output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(f"model folder must hold a causal LM; got {folder}: {error}") from None
+    del keep_alive
+    tied = getattr(model, "all_tied_weights_keys", {})
+    missing = sorted(set(info["missing_keys"]) - set(tied))
+    if missing:
+        raise ValueError(
+            "checkpoint must hold every tensor of the model; got "
+            f"{len(missing)} missing, e.g. {missing[:3]} in {folder}"
+        )
+    model.config.use_cache = False
+    return model
+
+
+def decoder_layer_classes(model: nn.Module) -> list[type[nn.Module]]:
+    """Return the classes of the model's decoder layers, as transformers names them."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return list({type(m) for m in model.modules() if type(m).__name__ in names})
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash that tells one base model's weights from another's, in well under a second.
+
+    It covers the safetensors headers (names, shapes, dtypes) and the first 1 KiB of each tensor,
+    so it also tells a model from its fine-tuned versions, without reading the whole checkpoint.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            digest.update(json.dumps(header, sort_keys=True).encode())
+            for entry in header.values():
+                start, end = entry["data_offsets"]
+                file.seek(8 + length + start)
+                digest.update(file.read(min(end - start, _SAMPLES_PER_TENSOR_BYTES)))
+    return digest.hexdigest()
+
+
+def wants_gradient_checkpointing(setting: bool | None, num_parameters: int) -> bool:
+    """Return the setting, or whether the model is large where nothing was set."""
+    return num_parameters >= LARGE_MODEL_PARAMETERS if setting is None else setting
+
+
+def enable_gradient_checkpointing(model: Any, *, reentrant: bool) -> None:
+    """Recompute each decoder layer's activations in the backward pass.
+
+    Raises:
+        ValueError: if the model does not support it.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(
+            "gradient_checkpointing needs a model that supports it; got "
+            f"model type {model.config.model_type!r}; use --no-gradient-checkpointing"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
