@@ -127,7 +127,9 @@ def _keep_layers(names: set[str], layers: str) -> set[str]:
     for part in layers.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None:
-            raise ValueError(f"layers must be numbers and ranges such as 0-3,8; got layers={layers!r}")
+            raise ValueError(
+                f"layers must be numbers and ranges such as 0-3,8; got layers={layers!r}"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         wanted = set(range(first, last + 1))
         if not wanted or not wanted <= present:
@@ -331,7 +333,9 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
     try:
         return AdapterConfig(**value)
     except TypeError as error:
-        raise ValueError(f"adapter.json must have the known fields; got {folder}: {error}") from None
+        raise ValueError(
+            f"adapter.json must have the known fields; got {folder}: {error}"
+        ) from None
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def legal_num_blocks(in_features: int, out_features: int) -> list[int]:
@@ -35,7 +35,7 @@ def nearest_num_blocks(in_features: int, out_features: int, wanted: float) -> li
 
 
 def num_blocks_for_share(in_features: int, out_features: int, share: float) -> int:
-    """Return the legal block count whose trainable share, ``1 / num_blocks``, is nearest to ``share``.
+    """Return the legal block count whose trainable share, ``1 / num_blocks``, is nearest.
 
     Nearest is meant on a logarithmic scale; of two equally near counts the larger one (the
     smaller delta) is taken.
@@ -74,7 +74,8 @@ def dense_delta(delta: Tensor) -> Tensor:
     Returns:
         ``[out_features, in_features]``, zero outside the diagonal blocks.
     """
-    return torch.block_diag(*delta.transpose(1, 2))
+    dense: Tensor = torch.block_diag(*delta.transpose(1, 2))
+    return dense
 
 
 def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
@@ -111,7 +112,7 @@ class DiaBloProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,
         x_adapter: Tensor | None,
         weight: Tensor,
@@ -122,15 +123,17 @@ class DiaBloProduct(torch.autograd.Function):
         ctx.save_for_backward(x, x_adapter, weight, delta)
         num_blocks = delta.shape[0]
         x_blocks = x if x_adapter is None else x_adapter
-        x_blocks = _block_view(x_blocks.reshape(-1, x.shape[-1]), num_blocks)  # [N, tokens, in_block]
+        x_blocks = _block_view(
+            x_blocks.reshape(-1, x.shape[-1]), num_blocks
+        )  # [N, tokens, in_block]
         # The original linear: DeepSpeed replaces F.linear, which we must not nest in here.
-        y = torch.ops.aten.linear(x, weight, bias)
+        y: Tensor = torch.ops.aten.linear(x, weight, bias)
         y_blocks = _block_view(y.view(-1, y.shape[-1]), num_blocks)  # [N, tokens, out_block]
         y_blocks.baddbmm_(x_blocks, delta)
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, ``x_adapter``, ``weight``, ``bias`` and ``delta``."""
         x, x_adapter, weight, delta = ctx.saved_tensors
@@ -175,7 +178,7 @@ def diablo_linear(
         x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         x_adapter = None if x_adapter is None else x_adapter.to(dtype)
-    y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta)
+    y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -17,7 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from diablo_ds.adapter import AdapterConfig, load_adapter, load_tensors, save_tensors, write_adapter_files
+from diablo_ds.adapter import (
+    AdapterConfig,
+    load_adapter,
+    load_tensors,
+    save_tensors,
+    write_adapter_files,
+)
 from diablo_ds.files import new_folder, read_json, sha256_file, write_json
 
 CHECKPOINT_FORMAT = 1

@@ -42,7 +42,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
             declaration,
             field.name,
-            type=click.Choice(choices) if choices else str if many or is_flag and False else None if is_flag else wanted,
+            type=click.Choice(choices) if choices else str if many else None if is_flag else wanted,
             default=None,
             multiple=many,
             help=help_text + shown,
@@ -58,7 +58,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="DeepSpeed config file: ZeRO stage, offload, communication.  [default: zero3.json]",
 )
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="Run config file (JSON); options go before it."
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Run config file (JSON); options go before it.",
 )
 @click.option(
     "--gradient-accumulation-steps",
@@ -137,7 +139,9 @@ class clean_errors:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         """Enter the block."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
         """Replace a ValueError or OSError by a message; let everything else pass."""
         if not isinstance(error, ValueError | OSError) and type(error).__name__ != "NonFiniteError":
             return

@@ -154,12 +154,14 @@ class RunConfig:
         """
         per_micro_step = self.micro_batch * world_size
         if self.global_batch % per_micro_step:
-            fitting = [m for m in range(1, self.global_batch + 1) if self.global_batch % (m * world_size) == 0]
-            repair = (
-                f"micro_batch may be {', '.join(map(str, fitting))}"
-                if fitting
-                else f"global_batch must be a multiple of the world size, e.g. {world_size * self.micro_batch}"
-            )
+            fitting = [
+                size
+                for size in range(1, self.global_batch + 1)
+                if self.global_batch % (size * world_size) == 0
+            ]
+            repair = f"micro_batch may be {', '.join(map(str, fitting))}"
+            if not fitting:
+                repair = f"global_batch may be {per_micro_step} or a multiple of it"
             raise ValueError(
                 "global_batch must be a multiple of micro_batch x world size; got "
                 f"global_batch={self.global_batch}, micro_batch={self.micro_batch}, "
@@ -217,7 +219,9 @@ class RunConfig:
         """
         values = read_json(path)
         if not isinstance(values, dict):
-            raise ValueError(f"run config must be a JSON object; got {type(values).__name__} in {path}")
+            raise ValueError(
+                f"run config must be a JSON object; got {type(values).__name__} in {path}"
+            )
         return cls.from_dict(values, str(path))
 
 
@@ -241,6 +245,5 @@ def differing_fields(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{field.name}: {getattr(old, field.name)!r}, now {getattr(new, field.name)!r}"
         for field in dataclasses.fields(old)
-        if field.name not in FREE_ON_RESUME
-        and getattr(old, field.name) != getattr(new, field.name)
+        if field.name not in FREE_ON_RESUME and getattr(old, field.name) != getattr(new, field.name)
     ]

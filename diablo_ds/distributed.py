@@ -19,7 +19,9 @@ def rank() -> int:
 
 def world_size() -> int:
     """Return the number of ranks."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    return (
+        dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    )
 
 
 def local_rank() -> int:
@@ -81,7 +83,8 @@ def on_main_process(function: Callable[[], T]) -> T:
     if is_main_process():
         message = _call(function)
     dist.broadcast_object_list(message, src=0)
-    return _result_or_raise(message)
+    result: T = _result_or_raise(message)
+    return result
 
 
 def on_every_rank(function: Callable[[], T]) -> T:

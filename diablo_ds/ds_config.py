@@ -53,8 +53,9 @@ def load_ds_config(path: Path) -> dict[str, Any]:
     if refused:
         key = refused[0]
         raise ValueError(
-            f"ds_config may hold memory and communication policy only; got {key}={values[key]!r} in "
-            f"{path}; the run config owns the optimizer, schedule and precision: remove {key}"
+            "ds_config may hold memory and communication policy only; got "
+            f"{key}={values[key]!r} in {path}; the run config owns the optimizer, schedule and "
+            f"precision: remove {key}"
         )
     return values
 
@@ -146,7 +147,9 @@ def _fill_auto(zero: dict[str, Any], hidden_size: int, source: str) -> None:
             zero[key] = fillers[key]
 
 
-def _check_known(values: Mapping[str, Any], known: frozenset[str] | set[str], what: str, path: Path) -> None:
+def _check_known(
+    values: Mapping[str, Any], known: frozenset[str] | set[str], what: str, path: Path
+) -> None:
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,6 +51,8 @@ def import_deepspeed() -> Any:
     """Import DeepSpeed without its start-up noise, and return the module."""
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Told to DeepSpeed's authors, not to its users.
+    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
     for name in ("DeepSpeed", "deepspeed"):
@@ -74,7 +77,7 @@ def init_process_group() -> torch.device:
     if accelerator.device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         num_cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, num_cores // distributed.local_world_size()))
-    if not torch.distributed.is_initialized():
+    if not deepspeed.comm.is_initialized():
         with contextlib.redirect_stdout(io.StringIO()):  # "op built successfully"
             accelerator.set_device(distributed.local_rank())
             deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False)
@@ -91,7 +94,7 @@ def check_precision(precision: str, device_type: str) -> None:
     """Raise ValueError where a precision cannot be trained in on this device."""
     if precision == "fp16" and device_type == "cpu":
         raise ValueError(
-            'precision="fp16" needs a GPU; got precision=\'fp16\' on a CPU; use bf16 or fp32'
+            "precision=\"fp16\" needs a GPU; got precision='fp16' on a CPU; use bf16 or fp32"
         )
 
 
@@ -116,7 +119,7 @@ def check_offload(ds_config: Mapping[str, Any]) -> None:
 
 
 def build_engine(
-    model: nn.Module, deltas: Mapping[str, nn.Parameter], run: RunConfig, ds_config: dict[str, Any]
+    model: Any, deltas: Mapping[str, nn.Parameter], run: RunConfig, ds_config: dict[str, Any]
 ) -> Any:
     """Hand the model to DeepSpeed.
 
@@ -287,7 +290,7 @@ def restore_state(
             _set_partition(engine, delta, saved[name][key], key)
 
 
-def _set_partition(engine: Any, delta: nn.Parameter, value: Tensor, key: str) -> None:
+def _set_partition(engine: Any, delta: Any, value: Tensor, key: str) -> None:
     """Copy this rank's part of a whole fp32 tensor into the optimizer."""
     from deepspeed.utils import (
         safe_set_full_fp32_param,
@@ -305,7 +308,9 @@ def _set_partition(engine: Any, delta: nn.Parameter, value: Tensor, key: str) ->
         return
     # DeepSpeed pads a tensor that the world size does not divide; its full setter does not.
     size = delta.ds_tensor.ds_numel
-    flat = torch.nn.functional.pad(value.flatten(), (0, size * engine.dp_world_size - value.numel()))
+    flat = torch.nn.functional.pad(
+        value.flatten(), (0, size * engine.dp_world_size - value.numel())
+    )
     part = flat.narrow(0, size * distributed.rank(), size)
     if key == "master":
         safe_set_local_fp32_param(delta, part)
@@ -357,9 +362,10 @@ def delta_norms(engine: Any, deltas: Mapping[str, nn.Parameter]) -> dict[str, fl
     if engine.zero_optimization_stage() == 3:
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-        absent = [d for d in deltas.values() if d.ds_status == ZeroParamStatus.NOT_AVAILABLE]  # type: ignore[attr-defined]
+        parameters: list[Any] = list(deltas.values())
+        absent = [p for p in parameters if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
         if absent:
-            absent[0].all_gather(absent)  # type: ignore[attr-defined]
+            absent[0].all_gather(absent)
     if not distributed.is_main_process():
         return {}
     return {name: float(delta.detach().float().norm()) for name, delta in deltas.items()}

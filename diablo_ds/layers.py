@@ -61,7 +61,7 @@ class DiaBloLinear(nn.Linear):
         dropout: float = 0.0,
         device: torch.device | str | None = None,
     ) -> DiaBloLinear:
-        """Return a layer that takes over the weight and bias of ``linear``, which may be partitioned.
+        """Return a layer that takes over the parameters of ``linear``, which may be partitioned.
 
         Args:
             linear: the base layer; its parameter objects are shared, not copied, and frozen.

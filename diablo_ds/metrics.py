@@ -140,8 +140,9 @@ class Reporter:
                 for key, value in dataclasses.asdict(self.run).items()
             }
             metrics = {f"final/{name}": value for name, value in final.items()}
+            file_writer: Any = self._writer.file_writer
             for summary in hparams(settings, metrics):
-                self._writer.file_writer.add_summary(summary)
+                file_writer.add_summary(summary)
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, self.num_steps)
         self._writer.close()

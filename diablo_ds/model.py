@@ -40,7 +40,9 @@ def find_model(name: str, cache: str = "") -> Path:
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder must hold a config.json; got model={name!r} in {folder}")
     if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"model folder must hold *.safetensors files; got model={name!r} in {folder}")
+        raise ValueError(
+            f"model folder must hold *.safetensors files; got model={name!r} in {folder}"
+        )
     return folder
 
 
@@ -52,7 +54,8 @@ def _download(name: str) -> Path:
     except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"model must be an existing folder or a reachable hub name; got model={name!r}: {reason}"
+            "model must be an existing folder or a reachable hub name; got "
+            f"model={name!r}: {reason}"
         ) from None
 
 
@@ -87,7 +90,9 @@ def load_model_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model config must be a known causal LM's; got {folder}: {error}") from None
+        raise ValueError(
+            f"model config must be a known causal LM's; got {folder}: {error}"
+        ) from None
 
 
 def build_meta_model(config: Any) -> nn.Module:

@@ -50,7 +50,12 @@ def size_threshold(deltas: Iterable[torch.Tensor]) -> int:
 
 
 def expected_placement(
-    model: nn.Module, deltas: Mapping[str, nn.Parameter], *, stage: int, threshold: int
+    model: nn.Module,
+    deltas: Mapping[str, nn.Parameter],
+    *,
+    stage: int,
+    threshold: int,
+    by_name: bool = True,
 ) -> list[TensorPlacement]:
     """Return where each parameter has to lie.
 
@@ -59,35 +64,42 @@ def expected_placement(
         deltas: the deltas by parameter name.
         stage: ZeRO stage, 0 to 3.
         threshold: stage 3 also replicates base parameters of at most this many elements.
+        by_name: whether placement is by name; otherwise by the threshold alone.
     """
     result = []
     for name, parameter in model.named_parameters():
         # A partitioned parameter's own shape is [0].
         shape = getattr(parameter, "ds_shape", parameter.shape)
         num_elements = shape.numel()
-        group = "deltas" if name in deltas else "base vectors" if len(shape) < 2 else "base matrices"
-        whole = group != "base matrices" or num_elements <= threshold
-        sharded = stage == 3 and not whole
-        result.append(
-            TensorPlacement(name, group, num_elements, parameter.element_size(), sharded)
+        group = (
+            "deltas" if name in deltas else "base vectors" if len(shape) < 2 else "base matrices"
         )
+        whole = num_elements <= threshold or (by_name and group != "base matrices")
+        sharded = stage == 3 and not whole
+        result.append(TensorPlacement(name, group, num_elements, parameter.element_size(), sharded))
     return result
 
 
-def make_persistent(engine: Any, parameters: Iterable[nn.Parameter]) -> None:
+def make_persistent(engine: Any, parameters: Iterable[nn.Parameter], *, by_name: bool) -> None:
     """Keep parameters whole on every rank between steps, under ZeRO-3.
 
-    Collective: every rank must call this with the same parameters, since it adds them to the one
+    Collective: every rank must call this with the same parameters, since they join the one
     all-gather that DeepSpeed does after each optimizer step.
+
+    Args:
+        engine: the DeepSpeed engine.
+        parameters: what has to be whole.
+        by_name: whether to add them to DeepSpeed's list; otherwise its size rule chose them.
     """
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     persistent = engine.optimizer.persistent_parameters
-    known = {id(parameter) for parameter in persistent}
-    added = [parameter for parameter in parameters if id(parameter) not in known]
-    for parameter in added:
-        parameter.ds_persist = True
-    persistent.extend(added)
+    if by_name:
+        known = {id(parameter) for parameter in persistent}
+        added = [parameter for parameter in parameters if id(parameter) not in known]
+        for parameter in added:
+            parameter.ds_persist = True  # type: ignore[attr-defined]
+        persistent.extend(added)
     absent = [p for p in persistent if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
     if absent:
         absent[0].all_gather(absent)
@@ -119,7 +131,7 @@ def verify_placement(
 
 
 def _violation(
-    placement: TensorPlacement, parameter: nn.Parameter, stage: int, world_size: int
+    placement: TensorPlacement, parameter: Any, stage: int, world_size: int
 ) -> str | None:
     wants_grad = placement.group == "deltas"
     if parameter.requires_grad != wants_grad:
@@ -137,14 +149,13 @@ def _violation(
     wanted = ZeroParamStatus.NOT_AVAILABLE if placement.sharded else ZeroParamStatus.AVAILABLE
     if parameter.ds_status != wanted:
         return f"{placement.name} is {parameter.ds_status.name}, not {wanted.name}"
-    num_held = 0 if placement.sharded else placement.num_elements
-    if parameter.numel() != num_held and placement.sharded is False:
-        return f"{placement.name} holds {parameter.numel()} elements, not {num_held}"
+    if not placement.sharded and parameter.numel() != placement.num_elements:
+        return f"{placement.name} holds {parameter.numel()} of {placement.num_elements} elements"
     return None
 
 
 def placement_table(placements: list[TensorPlacement], *, stage: int, world_size: int) -> str:
-    """Return the placement as a table of text: group, tensors, parameters, bytes per rank, where."""
+    """Return the placement as a table: group, tensors, parameters, bytes per rank, where."""
     rows = [("group", "tensors", "parameters", "bytes per rank", "placement")]
     total = 0
     for group in ("base matrices", "base vectors", "deltas"):
@@ -163,7 +174,13 @@ def placement_table(placements: list[TensorPlacement], *, stage: int, world_size
     total += optimizer_bytes
     where = "sharded" if stage else "replicated"
     rows.append(
-        ("optimizer (fp32)", str(3 * len(deltas)), f"{3 * num_deltas:,}", f"{optimizer_bytes:,}", where)
+        (
+            "optimizer (fp32)",
+            str(3 * len(deltas)),
+            f"{3 * num_deltas:,}",
+            f"{optimizer_bytes:,}",
+            where,
+        )
     )
     rows.append(("total", "", "", f"{total:,}", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]

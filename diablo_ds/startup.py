@@ -1,0 +1,277 @@
+"""Start-up: check every input, load the model, attach deltas, hand all to DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diablo_ds import adapter, distributed, ds_config, engine, placement
+from diablo_ds.checkpoint import Checkpoint, load_checkpoint
+from diablo_ds.config import RunConfig
+from diablo_ds.data import BatchSource, Examples, load_data
+from diablo_ds.metrics import logger, set_up_logging
+from diablo_ds.model import (
+    enable_gradient_checkpointing,
+    find_model,
+    fingerprint,
+    load_base,
+    load_model_config,
+    load_tokenizer,
+    wants_gradient_checkpointing,
+)
+from diablo_ds.run_folder import choose_run_folder, open_run_folder
+
+PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads before it loads the base model's weights."""
+
+    model_folder: Path
+    model_config: Any
+    tokenizer: Any
+    train: Examples
+    heldout: Examples | None
+
+    @property
+    def text_config(self) -> Any:
+        """The part of the model's config that describes its text model."""
+        return self.model_config.get_text_config()
+
+    def describe(self, config: RunConfig, world_size: int) -> str:
+        """Return data counts and the batch equation as lines of text."""
+        lines = [f"Training data: {self.train.describe()}"]
+        if self.heldout is not None:
+            lines.append(f"Held-out data: {self.heldout.describe()}")
+        steps = config.num_steps(len(self.train))
+        lines.append(f"{config.batch_equation(world_size)}; {steps} steps")
+        return "\n".join(lines)
+
+
+@dataclass
+class Run:
+    """All parts of a run, ready to train."""
+
+    config: RunConfig
+    folder: Path
+    engine: Any
+    deltas: dict[str, nn.Parameter]
+    adapter: adapter.AdapterConfig
+    train_batches: BatchSource
+    heldout_batches: BatchSource | None
+    placement: list[placement.TensorPlacement]
+    num_steps: int
+    num_examples: int
+    start_step: int = 0
+
+    def verify_placement(self, when: str) -> None:
+        """Raise RuntimeError unless the base is sharded and the deltas are replicated."""
+        placement.verify_placement(
+            self.engine.module,
+            self.placement,
+            stage=self.engine.zero_optimization_stage(),
+            world_size=distributed.world_size(),
+            when=when,
+        )
+
+
+def start_run(config: RunConfig, ds_config_file: Path) -> Run:
+    """Check every input, then load the model and hand it to DeepSpeed.
+
+    Collective: every rank must call this.
+
+    Raises:
+        ValueError: if a setting, file or folder is wrong; before the model is loaded.
+    """
+    device = engine.init_process_group()
+    world_size = distributed.world_size()
+    set_up_logging(is_main_process=distributed.is_main_process())
+    engine.check_precision(config.precision, device.type)
+    config.accumulation_steps(world_size)
+    policy = distributed.on_every_rank(lambda: ds_config.load_ds_config(ds_config_file))
+    engine.check_offload(policy)
+    folder = distributed.on_main_process(lambda: choose_run_folder(config))
+    model_folder = distributed.on_each_host_first(
+        lambda: find_model(config.model, config.cache_folder)
+    )
+    inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder))
+    complete = complete_ds_config(policy, config, inputs, ds_config_file)
+    logger.info(inputs.describe(config, world_size))
+
+    logger.info(f"Loading {model_folder} in {config.precision} ...")
+    stage = ds_config.zero_stage(complete)
+    model = load_base(model_folder, config.precision, complete if stage == 3 else None)
+    adapter_config = describe_adapter(model, config, model_folder)
+    deltas = adapter.attach(model, adapter_config.num_blocks, dropout=config.dropout, device=device)
+    num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    if wants_gradient_checkpointing(config.gradient_checkpointing, num_parameters):
+        enable_gradient_checkpointing(model, reentrant=config.reentrant)
+
+    checkpoint = _find_checkpoint(config, folder, adapter_config)
+    if checkpoint is not None:
+        masters = {name: state["master"] for name, state in checkpoint.state.items()}
+        adapter.load_deltas(model, masters)
+    ds_engine, expected = start_engine(model, deltas, config, complete)
+    if checkpoint is not None:
+        engine.restore_state(ds_engine, deltas, checkpoint.state, checkpoint.num_optimizer_steps)
+        engine.restore_loss_scaler(ds_engine, checkpoint.loss_scaler)
+    logger.info(placement.placement_table(expected, stage=stage, world_size=world_size))
+
+    return Run(
+        config=config,
+        folder=folder,
+        engine=ds_engine,
+        deltas=deltas,
+        adapter=adapter_config,
+        train_batches=_batch_source(inputs.train, inputs, config),
+        heldout_batches=(
+            None if inputs.heldout is None else _batch_source(inputs.heldout, inputs, config)
+        ),
+        placement=expected,
+        num_steps=config.num_steps(len(inputs.train)),
+        num_examples=config.num_examples(len(inputs.train)),
+        start_step=0 if checkpoint is None else checkpoint.step,
+    )
+
+
+def load_inputs(config: RunConfig, model_folder: Path) -> Inputs:
+    """Read the model's config, the tokenizer and the data.
+
+    Raises:
+        ValueError: if one of them is missing or wrong.
+    """
+    model_config = load_model_config(model_folder)
+    tokenizer = load_tokenizer(model_folder)
+    train, heldout = load_data(
+        config.data,
+        config.heldout_data,
+        config.heldout_share,
+        tokenizer=tokenizer,
+        max_length=config.max_length,
+        overlong=config.overlong,
+        seed=config.seed,
+    )
+    return Inputs(model_folder, model_config, tokenizer, train, heldout)
+
+
+def complete_ds_config(
+    policy: dict[str, Any], config: RunConfig, inputs: Inputs, source: Path
+) -> dict[str, Any]:
+    """Return the config that DeepSpeed gets.
+
+    Raises:
+        ValueError: if the file and the run config disagree.
+    """
+    return ds_config.complete_ds_config(
+        policy,
+        config,
+        world_size=distributed.world_size(),
+        hidden_size=inputs.text_config.hidden_size,
+        source=str(source),
+    )
+
+
+def describe_adapter(model: Any, config: RunConfig, model_folder: Path) -> adapter.AdapterConfig:
+    """Choose target layers and block counts.
+
+    Raises:
+        ValueError: if a target matches nothing or a block count does not divide a layer.
+    """
+    targets = adapter.select_targets(
+        model,
+        config.targets,
+        layers=config.layers,
+        model_type=model.config.model_type,
+    )
+    return adapter.AdapterConfig(
+        base_model=config.model,
+        base_fingerprint=distributed.on_main_process(lambda: fingerprint(model_folder)),
+        num_blocks=adapter.resolve_num_blocks(targets, config.num_blocks),
+        dropout=config.dropout,
+    )
+
+
+def start_engine(
+    model: nn.Module,
+    deltas: Mapping[str, nn.Parameter],
+    config: RunConfig,
+    complete: dict[str, Any],
+    *,
+    by_name: bool | None = None,
+) -> tuple[Any, list[placement.TensorPlacement]]:
+    """Build the engine, place base and deltas, and verify it.
+
+    Collective: every rank must call this.
+
+    Args:
+        model: the model with deltas attached.
+        deltas: the deltas by parameter name.
+        config: the run config.
+        complete: the complete DeepSpeed config.
+        by_name: whether to place by name or, the fallback, by size; by default, by name where the
+            installed DeepSpeed was tested for it.
+
+    Returns:
+        The DeepSpeed engine, and where each parameter lies.
+    """
+    by_name = placement.can_place_by_name() if by_name is None else by_name
+    stage = ds_config.zero_stage(complete)
+    zero = complete["zero_optimization"]
+    if stage == 3 and not by_name:
+        least = placement.size_threshold(deltas.values())
+        zero[PERSISTENCE_THRESHOLD] = max(zero[PERSISTENCE_THRESHOLD], least)
+        logger.warning(f"Placing by size: {PERSISTENCE_THRESHOLD}={zero[PERSISTENCE_THRESHOLD]}")
+    expected = placement.expected_placement(
+        model,
+        deltas,
+        stage=stage,
+        threshold=zero.get(PERSISTENCE_THRESHOLD, 0),
+        by_name=by_name,
+    )
+    ds_engine = engine.build_engine(model, deltas, config, complete)
+    if stage == 3:
+        parameters = dict(ds_engine.module.named_parameters())
+        placement.make_persistent(
+            ds_engine, [parameters[p.name] for p in expected if not p.sharded], by_name=by_name
+        )
+    placement.verify_placement(
+        ds_engine.module,
+        expected,
+        stage=stage,
+        world_size=distributed.world_size(),
+        when="after initialisation",
+    )
+    return ds_engine, expected
+
+
+def _find_checkpoint(
+    config: RunConfig, folder: Path, adapter_config: adapter.AdapterConfig
+) -> Checkpoint | None:
+    """Open the run folder and load its latest whole checkpoint. Collective."""
+    found, problems = distributed.on_main_process(lambda: open_run_folder(config, folder))
+    for problem in problems:
+        logger.warning(f"Passing over a damaged checkpoint: {problem}")
+    if found is None:
+        return None
+    checkpoint = distributed.on_every_rank(lambda: load_checkpoint(found))
+    adapter.check_adapter(checkpoint.adapter, adapter_config)
+    logger.info(f"Resuming after step {checkpoint.step} from {found}")
+    return checkpoint
+
+
+def _batch_source(examples: Examples, inputs: Inputs, config: RunConfig) -> BatchSource:
+    tokenizer = inputs.tokenizer
+    return BatchSource(
+        examples=examples,
+        # Padding is masked out, so any token does; id 0 could be one that is never masked.
+        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        vocab_size=inputs.text_config.vocab_size,
+        micro_batch=config.micro_batch,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )

@@ -1,0 +1,70 @@
+"""Tiny random models, tokenizers and data: real classes, real files, no downloads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+END = "<|end|>"
+_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 264,
+    "max_position_embeddings": 128,
+}
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
+    "mistral": MistralConfig(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=False),
+    "qwen2": Qwen2Config(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
+    "gpt_neox": GPTNeoXConfig(**_SHAPE, hidden_dropout=0.0, attention_dropout=0.0),
+}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: one token per byte, an end token, no BOS, no pad."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: i for i, char in enumerate(alphabet)} | {END: len(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+
+
+def build_model(family: str = "llama", *, seed: int = 0, **changes: int) -> torch.nn.Module:
+    """A random causal LM in fp32, in training mode."""
+    config = FAMILIES[family].__class__.from_dict({**FAMILIES[family].to_dict(), **changes})
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).float().train()
+
+
+def save_model(folder: Path, family: str = "llama", **changes: int) -> Path:
+    """Save a tiny model with its tokenizer, as a user would have it on disk."""
+    build_model(family, **changes).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_pairs(path: Path, count: int = 24, *, seed: int = 0) -> Path:
+    """Write rows of very unequal length: an addition, and its answer repeated."""
+    generator = torch.Generator().manual_seed(seed)
+    lines = []
+    for _ in range(count):
+        a, b, repeats = torch.randint(1, 10, (3,), generator=generator).tolist()
+        row = {"prompt": f"{a}+{b}=", "completion": " ".join([str(a + b)] * repeats)}
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diablo_ds import blocks
+
+WIDTHS = [(12, 8, 4), (8, 12, 2), (16, 16, 16), (6, 9, 1)]
+
+
+@pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("leading", [(5,), (2, 3), ()])
+def test_forward_equals_dense(in_features, out_features, num_blocks, bias, leading):
+    x = torch.randn(*leading, in_features, dtype=torch.float64)
+    weight = torch.randn(out_features, in_features, dtype=torch.float64)
+    b = torch.randn(out_features, dtype=torch.float64) if bias else None
+    shape = blocks.delta_shape(num_blocks, in_features, out_features)
+    delta = torch.randn(shape, dtype=torch.float64)
+    assert_close(
+        blocks.diablo_linear(x, weight, b, delta),
+        blocks.diablo_linear_reference(x, weight, b, delta),
+    )
+
+
+@pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
+def test_delta_gradient_is_the_diagonal_of_the_dense_gradient(
+    in_features, out_features, num_blocks
+):
+    x = torch.randn(2, 3, in_features, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(out_features, in_features, dtype=torch.float64)
+    delta = torch.randn(
+        blocks.delta_shape(num_blocks, in_features, out_features), dtype=torch.float64
+    )
+    grad_y = torch.randn(2, 3, out_features, dtype=torch.float64)
+
+    # Full fine-tuning of W + D, by autograd alone.
+    full = (weight + blocks.dense_delta(delta)).requires_grad_()
+    dense_x = x.detach().clone().requires_grad_()
+    (dense_x @ full.T).backward(grad_y)
+
+    delta.requires_grad_()
+    blocks.diablo_linear(x, weight, None, delta).backward(grad_y)
+    assert_close(delta.grad, blocks.diagonal_blocks(full.grad, num_blocks))
+    assert_close(x.grad, dense_x.grad)
+
+
+@pytest.mark.parametrize("separate_input", [False, True])
+def test_gradcheck(separate_input):
+    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(12, 8, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    delta = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    x_adapter = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    inputs = (x, delta, x_adapter) if separate_input else (x, delta)
+    assert torch.autograd.gradcheck(
+        lambda x, delta, *xa: blocks.diablo_linear(x, weight, bias, delta, *xa), inputs
+    )
+
+
+def test_inputs_that_are_not_contiguous():
+    x = torch.randn(8, 3, 2, dtype=torch.float64).permute(2, 1, 0)
+    weight, delta = torch.randn(8, 8, dtype=torch.float64), torch.randn(2, 4, 4).double()
+    expected = blocks.diablo_linear_reference(x, weight, None, delta)
+    assert_close(blocks.diablo_linear(x, weight, None, delta), expected)
+    # A sum's gradient is an expanded scalar, without memory of its own.
+    delta.requires_grad_()
+    blocks.diablo_linear(x, weight, None, delta).sum().backward()
+    expected = torch.einsum("tni,o->nio", x.reshape(-1, 2, 4), torch.ones(4).double())
+    assert_close(delta.grad, expected)
+
+
+def test_autocast_casts_all_operands():
+    x, weight, delta = torch.randn(3, 8), torch.randn(8, 8), torch.randn(2, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = blocks.diablo_linear(x, weight, None, delta)
+    assert y.dtype == torch.bfloat16
+    expected = blocks.diablo_linear(x.bfloat16(), weight.bfloat16(), None, delta.bfloat16())
+    assert torch.equal(y, expected)
+
+
+def test_diagonal_blocks_is_a_view_laid_out_like_a_delta():
+    weight = torch.zeros(9, 6)
+    delta = torch.randn(3, 2, 3)
+    blocks.diagonal_blocks(weight, 3).add_(delta)
+    assert torch.equal(weight, blocks.dense_delta(delta))
+
+
+def test_legal_counts_divide_both_widths():
+    assert blocks.legal_num_blocks(12, 18) == [1, 2, 3, 6]
+    assert blocks.nearest_num_blocks(12, 18, 4) == [3, 6]
+    assert blocks.nearest_num_blocks(12, 18, 64) == [6]
+    assert blocks.nearest_num_blocks(12, 18, 3) == [3]
+
+
+@pytest.mark.parametrize(("share", "num_blocks"), [(1.0, 1), (0.01, 128), (0.02, 64), (0.5, 2)])
+def test_num_blocks_for_share_takes_the_nearest(share, num_blocks):
+    assert blocks.num_blocks_for_share(4096, 11008, share) == num_blocks
+
+
+@pytest.mark.parametrize("num_blocks", [0, -1, 5, 64])
+def test_bad_num_blocks_names_widths_and_repair(num_blocks):
+    with pytest.raises(ValueError, match=r"in_features=12, out_features=18; nearest that work: "):
+        blocks.delta_shape(num_blocks, 12, 18)

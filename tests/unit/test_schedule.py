@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from diablo_ds.schedule import SCHEDULES, lr_factor
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warm_up_rises_from_above_zero_to_one(schedule):
+    factors = [lr_factor(schedule, s, num_steps=20, warmup_steps=4) for s in range(5)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_falls_to_zero_one_step_after_the_last(schedule):
+    factors = [lr_factor(schedule, s, num_steps=10, warmup_steps=0) for s in range(11)]
+    assert factors[0] == 1.0
+    assert factors == sorted(factors, reverse=True)
+    assert factors[9] > 0
+    assert factors[10] == pytest.approx(0.0)
+
+
+def test_linear_and_cosine_meet_halfway_and_constant_stays():
+    for schedule, expected in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
+        assert lr_factor(schedule, 5, num_steps=10, warmup_steps=0) == pytest.approx(expected)
+
+
+def test_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="schedule must be one of linear, cosine, constant"):
+        lr_factor("step", 5, num_steps=10, warmup_steps=0)
