@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from diablo_ds import adapter, distributed, ds_config, engine, placement
+from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
 from diablo_ds.checkpoint import Checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.data import BatchSource, Examples, load_data
@@ -118,8 +118,10 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         adapter.load_deltas(model, masters)
     ds_engine, expected = start_engine(model, deltas, config, complete)
     if checkpoint is not None:
-        engine.restore_state(ds_engine, deltas, checkpoint.state, checkpoint.num_optimizer_steps)
-        engine.restore_loss_scaler(ds_engine, checkpoint.loss_scaler)
+        optimizer_state.restore_state(
+            ds_engine, deltas, checkpoint.state, checkpoint.num_optimizer_steps
+        )
+        optimizer_state.restore_loss_scaler(ds_engine, checkpoint.loss_scaler)
     logger.info(placement.placement_table(expected, stage=stage, world_size=world_size))
 
     return Run(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from diablo_ds import adapter, distributed, engine
+from diablo_ds import adapter, distributed, engine, optimizer_state
 from diablo_ds.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.data import MicroBatch
@@ -243,15 +243,15 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def save(run: Run, step: int) -> None:
     """Write a checkpoint. Collective: every rank must call this."""
-    state = engine.gather_state(run.engine, run.deltas)
+    state = optimizer_state.gather_state(run.engine, run.deltas)
     checkpoint = Checkpoint(
         step=step,
         global_batch=run.config.global_batch,
         seed=run.config.seed,
-        num_optimizer_steps=engine.num_optimizer_steps(run.engine),
+        num_optimizer_steps=optimizer_state.num_optimizer_steps(run.engine),
         adapter=run.adapter,
         state=state,
-        loss_scaler=engine.loss_scaler_state(run.engine),
+        loss_scaler=optimizer_state.loss_scaler_state(run.engine),
     )
     root, keep_last = checkpoints_folder(run.folder), run.config.keep_last
     distributed.on_main_process(lambda: save_checkpoint(root, checkpoint, keep_last))
@@ -259,7 +259,7 @@ def save(run: Run, step: int) -> None:
 
 def _finish(run: Run, reporter: Reporter) -> Summary:
     """Write adapter, plot and closing metrics. Collective: every rank must call this."""
-    state = engine.gather_state(run.engine, run.deltas)
+    state = optimizer_state.gather_state(run.engine, run.deltas)
 
     def write() -> Summary:
         masters = {name: tensors["master"] for name, tensors in state.items()}

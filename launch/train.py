@@ -3,7 +3,7 @@
 deepspeed launch/train.py --ds_config ds_configs/zero3.json
 """
 
-from diablo_ds.cli import train
+from diablo_ds.cli import run, train
 
 if __name__ == "__main__":
-    train()
+    run(train)

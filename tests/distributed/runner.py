@@ -1,0 +1,61 @@
+"""Start real ranks: spawned processes, a file store, one thread each."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_distributed(
+    function: Callable[..., None],
+    world_size: int,
+    tmp_path: Path,
+    *args: Any,
+    timeout_s: float = 180,
+) -> None:
+    """Run ``function(rank, *args)`` in one process per rank; report failures, the earliest first."""
+    folder = tmp_path / f"ranks-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    ranks = mp.spawn(_worker, (function, world_size, folder, args), nprocs=world_size, join=False)
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not ranks.join(timeout=1):
+            if time.monotonic() > deadline:
+                for process in ranks.processes:
+                    process.kill()
+                raise TimeoutError(f"{function.__name__} still runs after {timeout_s} s")
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        # The cause first, then the ranks it took down.
+        reports = sorted(folder.glob("failure-*"))
+        raise AssertionError("\n".join(r.read_text() for r in reports) or str(error)) from None
+
+
+def _worker(
+    rank: int, function: Callable[..., None], world_size: int, folder: Path, args: tuple[Any, ...]
+) -> None:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_SIZE": world_size}
+    os.environ.update({name: str(value) for name, value in numbers.items()})
+    torch.set_num_threads(1)
+    try:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = f"file://{folder / 'store'}"
+        dist.init_process_group(backend, init_method=store, rank=rank, world_size=world_size)
+        function(rank, *args)
+        dist.barrier()
+    except BaseException:
+        report = f"rank {rank}\n{traceback.format_exc()}"
+        (folder / f"failure-{time.time_ns()}").write_text(report)
+        raise
+    # Now and then gloo's threads abort an interpreter that is shut down in order.
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,153 @@
+"""The same tiny training in two ways: ours on real ranks, and plain PyTorch in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diablo_ds import adapter, distributed, optimizer_state
+from diablo_ds.config import RunConfig
+from diablo_ds.data import BatchSource, Examples, tokenize
+from diablo_ds.ds_config import complete_ds_config, load_ds_config, zero_stage
+from diablo_ds.engine import init_process_group
+from diablo_ds.loss import causal_lm_loss, count_targets
+from diablo_ds.model import enable_gradient_checkpointing, load_base
+from diablo_ds.schedule import lr_factor
+from diablo_ds.startup import start_engine
+from diablo_ds.train import train_step
+from tests.tiny import byte_tokenizer
+
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+NUM_STEPS = 4
+CONFIG = RunConfig(
+    num_blocks="4",
+    micro_batch=2,
+    global_batch=8,
+    max_steps=NUM_STEPS,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    weight_decay=0.1,
+    max_grad_norm=0.5,  # below the gradient's norm, so that clipping acts
+    precision="fp32",
+)
+
+
+def examples() -> Examples:
+    """Examples with 2 to 40 target tokens: ranks get very unequal numbers of them."""
+    pairs = [(f"{i}=", "ab" * (1 + (7 * i) % 20)) for i in range(24)]
+    rows = tokenize(pairs, byte_tokenizer())
+    return Examples(rows, range(len(rows)), [len(r["input_ids"]) for r in rows], "tiny")
+
+
+def micro_batches(step: int, config: RunConfig, rank: int, world_size: int) -> list[Any]:
+    """The real data path's micro batches of a step."""
+    source = BatchSource(examples(), 256, 264, config.micro_batch, rank, world_size)
+    return list(
+        source.train_step(
+            step,
+            accumulation_steps=config.accumulation_steps(world_size),
+            num_examples=config.num_examples(24),
+            seed=config.seed,
+        )
+    )
+
+
+def build(
+    model_folder: Path, ds_file: str, config: RunConfig = CONFIG, **options: Any
+) -> tuple[Any, dict[str, Any], Any]:
+    """Load the model, attach deltas and start the engine, as a run does."""
+    device = init_process_group()
+    complete = complete_ds_config(
+        load_ds_config(DS_CONFIGS / ds_file),
+        config,
+        world_size=distributed.world_size(),
+        hidden_size=32,
+        source=ds_file,
+    )
+    partition = complete if zero_stage(complete) == 3 else None
+    model = load_base(model_folder, config.precision, partition)
+    targets = adapter.select_targets(
+        model, config.targets, model_type=model.config.model_type, layers=config.layers
+    )
+    num_blocks = adapter.resolve_num_blocks(targets, config.num_blocks)
+    deltas = adapter.attach(model, num_blocks, dropout=config.dropout, device=device)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(model, reentrant=config.reentrant)
+    engine, expected = start_engine(model, deltas, config, complete, **options)
+    return engine, deltas, expected
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    factor = lr_factor(config.schedule, step, num_steps=NUM_STEPS, warmup_steps=config.warmup_steps)
+    return config.learning_rate * factor
+
+
+def train_and_save(
+    rank: int, model_folder: Path, ds_file: str, config: RunConfig, output: Path
+) -> None:
+    """Train on this rank; rank 0 saves losses, norms and final deltas; checks the base."""
+    engine, deltas, _ = build(model_folder, ds_file, config)
+    before = base_values(engine)
+    results = [
+        train_step(
+            engine,
+            deltas,
+            micro_batches(step, config, rank, distributed.world_size()),
+            learning_rate(config, step),
+        )
+        for step in range(NUM_STEPS)
+    ]
+    for name, value in base_values(engine).items():
+        assert torch.equal(value, before[name]), f"{name} changed"
+    assert optimizer_state.num_optimizer_steps(engine) == NUM_STEPS
+    state = optimizer_state.gather_state(engine, deltas)
+    if rank == 0:
+        masters = {name: tensors["master"] for name, tensors in state.items()}
+        torch.save(masters, output.with_suffix(".pt"))
+        points = [[r.loss, r.grad_norm, r.num_tokens] for r in results]
+        output.with_suffix(".json").write_text(json.dumps(points))
+
+
+def base_values(engine: Any) -> dict[str, Tensor]:
+    """This rank's part of each base parameter."""
+    return {
+        name: getattr(p, "ds_tensor", p).detach().clone()
+        for name, p in engine.module.named_parameters()
+        if not p.requires_grad
+    }
+
+
+def train_plain(
+    model_folder: Path, config: RunConfig = CONFIG
+) -> tuple[list[list[float]], dict[str, Tensor]]:
+    """The reference: one process, no DeepSpeed, one backward over the whole global batch."""
+    model = load_base(model_folder, config.precision).train()
+    targets = adapter.select_targets(model, (), model_type=model.config.model_type)
+    deltas = adapter.attach(model, adapter.resolve_num_blocks(targets, config.num_blocks))
+    optimizer = torch.optim.AdamW(
+        deltas.values(),
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+    points = []
+    for step in range(NUM_STEPS):
+        batches = micro_batches(step, config, 0, 1)
+        num_targets = sum(int(count_targets(b.labels)) for b in batches)
+        loss = sum(
+            causal_lm_loss(model(b.input_ids, attention_mask=b.attention_mask).logits, b.labels)
+            for b in batches
+        )
+        (loss / num_targets).backward()
+        norm = torch.nn.utils.clip_grad_norm_(deltas.values(), config.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        num_tokens = sum(int(b.attention_mask.sum()) for b in batches)
+        points.append([float(loss.detach()) / num_targets, float(norm), num_tokens])
+    return points, {name: delta.detach() for name, delta in deltas.items()}

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diablo_ds import adapter
+from diablo_ds.adapter import AdapterConfig
+from tests.tiny import FAMILIES, build_model
+
+
+def _attach(model, num_blocks="4", targets=(), **options):
+    chosen = adapter.select_targets(
+        model, targets, model_type=model.config.model_type, layers=options.pop("layers", "")
+    )
+    return adapter.attach(model, adapter.resolve_num_blocks(chosen, num_blocks), **options)
+
+
+def _config(model, **changes) -> AdapterConfig:
+    num_blocks = {name: m.num_blocks for name, m in adapter.diablo_layers(model).items()}
+    return dataclasses.replace(AdapterConfig("tiny", "abc", num_blocks), **changes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_default_targets_of_each_family_attach_without_changing_the_output(family):
+    model = build_model(family)
+    ids = torch.randint(256, (2, 7))
+    expected = model(ids).logits
+    deltas = _attach(model)
+    per_layer = 3 if family == "gpt_neox" else 5
+    assert len(deltas) == per_layer * model.config.num_hidden_layers
+    assert_close(model(ids).logits, expected)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(deltas)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_model_equals_unmerged(family):
+    model = build_model(family)
+    for delta in _attach(model).values():
+        torch.nn.init.normal_(delta, std=0.1)
+    ids = torch.randint(256, (2, 7))
+    expected = model(ids).logits
+    adapter.merge(model)
+    assert_close(model(ids).logits, expected)
+    adapter.unmerge(model)
+    assert_close(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers", "expected"),
+    [
+        (("q_proj",), "", ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
+        (("mlp.up_proj",), "1", ["1.mlp.up_proj"]),
+        (
+            ("model.layers.0.mlp.*_proj",),
+            "",
+            ["0.mlp.gate_proj", "0.mlp.up_proj", "0.mlp.down_proj"],
+        ),
+        ((r"re:.*\.[kv]_proj",), "0-0", ["0.self_attn.k_proj", "0.self_attn.v_proj"]),
+        (("o_proj",), "0,1", ["0.self_attn.o_proj", "1.self_attn.o_proj"]),
+    ],
+)
+def test_targets_by_name_pattern_and_layer(targets, layers, expected):
+    chosen = adapter.select_targets(build_model(), targets, layers=layers)
+    assert list(chosen) == [f"model.layers.{name}" for name in expected]
+
+
+def test_a_name_is_matched_by_whole_parts():
+    with pytest.raises(ValueError, match="each target must match at least one linear layer"):
+        adapter.select_targets(build_model(), ("proj",))
+
+
+def test_a_target_that_matches_nothing_is_named_among_those_that_do():
+    with pytest.raises(ValueError, match=r"target='w1'; linear layers of this model: .*q_proj"):
+        adapter.select_targets(build_model(), ("q_proj", "w1"))
+
+
+def test_a_head_tied_to_the_embedding_is_no_target():
+    with pytest.raises(ValueError, match="target='lm_head'"):
+        adapter.select_targets(build_model("llama"), ("lm_head",))
+    assert list(adapter.select_targets(build_model("mistral"), ("lm_head",))) == ["lm_head"]
+
+
+@pytest.mark.parametrize("layers", ["0-2", "7", "1-0", "a", "-1"])
+def test_layer_ranges_outside_the_model_are_refused(layers):
+    with pytest.raises(ValueError, match=r"layers must be"):
+        adapter.select_targets(build_model(), ("q_proj",), layers=layers)
+
+
+def test_an_unknown_model_type_needs_targets():
+    with pytest.raises(ValueError, match=r"model_type='other'; linear layers of this model: "):
+        adapter.select_targets(build_model(), (), model_type="other")
+
+
+def test_bad_num_blocks_lists_layers_widths_and_repairs():
+    with pytest.raises(ValueError, match="num_blocks must divide both widths") as caught:
+        _attach(build_model(), "32")
+    message = str(caught.value)
+    assert "model.layers.0.self_attn.k_proj and 3 more: in_features=32, out_features=16" in message
+    assert "nearest that work: 16" in message
+    assert "q_proj" not in message
+
+
+@pytest.mark.parametrize("num_blocks", ["0", "-4", "x", "auto:0", "auto:2", "auto:", "auto:nan"])
+def test_malformed_num_blocks_is_refused(num_blocks):
+    with pytest.raises(ValueError, match="num_blocks"):
+        _attach(build_model(), num_blocks)
+
+
+@pytest.mark.parametrize("num_blocks", ["auto:0.25", "auto:25%"])
+def test_auto_chooses_a_legal_count_near_the_share(num_blocks):
+    deltas = _attach(build_model(), num_blocks)
+    assert {delta.shape[0] for delta in deltas.values()} == {4}
+
+
+def test_auto_differs_by_layer_where_it_has_to():
+    model = build_model(num_key_value_heads=1)  # k and v are 8 wide
+    _attach(model, "auto:0.0625")
+    counts = {n.rpartition(".")[2]: m.num_blocks for n, m in adapter.diablo_layers(model).items()}
+    assert counts == {"q_proj": 16, "k_proj": 8, "v_proj": 8, "up_proj": 16, "down_proj": 16}
+
+
+def test_saved_and_loaded_adapter_gives_the_same_model(tmp_path):
+    model = build_model()
+    deltas = _attach(model)
+    for delta in deltas.values():
+        torch.nn.init.normal_(delta)
+    adapter.save_adapter(tmp_path / "a", deltas, _config(model))
+    tensors, config = adapter.load_adapter(tmp_path / "a")
+    other = build_model()
+    _attach(other)
+    adapter.check_adapter(config, _config(other))
+    adapter.load_deltas(other, tensors)
+    ids = torch.randint(256, (2, 7))
+    assert torch.equal(model(ids).logits, other(ids).logits)
+
+
+def test_an_adapter_of_another_model_is_refused():
+    model = build_model()
+    _attach(model)
+    with pytest.raises(ValueError, match="must be loaded on the base model it was trained on"):
+        adapter.check_adapter(_config(model, base_fingerprint="def"), _config(model))
+
+
+def test_an_adapter_of_other_num_blocks_is_refused():
+    model, other = build_model(), build_model()
+    _attach(model, "4")
+    _attach(other, "8")
+    with pytest.raises(ValueError, match="num_blocks=4 in the adapter and 8 in the model"):
+        adapter.check_adapter(_config(model), _config(other))
+
+
+def test_an_adapter_of_another_target_set_is_refused_both_ways():
+    model, other = build_model(), build_model()
+    _attach(model, targets=("q_proj",))
+    _attach(other, targets=("q_proj", "k_proj"))
+    with pytest.raises(ValueError, match="2 missing"):
+        adapter.check_adapter(_config(model), _config(other))
+    with pytest.raises(ValueError, match="2 unknown"):
+        adapter.check_adapter(_config(other), _config(model))
+
+
+def test_deltas_of_another_shape_or_name_are_refused_and_nothing_is_copied():
+    model = build_model()
+    deltas = _attach(model)
+    tensors = {name: torch.ones_like(delta) for name, delta in deltas.items()}
+    last = list(tensors)[-1]
+    with pytest.raises(ValueError, match="must have the shape"):
+        adapter.load_deltas(model, {**tensors, last: torch.ones(1, 2, 3)})
+    with pytest.raises(ValueError, match="1 missing"):
+        adapter.load_deltas(model, {n: t for n, t in tensors.items() if n != last})
+    assert all(delta.abs().sum() == 0 for delta in deltas.values())
+
+
+def test_damaged_adapter_files_are_named(tmp_path):
+    model = build_model()
+    adapter.save_adapter(tmp_path, _attach(model), _config(model))
+    tensor_file, config_file = tmp_path / adapter.TENSOR_FILE, tmp_path / adapter.CONFIG_FILE
+    whole = tensor_file.read_bytes()
+    tensor_file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"whole safetensors file; got .*adapter\.safetensors"):
+        adapter.load_adapter(tmp_path)
+    tensor_file.unlink()
+    with pytest.raises(ValueError, match=r"adapter\.safetensors"):
+        adapter.load_adapter(tmp_path)
+    tensor_file.write_bytes(whole)
+    config = json.loads(config_file.read_text())
+    config["num_blocks"].popitem()
+    config_file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="1 unknown"):
+        adapter.load_adapter(tmp_path)
+    config_file.write_text("{")
+    with pytest.raises(ValueError, match=r"adapter\.json, line 1"):
+        adapter.load_adapter(tmp_path)

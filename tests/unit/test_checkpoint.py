@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from diablo_ds import checkpoint
+from diablo_ds.adapter import AdapterConfig
+from diablo_ds.checkpoint import Checkpoint
+
+
+def _checkpoint(step=4) -> Checkpoint:
+    names = ("a.delta", "b.delta")
+    state = {
+        name: {key: torch.randn(2, 3, 4) for key in ("master", "exp_avg", "exp_avg_sq")}
+        for name in names
+    }
+    adapter = AdapterConfig("tiny", "abc", {"a": 2, "b": 2})
+    return Checkpoint(step, 8, 0, step, adapter, state, {"cur_scale": 4.0})
+
+
+def _save(root, step, keep_last=5):
+    return checkpoint.save_checkpoint(root, _checkpoint(step), keep_last)
+
+
+def test_loaded_equals_saved(tmp_path):
+    saved = _checkpoint()
+    folder = checkpoint.save_checkpoint(tmp_path, saved, 2)
+    checkpoint.verify_checkpoint(folder)
+    loaded = checkpoint.load_checkpoint(folder)
+    for name, state in saved.state.items():
+        for key, tensor in state.items():
+            assert torch.equal(loaded.state[name][key], tensor)
+    assert dataclasses.replace(loaded, state={}) == dataclasses.replace(saved, state={})
+
+
+def test_size_is_that_of_the_deltas_and_their_moments(tmp_path):
+    folder = _save(tmp_path, 1)
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    assert num_bytes < 2 * 3 * 24 * 4 + 4000  # two deltas, three tensors, and text
+
+
+def test_the_last_ones_are_kept_and_the_latest_is_found(tmp_path):
+    for step in (9, 10, 100):
+        _save(tmp_path, step, keep_last=2)
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000100", "step-000010"]
+    assert checkpoint.find_checkpoint(tmp_path) == (tmp_path / "step-000100", [])
+    assert checkpoint.find_checkpoint(tmp_path / "none") == (None, [])
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, name, damage):
+    old, new = _save(tmp_path, 1), _save(tmp_path, 2)
+    path = new / name
+    whole = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(whole[:-1])
+    elif damage == "flip":
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    else:
+        path.unlink()
+    found, problems = checkpoint.find_checkpoint(tmp_path)
+    assert found == old
+    assert len(problems) == 1
+    assert str(path) in problems[0]
+
+
+def test_a_missing_manifest_makes_a_checkpoint_damaged(tmp_path):
+    old, new = _save(tmp_path, 1), _save(tmp_path, 2)
+    (new / checkpoint.MANIFEST_FILE).unlink()
+    assert checkpoint.find_checkpoint(tmp_path)[0] == old
+
+
+def test_damaged_checkpoints_alone_stop_the_run(tmp_path):
+    (_save(tmp_path, 1) / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"at least one checkpoint must be whole; .*state\.json"):
+        checkpoint.find_checkpoint(tmp_path)
+
+
+def test_a_failed_save_leaves_the_older_checkpoints_and_nothing_else(tmp_path):
+    old = _save(tmp_path, 1)
+    broken = dataclasses.replace(_checkpoint(2), seed=object())  # cannot be written as JSON
+    with pytest.raises(TypeError):
+        checkpoint.save_checkpoint(tmp_path, broken, 1)
+    assert list(tmp_path.iterdir()) == [old]
+    checkpoint.verify_checkpoint(old)
+
+
+def test_half_written_folders_are_not_taken_for_checkpoints(tmp_path):
+    (tmp_path / ".step-000009.abcd.tmp").mkdir()
+    (tmp_path / "step-12x").mkdir()
+    assert checkpoint.list_checkpoints(tmp_path) == []

@@ -1,0 +1,70 @@
+"""The package's own rules: who may import what, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "diablo_ds").glob("*.py"))
+METHOD = ("blocks", "layers", "adapter", "loss", "schedule", "config", "files")
+HEAVY = {"deepspeed", "transformers", "datasets", "click"}
+
+
+def _imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _roots(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("name", METHOD)
+def test_the_method_can_be_used_without_the_trainer(name):
+    imports = _imports(ROOT / "diablo_ds" / f"{name}.py")
+    assert not HEAVY & _roots(imports)
+    assert not any(i.startswith("torch.distributed") for i in imports)
+    own = {i.split(".")[1] for i in imports if i.startswith("diablo_ds.")}
+    assert own <= set(METHOD)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_no_module_imports_scripts_tests_or_heavy_packages_at_the_top(path):
+    assert not {"data_prep", "launch", "tests"} & _roots(_imports(path))
+    assert not {"deepspeed", "transformers", "datasets"} & _roots(
+        _imports(path, top_level_only=True)
+    )
+
+
+def test_only_the_modules_about_deepspeed_import_it():
+    users = {path.stem for path in MODULES if "deepspeed" in _roots(_imports(path))}
+    assert users == {"ds_config", "engine", "optimizer_state", "placement"}
+
+
+def test_imports_form_no_cycle():
+    graph = {
+        path.stem: {i.split(".")[1] for i in _imports(path) if i.startswith("diablo_ds.")}
+        & {p.stem for p in MODULES}
+        for path in MODULES
+    }
+    graph.pop("cli")  # the entry point; nothing imports it
+    done: set[str] = set()
+    while graph.keys() - done:
+        ready = {name for name in graph.keys() - done if graph[name] <= done | {name}}
+        assert ready, f"cycle among {sorted(graph.keys() - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_files_stay_short_enough_to_read(path):
+    assert len(path.read_text().splitlines()) <= 400
