@@ -23,7 +23,7 @@ def run_distributed(
     *args: Any,
     timeout_s: float = 180,
 ) -> None:
-    """Run ``function(rank, *args)`` in one process per rank; report failures, the earliest first."""
+    """Run ``function(rank, *args)`` in one process per rank; report failures in order."""
     folder = tmp_path / f"ranks-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
     ranks = mp.spawn(_worker, (function, world_size, folder, args), nprocs=world_size, join=False)

@@ -153,9 +153,14 @@ class _Reductions:
         monkeypatch.setattr(dist, name, counted)
 
 
+# DeepSpeed keeps up to 1e9 gathered elements from forward to backward: all of a small model. Here
+# it releases at once, as it has to with a large one.
+NO_REUSE = {"stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0}
+
+
 def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool) -> None:
     config = dataclasses.replace(CONFIG, gradient_checkpointing=checkpointing, reentrant=reentrant)
-    engine, deltas, _ = build(folder, "zero3.json", config)
+    engine, deltas, _ = build(folder, "zero3.json", config, changes=NO_REUSE)
     for step in range(2):  # DeepSpeed records its trace in the first step
         _step(engine, deltas, step, config)
     gathers = _Gathers(engine)
@@ -167,8 +172,8 @@ def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool
     matrices = [n for n in matrices if "norm" not in n]
     assert decoder.keys() == set(matrices), "every base matrix is gathered, and nothing else"
     per_weight = [count / num_micro_steps for count in decoder.values()]
+    assert 1.5 < sum(per_weight) / len(per_weight) <= 2.0
     assert max(per_weight) <= 2.0
-    assert sum(per_weight) / len(per_weight) < 2.0
     assert not any(name in deltas for name in gathers.counts)
 
 
@@ -245,6 +250,7 @@ def _measure_memory(rank: int, output: Path) -> None:
     complete = complete_ds_config(
         load_ds_config(path), CONFIG, world_size=2, hidden_size=8, source="zero3.json"
     )
+    complete["zero_optimization"].update(NO_REUSE)
     layer_bytes = 4 * _WideNet.WIDTH**2
     grown = {}
     for kind in (DiaBloLinear, _Leaking):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,9 +59,17 @@ def micro_batches(step: int, config: RunConfig, rank: int, world_size: int) -> l
 
 
 def build(
-    model_folder: Path, ds_file: str, config: RunConfig = CONFIG, **options: Any
+    model_folder: Path,
+    ds_file: str,
+    config: RunConfig = CONFIG,
+    *,
+    changes: Mapping[str, int] = MappingProxyType({}),
+    **options: Any,
 ) -> tuple[Any, dict[str, Any], Any]:
-    """Load the model, attach deltas and start the engine, as a run does."""
+    """Load the model, attach deltas and start the engine, as a run does.
+
+    ``changes`` are to the file's ZeRO section; ``options`` go to `start_engine`.
+    """
     device = init_process_group()
     complete = complete_ds_config(
         load_ds_config(DS_CONFIGS / ds_file),
@@ -68,6 +78,7 @@ def build(
         hidden_size=32,
         source=ds_file,
     )
+    complete["zero_optimization"].update(changes)
     partition = complete if zero_stage(complete) == 3 else None
     model = load_base(model_folder, config.precision, partition)
     targets = adapter.select_targets(
