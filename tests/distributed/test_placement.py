@@ -121,16 +121,18 @@ class _Gathers:
         self.counts: Counter[str] = Counter()
         names = {id(p): name for name, p in engine.module.named_parameters()}
         for parameter in engine.module.parameters():
-            self._wrap(parameter, names)
+            for method in ("all_gather_coalesced", "all_gather"):
+                self._wrap(parameter, method, names)
 
-    def _wrap(self, parameter: Any, names: dict[int, str]) -> None:
-        original = parameter.all_gather_coalesced
+    def _wrap(self, parameter: Any, method: str, names: dict[int, str]) -> None:
+        original = getattr(parameter, method)
 
-        def counted(params: Any, *args: Any, **kwargs: Any) -> Any:
-            self.counts.update(names[id(p)] for p in params)
+        def counted(params: Any = None, *args: Any, **kwargs: Any) -> Any:
+            gathered = [parameter] if params is None else params
+            self.counts.update(names[id(p)] for p in gathered)
             return original(params, *args, **kwargs)
 
-        parameter.all_gather_coalesced = counted
+        setattr(parameter, method, counted)
 
 
 class _Reductions:
@@ -154,27 +156,30 @@ class _Reductions:
 
 
 # DeepSpeed keeps up to 1e9 gathered elements from forward to backward: all of a small model. Here
-# it releases at once, as it has to with a large one.
+# it may keep nothing, or one decoder layer, as it has to with a large one.
 NO_REUSE = {"stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0}
+ONE_LAYER = {"stage3_max_reuse_distance": 10_000, "stage3_max_live_parameters": 10_000}
 
 
 def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool) -> None:
     config = dataclasses.replace(CONFIG, gradient_checkpointing=checkpointing, reentrant=reentrant)
-    engine, deltas, _ = build(folder, "zero3.json", config, changes=NO_REUSE)
+    engine, deltas, _ = build(folder, "zero3.json", config, changes=ONE_LAYER)
     for step in range(2):  # DeepSpeed records its trace in the first step
         _step(engine, deltas, step, config)
     gathers = _Gathers(engine)
     _step(engine, deltas, 2, config)
     num_micro_steps = config.accumulation_steps(2)
     assert num_micro_steps == 2
-    decoder = {n: c for n, c in gathers.counts.items() if ".layers." in n}
-    matrices = [n for n, p in engine.module.named_parameters() if ".layers." in n and "weight" in n]
-    matrices = [n for n in matrices if "norm" not in n]
-    assert decoder.keys() == set(matrices), "every base matrix is gathered, and nothing else"
+    matrices = {n for n, p in engine.module.named_parameters() if len(p.ds_shape) == 2}
+    decoder = {n: c for n, c in gathers.counts.items() if n in matrices and ".layers." in n}
+    assert decoder.keys() == {n for n in matrices if ".layers." in n}
+    # Deltas and norms: all in the one all-gather that follows the optimizer step.
+    rest = {c for n, c in gathers.counts.items() if n not in matrices}
+    assert rest == {1}, gathers.counts
     per_weight = [count / num_micro_steps for count in decoder.values()]
-    assert 1.5 < sum(per_weight) / len(per_weight) <= 2.0
+    # Below 2, since the last layer of the forward is the first of the backward.
+    assert 1.5 < sum(per_weight) / len(per_weight) < 2.0
     assert max(per_weight) <= 2.0
-    assert not any(name in deltas for name in gathers.counts)
 
 
 @pytest.mark.parametrize(
