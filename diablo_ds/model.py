@@ -187,4 +187,4 @@ def enable_gradient_checkpointing(model: Any, *, reentrant: bool) -> None:
             "gradient_checkpointing needs a model that supports it; got "
             f"model type {model.config.model_type!r}; use --no-gradient-checkpointing"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diablo_ds.checkpoint import find_checkpoint
 from diablo_ds.config import RunConfig, differing_fields
+from diablo_ds.default_model import DEFAULT_MODEL_NAME
 
 RUN_CONFIG_FILE = "run.json"
 
@@ -19,7 +20,8 @@ def choose_run_folder(config: RunConfig) -> Path:
         ValueError: if the folder holds another run or other files, or is not a folder.
     """
     if not config.output:
-        return Path("runs") / f"{Path(config.model).name}-{datetime.now():%Y%m%d-%H%M%S}"
+        name = DEFAULT_MODEL_NAME if config.model == "default" else Path(config.model).name
+        return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder; got a file: output={config.output!r}")

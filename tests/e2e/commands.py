@@ -1,0 +1,69 @@
+"""Run the real commands as a user does, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+ZERO3 = ROOT / "ds_configs" / "zero3.json"
+TIMEOUT_S = 300
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(num_ranks: int = 1) -> dict[str, str]:
+    """This environment without what a launcher would set, and the tests' PATH first."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def diablo_ds(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `diablo-ds` in one process."""
+    return _run(["diablo-ds", *map(str, args)], check)
+
+
+def deepspeed(*args: Any, num_ranks: int, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `deepspeed launch/train.py` on ranks of this machine."""
+    launcher = ["deepspeed", f"--num_accelerators={num_ranks}", f"--master_port={free_port()}"]
+    return _run([*launcher, "launch/train.py", *map(str, args)], check)
+
+
+def _run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if check:
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def assert_user_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Assert a message with these parts, an exit code that is not 0, and no traceback."""
+    text = result.stdout + result.stderr
+    assert result.returncode != 0, text
+    assert "Traceback" not in text, text
+    for part in parts:
+        assert part in text, text
+
+
+def losses(folder: Path, name: str = "loss") -> dict[int, float]:
+    """Read a run's losses by step."""
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {point["step"]: point[name] for point in points if name in point}

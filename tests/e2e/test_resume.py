@@ -1,0 +1,184 @@
+"""Interrupted and resumed equals uninterrupted; damage, divergence and a full disk lose nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diablo_ds.adapter import load_adapter
+from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
+from tests.e2e.commands import (
+    BIN,
+    ROOT,
+    TIMEOUT_S,
+    assert_user_error,
+    deepspeed,
+    diablo_ds,
+    environment,
+    free_port,
+    losses,
+)
+
+pytestmark = pytest.mark.e2e
+STEP_4, STEP_8 = "step-000004", "step-000008"
+
+
+def _interrupt_after_step_4(folder: Path) -> None:
+    """Leave what a run has on disk when it dies between its checkpoints of steps 4 and 8."""
+    shutil.rmtree(folder / "checkpoints" / STEP_8)
+    shutil.rmtree(folder / "adapter")
+    (folder / "loss.png").unlink()
+
+
+def _deltas(folder: Path) -> dict[str, torch.Tensor]:
+    return load_adapter(folder / "adapter")[0]
+
+
+def _assert_identical(folder: Path, other: Path) -> None:
+    assert losses(folder) == losses(other)
+    assert losses(folder, "heldout_loss") == losses(other, "heldout_loss")
+    deltas = _deltas(other)
+    for name, delta in _deltas(folder).items():
+        assert torch.equal(delta, deltas[name]), name
+
+
+@pytest.mark.parametrize(
+    ("ds_file", "precision"),
+    [("zero3.json", "bf16"), ("zero2.json", "bf16"), ("zero0.json", "fp32")],
+)
+def test_resume_is_bit_identical(ds_file, precision, options, tmp_path):
+    def train(folder: Path) -> str:
+        result = deepspeed(
+            *options,
+            *("--ds_config", ROOT / "ds_configs" / ds_file, "--output", folder),
+            *("--precision", precision),
+            num_ranks=2,
+        )
+        return result.stderr
+
+    train(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    _interrupt_after_step_4(tmp_path / "cut")
+    assert f"Resuming after step 4 from {tmp_path}/cut/checkpoints/{STEP_4}" in train(
+        tmp_path / "cut"
+    )
+    _assert_identical(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_killed_run_goes_on_with_the_same_command(options, tmp_path):
+    diablo_ds("train", *options, "--max-steps", 30, "--output", tmp_path / "whole")
+    folder = tmp_path / "killed"
+    command = ["deepspeed", "--num_accelerators=1", f"--master_port={free_port()}"]
+    command += ["launch/train.py", *options, "--max-steps", "30", "--output", str(folder)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list_checkpoints(folder / "checkpoints"):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    # The rank is in a session of its own; the launcher starts it so.
+    subprocess.run(["pkill", "-KILL", "-f", str(folder)], check=False)
+    process.wait()
+    assert not (folder / "adapter").exists()
+    result = diablo_ds("train", *options, "--max-steps", 30, "--output", folder)
+    assert "Resuming after step" in result.stderr
+    _assert_identical(folder, tmp_path / "whole")
+
+
+def test_resume_with_other_world_sizes_and_stages(options, tmp_path):
+    options = [*options, "--dropout", "0.0"]  # dropout masks depend on the rank
+
+    def train(ds_file: str, num_ranks: int) -> None:
+        ds_config = ROOT / "ds_configs" / ds_file
+        arguments = [*options, "--ds_config", ds_config, "--output", tmp_path / "run"]
+        deepspeed(*arguments, num_ranks=num_ranks)
+
+    train("zero3.json", 1)
+    expected, expected_losses = _deltas(tmp_path / "run"), losses(tmp_path / "run")
+    for ds_file, num_ranks in (("zero2.json", 2), ("zero3.json", 2), ("zero0.json", 1)):
+        _interrupt_after_step_4(tmp_path / "run")
+        train(ds_file, num_ranks)
+        # fp32 sums in another order: the same as in the comparison of stages.
+        assert losses(tmp_path / "run") == pytest.approx(expected_losses, rel=1e-5)
+        for name, delta in _deltas(tmp_path / "run").items():
+            assert_close(delta, expected[name], rtol=1e-4, atol=2e-6)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(options, tmp_path):
+    options = [*options, "--output", tmp_path / "run"]
+    diablo_ds("train", *options)
+    expected = losses(tmp_path / "run")
+    _interrupt_after_step_4(tmp_path / "run")
+    diablo_ds("train", *options)
+    damaged = tmp_path / "run" / "checkpoints" / STEP_8 / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    result = diablo_ds("train", *options)
+    assert "Passing over a damaged checkpoint: " in result.stderr
+    assert f"{damaged} changed" in result.stderr
+    assert "Resuming after step 4" in result.stderr
+    assert losses(tmp_path / "run") == expected
+
+    for folder in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        (folder / "state.json").unlink()
+    result = diablo_ds("train", *options, check=False)
+    assert_user_error(result, "at least one checkpoint must be whole", "state.json missing")
+
+
+def test_a_diverging_run_stops_with_step_and_rank_and_keeps_its_checkpoint(options, tmp_path):
+    folder = tmp_path / "run"
+    diverging = ["--learning-rate", "1e38", "--warmup-steps", "0", "--save-every", "1"]
+    result = deepspeed(*options, *diverging, "--output", folder, num_ranks=2, check=False)
+    assert_user_error(result, "loss must be finite; got loss=nan on rank 0 in step 2")
+    assert f"the last good checkpoint is {folder}/checkpoints/step-000001" in result.stderr
+    (kept,) = list_checkpoints(folder / "checkpoints")
+    verify_checkpoint(kept)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_older_checkpoint(options, small_disk):
+    folder = small_disk / "run"
+    options = [*options, "--output", folder, "--keep-last", "9"]
+    first = diablo_ds("train", *options, "--max-steps", 1, check=False)
+    assert first.returncode == 0, first.stderr
+    shutil.rmtree(folder / "adapter")
+    (kept,) = list_checkpoints(folder / "checkpoints")
+    (folder / "run.json").write_text(
+        (folder / "run.json").read_text().replace('"max_steps": 1,', '"max_steps": 8,')
+    )
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - 30_000))  # room for metrics, not for more
+    result = deepspeed(*options, num_ranks=2, check=False)
+    assert_user_error(result, "No space left on device")
+    assert list_checkpoints(folder / "checkpoints") == [kept]
+    verify_checkpoint(kept)
+    assert not [p for p in (folder / "checkpoints").iterdir() if p != kept]
+
+    (small_disk / "ballast").unlink()
+    assert "Done: 8 steps" in diablo_ds("train", *options).stdout
+
+
+def test_environment_has_the_commands():
+    assert (BIN / "diablo-ds").exists()
+    assert (BIN / "deepspeed").exists()

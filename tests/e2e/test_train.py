@@ -1,0 +1,174 @@
+"""A run from the command line to its results, and what a user finds in the run folder."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diablo_ds.adapter import load_adapter
+from diablo_ds.checkpoint import list_checkpoints
+from diablo_ds.data import read_jsonl
+from tests.e2e.commands import ROOT, ZERO3, deepspeed, diablo_ds, losses
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def finished(model, data, tmp_path_factory):
+    """A finished run on two ranks under ZeRO-3, in bf16."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = (
+        f"--ds_config {ZERO3} --model {model} --data {data} --output {folder} --num_blocks 4 "
+        "--micro_batch 2 --global_batch 4 --num_epochs 2 --eval_every 6 --save_every 6 "
+        "--learning_rate 0.02 --gradient-checkpointing"
+    )
+    return folder, deepspeed(*options.split(), num_ranks=2)
+
+
+def test_the_summary_says_where_everything_is_and_what_is_next(finished):
+    folder, result = finished
+    heldout = losses(folder, "heldout_loss")
+    assert list(heldout) == [0, 6, 12, 18, 19]  # before, during and after
+    assert heldout[19] < heldout[0] - 0.1
+    first, last = f"{heldout[0]:.4f}", f"{heldout[19]:.4f}"
+    assert f"Done: 19 steps. Held-out loss from {first} to {last}." in result.stdout
+    for name in ("adapter", "checkpoints/step-000019", "tensorboard", "loss.png"):
+        assert str(folder / name) in result.stdout
+        assert (folder / name).exists()
+    assert f"Next: diablo-ds inspect {folder}/adapter" in result.stdout
+
+
+def test_the_log_shows_batch_equation_placement_and_progress(finished):
+    _, result = finished
+    text = result.stderr
+    assert "global batch 4 = micro batch 2 x accumulation 1 x world size 2; 19 steps" in text
+    assert "38 examples" in text
+    rows = {line[:13].strip(): line.split() for line in text.splitlines()}
+    assert rows["base matrices"][-1] == "sharded"
+    assert rows["deltas"][-1] == "replicated"
+    assert "step 19/19  loss " in text
+    assert "tokens/s" in text
+    assert " left" in text
+    assert text.count("step 19/19  loss ") == 1  # rank 0 alone speaks
+
+
+def test_nothing_on_the_screen_that_a_newcomer_cannot_act_on(finished):
+    _, result = finished
+    # The launcher's own lines, before and after our ranks', carry its file name.
+    ours = [
+        line
+        for line in (result.stdout + result.stderr).splitlines()
+        if not any(name in line for name in ("[runner.py", "[launch.py", "[real_accelerator.py"))
+    ]
+    assert not [line for line in ours if "arn" in line or "DeepSpeed" in line or "[INFO]" in line]
+
+
+def test_event_files_hold_every_series(finished):
+    folder, _ = finished
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes", "heldout_loss")
+    assert {f"train/{name}" for name in wanted} <= scalars
+    assert "delta_norm/model.layers.0.self_attn.q_proj" in scalars
+    assert "delta_norms" in events.Tags()["histograms"]
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 20))
+    saved = losses(folder)
+    for event in events.Scalars("train/loss"):
+        assert event.value == pytest.approx(saved[event.step], rel=1e-6)
+    plugins = events.summary_metadata
+    assert plugins["run_config/text_summary"].plugin_data.plugin_name == "text"
+    assert plugins["_hparams_/experiment"].plugin_data.plugin_name == "hparams"
+    assert plugins["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
+
+
+def test_run_config_plot_and_adapter_are_written(finished):
+    folder, _ = finished
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["global_batch"], run["output"]) == (4, str(folder))
+    header = (folder / "loss.png").read_bytes()[:24]
+    width, height = struct.unpack(">II", header[16:])
+    assert header[1:4] == b"PNG"
+    assert min(width, height) > 300
+    tensors, config = load_adapter(folder / "adapter")
+    assert len(tensors) == len(config.num_blocks) == 10
+    assert all(t.dtype == torch.float32 and t.abs().max() > 0 for t in tensors.values())
+
+
+def test_the_last_checkpoints_are_kept_and_are_no_larger_than_the_adapter_and_its_state(finished):
+    folder, _ = finished
+    kept = list_checkpoints(folder / "checkpoints")
+    assert [path.name for path in kept] == ["step-000019", "step-000018"]
+    tensors, _ = load_adapter(folder / "adapter")
+    adapter_bytes = sum(t.numel() for t in tensors.values()) * 4
+    checkpoint_bytes = sum(path.stat().st_size for path in kept[0].iterdir())
+    assert checkpoint_bytes < 3 * adapter_bytes + 10_000
+    assert {p.name for p in folder.iterdir()} == {
+        *("run.json", "metrics.jsonl", "tensorboard", "loss.png", "adapter", "checkpoints")
+    }
+
+
+def test_inspect_describes_run_checkpoint_and_adapter(finished):
+    folder, _ = finished
+    run = diablo_ds("inspect", folder).stdout
+    assert "step-000019, whole" in run
+    checkpoint = diablo_ds("inspect", folder / "checkpoints" / "step-000019").stdout
+    assert "step         19, 76 examples seen" in checkpoint
+    adapter = diablo_ds("inspect", folder / "adapter").stdout
+    assert "2 x q_proj: num_blocks=4, in_block=8, out_block=8, F32" in adapter
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    folder, _ = finished
+    before = (folder / "metrics.jsonl").read_bytes()
+    run = json.loads((folder / "run.json").read_text())
+    (folder.parent / "again.json").write_text(json.dumps(run))
+    result = diablo_ds("train", "--config", folder.parent / "again.json")
+    assert "Done: 19 steps" in result.stdout
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_dry_run_prints_everything_and_trains_nothing(options, tmp_path):
+    result = diablo_ds("train", "--dry-run", "--output", tmp_path / "run", *options)
+    for part in (
+        '"learning_rate": 0.01',
+        '"stage": 3',
+        "global batch 4 = micro batch 2 x accumulation 2 x world size 1; 8 steps",
+        "2 x q_proj: 32 -> 32, num_blocks=4, 256 parameters each",
+        "Trainable 3,072 of ",
+        "base matrices",
+        "sharded",
+    ):
+        assert part in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_prepared_dataset_trains_like_its_source(options, model, data, tmp_path):
+    diablo_ds_args = ["--source", data, "--tokenizer", model, "--output", tmp_path / "prepared"]
+    from click.testing import CliRunner
+
+    from data_prep.jsonl import main as prepare
+
+    result = CliRunner().invoke(prepare, [*map(str, diablo_ds_args)])
+    assert result.exit_code == 0, result.output
+    assert len(read_jsonl(data)) == 40
+    for name, source in (("text", data), ("tokens", tmp_path / "prepared")):
+        diablo_ds("train", *options, "--data", source, "--output", tmp_path / name)
+    assert losses(tmp_path / "text") == losses(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize(
+    "ds_file", ["zero0.json", "zero1.json", "zero2.json", "zero3_offload.json"]
+)
+def test_other_stages_from_the_command_line(ds_file, options, tmp_path):
+    ds_config = ROOT / "ds_configs" / ds_file
+    result = deepspeed(
+        *options, "--ds_config", ds_config, "--output", tmp_path / "run", num_ranks=2
+    )
+    assert "Done: 8 steps" in result.stdout
+    heldout = losses(tmp_path / "run", "heldout_loss")
+    assert heldout[8] < heldout[0]
