@@ -117,7 +117,7 @@ def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | N
             so that no rank ever holds the whole model.
 
     Returns:
-        A Hugging Face causal LM, with parameters partitioned or whole on the CPU.
+        A Hugging Face causal LM in training mode, partitioned or whole on the CPU.
 
     Raises:
         ValueError: if the checkpoint lacks a tensor of the model.
@@ -142,7 +142,9 @@ def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | N
             f"{len(missing)} missing, e.g. {missing[:3]} in {folder}"
         )
     model.config.use_cache = False
-    return model
+    # from_pretrained leaves it in evaluation mode, where neither the adapter's dropout nor gradient
+    # checkpointing would act.
+    return model.train()
 
 
 def decoder_layer_classes(model: nn.Module) -> list[type[nn.Module]]:

@@ -44,14 +44,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
 
 
-def build_model(family: str = "llama", *, seed: int = 0, **changes: int) -> torch.nn.Module:
+def build_model(family: str = "llama", *, seed: int = 0, **changes: float) -> torch.nn.Module:
     """A random causal LM in fp32, in training mode."""
     config = FAMILIES[family].__class__.from_dict({**FAMILIES[family].to_dict(), **changes})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).float().train()
 
 
-def save_model(folder: Path, family: str = "llama", **changes: int) -> Path:
+def save_model(folder: Path, family: str = "llama", **changes: float) -> Path:
     """Save a tiny model with its tokenizer, as a user would have it on disk."""
     build_model(family, **changes).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
