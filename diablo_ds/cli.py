@@ -84,7 +84,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="Run config file (JSON); options go before it.",
+    help="Run config file (JSON); options override it.",
 )
 @click.option(
     "--gradient-accumulation-steps",

@@ -6,9 +6,12 @@ result is kept as a bf16 safetensors checkpoint in a cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import logging
 import os
+import sys
 from pathlib import Path
 
 from diablo_ds.files import new_folder
@@ -71,13 +74,16 @@ def _convert(folder: Path) -> None:
 
     source = _gguf_folder()
     logger.info(f"Converting SmolLM2-135M-Instruct to {folder}, once; about 20 s ...")
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        gguf_file=GGUF_FILE,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
+    # The reader draws progress bars, which only a terminal can show.
+    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with contextlib.redirect_stderr(bars):
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            gguf_file=GGUF_FILE,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
     model.config.name_or_path = "SmolLM2-135M-Instruct"
     with new_folder(folder) as temporary:
         model.to(torch.bfloat16).save_pretrained(temporary)

@@ -83,11 +83,17 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def check_precision(precision: str, device_type: str) -> None:
-    """Raise ValueError where a precision cannot be trained in on this device."""
-    if precision == "fp16" and device_type == "cpu":
+def check_precision(precision: str, device_type: str, stage: int) -> None:
+    """Raise ValueError where a precision cannot be trained in, on this device or at this stage."""
+    if precision != "fp16":
+        return
+    if device_type == "cpu":
+        raise ValueError("fp16 needs a GPU; got precision='fp16' on a CPU; use bf16 or fp32")
+    if stage == 0:
+        # DeepSpeed 0.19.8 divides the gradients by a loss scale that it did not apply.
         raise ValueError(
-            "precision=\"fp16\" needs a GPU; got precision='fp16' on a CPU; use bf16 or fp32"
+            "fp16 needs ZeRO stage 1, 2 or 3; got precision='fp16' at stage 0; use "
+            "ds_configs/zero1.json"
         )
 
 
@@ -186,7 +192,7 @@ def plain_gradient_norm(deltas: Mapping[str, nn.Parameter]) -> float:
 
 def loss_scale(engine: Any) -> float:
     """Return the current loss scale; 1 unless in fp16."""
-    return float(getattr(engine.optimizer, "loss_scale", 1.0)) if engine.fp16_enabled() else 1.0
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
 
 
 def delta_norms(engine: Any, deltas: Mapping[str, nn.Parameter]) -> dict[str, float]:

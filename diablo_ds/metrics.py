@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import resource
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from diablo_ds.config import RunConfig
+from diablo_ds.config import FREE_ON_RESUME, RunConfig
 from diablo_ds.files import write_text
 
 logger = logging.getLogger("diablo_ds")
@@ -128,12 +129,15 @@ class Reporter:
             self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
 
     def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
-        """Record the norm of each delta, and their distribution."""
+        """Record the norm of each delta, and their distribution.
+
+        TensorBoard shows groups by name: these many series come after the few under "train".
+        """
         if not self.enabled:
             return
         for name, norm in norms.items():
-            self._writer.add_scalar(f"delta_norm/{name}", norm, step)
-        self._writer.add_histogram("delta_norms", torch.tensor(list(norms.values())), step)
+            self._writer.add_scalar(f"weights/delta_norm/{name}", norm, step)
+        self._writer.add_histogram("weights/delta_norms", torch.tensor(list(norms.values())), step)
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
         """Write the hyperparameters with the final metrics, where the run ended well, and close."""
@@ -145,6 +149,7 @@ class Reporter:
             settings = {
                 key: value if isinstance(value, bool | int | float | str) else str(value)
                 for key, value in dataclasses.asdict(self.run).items()
+                if key not in FREE_ON_RESUME
             }
             metrics = {f"final/{name}": value for name, value in final.items()}
             file_writer: Any = self._writer.file_writer
@@ -163,7 +168,8 @@ class Reporter:
     def _write(self, point: dict[str, float]) -> None:
         self.history.append(point)
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(point) + "\n")
+            finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
+            file.write(json.dumps(finite) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

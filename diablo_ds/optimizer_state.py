@@ -154,10 +154,9 @@ def loss_scaler_state(engine: Any) -> dict[str, float]:
     """Return the numbers of the dynamic loss scaler, for a checkpoint; empty unless in fp16."""
     if not engine.fp16_enabled():
         return {}
-    scaler = _loss_scaler(engine)
     return {
         name: value
-        for name, value in vars(scaler).items()
+        for name, value in vars(engine.optimizer.loss_scaler).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
 
@@ -165,9 +164,4 @@ def loss_scaler_state(engine: Any) -> dict[str, float]:
 def restore_loss_scaler(engine: Any, state: Mapping[str, float]) -> None:
     """Put back what `loss_scaler_state` returned."""
     if engine.fp16_enabled():
-        vars(_loss_scaler(engine)).update(state)
-
-
-def _loss_scaler(engine: Any) -> Any:
-    # The unfused optimizer of stage 0 is its own scaler.
-    return getattr(engine.optimizer, "loss_scaler", engine.optimizer)
+        vars(engine.optimizer.loss_scaler).update(state)

@@ -91,9 +91,9 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     device = engine.init_process_group()
     world_size = distributed.world_size()
     set_up_logging(is_main_process=distributed.is_main_process())
-    engine.check_precision(config.precision, device.type)
     config.accumulation_steps(world_size)
     policy = distributed.on_every_rank(lambda: ds_config.load_ds_config(ds_config_file))
+    engine.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
     engine.check_offload(policy)
     folder = distributed.on_main_process(lambda: choose_run_folder(config))
     model_folder = distributed.on_each_host_first(

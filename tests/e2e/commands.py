@@ -22,9 +22,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def environment(num_ranks: int = 1) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This environment without what a launcher would set, and the tests' PATH first."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 

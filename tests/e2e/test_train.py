@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diablo_ds.adapter import load_adapter
 from diablo_ds.checkpoint import list_checkpoints
 from diablo_ds.data import read_jsonl
-from tests.e2e.commands import ROOT, ZERO3, deepspeed, diablo_ds, losses
+from tests.e2e.commands import ROOT, ZERO3, assert_user_error, deepspeed, diablo_ds, losses
 
 pytestmark = pytest.mark.e2e
 
@@ -74,8 +74,8 @@ def test_event_files_hold_every_series(finished):
     scalars = set(events.Tags()["scalars"])
     wanted = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes", "heldout_loss")
     assert {f"train/{name}" for name in wanted} <= scalars
-    assert "delta_norm/model.layers.0.self_attn.q_proj" in scalars
-    assert "delta_norms" in events.Tags()["histograms"]
+    assert "weights/delta_norm/model.layers.0.self_attn.q_proj" in scalars
+    assert "weights/delta_norms" in events.Tags()["histograms"]
     assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 20))
     saved = losses(folder)
     for event in events.Scalars("train/loss"):
@@ -172,3 +172,44 @@ def test_other_stages_from_the_command_line(ds_file, options, tmp_path):
     assert "Done: 8 steps" in result.stdout
     heldout = losses(tmp_path / "run", "heldout_loss")
     assert heldout[8] < heldout[0]
+
+
+def test_nvme_offload_where_libaio_is_there(options, tmp_path):
+    from diablo_ds.engine import import_deepspeed
+
+    import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path / "none")}}
+    path = tmp_path / "nvme.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    run = [*options, "--ds_config", path, "--output", tmp_path / "run"]
+    assert_user_error(
+        diablo_ds("train", *run, check=False), "NVMe offload needs an existing folder"
+    )
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        assert_user_error(diablo_ds("train", *run, check=False), "NVMe offload needs")
+        pytest.skip("libaio-dev is not installed")
+    (tmp_path / "none").mkdir()
+    diablo_ds("train", *run)
+    diablo_ds("train", *options, "--output", tmp_path / "plain")
+    assert list((tmp_path / "none").rglob("*.swp"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+def test_fp16_skips_overflowing_steps_and_goes_on(options, tmp_path):
+    path = tmp_path / "overflow.json"
+    fp16 = {"initial_scale_power": 26, "hysteresis": 1}
+    path.write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": 3}}))
+    folder = tmp_path / "run"
+    diablo_ds(
+        *("train", *options, "--precision", "fp16", "--max-steps", 24),
+        *("--ds_config", path, "--output", folder),
+    )
+    scales = losses(folder, "loss_scale")
+    assert scales[24] < scales[1] / 8
+    state = json.loads((folder / "checkpoints" / "step-000024" / "state.json").read_text())
+    assert 0 < state["num_optimizer_steps"] < 24
+    assert state["loss_scaler"]["cur_scale"] == scales[24]
