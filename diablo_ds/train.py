@@ -186,7 +186,7 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
         for step in range(run.start_step, run.num_steps):
             _take_step(run, reporter, step)
             done = step + 1
-            # After a step that fp16 skipped, DeepSpeed leaves the deltas partitioned until the next.
+            # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
             if not verified and run.engine.was_step_applied():
                 run.verify_placement("after the first step")
                 verified = True
