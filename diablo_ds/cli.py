@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -166,11 +167,24 @@ class clean_errors:  # noqa: N801 - reads as a statement
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        """Replace a ValueError or OSError by a message; let everything else pass."""
-        if not isinstance(error, ValueError | OSError) and type(error).__name__ != "NonFiniteError":
-            return
-        echo_error(str(error))
-        sys.exit(1)
+        """Replace our own errors by a message; let everything else pass, with its traceback."""
+        if error is not None and is_user_error(error):
+            echo_error(str(error))
+            sys.exit(1)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Return whether an error is one that this program raised for its user, or the system's.
+
+    A ValueError out of another library is most likely a defect, and its traceback is needed.
+    """
+    if isinstance(error, OSError) or type(error).__name__ == "NonFiniteError":
+        return True
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    file, package = Path(frame.f_code.co_filename), Path(__file__).parent
+    return file.is_relative_to(package) or file.is_relative_to(package.parent / "data_prep")
 
 
 def echo_error(text: str) -> None:

@@ -96,6 +96,7 @@ def load_data(
     heldout_share: float,
     *,
     tokenizer: Any,
+    vocab_size: int,
     max_length: int,
     overlong: str,
     seed: int,
@@ -107,6 +108,7 @@ def load_data(
         heldout_data: the same for the held-out part; empty to take it from ``data``.
         heldout_share: share to hold out where ``data`` has no held-out part; 0 for none.
         tokenizer: a Hugging Face tokenizer with an end token.
+        vocab_size: number of token ids that the model knows.
         max_length: longest example, in tokens.
         overlong: "drop", "cut" or "error".
         seed: decides which rows are held out.
@@ -121,7 +123,8 @@ def load_data(
         )
 
     def load(path: Path, part: str) -> Examples:
-        return _limit_length(*_load_rows(path, part, tokenizer), max_length, overlong)
+        rows, lengths, source = _load_rows(path, part, tokenizer, vocab_size)
+        return _limit_length(rows, lengths, source, max_length, overlong)
 
     path = Path(data)
     train = load(path, "train")
@@ -132,17 +135,20 @@ def load_data(
     return train.split(heldout_share, seed) if heldout_share else (train, None)
 
 
-def _load_rows(path: Path, part: str, tokenizer: Any) -> tuple[Any, Sequence[int], str]:
+def _load_rows(
+    path: Path, part: str, tokenizer: Any, vocab_size: int
+) -> tuple[Any, Sequence[int], str]:
     """Return rows, the length of each in tokens, and a name for messages."""
     if path.is_dir():
-        return _load_prepared(path, part)
+        return _load_prepared(path, part, vocab_size)
     if not path.is_file():
         raise ValueError(f"data must be an existing file or folder; got {path}")
     rows = tokenize(read_jsonl(path), tokenizer)
+    _check_vocabulary(max(max(row["input_ids"]) for row in rows), vocab_size, str(path))
     return rows, [len(row["input_ids"]) for row in rows], str(path)
 
 
-def _load_prepared(path: Path, part: str) -> tuple[Any, Sequence[int], str]:
+def _load_prepared(path: Path, part: str, vocab_size: int) -> tuple[Any, Sequence[int], str]:
     import datasets
     import pyarrow.compute as pc
 
@@ -166,7 +172,17 @@ def _load_prepared(path: Path, part: str) -> tuple[Any, Sequence[int], str]:
     ]
     if lengths[0] != lengths[1]:
         raise ValueError(f"input_ids and labels must have equal lengths in each row; got {path}")
+    largest = pc.max(pc.list_flatten(rows.data.column("input_ids"))).as_py()
+    _check_vocabulary(largest or 0, vocab_size, str(path))
     return rows, lengths[0], f"{path} ({part})"
+
+
+def _check_vocabulary(largest_id: int, vocab_size: int, source: str) -> None:
+    if largest_id >= vocab_size:
+        raise ValueError(
+            "token ids must be below the model's vocabulary size; got "
+            f"{largest_id}, vocab_size={vocab_size} in {source}; was it made for another tokenizer?"
+        )
 
 
 def _limit_length(
@@ -273,12 +289,8 @@ def _token_lists(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokens
 
 
-def collate(examples: Sequence[Example], *, pad_id: int, vocab_size: int) -> MicroBatch:
-    """Pad examples on the right to a common length.
-
-    Raises:
-        ValueError: if a token id is outside the model's vocabulary.
-    """
+def collate(examples: Sequence[Example], *, pad_id: int) -> MicroBatch:
+    """Pad examples on the right to a common length."""
     longest = max(len(example.input_ids) for example in examples)
     width = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
     input_ids = torch.full((len(examples), width), pad_id)
@@ -289,12 +301,6 @@ def collate(examples: Sequence[Example], *, pad_id: int, vocab_size: int) -> Mic
         input_ids[row, :length] = torch.tensor(example.input_ids)
         labels[row, :length] = torch.tensor(example.labels)
         attention_mask[row, :length] = 1
-    if input_ids.max() >= vocab_size:
-        raise ValueError(
-            "token ids must be below the model's vocabulary size; got "
-            f"{int(input_ids.max())}, vocab_size={vocab_size}; was the data prepared with another "
-            "tokenizer?"
-        )
     return MicroBatch(input_ids, attention_mask, labels)
 
 
@@ -309,7 +315,6 @@ class BatchSource:
 
     examples: Examples
     pad_id: int
-    vocab_size: int
     micro_batch: int
     rank: int
     world_size: int
@@ -348,7 +353,7 @@ class BatchSource:
         for start in range(self.rank * self.micro_batch, len(rows), self._micro_step):
             mine = rows[start : start + self.micro_batch]
             examples = [empty if index is None else self.examples[index] for index in mine]
-            yield collate(examples, pad_id=self.pad_id, vocab_size=self.vocab_size)
+            yield collate(examples, pad_id=self.pad_id)
 
     @property
     def _micro_step(self) -> int:

@@ -15,6 +15,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.data import BatchSource, Examples, load_data
 from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import (
+    build_meta_model,
     enable_gradient_checkpointing,
     find_model,
     fingerprint,
@@ -101,18 +102,18 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     )
     inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder))
     complete = complete_ds_config(policy, config, inputs, ds_config_file)
+    shapes = build_meta_model(inputs.model_config)
+    adapter_config = describe_adapter(shapes, config, model_folder)
+    num_parameters = sum(parameter.numel() for parameter in shapes.parameters())
     logger.info(inputs.describe(config, world_size))
+    checkpoint = _find_checkpoint(config, folder, adapter_config)
 
     logger.info(f"Loading {model_folder} in {config.precision} ...")
     stage = ds_config.zero_stage(complete)
     model = load_base(model_folder, config.precision, complete if stage == 3 else None)
-    adapter_config = describe_adapter(model, config, model_folder)
     deltas = adapter.attach(model, adapter_config.num_blocks, dropout=config.dropout, device=device)
-    num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     if wants_gradient_checkpointing(config.gradient_checkpointing, num_parameters):
         enable_gradient_checkpointing(model, reentrant=config.reentrant)
-
-    checkpoint = _find_checkpoint(config, folder, adapter_config)
     if checkpoint is not None:
         masters = {name: state["master"] for name, state in checkpoint.state.items()}
         adapter.load_deltas(model, masters)
@@ -154,6 +155,7 @@ def load_inputs(config: RunConfig, model_folder: Path) -> Inputs:
         config.heldout_data,
         config.heldout_share,
         tokenizer=tokenizer,
+        vocab_size=model_config.get_text_config().vocab_size,
         max_length=config.max_length,
         overlong=config.overlong,
         seed=config.seed,
@@ -272,7 +274,6 @@ def _batch_source(examples: Examples, inputs: Inputs, config: RunConfig) -> Batc
         examples=examples,
         # Padding is masked out, so any token does; id 0 could be one that is never masked.
         pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        vocab_size=inputs.text_config.vocab_size,
         micro_batch=config.micro_batch,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

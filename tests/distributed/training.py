@@ -47,7 +47,7 @@ def examples() -> Examples:
 
 def micro_batches(step: int, config: RunConfig, rank: int, world_size: int) -> list[Any]:
     """The real data path's micro batches of a step."""
-    source = BatchSource(examples(), 256, 264, config.micro_batch, rank, world_size)
+    source = BatchSource(examples(), 256, config.micro_batch, rank, world_size)
     return list(
         source.train_step(
             step,

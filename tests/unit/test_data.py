@@ -13,12 +13,13 @@ from diablo_ds.loss import IGNORE_LABEL, count_targets
 from tests.tiny import byte_tokenizer, write_pairs
 
 
-def _load(path, heldout="", share=0.25, max_length=100, overlong="drop", seed=0):
+def _load(path, heldout="", share=0.25, max_length=100, overlong="drop", seed=0, vocab_size=264):
     return data.load_data(
         str(path),
         str(heldout),
         share,
         tokenizer=byte_tokenizer(),
+        vocab_size=vocab_size,
         max_length=max_length,
         overlong=overlong,
         seed=seed,
@@ -26,7 +27,7 @@ def _load(path, heldout="", share=0.25, max_length=100, overlong="drop", seed=0)
 
 
 def _source(examples, rank=0, world_size=1, micro_batch=2):
-    return BatchSource(examples, 256, 264, micro_batch, rank, world_size)
+    return BatchSource(examples, 256, micro_batch, rank, world_size)
 
 
 def _examples(lengths) -> Examples:
@@ -139,13 +140,22 @@ def test_missing_and_foreign_data_are_refused(tmp_path):
 
 def test_collate_pads_on_the_right_and_masks_padding():
     examples = [Example([1, 2, 3], [IGNORE_LABEL, 2, 3]), Example([4], [4])]
-    batch = data.collate(examples, pad_id=9, vocab_size=10)
+    batch = data.collate(examples, pad_id=9)
     width = data.PAD_TO_MULTIPLE
     assert batch.input_ids.tolist() == [[1, 2, 3] + [9] * (width - 3), [4] + [9] * (width - 1)]
     assert batch.attention_mask.sum(1).tolist() == [3, 1]
     assert count_targets(batch.labels) == 2
-    with pytest.raises(ValueError, match=r"got 9, vocab_size=9; was the data prepared"):
-        data.collate(examples, pad_id=9, vocab_size=9)
+
+
+def test_token_ids_outside_the_vocabulary_are_refused(tmp_path):
+    path = write_pairs(tmp_path / "d.jsonl")
+    prepared = tmp_path / "prepared"
+    rows = data.tokenize(data.read_jsonl(path), byte_tokenizer())
+    datasets.Dataset.from_list(rows).save_to_disk(prepared)
+    for source in (path, prepared):
+        with pytest.raises(ValueError, match=r"got 256, vocab_size=256 in .* another tokenizer"):
+            _load(source, vocab_size=256)
+        assert len(_load(source, vocab_size=257)[0])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from click.testing import CliRunner
+
+from diablo_ds import __version__
+from diablo_ds.blocks import check_num_blocks
+from diablo_ds.cli import build_run_config, clean_errors, main
+from diablo_ds.config import RunConfig
+
+
+def _invoke(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def test_help_lists_each_setting_once_with_its_default():
+    text = _invoke("train", "--help").output
+    for field in dataclasses.fields(RunConfig):
+        assert text.count(f"--{field.name.replace('_', '-')} ") >= 1, field.name
+    assert "[default: 64]" in text
+    assert __version__ in _invoke("--version").output
+
+
+def test_options_override_the_file(tmp_path):
+    path = tmp_path / "run.json"
+    RunConfig(seed=3, learning_rate=1e-4).save(path)
+    config = build_run_config(path, {"seed": 5, "targets": (), "layers": None})
+    assert config == RunConfig(seed=5, learning_rate=1e-4)
+
+
+def test_a_setting_can_be_put_back_to_zero(tmp_path):
+    path = tmp_path / "run.json"
+    RunConfig(dropout=0.1, max_steps=5, gradient_checkpointing=True).save(path)
+    given = {"dropout": 0.0, "max_steps": 0, "gradient_checkpointing": False}
+    assert build_run_config(path, given) == RunConfig(gradient_checkpointing=False)
+
+
+def test_accumulation_steps_set_the_global_batch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert build_run_config(None, {"micro_batch": 2}, 3).global_batch == 24
+    with pytest.raises(ValueError, match="not both"):
+        build_run_config(None, {"global_batch": 8}, 3)
+
+
+def test_unknown_options_are_refused():
+    result = _invoke("train", "--learning_rat", "1")
+    assert result.exit_code == 2
+    assert "learning-rat" in result.output
+
+
+def test_our_errors_are_messages_and_foreign_ones_keep_their_traceback(capsys):
+    with pytest.raises(SystemExit) as caught, clean_errors():
+        check_num_blocks(5, 12, 8)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("Error: num_blocks must be positive and divide")
+    with pytest.raises(ValueError, match="invalid literal"), clean_errors():
+        int("x")
+    with pytest.raises(SystemExit), clean_errors():
+        raise OSError(28, "No space left on device")
