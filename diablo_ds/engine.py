@@ -173,21 +173,28 @@ def one_gradient_reduction(engine: Any) -> Iterator[None]:
         engine.allreduce_gradients()
 
 
-def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """Set the learning rate of the next optimizer step."""
+def optimizer_step(engine: Any, deltas: Mapping[str, nn.Parameter], learning_rate: float) -> float:
+    """Clip the reduced gradients, update the deltas, and drop the gradients.
+
+    Collective: every rank must call this.
+
+    Returns:
+        The norm over all delta gradients, before clipping.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
+    if has_plain_optimizer(engine):  # DeepSpeed reports no norm there
+        grads = [delta.grad for delta in deltas.values() if delta.grad is not None]
+        grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        engine.step()
+        return grad_norm
+    engine.step()
+    return float(engine.get_global_grad_norm())
 
 
 def has_plain_optimizer(engine: Any) -> bool:
     """Return whether DeepSpeed left the optimizer unwrapped: stage 0 in fp32."""
     return isinstance(engine.optimizer, torch.optim.Optimizer)
-
-
-def plain_gradient_norm(deltas: Mapping[str, nn.Parameter]) -> float:
-    """Return the norm of reduced gradients, before clipping, where the optimizer is unwrapped."""
-    grads = [delta.grad for delta in deltas.values() if delta.grad is not None]
-    return float(torch.nn.utils.get_total_norm(grads))
 
 
 def loss_scale(engine: Any) -> float:

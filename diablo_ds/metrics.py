@@ -114,7 +114,7 @@ class Reporter:
             f"{values['tokens_per_s']:,.0f} tokens/s"
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(shown)
+            self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(1)
         else:
             rate = (time.monotonic() - self._start_time) / (step - self._start_step)

@@ -82,13 +82,7 @@ def train_step(
     loss_sums = [row[0] for row in distributed.gather_floats([float(loss_sum)], device)]
     _check_finite("loss", loss_sums)
 
-    engine.set_learning_rate(ds_engine, learning_rate)
-    grad_norm = (
-        engine.plain_gradient_norm(deltas) if engine.has_plain_optimizer(ds_engine) else None
-    )
-    ds_engine.step()
-    if grad_norm is None:
-        grad_norm = float(ds_engine.get_global_grad_norm())
+    grad_norm = engine.optimizer_step(ds_engine, deltas, learning_rate)
     if not ds_engine.fp16_enabled():  # there DeepSpeed skips the update and lowers the loss scale
         _check_finite("gradient norm", [grad_norm])
     return StepResult(sum(loss_sums) / max(1, global_targets), grad_norm, global_tokens)

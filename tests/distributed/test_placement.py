@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import inspect
+import math
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,15 @@ import torch.distributed as dist
 from torch import nn
 
 from diablo_ds import distributed, placement
+from diablo_ds import engine as ds_engine
+from diablo_ds.adapter import tensor_shapes
 from diablo_ds.blocks import dense_delta
+from diablo_ds.ds_config import complete_ds_config, load_ds_config
 from diablo_ds.layers import DiaBloLinear
+from diablo_ds.model import load_base
 from diablo_ds.train import evaluate, train_step
 from tests.distributed.runner import run_distributed
-from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
+from tests.distributed.training import CONFIG, DS_CONFIGS, build, learning_rate, micro_batches
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.distributed
@@ -246,10 +252,6 @@ class _Leaking(DiaBloLinear):
 def _measure_memory(rank: int, output: Path) -> None:
     import deepspeed
 
-    from diablo_ds import engine as ds_engine
-    from diablo_ds.ds_config import complete_ds_config, load_ds_config
-    from tests.distributed.training import DS_CONFIGS
-
     ds_engine.init_process_group()
     path = DS_CONFIGS / "zero3.json"
     complete = complete_ds_config(
@@ -292,3 +294,45 @@ def _held_bytes() -> int:
 
 def test_no_gathered_weight_outlives_the_forward(tmp_path):
     run_distributed(_measure_memory, 2, tmp_path, tmp_path / "out")
+
+
+def _own_memory_bytes() -> int:
+    """Memory of this process alone: without files that are only mapped."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon in /proc/self/status")
+
+
+def _measure_loading(rank: int, folder: Path, model_bytes: int) -> None:
+    ds_engine.init_process_group()
+    path = DS_CONFIGS / "zero3.json"
+    complete = complete_ds_config(
+        load_ds_config(path), CONFIG, world_size=2, hidden_size=8, source="zero3.json"
+    )
+    samples, done = [_own_memory_bytes()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            samples.append(_own_memory_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model = load_base(folder, "fp32", complete)
+    done.set()
+    watcher.join()
+    assert sum(p.ds_numel for p in model.parameters()) * 4 == model_bytes
+    # Half of the model is this rank's shard; besides it, one module at a time is whole.
+    assert 0.5 < (max(samples) - samples[0]) / model_bytes < 0.75
+
+
+def test_no_rank_ever_holds_the_whole_model(tmp_path, monkeypatch):
+    # Large tensors go back to the system when freed; else the allocator's habits are measured.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    folder = tmp_path / "model"
+    save_model(folder, hidden_size=1024, intermediate_size=2048, num_hidden_layers=6)
+    model_bytes = sum(
+        math.prod(shape) * 4 for shape, _ in tensor_shapes(folder / "model.safetensors").values()
+    )
+    assert model_bytes > 100e6
+    run_distributed(_measure_loading, 2, tmp_path, folder, model_bytes)
