@@ -77,10 +77,11 @@ class Reporter:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.history = [p for p in read_metrics(self._metrics_file) if p["step"] <= start_step]
+        # A start from step 0 evaluates and records that step again.
+        last = start_step or -1
+        self.history = [p for p in read_metrics(self._metrics_file) if p["step"] <= last]
         write_text(self._metrics_file, "".join(json.dumps(point) + "\n" for point in self.history))
-        purge = start_step + 1 if start_step else None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
         if not start_step:
             values = json.dumps(dataclasses.asdict(run), indent=2)
             self._writer.add_text("run_config", f"```json\n{values}\n```", 0)

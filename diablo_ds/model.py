@@ -16,7 +16,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LARGE_MODEL_PARAMETERS = 1_000_000_000
 """From this size on gradient checkpointing is on by default; a guess at where activations hurt."""
 
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_COPIES = ["consolidated*", "original/*"]
+"""The same weights again, in their authors' own format."""
 _SAMPLES_PER_TENSOR_BYTES = 1024
 
 
@@ -50,7 +52,9 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+        return Path(
+            snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES)
+        )
     except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
