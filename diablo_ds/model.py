@@ -52,9 +52,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES)
-        )
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES))
     except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
