@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -180,10 +179,3 @@ def diablo_linear(
         x_adapter = None if x_adapter is None else x_adapter.to(dtype)
     y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta)  # type: ignore[no-untyped-call]
     return y
-
-
-def diablo_linear_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor
-) -> Tensor:
-    """Compute the same as `diablo_linear` with one dense matrix; for tests, not for speed."""
-    return F.linear(x, weight + dense_delta(delta), bias)

@@ -39,12 +39,6 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all ranks. Collective: every rank must call this."""
-    if dist.is_initialized() and world_size() > 1:
-        dist.barrier()
-
-
 def gather_floats(values: list[float], device: torch.device | str) -> list[list[float]]:
     """Gather a few numbers from every rank, exactly (fp64). Collective: every rank must call this.
 
@@ -61,11 +55,6 @@ def gather_floats(values: list[float], device: torch.device | str) -> list[list[
     parts = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(parts, mine)
     return [part.tolist() for part in parts]
-
-
-def sum_over_ranks(value: float, device: torch.device | str) -> float:
-    """Sum a number over ranks, in rank order. Collective: every rank must call this."""
-    return sum(row[0] for row in gather_floats([value], device))
 
 
 def on_main_process(function: Callable[[], T]) -> T:
