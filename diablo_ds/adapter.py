@@ -30,7 +30,7 @@ _SEPARATE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
-            *("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "olmo", "olmo2"),
+            *("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo", "olmo2"),
             *("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "granite", "stablelm"),
         ),
         _SEPARATE,

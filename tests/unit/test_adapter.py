@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import CONFIG_MAPPING
 
 from diablo_ds import adapter
 from diablo_ds.adapter import AdapterConfig
+from diablo_ds.model import build_meta_model, decoder_layer_classes
 from tests.tiny import FAMILIES, build_model
 
 
@@ -34,6 +37,17 @@ def test_default_targets_of_each_family_attach_without_changing_the_output(famil
     assert len(deltas) == per_layer * model.config.num_hidden_layers
     assert_close(model(ids).logits, expected)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(deltas)
+
+
+@pytest.mark.parametrize("model_type", adapter.DEFAULT_TARGETS)
+def test_default_targets_of_every_listed_type_lie_in_each_decoder_layer(model_type):
+    config = CONFIG_MAPPING[model_type]()
+    config.num_hidden_layers = 2
+    model = build_meta_model(config)
+    chosen = adapter.select_targets(model, (), model_type=model.config.model_type)
+    assert decoder_layer_classes(model)
+    per_layer = Counter(adapter.layer_number(name) for name in chosen)
+    assert per_layer == dict.fromkeys((0, 1), len(adapter.DEFAULT_TARGETS[model_type]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
