@@ -50,6 +50,11 @@ class Checkpoint:
     loss_scaler: Mapping[str, float] = field(default_factory=dict)
     """State of the dynamic loss scaler; empty unless in fp16."""
 
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """The deltas by name, fp32."""
+        return {name: state["master"] for name, state in self.state.items()}
+
 
 def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     """Write a checkpoint and then remove all but the last ``keep_last``.
@@ -65,10 +70,9 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     Raises:
         OSError: if it cannot be written, e.g. on a full disk; older checkpoints are untouched.
     """
-    folder = root / f"step-{checkpoint.step:06d}"
+    folder = checkpoint_folder(root, checkpoint.step)
     with new_folder(folder) as temporary:
-        masters = {name: state["master"] for name, state in checkpoint.state.items()}
-        write_adapter_files(temporary, masters, checkpoint.adapter)
+        write_adapter_files(temporary, checkpoint.masters, checkpoint.adapter)
         moments = {
             f"{name}.{key}": state[key]
             for name, state in checkpoint.state.items()
@@ -95,6 +99,11 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
     for old in list_checkpoints(root)[keep_last:]:
         shutil.rmtree(old)
     return folder
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after ``step`` steps."""
+    return root / f"step-{step:06d}"
 
 
 def list_checkpoints(root: Path) -> list[Path]:

@@ -72,7 +72,10 @@ def on_main_process(function: Callable[[], T]) -> T:
     if is_main_process():
         message = _call(function)
     dist.broadcast_object_list(message, src=0)
-    result: T = _result_or_raise(message)
+    result: T
+    result, error = message
+    if error is not None:
+        raise error
     return result
 
 
@@ -119,9 +122,3 @@ def _raise_first_error(error: BaseException | None) -> None:
     dist.all_gather_object(errors, error)
     if first := next((e for e in errors if e is not None), None):
         raise first
-
-
-def _result_or_raise(message: list[Any]) -> Any:
-    if message[1] is not None:
-        raise message[1]
-    return message[0]

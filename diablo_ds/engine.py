@@ -18,6 +18,7 @@ from diablo_ds import distributed
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
 from diablo_ds.model import decoder_layer_classes
+from diablo_ds.placement import gather_absent
 
 # What DeepSpeed says at each start and a user of this program cannot act on.
 _NOISE = (
@@ -197,11 +198,6 @@ def has_plain_optimizer(engine: Any) -> bool:
     return isinstance(engine.optimizer, torch.optim.Optimizer)
 
 
-def loss_scale(engine: Any) -> float:
-    """Return the current loss scale; 1 unless in fp16."""
-    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
-
-
 def delta_norms(engine: Any, deltas: Mapping[str, nn.Parameter]) -> dict[str, float]:
     """Return the Frobenius norm of each delta on rank 0; empty on other ranks.
 
@@ -210,12 +206,7 @@ def delta_norms(engine: Any, deltas: Mapping[str, nn.Parameter]) -> dict[str, fl
     gathered.
     """
     if engine.zero_optimization_stage() == 3:
-        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-        parameters: list[Any] = list(deltas.values())
-        absent = [p for p in parameters if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
-        if absent:
-            absent[0].all_gather(absent)
+        gather_absent(deltas.values())
     if not distributed.is_main_process():
         return {}
     return {name: float(delta.detach().float().norm()) for name, delta in deltas.items()}

@@ -28,17 +28,27 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; an old file stays whole until the new one is."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name that becomes ``path`` when the block ends without an error.
+
+    An old file stays whole until the new one is. On an error nothing is left behind.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from diablo_ds.config import FREE_ON_RESUME, RunConfig
-from diablo_ds.files import write_text
+from diablo_ds.files import new_file, write_text
 
 logger = logging.getLogger("diablo_ds")
 
@@ -201,6 +201,5 @@ def plot_losses(history: list[dict[str, float]], path: Path) -> None:
     axes.set_ylabel("loss per target token (nats)")
     axes.grid(alpha=0.3)
     axes.legend()
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diablo_ds import distributed
+from diablo_ds.checkpoint import MOMENTS
 from diablo_ds.engine import has_plain_optimizer
 
-STATE_KEYS = ("master", "exp_avg", "exp_avg_sq")
+STATE_KEYS = ("master", *MOMENTS)
 """Per delta: fp32 master copy and AdamW's two moments."""
 
 
@@ -37,12 +38,11 @@ def gather_state(engine: Any, deltas: Mapping[str, nn.Parameter]) -> dict[str, d
         if local is not None:
             master = local[name]
             state = _inner_optimizer(engine).state.get(master, {})
-            values = [master, *(state.get(key) for key in STATE_KEYS[1:])]
+            values = [master, *(state.get(key) for key in MOMENTS)]
         else:
             values = [safe_get_full_fp32_param(delta)]
             values += [
-                safe_get_full_optimizer_state(delta, key) if stepped else None
-                for key in STATE_KEYS[1:]
+                safe_get_full_optimizer_state(delta, key) if stepped else None for key in MOMENTS
             ]
         if distributed.is_main_process():
             whole = [torch.zeros_like(values[0]) if v is None else v for v in values]
@@ -82,7 +82,7 @@ def restore_state(
         for name, master in local.items():
             master.data.copy_(saved[name]["master"])
             _create_moments(engine, [master], num_steps)
-            for key in STATE_KEYS[1:]:
+            for key in MOMENTS:
                 _inner_optimizer(engine).state[master][key].copy_(saved[name][key])
         return
     _create_moments(engine, _flat_masters(engine), num_steps)
@@ -126,7 +126,7 @@ def _create_moments(engine: Any, masters: list[Tensor], num_steps: int) -> None:
     for master in masters:
         state[master] = {
             "step": torch.tensor(float(num_steps)),
-            **{key: torch.zeros_like(master) for key in STATE_KEYS[1:]},
+            **{key: torch.zeros_like(master) for key in MOMENTS},
         }
 
 

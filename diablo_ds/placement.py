@@ -91,8 +91,6 @@ def make_persistent(engine: Any, parameters: Iterable[nn.Parameter], *, by_name:
         parameters: what has to be whole.
         by_name: whether to add them to DeepSpeed's list; otherwise its size rule chose them.
     """
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
     persistent = engine.optimizer.persistent_parameters
     if by_name:
         known = {id(parameter) for parameter in persistent}
@@ -100,7 +98,17 @@ def make_persistent(engine: Any, parameters: Iterable[nn.Parameter], *, by_name:
         for parameter in added:
             parameter.ds_persist = True  # type: ignore[attr-defined]
         persistent.extend(added)
-    absent = [p for p in persistent if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+    gather_absent(persistent)
+
+
+def gather_absent(parameters: Iterable[Any]) -> None:
+    """Make those parameters whole that are partitioned now, under ZeRO-3.
+
+    Collective: every rank must call this with the same parameters.
+    """
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    absent = [p for p in parameters if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
     if absent:
         absent[0].all_gather(absent)
 

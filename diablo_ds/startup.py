@@ -115,8 +115,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     if wants_gradient_checkpointing(config.gradient_checkpointing, num_parameters):
         enable_gradient_checkpointing(model, reentrant=config.reentrant)
     if checkpoint is not None:
-        masters = {name: state["master"] for name, state in checkpoint.state.items()}
-        adapter.load_deltas(model, masters)
+        adapter.load_deltas(model, checkpoint.masters)
     ds_engine, expected = start_engine(model, deltas, config, complete)
     if checkpoint is not None:
         optimizer_state.restore_state(

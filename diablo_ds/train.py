@@ -14,7 +14,12 @@ import torch
 from torch import nn
 
 from diablo_ds import adapter, distributed, engine, optimizer_state
-from diablo_ds.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
+from diablo_ds.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    list_checkpoints,
+    save_checkpoint,
+)
 from diablo_ds.config import RunConfig
 from diablo_ds.data import MicroBatch
 from diablo_ds.loss import causal_lm_loss, count_targets
@@ -130,14 +135,12 @@ class Summary:
     def text(self) -> str:
         """Return the closing lines for a person: results, places, what to try next."""
         lines = [f"Done: {self.steps} steps."]
-        if self.last_heldout_loss is not None:
-            first = (
-                "" if self.first_heldout_loss is None else f"from {self.first_heldout_loss:.4f} "
-            )
-            lines[0] += f" Held-out loss {first}to {self.last_heldout_loss:.4f}."
+        if self.first_heldout_loss is not None:
+            first, last = self.first_heldout_loss, self.last_heldout_loss
+            lines[0] += f" Held-out loss from {first:.4f} to {last:.4f}."
         lines += [
             f"  adapter      {self.folder / 'adapter'}",
-            f"  checkpoint   {self.folder / 'checkpoints' / f'step-{self.steps:06d}'}",
+            f"  checkpoint   {checkpoint_folder(checkpoints_folder(self.folder), self.steps)}",
             f"  TensorBoard  {self.folder / 'tensorboard'}",
             f"  loss curve   {self.folder / 'loss.png'}",
             f"Next: diablo-ds inspect {self.folder / 'adapter'}",
@@ -228,7 +231,7 @@ def _take_step(run: Run, reporter: Reporter, step: int) -> None:
         "memory_bytes": float(peak_memory_bytes(run.engine.device)),
     }
     if run.engine.fp16_enabled():
-        values["loss_scale"] = engine.loss_scale(run.engine)
+        values["loss_scale"] = float(run.engine.optimizer.loss_scale)
     reporter.step(step + 1, values)
 
 
@@ -255,12 +258,15 @@ def save(run: Run, step: int) -> None:
 
 
 def _finish(run: Run, reporter: Reporter) -> Summary:
-    """Write adapter, plot and closing metrics. Collective: every rank must call this."""
-    state = optimizer_state.gather_state(run.engine, run.deltas)
+    """Write adapter, plot and closing metrics, after the last step's checkpoint was saved.
+
+    Collective: every rank must call this.
+    """
 
     def write() -> Summary:
-        masters = {name: tensors["master"] for name, tensors in state.items()}
-        adapter.save_adapter(run.folder / "adapter", masters, run.adapter)
+        last_checkpoint = checkpoint_folder(checkpoints_folder(run.folder), run.num_steps)
+        masters, adapter_config = adapter.load_adapter(last_checkpoint)
+        adapter.save_adapter(run.folder / "adapter", masters, adapter_config)
         plot_losses(reporter.history, run.folder / "loss.png")
         heldout = [p["heldout_loss"] for p in reporter.history if "heldout_loss" in p]
         first, last = (heldout[0], heldout[-1]) if heldout else (None, None)
