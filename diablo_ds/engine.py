@@ -9,6 +9,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,18 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def _unlink_shared_memory() -> None:
+    """Free the name of the 69 MB buffer that DeepSpeed's op for CPUs leaves in memory for ever.
+
+    Every rank has mapped every buffer by then, and a mapping outlives its name.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{distributed.rank()}"
+    if torch.distributed.get_backend() == "gloo":
+        torch.distributed.barrier()
+        Path("/dev/shm", name).unlink(missing_ok=True)
+
+
 def init_process_group() -> torch.device:
     """Join the process group that the launcher announced, or make one of this process alone.
 
@@ -75,6 +88,7 @@ def init_process_group() -> torch.device:
         with contextlib.redirect_stdout(io.StringIO()):  # "op built successfully"
             accelerator.set_device(distributed.local_rank())
             deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False)
+        _unlink_shared_memory()
     return torch.device(accelerator.current_device_name())
 
 

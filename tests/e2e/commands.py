@@ -36,8 +36,11 @@ def diablo_ds(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str
 
 def deepspeed(*args: Any, num_ranks: int, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `deepspeed launch/train.py` on ranks of this machine."""
-    launcher = ["deepspeed", f"--num_accelerators={num_ranks}", f"--master_port={free_port()}"]
-    return _run([*launcher, "launch/train.py", *map(str, args)], check)
+    port = free_port()
+    launcher = ["deepspeed", f"--num_accelerators={num_ranks}", f"--master_port={port}"]
+    result = _run([*launcher, "launch/train.py", *map(str, args)], check)
+    assert not list(Path("/dev/shm").glob(f"deepspeed*_{port}_*")), "memory is left behind"
+    return result
 
 
 def _run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
