@@ -13,16 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.files import read_json, write_json
+from diablo_ds.labels import OVERLONG
 from diablo_ds.schedule import SCHEDULES
+from diablo_ds.templates import TEMPLATES
 
+CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
 PRECISIONS = ("bf16", "fp16", "fp32")
-OVERLONG = ("drop", "cut", "error")
 
 # Fields that may differ between a run and its continuation: they move work between ranks, or say
 # where and how often to write, but change no number beyond rounding.
 FREE_ON_RESUME = frozenset(
     {
-        *("output", "cache_folder", "micro_batch", "gradient_checkpointing", "reentrant"),
+        *(
+            "output",
+            "cache_folder",
+            "micro_batch",
+            "micro_batch_tokens",
+            "gradient_checkpointing",
+            "reentrant",
+        ),
         *("log_every", "eval_every", "save_every", "keep_last"),
     }
 )
@@ -54,8 +63,21 @@ class RunConfig:
     )
     data: str = setting(
         "default",
-        "Training data: a prepared dataset, a JSONL file of prompt and completion, or default "
+        "Training data: a prepared dataset, raw files (JSON, JSONL, CSV, parquet), or default "
         "for the shipped slice of GSM8K.",
+    )
+    corpus: str = setting(
+        "",
+        "Family of raw files; empty for jsonl: prompt and completion, messages or text.",
+        choices=("", *CORPORA),
+    )
+    template: str = setting(
+        "auto",
+        "Prompt template of raw files; auto takes the corpus's own.",
+        choices=("auto", *TEMPLATES),
+    )
+    stream: bool = setting(
+        False, "Tokenise raw files while training, in bounded memory; needs max_steps."
     )
     heldout_data: str = setting(
         "", "Held-out data in the same form; empty takes the data's own held-out part or a share."
@@ -79,10 +101,23 @@ class RunConfig:
     )
     max_length: int = setting(512, "Longest example, in tokens.", minimum=2)
     overlong: str = setting(
-        "drop", "What to do with longer examples: drop, cut the end, or stop.", choices=OVERLONG
+        "drop", "What to do with longer examples; error stops the run.", choices=OVERLONG
     )
-    micro_batch: int = setting(4, "Examples one rank puts through one forward.", minimum=1)
-    global_batch: int = setting(8, "Examples per optimizer step over all ranks.", minimum=1)
+    packing: bool = setting(
+        False, "Put several examples into one sequence of max_length; attention stays in each."
+    )
+    group_by_length: bool = setting(
+        False, "Make each global batch of examples of similar length, for less padding."
+    )
+    micro_batch: int = setting(
+        4, "Sequences that one rank puts through one forward: examples, or packs.", minimum=1
+    )
+    micro_batch_tokens: int = setting(
+        0,
+        "Tokens of a micro batch, padding included, instead of micro_batch; 0 for off.",
+        minimum=0,
+    )
+    global_batch: int = setting(8, "Sequences per optimizer step over all ranks.", minimum=1)
     num_epochs: float = setting(1.0, "Passes over the training data.", minimum=0)
     max_steps: int = setting(
         0, "Optimizer steps; 0 derives them from the number of epochs.", minimum=0
@@ -140,18 +175,63 @@ class RunConfig:
                 "reentrant needs gradient checkpointing; got reentrant=True, "
                 "gradient_checkpointing=False"
             )
+        self._check_batching()
+        self._check_stream()
+        if self.data == "default" and (self.corpus or self.template != "auto"):
+            raise ValueError(
+                "corpus and template have no effect on the default data; got "
+                f"corpus={self.corpus!r}, template={self.template!r}; name the training data too"
+            )
         if self.data == "default" and self.heldout_data:
             raise ValueError(
                 "heldout_data has no effect on the default data, which has a held-out part; got "
                 f"heldout_data={self.heldout_data!r}; name the training data too"
             )
 
+    def _check_batching(self) -> None:
+        if self.packing and self.group_by_length:
+            raise ValueError(
+                "group_by_length has no effect with packing, which leaves no padding; got both"
+            )
+        default = type(self).micro_batch
+        if self.micro_batch_tokens and self.micro_batch != default:
+            raise ValueError(
+                "give micro_batch or micro_batch_tokens, not both; got "
+                f"micro_batch={self.micro_batch}, micro_batch_tokens={self.micro_batch_tokens}"
+            )
+        if self.micro_batch_tokens and self.micro_batch_tokens < self.max_length:
+            raise ValueError(
+                "micro_batch_tokens must hold the longest example; got "
+                f"micro_batch_tokens={self.micro_batch_tokens}, max_length={self.max_length}"
+            )
+
+    def _check_stream(self) -> None:
+        if not self.stream:
+            return
+        if self.data == "default" or not self.max_steps:
+            raise ValueError(
+                "stream needs raw files as data, and max_steps, since their number of rows is not "
+                f"known; got data={self.data!r}, max_steps={self.max_steps}"
+            )
+        for name in ("packing", "group_by_length", "micro_batch_tokens"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} needs the lengths of all examples, which a stream does not know; got "
+                    f"{name}={getattr(self, name)}; prepare the data first, with diablo-ds prepare"
+                )
+        if self.overlong == "error":
+            raise ValueError("overlong must not be error for a stream; got overlong='error'")
+
     def accumulation_steps(self, world_size: int) -> int:
         """Return the micro batches per rank and step, so that the batch equation holds.
+
+        With `micro_batch_tokens` it varies from step to step, and this is 1.
 
         Raises:
             ValueError: if micro batch times world size does not divide the global batch.
         """
+        if self.micro_batch_tokens:
+            return 1
         per_micro_step = self.micro_batch * world_size
         if self.global_batch % per_micro_step:
             fitting = [
@@ -171,22 +251,31 @@ class RunConfig:
 
     def batch_equation(self, world_size: int) -> str:
         """Return the batch arithmetic as a line of text."""
+        if self.micro_batch_tokens:
+            return (
+                f"global batch {self.global_batch} in micro batches of up to "
+                f"{self.micro_batch_tokens:,} tokens, world size {world_size}"
+            )
         return (
             f"global batch {self.global_batch} = micro batch {self.micro_batch} x accumulation "
             f"{self.accumulation_steps(world_size)} x world size {world_size}"
         )
 
-    def num_steps(self, num_examples: int) -> int:
-        """Return the optimizer steps of the run; the last one may hold fewer examples."""
+    def num_steps(self, per_pass: int) -> int:
+        """Return the optimizer steps of the run; the last one may hold fewer sequences.
+
+        Args:
+            per_pass: sequences in one pass over the data.
+        """
         if self.max_steps:
             return self.max_steps
-        return max(1, -(-self.num_examples(num_examples) // self.global_batch))
+        return max(1, -(-self.num_sequences(per_pass) // self.global_batch))
 
-    def num_examples(self, num_examples: int) -> int:
-        """Return how many examples the run sees, counting repeats, for a dataset of this size."""
+    def num_sequences(self, per_pass: int) -> int:
+        """Return how many sequences the run sees, counting repeats."""
         if self.max_steps:
             return self.max_steps * self.global_batch
-        return max(1, round(self.num_epochs * num_examples))
+        return max(1, round(self.num_epochs * per_pass))
 
     def save(self, path: Path) -> None:
         """Write the config as JSON, atomically."""

@@ -1,56 +1,135 @@
-"""Data: rows of text or tokens to micro batches for one rank, which comes in as an int."""
+"""Data: a prepared dataset or raw files to examples, by index."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from diablo_ds.loss import IGNORE_LABEL
+from diablo_ds.config import RunConfig
+from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
+from diablo_ds.corpora.sources import find_sources, read_rows
+from diablo_ds.files import read_json
+from diablo_ds.labels import Example, shorten
+from diablo_ds.packing import Ints, permutation
+from diablo_ds.prepare.manifest import MANIFEST_FILE
+from diablo_ds.tokenization import Tokenizer
 
-SAMPLES_FOLDER = Path(__file__).parent / "samples" / "gsm8k"
-PAD_TO_MULTIPLE = 8
-"""Micro batches are padded to a multiple of this many tokens; matrix units like round sizes."""
+SAMPLES_FOLDER = Path(__file__).parent / "samples"
+NO_LIMIT = 1 << 31
+Tokens = npt.NDArray[np.int32]
 
 
-class Example(NamedTuple):
-    """One tokenised example; both fields have the same length, at most ``max_length``."""
+class TokenTable:
+    """Tokens and labels of many examples, in flat arrays; memory-mapped where they lie on disk.
 
-    input_ids: Sequence[int]
-    labels: Sequence[int]
-    """The token at each position, or `IGNORE_LABEL` where it carries no loss."""
+    Args:
+        chunks: offsets ``[rows + 1]``, token ids and labels, both flat, of consecutive rows.
+    """
 
+    def __init__(self, chunks: Sequence[tuple[npt.NDArray[Any], Tokens, Tokens]]) -> None:
+        self._chunks = [chunk for chunk in chunks if len(chunk[0]) > 1]
+        ends = np.cumsum([len(offsets) - 1 for offsets, _, _ in self._chunks])
+        self._starts: list[int] = [0, *ends.tolist()]
 
-class MicroBatch(NamedTuple):
-    """What one rank puts through one forward; each ``[micro_batch, seq]``, int64."""
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._starts[-1]
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
+    def __getitem__(self, index: int) -> Example:
+        """Return a row, without a copy."""
+        number = bisect.bisect_right(self._starts, index) - 1
+        offsets, ids, labels = self._chunks[number]
+        row = index - self._starts[number]
+        start, end = offsets[row], offsets[row + 1]
+        return Example(ids[start:end], labels[start:end])
 
-    def to(self, device: torch.device | str) -> MicroBatch:
-        """Return the micro batch on a device."""
-        return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+    def lengths(self) -> Ints:
+        """Return the number of tokens of each row."""
+        parts = [np.diff(offsets).astype(np.int64) for offsets, _, _ in self._chunks]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def largest_id(self) -> int:
+        """Return the largest token id; reads everything."""
+        return max((int(ids[o[0] : o[-1]].max(initial=0)) for o, ids, _ in self._chunks), default=0)
+
+    @classmethod
+    def from_examples(cls, examples: Sequence[Example]) -> TokenTable:
+        """Copy examples into a table."""
+        offsets = np.cumsum([0, *(len(example.input_ids) for example in examples)])
+        flat = (
+            np.fromiter((t for example in examples for t in example[part]), np.int32, offsets[-1])
+            for part in (0, 1)
+        )
+        ids, labels = flat
+        return cls([(offsets, ids, labels)])
+
+    @classmethod
+    def load(cls, path: Path, part: str) -> TokenTable:
+        """Open one part of a dataset of Hugging Face `datasets`, memory-mapped.
+
+        Raises:
+            ValueError: if there is none, or it has not the right columns.
+        """
+        import datasets
+
+        try:
+            rows = datasets.load_from_disk(str(path))
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"data folder must be a prepared dataset; got {path}: {error}"
+            ) from None
+        if isinstance(rows, datasets.DatasetDict):
+            if part not in rows:
+                raise ValueError(
+                    f"prepared dataset must have a part {part!r}; got {', '.join(rows)} in {path}"
+                )
+            rows = rows[part]
+        if not {"input_ids", "labels"} <= set(rows.column_names):
+            raise ValueError(
+                "prepared dataset must have columns input_ids and labels; got "
+                f"{', '.join(rows.column_names)} in {path}; make it with diablo-ds prepare"
+            )
+        table = rows.flatten_indices().data if rows._indices is not None else rows.data
+        ids, labels = table.column("input_ids").chunks, table.column("labels").chunks
+        if [len(chunk) for chunk in ids] != [len(chunk) for chunk in labels]:
+            ids, labels = ([table.column(c).combine_chunks()] for c in ("input_ids", "labels"))
+        chunks = []
+        for ids_chunk, labels_chunk in zip(ids, labels, strict=True):
+            offsets = ids_chunk.offsets.to_numpy()
+            if not np.array_equal(np.diff(offsets), np.diff(labels_chunk.offsets.to_numpy())):
+                raise ValueError(
+                    f"input_ids and labels must have equal lengths in each row; got {path}"
+                )
+            chunks.append(
+                (
+                    offsets - offsets[0],
+                    ids_chunk.flatten().to_numpy(zero_copy_only=False),
+                    labels_chunk.flatten().to_numpy(zero_copy_only=False),
+                )
+            )
+        return cls(chunks)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A set of examples in a fixed order, in memory or memory-mapped.
+    """A set of examples in a fixed order."""
 
-    ``rows`` gives, by index, a mapping with "input_ids" and "labels".
-    """
-
-    rows: Any
-    indices: Sequence[int]
-    lengths: Sequence[int]
+    table: TokenTable
+    indices: Ints
+    """Rows of the table."""
+    lengths: Ints
     """Tokens of each example in ``indices``, after a cut."""
     source: str
+    max_length: int = NO_LIMIT
+    overlong: str = "drop"
+    num_start: int = 0
+    """Start tokens that a cut keeps."""
     num_dropped: int = 0
     num_cut: int = 0
 
@@ -60,9 +139,10 @@ class Examples:
 
     def __getitem__(self, index: int) -> Example:
         """Return one example, cut to its length."""
-        row = self.rows[self.indices[index]]
-        length = self.lengths[index]
-        return Example(row["input_ids"][:length], row["labels"][:length])
+        row = self.table[int(self.indices[index])]
+        kept = shorten(row, self.max_length, self.overlong, num_start=self.num_start)
+        assert kept is not None
+        return kept
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
         """Split off a random share, at least one example, that depends on the seed alone."""
@@ -71,18 +151,17 @@ class Examples:
                 "data must have at least 2 examples to hold some out; got "
                 f"{len(self)} in {self.source}; name held-out data, or set heldout_share to 0"
             )
-        order = _permutation(len(self), seed)
+        order = permutation(len(self), seed)
         num_heldout = max(1, round(share * len(self)))
-        return self._subset(sorted(order[num_heldout:])), self._subset(sorted(order[:num_heldout]))
+        return self._subset(order[num_heldout:]), self._subset(order[:num_heldout])
 
-    def _subset(self, chosen: Sequence[int]) -> Examples:
-        indices = [self.indices[i] for i in chosen]
-        lengths = [self.lengths[i] for i in chosen]
-        return Examples(self.rows, indices, lengths, self.source, self.num_dropped, self.num_cut)
+    def _subset(self, chosen: Ints) -> Examples:
+        chosen = np.sort(chosen)
+        return replace(self, indices=self.indices[chosen], lengths=self.lengths[chosen])
 
     def describe(self) -> str:
         """Return counts as a line of text, with what was dropped or cut."""
-        text = f"{len(self):,} examples, {sum(self.lengths):,} tokens from {self.source}"
+        text = f"{len(self):,} examples, {int(self.lengths.sum()):,} tokens from {self.source}"
         if self.num_dropped:
             text += f"; {self.num_dropped:,} longer than max_length dropped"
         if self.num_cut:
@@ -91,90 +170,117 @@ class Examples:
 
 
 def load_data(
-    data: str,
-    heldout_data: str,
-    heldout_share: float,
-    *,
-    tokenizer: Any,
-    vocab_size: int,
-    max_length: int,
-    overlong: str,
-    seed: int,
+    config: RunConfig, tokenizer: Tokenizer, vocab_size: int
 ) -> tuple[Examples, Examples | None]:
-    """Load the training examples and the held-out ones.
+    """Load the training examples and the held-out ones, as the run config names them.
 
     Args:
-        data: "default", a prepared dataset's folder, or a JSONL file.
-        heldout_data: the same for the held-out part; empty to take it from ``data``.
-        heldout_share: share to hold out where ``data`` has no held-out part; 0 for none.
-        tokenizer: a Hugging Face tokenizer with an end token.
+        config: the run config.
+        tokenizer: the model's tokenizer.
         vocab_size: number of token ids that the model knows.
-        max_length: longest example, in tokens.
-        overlong: "drop", "cut" or "error".
-        seed: decides which rows are held out.
 
     Raises:
         ValueError: if a file is missing, empty or malformed, or no example is left.
     """
-    if data == "default":
-        data, heldout_data = (
-            str(SAMPLES_FOLDER / "train.jsonl"),
-            str(SAMPLES_FOLDER / "heldout.jsonl"),
+    if config.data == "default":
+        folder = SAMPLES_FOLDER / "gsm8k"
+        config = replace(
+            config,
+            data=str(folder / "train.jsonl"),
+            heldout_data=str(folder / "heldout.jsonl"),
+            corpus="math",
         )
-
-    def load(path: Path, part: str) -> Examples:
-        rows, lengths, source = _load_rows(path, part, tokenizer, vocab_size)
-        return _limit_length(rows, lengths, source, max_length, overlong)
-
-    path = Path(data)
-    train = load(path, "train")
-    if heldout_data:
-        return train, load(Path(heldout_data), "heldout")
-    if (path / "heldout").is_dir():
-        return train, load(path, "heldout")
-    return train.split(heldout_share, seed) if heldout_share else (train, None)
+    train = _load(config.data, "train", config, tokenizer, vocab_size)
+    if heldout := load_heldout(config, tokenizer, vocab_size):
+        return train, heldout
+    if config.heldout_share:
+        return train.split(config.heldout_share, config.seed)
+    return train, None
 
 
-def _load_rows(
-    path: Path, part: str, tokenizer: Any, vocab_size: int
-) -> tuple[Any, Sequence[int], str]:
-    """Return rows, the length of each in tokens, and a name for messages."""
-    if path.is_dir():
-        return _load_prepared(path, part, vocab_size)
-    if not path.is_file():
-        raise ValueError(f"data must be an existing file or folder; got {path}")
-    rows = tokenize(read_jsonl(path), tokenizer)
-    _check_vocabulary(max(max(row["input_ids"]) for row in rows), vocab_size, str(path))
-    return rows, [len(row["input_ids"]) for row in rows], str(path)
+def load_heldout(config: RunConfig, tokenizer: Tokenizer, vocab_size: int) -> Examples | None:
+    """Load the held-out examples that have a place of their own, if any; see `load_data`."""
+    if config.heldout_data:
+        return _load(config.heldout_data, "heldout", config, tokenizer, vocab_size)
+    if (Path(config.data) / "heldout").is_dir():
+        return _load(config.data, "heldout", config, tokenizer, vocab_size)
+    return None
 
 
-def _load_prepared(path: Path, part: str, vocab_size: int) -> tuple[Any, Sequence[int], str]:
-    import datasets
-    import pyarrow.compute as pc
-
-    try:
-        rows = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data folder must be a prepared dataset; got {path}: {error}") from None
-    if isinstance(rows, datasets.DatasetDict):
-        if part not in rows:
+def _load(
+    name: str, part: str, config: RunConfig, tokenizer: Tokenizer, vocab_size: int
+) -> Examples:
+    if _is_prepared(Path(name)):
+        if part == "train" and (config.corpus or config.template != "auto"):
             raise ValueError(
-                f"prepared dataset must have a part {part!r}; got {', '.join(rows)} in {path}"
+                "corpus and template have no effect on a prepared dataset; got "
+                f"corpus={config.corpus!r}, template={config.template!r}, data={name!r}"
             )
-        rows = rows[part]
-    if not {"input_ids", "labels"} <= set(rows.column_names):
+        table, source = _load_prepared(Path(name), part, tokenizer, vocab_size)
+    else:
+        encoder = RowEncoder(config.corpus or "jsonl", config.template, tokenizer, NO_LIMIT, "drop")
+        table, source = _load_raw(name, encoder, vocab_size), name
+    return _limit_length(
+        table, source, config.max_length, config.overlong, num_start=len(tokenizer.start_ids)
+    )
+
+
+def _is_prepared(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _load_prepared(
+    path: Path, part: str, tokenizer: Tokenizer, vocab_size: int
+) -> tuple[TokenTable, str]:
+    manifest = read_json(path / MANIFEST_FILE) if (path / MANIFEST_FILE).is_file() else None
+    table = TokenTable.load(path, part)
+    if manifest is None:
+        largest_id = table.largest_id()
+    else:
+        if manifest["tokenizer"]["probe"] != tokenizer.probe():
+            raise ValueError(
+                "prepared dataset must be made with the model's tokenizer; got "
+                f"{manifest['tokenizer']['name']} in {path}, which reads a text as other tokens"
+            )
+        largest_id = manifest["parts"].get(part, {}).get("largest_id", 0)
+    _check_vocabulary(largest_id, vocab_size, str(path))
+    return table, f"{path} ({part})"
+
+
+def _load_raw(name: str, encoder: RowEncoder, vocab_size: int) -> TokenTable:
+    """Read and tokenise raw files; all rows must fit."""
+    examples: list[Example] = []
+    for source in find_raw(name):
+        for result in encoder.encode(list(read_rows(source))):
+            examples.append(_accept(result, source))
+    if not examples:
+        raise ValueError(f"data must have at least one row; got none in {name}")
+    table = TokenTable.from_examples(examples)
+    _check_vocabulary(table.largest_id(), vocab_size, name)
+    return table
+
+
+def find_raw(name: str) -> list[Path]:
+    """Return the files of raw data.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return [source.path for source in find_sources([name])[0]]
+    except ValueError as error:
         raise ValueError(
-            "prepared dataset must have columns input_ids and labels; got "
-            f"{', '.join(rows.column_names)} in {path}; make it with a script of data_prep"
+            f"data must be an existing file or folder; got data={name!r}: {error}"
+        ) from None
+
+
+def _accept(result: Encoded | Rejected, path: Path) -> Example:
+    if isinstance(result, Rejected):
+        raise ValueError(
+            f"each row must fit its corpus; got {path}, line {result.line}: {result.reason}"
         )
-    lengths = [
-        pc.list_value_length(rows.data.column(c)).to_pylist() for c in ("input_ids", "labels")
-    ]
-    if lengths[0] != lengths[1]:
-        raise ValueError(f"input_ids and labels must have equal lengths in each row; got {path}")
-    largest = pc.max(pc.list_flatten(rows.data.column("input_ids"))).as_py()
-    _check_vocabulary(largest or 0, vocab_size, str(path))
-    return rows, lengths[0], f"{path} ({part})"
+    assert result.example is not None
+    return result.example
 
 
 def _check_vocabulary(largest_id: int, vocab_size: int, source: str) -> None:
@@ -186,183 +292,39 @@ def _check_vocabulary(largest_id: int, vocab_size: int, source: str) -> None:
 
 
 def _limit_length(
-    rows: Any, lengths: Sequence[int], source: str, max_length: int, overlong: str
+    table: TokenTable, source: str, max_length: int, overlong: str, *, num_start: int
 ) -> Examples:
     """Apply the policy for examples longer than ``max_length``."""
-    too_long = sum(length > max_length for length in lengths)
-    if too_long and overlong == "error":
-        first = next(i for i, length in enumerate(lengths) if length > max_length)
+    lengths = table.lengths()
+    too_long = np.flatnonzero(lengths > max_length)
+    if len(too_long) and overlong == "error":
+        first = int(too_long[0])
         raise ValueError(
-            f"each example must fit max_length; got {too_long} longer than "
+            f"each example must fit max_length; got {len(too_long)} longer than "
             f"max_length={max_length} in {source}, the first is row {first + 1} with "
-            f"{lengths[first]} tokens; raise max_length, or set overlong to drop or cut"
+            f"{lengths[first]} tokens; raise max_length, or set overlong to drop, cut-prompt or "
+            "cut-completion"
         )
-    indices: Sequence[int] = range(len(lengths))
-    num_dropped = num_cut = 0
-    if too_long and overlong == "drop":
-        indices, num_dropped = [i for i in indices if lengths[i] <= max_length], too_long
-    elif too_long:
-        # A row whose prompt alone fills max_length has no target left.
-        kept = [
-            i
-            for i in indices
-            if lengths[i] <= max_length or _has_target(rows[i]["labels"][1:max_length])
-        ]
-        num_dropped = len(lengths) - len(kept)
-        indices, num_cut = kept, too_long - num_dropped
-    if not indices:
+    keep = np.ones(len(lengths), np.bool_)
+    for row in too_long if overlong != "drop" else ():
+        example = table[int(row)]
+        keep[row] = shorten(example, max_length, overlong, num_start=num_start) is not None
+    if overlong == "drop":
+        keep[too_long] = False
+    if not keep.any():
         raise ValueError(
             f"data must have at least one example of at most {max_length} tokens; got "
-            f"{len(lengths)} rows, {too_long} too long, in {source}"
+            f"{len(lengths)} rows, {len(too_long)} too long, in {source}"
         )
-    kept_lengths = [min(lengths[i], max_length) for i in indices]
-    return Examples(rows, indices, kept_lengths, source, num_dropped, num_cut)
-
-
-def _has_target(labels: Sequence[int]) -> bool:
-    return any(label != IGNORE_LABEL for label in labels)
-
-
-def read_jsonl(path: Path) -> list[tuple[str, str]]:
-    """Read a JSONL file of objects with "prompt" and "completion".
-
-    Raises:
-        ValueError: for the first bad line, with its number and what is wrong; if no row is there.
-    """
-    pairs = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                pairs.append(_parse_line(line, f"{path}, line {number}"))
-    if not pairs:
-        raise ValueError(f"data must have at least one row; got none in {path}")
-    return pairs
-
-
-def _parse_line(line: bytes, where: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data must be UTF-8; got {where}: {error.reason}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"each line must be valid JSON; got {where}: {error.msg}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"each line must be a JSON object; got {where}: {type(row).__name__}")
-    for field in ("prompt", "completion"):
-        if not isinstance(row.get(field), str):
-            shown = repr(row[field]) if field in row else "no such field"
-            raise ValueError(f"each row must have a text field {field!r}; got {where}: {shown:.80}")
-    if not row["completion"]:
-        raise ValueError(f"each row must have a completion that is not empty; got {where}")
-    return row["prompt"], row["completion"]
-
-
-def tokenize(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[dict[str, list[int]]]:
-    """Tokenise prompts and completions apart, so that the border between them is exact.
-
-    An example is [BOS] + prompt + completion + end token, with BOS where the tokenizer itself
-    adds one. The loss is on the completion and the end token only.
-    """
-    start = _start_tokens(tokenizer)
-    prompts = _token_lists(tokenizer, [prompt for prompt, _ in pairs])
-    completions = _token_lists(tokenizer, [completion for _, completion in pairs])
-    rows = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        masked = [*start, *prompt]
-        targets = [*completion, tokenizer.eos_token_id]
-        rows.append(
-            {
-                "input_ids": [*masked, *targets],
-                "labels": [*[IGNORE_LABEL] * len(masked), *targets],
-            }
-        )
-    return rows
-
-
-def _start_tokens(tokenizer: Any) -> list[int]:
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and bos in tokenizer("a").input_ids[:1] else []
-
-
-def _token_lists(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    tokens: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
-    return tokens
-
-
-def collate(examples: Sequence[Example], *, pad_id: int) -> MicroBatch:
-    """Pad examples on the right to a common length."""
-    longest = max(len(example.input_ids) for example in examples)
-    width = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
-    input_ids = torch.full((len(examples), width), pad_id)
-    labels = torch.full((len(examples), width), IGNORE_LABEL)
-    attention_mask = torch.zeros((len(examples), width), dtype=torch.int64)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids)
-        labels[row, :length] = torch.tensor(example.labels)
-        attention_mask[row, :length] = 1
-    return MicroBatch(input_ids, attention_mask, labels)
-
-
-@dataclass(frozen=True)
-class BatchSource:
-    """Deals examples out to ranks as micro batches of equal count, by pure functions of the step.
-
-    The order depends on seed and epoch alone, so that a run can go on at any step without reading
-    what came before, and the global batch is the same set of examples at any world size. Rows
-    beyond the end of the data are empty: one pad token, no target.
-    """
-
-    examples: Examples
-    pad_id: int
-    micro_batch: int
-    rank: int
-    world_size: int
-
-    def train_step(
-        self, step: int, *, accumulation_steps: int, num_examples: int, seed: int
-    ) -> Iterator[MicroBatch]:
-        """Yield this rank's micro batches of a step.
-
-        Args:
-            step: step to take, counted from 0.
-            accumulation_steps: micro batches per rank.
-            num_examples: examples in the whole run, counting repeats; what lies beyond is empty.
-            seed: seed of the order.
-        """
-        global_batch = accumulation_steps * self._micro_step
-        first = step * global_batch
-        end = min(first + global_batch, num_examples)
-        chosen = [self._shuffled(position, seed) for position in range(first, end)]
-        yield from self._deal(chosen, global_batch - len(chosen))
-
-    def heldout(self) -> Iterator[MicroBatch]:
-        """Yield this rank's micro batches of one pass over all examples."""
-        num_examples = len(self.examples)
-        yield from self._deal(range(num_examples), -num_examples % self._micro_step)
-
-    def _shuffled(self, position: int, seed: int) -> int:
-        epoch, index = divmod(position, len(self.examples))
-        return _permutation(len(self.examples), seed + epoch)[index]
-
-    def _deal(self, chosen: Sequence[int], num_empty: int) -> Iterator[MicroBatch]:
-        """Deal examples of similar length together: less padding, and equal work on all ranks."""
-        by_length = sorted(chosen, key=lambda index: -self.examples.lengths[index])
-        rows: list[int | None] = [*by_length, *[None] * num_empty]
-        empty = Example([self.pad_id], [IGNORE_LABEL])
-        for start in range(self.rank * self.micro_batch, len(rows), self._micro_step):
-            mine = rows[start : start + self.micro_batch]
-            examples = [empty if index is None else self.examples[index] for index in mine]
-            yield collate(examples, pad_id=self.pad_id)
-
-    @property
-    def _micro_step(self) -> int:
-        """Examples that all ranks together put through one forward."""
-        return self.micro_batch * self.world_size
-
-
-@lru_cache(maxsize=2)
-def _permutation(size: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = torch.randperm(size, generator=generator).tolist()
-    return order
+    num_dropped = int(len(lengths) - keep.sum())
+    return Examples(
+        table=table,
+        indices=np.flatnonzero(keep),
+        lengths=np.minimum(lengths[keep], max_length),
+        source=source,
+        max_length=max_length,
+        overlong=overlong,
+        num_start=num_start,
+        num_dropped=num_dropped,
+        num_cut=len(too_long) - num_dropped,
+    )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_LABEL = -100
-"""Label of a position that carries no loss, e.g. a prompt token or padding."""
+from diablo_ds.labels import IGNORE_LABEL
 
 
 def count_targets(labels: Tensor) -> Tensor:

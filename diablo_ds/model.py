@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from diablo_ds.default_model import cache_folder, converted_model
+from diablo_ds.hub import hub_folder, looks_like_hub_name
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LARGE_MODEL_PARAMETERS = 1_000_000_000
@@ -36,9 +37,9 @@ def find_model(name: str, cache: str = "") -> Path:
         return converted_model(cache_folder(cache))
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        if not looks_like_hub_name(name):
             raise ValueError(f"model must be an existing folder or a hub name; got model={name!r}")
-        folder = _download(name)
+        folder = hub_folder(name, "model", _HUB_FILES, ignored=_HUB_COPIES)
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder must hold a config.json; got model={name!r} in {folder}")
     if not list(folder.glob("*.safetensors")):
@@ -46,39 +47,6 @@ def find_model(name: str, cache: str = "") -> Path:
             f"model folder must hold *.safetensors files; got model={name!r} in {folder}"
         )
     return folder
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES))
-    except Exception as error:  # the hub client raises many kinds: offline, unknown, gated
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            "model must be an existing folder or a reachable hub name; got "
-            f"model={name!r}: {reason}"
-        ) from None
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load a model folder's tokenizer.
-
-    Raises:
-        ValueError: if there is none, or it has no end token: a model would not learn to stop.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model folder must hold a tokenizer; got {folder}: {error}") from None
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"tokenizer must have an end token; got eos_token=None in {folder}; "
-            "set eos_token in its tokenizer_config.json"
-        )
-    return tokenizer
 
 
 def load_model_config(folder: Path) -> Any:
@@ -143,6 +111,7 @@ def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | N
             "checkpoint must hold every tensor of the model; got "
             f"{len(missing)} missing, e.g. {missing[:3]} in {folder}"
         )
+    # A cache would serve no purpose, and with one transformers does not keep packed examples apart.
     model.config.use_cache = False
     # from_pretrained leaves it in evaluation mode, where neither the adapter's dropout nor gradient
     # checkpointing would act.

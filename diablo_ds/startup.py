@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
+from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.checkpoint import Checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
-from diablo_ds.data import BatchSource, Examples, load_data
+from diablo_ds.data import load_data, load_heldout
 from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import (
     build_meta_model,
@@ -21,10 +22,11 @@ from diablo_ds.model import (
     fingerprint,
     load_base,
     load_model_config,
-    load_tokenizer,
     wants_gradient_checkpointing,
 )
 from diablo_ds.run_folder import choose_run_folder, open_run_folder
+from diablo_ds.streaming import StreamSource, open_stream
+from diablo_ds.tokenization import load_tokenizer
 
 PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
 
@@ -35,9 +37,8 @@ class Inputs:
 
     model_folder: Path
     model_config: Any
-    tokenizer: Any
-    train: Examples
-    heldout: Examples | None
+    train: BatchSource | StreamSource
+    heldout: BatchSource | None
 
     @property
     def text_config(self) -> Any:
@@ -49,9 +50,14 @@ class Inputs:
         lines = [f"Training data: {self.train.describe()}"]
         if self.heldout is not None:
             lines.append(f"Held-out data: {self.heldout.describe()}")
-        steps = config.num_steps(len(self.train))
-        lines.append(f"{config.batch_equation(world_size)}; {steps} steps")
+        lines.append(f"{config.batch_equation(world_size)}; {self.num_steps(config)} steps")
         return "\n".join(lines)
+
+    def num_steps(self, config: RunConfig) -> int:
+        """Return the optimizer steps of the run."""
+        if isinstance(self.train, StreamSource):
+            return config.max_steps
+        return config.num_steps(len(self.train))
 
 
 @dataclass
@@ -63,11 +69,10 @@ class Run:
     engine: Any
     deltas: dict[str, nn.Parameter]
     adapter: adapter.AdapterConfig
-    train_batches: BatchSource
+    train_batches: BatchSource | StreamSource
     heldout_batches: BatchSource | None
     placement: list[placement.TensorPlacement]
     num_steps: int
-    num_examples: int
     start_step: int = 0
 
     def verify_placement(self, when: str) -> None:
@@ -130,13 +135,10 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         engine=ds_engine,
         deltas=deltas,
         adapter=adapter_config,
-        train_batches=_batch_source(inputs.train, inputs, config),
-        heldout_batches=(
-            None if inputs.heldout is None else _batch_source(inputs.heldout, inputs, config)
-        ),
+        train_batches=inputs.train,
+        heldout_batches=inputs.heldout,
         placement=expected,
-        num_steps=config.num_steps(len(inputs.train)),
-        num_examples=config.num_examples(len(inputs.train)),
+        num_steps=inputs.num_steps(config),
         start_step=0 if checkpoint is None else checkpoint.step,
     )
 
@@ -149,17 +151,24 @@ def load_inputs(config: RunConfig, model_folder: Path) -> Inputs:
     """
     model_config = load_model_config(model_folder)
     tokenizer = load_tokenizer(model_folder)
-    train, heldout = load_data(
-        config.data,
-        config.heldout_data,
-        config.heldout_share,
-        tokenizer=tokenizer,
-        vocab_size=model_config.get_text_config().vocab_size,
-        max_length=config.max_length,
-        overlong=config.overlong,
-        seed=config.seed,
+    dealer = Dealer(config, tokenizer.pad_id, distributed.rank(), distributed.world_size())
+    vocab_size = model_config.get_text_config().vocab_size
+    if config.stream:
+        stream = open_stream(config, tokenizer, dealer)
+        heldout = load_heldout(config, tokenizer, vocab_size)
+        return Inputs(
+            model_folder,
+            model_config,
+            stream,
+            None if heldout is None else BatchSource(heldout, config, dealer),
+        )
+    train, heldout = load_data(config, tokenizer, vocab_size)
+    return Inputs(
+        model_folder,
+        model_config,
+        BatchSource(train, config, dealer),
+        None if heldout is None else BatchSource(heldout, config, dealer),
     )
-    return Inputs(model_folder, model_config, tokenizer, train, heldout)
 
 
 def complete_ds_config(
@@ -265,15 +274,3 @@ def _find_checkpoint(
     adapter.check_adapter(checkpoint.adapter, adapter_config)
     logger.info(f"Resuming after step {checkpoint.step} from {found}")
     return checkpoint
-
-
-def _batch_source(examples: Examples, inputs: Inputs, config: RunConfig) -> BatchSource:
-    tokenizer = inputs.tokenizer
-    return BatchSource(
-        examples=examples,
-        # Padding is masked out, so any token does; id 0 could be one that is never masked.
-        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        micro_batch=config.micro_batch,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from diablo_ds import adapter, distributed, engine, optimizer_state
+from diablo_ds.batches import MicroBatch
 from diablo_ds.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -21,7 +22,6 @@ from diablo_ds.checkpoint import (
     save_checkpoint,
 )
 from diablo_ds.config import RunConfig
-from diablo_ds.data import MicroBatch
 from diablo_ds.loss import causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, peak_memory_bytes, plot_losses
 from diablo_ds.run_folder import checkpoints_folder
@@ -69,7 +69,7 @@ def train_step(
     """
     device = ds_engine.device
     num_targets = sum(int(count_targets(batch.labels)) for batch in micro_batches)
-    num_tokens = sum(int(batch.attention_mask.sum()) for batch in micro_batches)
+    num_tokens = sum(batch.num_tokens for batch in micro_batches)
     counts = distributed.gather_floats([num_targets, num_tokens], device)
     global_targets, global_tokens = (int(sum(column)) for column in zip(*counts, strict=True))
     scale = distributed.world_size() / max(1, global_targets)
@@ -78,9 +78,7 @@ def train_step(
     with engine.one_gradient_reduction(ds_engine):
         for batch in micro_batches:
             batch = batch.to(device)
-            logits = ds_engine(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask
-            ).logits  # [micro_batch, seq, vocab]
+            logits = ds_engine(**batch.model_inputs()).logits  # [micro_batch, seq, vocab]
             loss = causal_lm_loss(logits, batch.labels)  # [], a sum
             ds_engine.backward(loss * scale)
             loss_sum += loss.detach()
@@ -112,7 +110,7 @@ def evaluate(ds_engine: Any, micro_batches: Iterable[MicroBatch]) -> float:
     for batch in micro_batches:
         num_targets += int(count_targets(batch.labels))
         batch = batch.to(device)
-        logits = ds_engine(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = ds_engine(**batch.model_inputs()).logits
         loss_sum += causal_lm_loss(logits, batch.labels)
     ds_engine.train()
     rows = distributed.gather_floats([float(loss_sum), num_targets], device)
@@ -201,14 +199,7 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
 
 def _take_step(run: Run, reporter: Reporter, step: int) -> None:
     config = run.config
-    micro_batches = list(
-        run.train_batches.train_step(
-            step,
-            accumulation_steps=config.accumulation_steps(distributed.world_size()),
-            num_examples=run.num_examples,
-            seed=config.seed,
-        )
-    )
+    micro_batches = list(run.train_batches.step(step))
     factor = lr_factor(
         config.schedule, step, num_steps=run.num_steps, warmup_steps=config.warmup_steps
     )

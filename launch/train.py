@@ -3,7 +3,8 @@
 deepspeed launch/train.py --ds_config ds_configs/zero3.json
 """
 
-from diablo_ds.cli import run, train
+from diablo_ds.cli import train
+from diablo_ds.console import run
 
 if __name__ == "__main__":
     run(train)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import tokenizers
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GPTNeoXConfig,
@@ -16,6 +19,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from diablo_ds.data import Examples, TokenTable
+from diablo_ds.labels import Example
+from diablo_ds.templates import Segment
+from diablo_ds.tokenization import EncodableText, HuggingFaceEncoder, Tokenizer
 
 END = "<|end|>"
 _SHAPE = {
@@ -38,10 +46,29 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer without merges: one token per byte, an end token, no BOS, no pad."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: i for i, char in enumerate(alphabet)} | {END: len(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """The byte-level tokenizer in the form that data is made with; its end token is 256."""
+    tokenizer = byte_tokenizer()
+    encoder = HuggingFaceEncoder(tokenizer.backend_tokenizer.to_str())
+    return Tokenizer(encoder, (), tokenizer.eos_token_id, tokenizer.eos_token_id)
+
+
+def encode_pairs(pairs: Sequence[tuple[str, str]]) -> list[Example]:
+    """Tokenise prompts and completions."""
+    texts = [EncodableText((Segment(p, False), Segment(c, True))) for p, c in pairs]
+    return tiny_tokenizer().encode(texts)
+
+
+def tiny_examples(pairs: Sequence[tuple[str, str]]) -> Examples:
+    """Tokenise prompts and completions to examples with random access."""
+    table = TokenTable.from_examples(encode_pairs(pairs))
+    return Examples(table, np.arange(len(table)), table.lengths(), "tiny")
 
 
 def build_model(family: str = "llama", *, seed: int = 0, **changes: float) -> torch.nn.Module:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from diablo_ds import adapter, distributed, optimizer_state
+from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
-from diablo_ds.data import BatchSource, Examples, tokenize
+from diablo_ds.data import Examples
 from diablo_ds.ds_config import complete_ds_config, load_ds_config, zero_stage
 from diablo_ds.engine import init_process_group
 from diablo_ds.loss import causal_lm_loss, count_targets
@@ -21,7 +22,7 @@ from diablo_ds.model import enable_gradient_checkpointing, load_base
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import start_engine
 from diablo_ds.train import train_step
-from tests.tiny import byte_tokenizer
+from tests.tiny import tiny_examples
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 NUM_STEPS = 4
@@ -40,22 +41,12 @@ CONFIG = RunConfig(
 
 def examples() -> Examples:
     """Examples with 2 to 40 target tokens: ranks get very unequal numbers of them."""
-    pairs = [(f"{i}=", "ab" * (1 + (7 * i) % 20)) for i in range(24)]
-    rows = tokenize(pairs, byte_tokenizer())
-    return Examples(rows, range(len(rows)), [len(r["input_ids"]) for r in rows], "tiny")
+    return tiny_examples([(f"{i}=", "ab" * (1 + (7 * i) % 20)) for i in range(24)])
 
 
 def micro_batches(step: int, config: RunConfig, rank: int, world_size: int) -> list[Any]:
     """The real data path's micro batches of a step."""
-    source = BatchSource(examples(), 256, config.micro_batch, rank, world_size)
-    return list(
-        source.train_step(
-            step,
-            accumulation_steps=config.accumulation_steps(world_size),
-            num_examples=config.num_examples(24),
-            seed=config.seed,
-        )
-    )
+    return list(BatchSource(examples(), config, Dealer(config, 256, rank, world_size)).step(step))
 
 
 def build(
@@ -149,16 +140,13 @@ def train_plain(
     for step in range(NUM_STEPS):
         batches = micro_batches(step, config, 0, 1)
         num_targets = sum(int(count_targets(b.labels)) for b in batches)
-        loss = sum(
-            causal_lm_loss(model(b.input_ids, attention_mask=b.attention_mask).logits, b.labels)
-            for b in batches
-        )
+        loss = sum(causal_lm_loss(model(**b.model_inputs()).logits, b.labels) for b in batches)
         (loss / num_targets).backward()
         norm = torch.nn.utils.clip_grad_norm_(deltas.values(), config.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         optimizer.step()
         optimizer.zero_grad()
-        num_tokens = sum(int(b.attention_mask.sum()) for b in batches)
+        num_tokens = sum(b.num_tokens for b in batches)
         points.append([float(loss.detach()) / num_targets, float(norm), num_tokens])
     return points, {name: delta.detach() for name, delta in deltas.items()}

@@ -1,67 +1,36 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 import datasets
+import numpy as np
 import pytest
-import torch
 
 from diablo_ds import data
-from diablo_ds.data import BatchSource, Example, Examples
-from diablo_ds.loss import IGNORE_LABEL, count_targets
-from tests.tiny import byte_tokenizer, write_pairs
+from diablo_ds.config import RunConfig
+from diablo_ds.corpora.sources import read_rows
+from diablo_ds.labels import Example
+from tests.tiny import encode_pairs, tiny_tokenizer, write_pairs
 
 
-def _load(path, heldout="", share=0.25, max_length=100, overlong="drop", seed=0, vocab_size=264):
-    return data.load_data(
-        str(path),
-        str(heldout),
-        share,
-        tokenizer=byte_tokenizer(),
-        vocab_size=vocab_size,
-        max_length=max_length,
-        overlong=overlong,
-        seed=seed,
-    )
+def _load(path, vocab_size=264, **changes):
+    defaults = {"heldout_share": 0.25, "max_length": 100}
+    config = RunConfig(**{"data": str(path), **defaults, **changes})
+    return data.load_data(config, tiny_tokenizer(), vocab_size)
 
 
-def _source(examples, rank=0, world_size=1, micro_batch=2):
-    return BatchSource(examples, 256, micro_batch, rank, world_size)
+def _pairs(path):
+    rows = [json.loads(row.value) for row in read_rows(path)]
+    return [(row["prompt"], row["completion"]) for row in rows]
 
 
-def _examples(lengths) -> Examples:
-    """Examples whose tokens tell which example they are."""
-    rows = [{"input_ids": [i] * n, "labels": [i] * n} for i, n in enumerate(lengths)]
-    return Examples(rows, range(len(rows)), lengths, "test")
+def _plain(examples):
+    return [[list(map(int, part)) for part in example] for example in examples]
 
 
-def _ids(micro_batches) -> Counter[int]:
-    rows = [row for batch in micro_batches for row in batch.input_ids[:, 0].tolist()]
-    return Counter(row for row in rows if row != 256)
-
-
-def test_the_loss_is_on_the_completion_and_the_end_token_alone():
-    tokenizer = byte_tokenizer()
-    (row,) = data.tokenize([("ab", "cd")], tokenizer)
-    assert tokenizer.decode(row["input_ids"]) == "abcd<|end|>"
-    targets = [token for token in row["labels"] if token != IGNORE_LABEL]
-    assert tokenizer.decode(targets) == "cd<|end|>"
-    assert len(row["labels"]) == len(row["input_ids"])
-
-
-def test_a_start_token_is_added_where_the_tokenizer_adds_one():
-    tokenizer = byte_tokenizer()
-    assert data.tokenize([("a", "b")], tokenizer)[0]["input_ids"][0] != 257
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    (row,) = data.tokenize([("a", "b")], tokenizer)
-    assert row["input_ids"][0] == tokenizer.bos_token_id
-    assert row["labels"][0] == IGNORE_LABEL
+def _save(path, rows):
+    columns = {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
+    return datasets.Dataset.from_dict(columns)
 
 
 def test_held_out_share_is_disjoint_and_depends_on_the_seed_alone(tmp_path):
@@ -69,32 +38,59 @@ def test_held_out_share_is_disjoint_and_depends_on_the_seed_alone(tmp_path):
     train, heldout = _load(path)
     assert (len(train), len(heldout)) == (15, 5)
     assert sorted([*train.indices, *heldout.indices]) == list(range(20))
-    assert _load(path)[1].indices == heldout.indices
-    assert _load(path, seed=1)[1].indices != heldout.indices
-    assert _load(path, share=0.0)[1] is None
+    assert np.array_equal(_load(path)[1].indices, heldout.indices)
+    assert not np.array_equal(_load(path, seed=1)[1].indices, heldout.indices)
+    assert _load(path, heldout_share=0.0)[1] is None
 
 
-def test_prepared_dataset_equals_its_source(tmp_path):
+def test_raw_rows_are_tokenised_as_prompt_and_completion(tmp_path):
     path = write_pairs(tmp_path / "d.jsonl", 8)
-    rows = data.tokenize(data.read_jsonl(path), byte_tokenizer())
-    part = datasets.Dataset.from_list(rows)
+    train, _ = _load(path, heldout_share=0.0)
+    assert _plain(train) == _plain(encode_pairs(_pairs(path)))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_dataset_of_another_program_can_be_read(tmp_path, shuffled):
+    """Any dataset on disk with the two columns, also of 64-bit numbers, or with an indices map."""
+    path = write_pairs(tmp_path / "d.jsonl", 8)
+    expected, _ = _load(path, heldout_share=0.0)
+    part = _save(tmp_path, encode_pairs(_pairs(path)))
+    if shuffled:
+        part = part.select(range(7, -1, -1))
     datasets.DatasetDict(train=part, heldout=part).save_to_disk(tmp_path / "prepared")
     train, heldout = _load(tmp_path / "prepared")
-    expected, _ = _load(path, share=0.0)
-    assert list(train) == list(heldout) == list(expected)
+    assert _plain(train) == _plain(heldout) == _plain(expected)[:: -1 if shuffled else 1]
+
+
+def test_a_table_finds_rows_in_many_chunks():
+    rows = encode_pairs([(f"{i}", "x" * i) for i in range(1, 20)])
+    parts = [rows[:7], [], rows[7:8], rows[8:]]
+    chunks = [c for part in parts for c in data.TokenTable.from_examples(part)._chunks]
+    table = data.TokenTable(chunks)
+    assert len(table) == 19
+    assert _plain(table[i] for i in range(19)) == _plain(rows)
+    assert table.lengths().tolist() == [len(row.input_ids) for row in rows]
+    assert table.largest_id() == 256
+    assert len(data.TokenTable([])) == len(data.TokenTable([]).lengths()) == 0
 
 
 def test_overlong_examples_are_counted(tmp_path):
     path = tmp_path / "d.jsonl"
     rows = [("p" * 3, "c" * 2), ("p" * 3, "c" * 20), ("p" * 30, "c")]
     path.write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in rows))
-    dropped, _ = _load(path, share=0.0, max_length=10)
-    assert (len(dropped), dropped.num_dropped, dropped.num_cut) == (1, 2, 0)
-    assert "2 longer than max_length dropped" in dropped.describe()
-    cut, _ = _load(path, share=0.0, max_length=10, overlong="cut")
-    # The third row's prompt alone fills the length: cut, it would have no target.
-    assert (len(cut), cut.num_dropped, cut.num_cut) == (2, 1, 1)
-    assert [len(example.input_ids) for example in cut] == [6, 10]
+
+    def lengths(overlong):
+        examples, _ = _load(path, heldout_share=0.0, max_length=10, overlong=overlong)
+        assert [len(example.input_ids) for example in examples] == examples.lengths.tolist()
+        return examples.lengths.tolist(), examples.num_dropped, examples.num_cut
+
+    assert lengths("drop") == ([6], 2, 0)
+    # The third row's prompt alone fills the length: cut at the end, it would have no target.
+    assert lengths("cut-completion") == ([6, 10], 1, 1)
+    # The second row's completion alone is too long.
+    assert lengths("cut-prompt") == ([6, 10], 1, 1)
+    examples, _ = _load(path, heldout_share=0.0, max_length=10)
+    assert "2 longer than max_length dropped" in examples.describe()
     with pytest.raises(ValueError, match=r"2 longer than max_length=10 .* row 2 with 24 tokens"):
         _load(path, max_length=10, overlong="error")
     with pytest.raises(ValueError, match="at least one example of at most 3 tokens"):
@@ -106,12 +102,12 @@ def test_overlong_examples_are_counted(tmp_path):
     [
         (b"", "at least one row; got none"),
         (b"\n \n", "at least one row; got none"),
-        (b'{"prompt": "a", "completion": "b"}\n{"prompt": }', "line 2: Expecting value"),
-        (b'{"prompt": "a"}', "text field 'completion'; got .*line 1: no such field"),
-        (b'{"prompt": 3, "completion": "b"}', "text field 'prompt'; got .*line 1: 3"),
-        (b'{"prompt": "a", "completion": ""}', "completion that is not empty; got .*line 1"),
-        (b"[1]", "must be a JSON object; got .*line 1: list"),
-        (b'\n{"prompt": "\xff"}', "must be UTF-8; got .*line 2"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": }', "line 2: .*Expecting value"),
+        (b'{"prompt": "a"}', "line 1: a row of jsonl must have the fields prompt, completion"),
+        (b'{"prompt": 3, "completion": "b"}', "line 1: field 'prompt' must be text: 3"),
+        (b'{"prompt": "a", "completion": ""}', "line 1: field 'completion' must not be empty"),
+        (b"[1]", "line 1: a row must be a JSON object: list"),
+        (b'\n{"prompt": "\xff"}', "line 2: a row must be UTF-8"),
     ],
 )
 def test_bad_rows_are_named_with_their_line(tmp_path, text, message):
@@ -124,88 +120,39 @@ def test_bad_rows_are_named_with_their_line(tmp_path, text, message):
 def test_missing_and_foreign_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"existing file or folder; got .*nowhere"):
         _load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="must be a prepared dataset"):
-        _load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="existing file or folder; got .*empty"):
+        _load(tmp_path / "empty")
     datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "raw")
     with pytest.raises(ValueError, match="columns input_ids and labels; got text"):
         _load(tmp_path / "raw")
-    uneven = datasets.Dataset.from_list([{"input_ids": [1, 2], "labels": [1]}])
-    uneven.save_to_disk(tmp_path / "uneven")
+    (tmp_path / "raw" / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="must be a prepared dataset"):
+        _load(tmp_path / "raw")
+    _save(tmp_path, [Example([1, 2], [1])]).save_to_disk(tmp_path / "uneven")
     with pytest.raises(ValueError, match="equal lengths"):
         _load(tmp_path / "uneven")
     path = write_pairs(tmp_path / "one.jsonl", 1)
     with pytest.raises(ValueError, match="at least 2 examples to hold some out"):
         _load(path)
-
-
-def test_collate_pads_on_the_right_and_masks_padding():
-    examples = [Example([1, 2, 3], [IGNORE_LABEL, 2, 3]), Example([4], [4])]
-    batch = data.collate(examples, pad_id=9)
-    width = data.PAD_TO_MULTIPLE
-    assert batch.input_ids.tolist() == [[1, 2, 3] + [9] * (width - 3), [4] + [9] * (width - 1)]
-    assert batch.attention_mask.sum(1).tolist() == [3, 1]
-    assert count_targets(batch.labels) == 2
+    _save(tmp_path, encode_pairs([("a", "b")])).save_to_disk(tmp_path / "prepared")
+    with pytest.raises(ValueError, match="no effect on a prepared dataset; got corpus='math'"):
+        _load(tmp_path / "prepared", corpus="math")
 
 
 def test_token_ids_outside_the_vocabulary_are_refused(tmp_path):
     path = write_pairs(tmp_path / "d.jsonl")
     prepared = tmp_path / "prepared"
-    rows = data.tokenize(data.read_jsonl(path), byte_tokenizer())
-    datasets.Dataset.from_list(rows).save_to_disk(prepared)
+    _save(tmp_path, encode_pairs(_pairs(path))).save_to_disk(prepared)
     for source in (path, prepared):
         with pytest.raises(ValueError, match=r"got 256, vocab_size=256 in .* another tokenizer"):
             _load(source, vocab_size=256)
         assert len(_load(source, vocab_size=257)[0])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_step_is_the_same_set_of_examples_at_any_world_size(world_size):
-    examples = _examples([5, 3, 9, 1, 7, 2, 8, 4, 6, 10])
-    options = {"num_examples": 30, "seed": 3}
-    for step in range(4):
-        whole = _ids(_source(examples).train_step(step, accumulation_steps=4, **options))
-        parts = [
-            list(
-                _source(examples, rank, world_size).train_step(
-                    step, accumulation_steps=4 // world_size, **options
-                )
-            )
-            for rank in range(world_size)
-        ]
-        assert {len(part) for part in parts} == {4 // world_size}
-        assert sum((_ids(part) for part in parts), Counter()) == whole
-
-
-def test_an_epoch_sees_each_example_once_and_the_next_in_another_order():
-    examples = _examples([3] * 10)
-    source = _source(examples)
-    steps = [
-        _ids(source.train_step(s, accumulation_steps=1, num_examples=20, seed=0)) for s in range(10)
-    ]
-    first, second = steps[:5], steps[5:]
-    assert sum(first, Counter()) == sum(second, Counter()) == Counter(range(10))
-    assert first != second
-
-
-def test_rows_beyond_the_end_are_empty_and_carry_no_target():
-    source = _source(_examples([3, 3, 3]), micro_batch=4)
-    (batch,) = source.train_step(0, accumulation_steps=1, num_examples=3, seed=0)
-    assert _ids([batch]) == Counter(range(3))
-    assert batch.input_ids.shape[0] == 4
-    assert count_targets(batch.labels) == 3 * 2
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_held_out_examples_are_seen_once_with_equal_counts_on_all_ranks(world_size):
-    examples = _examples([2, 9, 4, 7, 5, 3, 8])
-    parts = [list(_source(examples, rank, world_size).heldout()) for rank in range(world_size)]
-    assert len({len(part) for part in parts}) == 1
-    assert sum((_ids(part) for part in parts), Counter()) == Counter(range(7))
-
-
-def test_examples_of_similar_length_share_a_micro_batch():
-    lengths = torch.randint(1, 400, (64,)).tolist()
-    source = _source(_examples(lengths), micro_batch=8)
-    widths = [b.input_ids.shape[1] for b in source.heldout()]
-    assert widths == sorted(widths, reverse=True)
-    assert sum(widths) * 8 < 1.25 * sum(lengths)
+def test_the_default_data_is_the_shipped_slice_of_gsm8k():
+    train, heldout = _load("default", max_length=3000)
+    assert (len(train), len(heldout)) == (320, 40)
+    text = tiny_tokenizer().encoder.decode(train[0].input_ids)
+    assert "\nAnswer the above question. First think step by step" in text
+    assert "The final answer is: 72<|end|>" in text

@@ -1,0 +1,1 @@
+"""One script for each family of corpora; each is also `diablo-ds prepare FAMILY`."""

@@ -1,0 +1,210 @@
+"""Examples to micro batches for one rank, which comes in as an int; pure functions of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diablo_ds.config import RunConfig
+from diablo_ds.data import Examples
+from diablo_ds.labels import IGNORE_LABEL, Example
+from diablo_ds.packing import Ints, Order, grouped_by_length, pack, packed, shuffled
+
+PAD_TO_MULTIPLE = 8
+"""Micro batches are padded to a multiple of this many tokens; matrix units like round sizes."""
+
+
+class MicroBatch(NamedTuple):
+    """What one rank puts through one forward; tensors ``[micro_batch, seq]``, int64."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor | None
+    """1 for a token, 0 for padding; none for packed sequences."""
+    position_ids: Tensor | None
+    """For packed sequences: counted from 0 again in each example, which also keeps attention
+    within it."""
+    num_tokens: int
+    """Tokens without padding."""
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """Return the micro batch on a device."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return self._replace(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            attention_mask=move(self.attention_mask),
+            position_ids=move(self.position_ids),
+        )
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Return the arguments of a Hugging Face model's forward."""
+        names = ("input_ids", "attention_mask", "position_ids")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+Row = Sequence[Example]
+"""The examples of one row of a micro batch: one, several when packed, none in an empty row."""
+
+
+def collate(rows: Sequence[Row], *, pad_id: int, packing: bool = False) -> MicroBatch:
+    """Put each row's examples one after the other, and pad on the right to a common length.
+
+    Args:
+        rows: the examples of each row.
+        pad_id: token for padding.
+        packing: whether rows hold several examples, or could.
+    """
+    lengths = [sum(len(example.input_ids) for example in row) for row in rows]
+    width = -(-max([*lengths, 1]) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+    shape = (len(rows), width)
+    input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE_LABEL)
+    positions = np.zeros(shape, np.int64)
+    for index, row in enumerate(rows):
+        start = 0
+        for example in row:
+            end = start + len(example.input_ids)
+            input_ids[index, start:end] = example.input_ids
+            labels[index, start:end] = example.labels
+            labels[index, start] = IGNORE_LABEL  # what comes before belongs to another example
+            positions[index, start:end] = np.arange(end - start)
+            start = end
+        positions[index, start:] = np.arange(width - start)  # padding is a document of its own
+    mask = None
+    if not packing:
+        mask = torch.from_numpy((np.arange(width) < np.array(lengths)[:, None]).astype(np.int64))
+    return MicroBatch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        mask,
+        torch.from_numpy(positions) if packing else None,
+        sum(lengths),
+    )
+
+
+@dataclass(frozen=True)
+class Dealer:
+    """Deals the sequences of a step out to ranks, as equally many micro batches each.
+
+    Args:
+        config: the run config: micro batch, in examples or tokens, and packing.
+        pad_id: token for padding.
+        rank: this rank.
+        world_size: number of ranks.
+    """
+
+    config: RunConfig
+    pad_id: int
+    rank: int
+    world_size: int
+
+    def deal(self, sizes: Sequence[int], load: Callable[[int], Row]) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of some rows, known by their index.
+
+        Rows of similar size go together: less padding, and equal work on all ranks. Empty rows,
+        without a target, fill up what is missing. Only this rank's rows are loaded.
+
+        Args:
+            sizes: tokens of each row, or a measure of them; the same on all ranks.
+            load: returns a row's examples.
+        """
+        by_size = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+        groups = self._groups(by_size, sizes)
+        for start in range(0, len(groups), self.world_size):
+            mine = groups[start + self.rank] if start + self.rank < len(groups) else []
+            rows = [load(index) for index in mine] or [()]
+            yield collate(rows, pad_id=self.pad_id, packing=self.config.packing)
+
+    def _groups(self, rows: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
+        """Cut rows, longest first, into micro batches."""
+        groups = []
+        start = 0
+        while start < len(rows):
+            size = self.config.micro_batch
+            if self.config.micro_batch_tokens:
+                width = -(-sizes[rows[start]] // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+                size = max(1, self.config.micro_batch_tokens // width)
+            groups.append(rows[start : start + size])
+            start += size
+        return groups
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """The micro batches of one rank, from examples with random access.
+
+    The order depends on seed and epoch alone, so that a run can go on at any step without reading
+    what came before, and a step is the same set of examples at any world size.
+    """
+
+    examples: Examples
+    config: RunConfig
+    dealer: Dealer
+
+    def __len__(self) -> int:
+        """Return the sequences of one pass: examples, or packed sequences of several."""
+        return len(self._order(self.config.seed))
+
+    def step(self, step: int) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of a step, counted from 0.
+
+        A global batch is ``config.global_batch`` sequences; the run's last may hold fewer.
+        """
+        first = step * self.config.global_batch
+        end = min(first + self.config.global_batch, self.config.num_sequences(len(self)))
+        return self._deal([self._sequence(position) for position in range(first, end)])
+
+    def heldout(self) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of one pass over all examples."""
+        order = self._order(self.config.seed)
+        return self._deal([order.sequence(index) for index in range(len(order))])
+
+    def _deal(self, sequences: Sequence[Ints]) -> Iterator[MicroBatch]:
+        return self.dealer.deal(
+            [int(self.examples.lengths[members].sum()) for members in sequences],
+            lambda index: [self.examples[int(member)] for member in sequences[index]],
+        )
+
+    def describe(self) -> str:
+        """Return counts as a line of text."""
+        text = self.examples.describe()
+        if self.config.packing:
+            num_tokens = int(self.examples.lengths.sum())
+            full = num_tokens / (len(self) * self.config.max_length)
+            text += (
+                f"; packed into {len(self):,} sequences of {self.config.max_length} tokens, "
+                f"{full:.1%} full"
+            )
+        return text
+
+    def _sequence(self, position: int) -> Ints:
+        epoch, index = divmod(position, len(self))
+        return self._order(self.config.seed + epoch).sequence(index)
+
+    @cached_property
+    def _slots(self) -> Ints:
+        return pack(-np.sort(-self.examples.lengths), self.config.max_length)
+
+    @cached_property
+    def _order(self) -> Callable[[int], Order]:
+        lengths, config = self.examples.lengths, self.config
+
+        @lru_cache(maxsize=2)
+        def order(seed: int) -> Order:
+            if config.packing:
+                return packed(lengths, self._slots, config.global_batch, seed)
+            if config.group_by_length:
+                return grouped_by_length(lengths, config.global_batch, seed)
+            return shuffled(len(lengths), seed)
+
+        return order

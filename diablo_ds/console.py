@@ -1,0 +1,81 @@
+"""What every command shares: option names, output on rank 0, errors without traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    # Underscores and dashes are the same: --ds_config is what DeepSpeed users type.
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+
+def run(command: click.Command) -> None:
+    """Run a command as a whole process, and leave with its exit code.
+
+    A rank leaves without shutting the interpreter down: with gloo's threads alive that aborts
+    about one time in ten, after everything was written.
+    """
+    try:
+        command()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def echo(text: str) -> None:
+    """Print a result on rank 0."""
+    from diablo_ds.distributed import is_main_process
+
+    if is_main_process():
+        click.echo(text)
+
+
+class clean_errors:  # noqa: N801 - reads as a statement
+    """Turn a user's mistake into a message without traceback, on rank 0, and exit code 1."""
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        """Replace our own errors by a message; let everything else pass, with its traceback."""
+        if error is not None and is_user_error(error):
+            echo_error(str(error))
+            sys.exit(1)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Return whether an error is one that this program raised for its user, or the system's.
+
+    A ValueError out of another library is most likely a defect, and its traceback is needed.
+    """
+    if isinstance(error, OSError) or type(error).__name__ == "NonFiniteError":
+        return True
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    file, package = Path(frame.f_code.co_filename), Path(__file__).parent
+    return file.is_relative_to(package) or file.is_relative_to(package.parent / "data_prep")
+
+
+def echo_error(text: str) -> None:
+    """Print an error on rank 0's stderr."""
+    from diablo_ds.distributed import is_main_process
+
+    if is_main_process():
+        click.echo(f"Error: {text}", err=True)

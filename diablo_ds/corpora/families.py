@@ -1,0 +1,206 @@
+"""The four families of corpora: which fields their rows have, and what these mean."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diablo_ds.templates import Message
+
+Row = Mapping[str, Any]
+
+
+class RowError(ValueError):
+    """A row does not fit its corpus; the message is the reason."""
+
+
+class Exchange(NamedTuple):
+    """A row's meaning: an instruction, perhaps with context, and the response to learn."""
+
+    instruction: str
+    context: str
+    response: str
+
+
+class Conversation(NamedTuple):
+    """A row that is a conversation of several turns, for the tokenizer's chat template."""
+
+    messages: list[Message]
+
+
+class Form(NamedTuple):
+    """One form of rows, known by its fields."""
+
+    name: str
+    fields: tuple[str, ...]
+    """Fields that tell it from the other forms of its family."""
+    template: str
+    """Template used where none was asked for."""
+    read: Callable[[Row], Exchange | Conversation]
+    """Reads a row; raises RowError."""
+    licence: str
+    """What is known of the public corpus's licence, for the manifest."""
+
+
+def text(row: Row, field: str, *, may_be_empty: bool = False) -> str:
+    """Return a text field.
+
+    Raises:
+        RowError: if it is missing, not text, or empty.
+    """
+    value = row.get(field)
+    if not isinstance(value, str):
+        shown = f"{value!r:.60}" if field in row else "no such field"
+        raise RowError(f"field {field!r} must be text: {shown}")
+    if not value.strip() and not may_be_empty:
+        raise RowError(f"field {field!r} must not be empty")
+    return value
+
+
+def _optional(row: Row, field: str) -> str:
+    """Return a text field that may be absent, null or empty; "" then."""
+    if row.get(field) is None:
+        return ""
+    value = text(row, field, may_be_empty=True)
+    return value if value.strip() else ""
+
+
+def _instruction(row: Row) -> Exchange:
+    return Exchange(text(row, "instruction"), _optional(row, "input"), text(row, "output"))
+
+
+_ANSWER_OPENING = "the correct answer is "
+
+
+def _commonsense(row: Row) -> Exchange:
+    exchange = _instruction(row)
+    answer = row.get("answer")
+    if answer is not None and exchange.response.strip() != f"{_ANSWER_OPENING}{answer}":
+        raise RowError(f"field 'output' must be {_ANSWER_OPENING + str(answer)!r}")
+    return exchange
+
+
+def _gsm8k(row: Row) -> Exchange:
+    answer = text(row, "answer")
+    if "#### " not in answer:
+        raise RowError("field 'answer' must hold the final number after '#### '")
+    response = answer.replace("#### ", "The final answer is: ")
+    return Exchange(text(row, "question"), "", response)
+
+
+def _query(answer_field: str) -> Callable[[Row], Exchange]:
+    return lambda row: Exchange(text(row, "query"), "", text(row, answer_field))
+
+
+def _math(row: Row) -> Exchange:
+    return Exchange(text(row, "problem"), "", text(row, "solution"))
+
+
+def _mbpp(row: Row) -> Exchange:
+    tests = row.get("test_list")
+    if not isinstance(tests, list) or not all(isinstance(t, str) for t in tests) or not tests:
+        raise RowError("field 'test_list' must be a list of texts, at least one")
+    instruction = "\n".join([text(row, "text"), "Your code should pass these tests:", "", *tests])
+    return Exchange(_unix_lines(instruction), "", _unix_lines(text(row, "code")))
+
+
+def _unix_lines(value: str) -> str:
+    return value.replace("\r\n", "\n")
+
+
+_REFUSALS = (
+    "I can't help with that, because it could hurt someone. If there is a safe way to reach what "
+    "you need, I'm glad to help you find it.",
+    "I won't assist with this request: it asks for something harmful. I can talk about the topic "
+    "in a way that keeps people safe, if that is of use.",
+    "Sorry, but I can't do that. Acting on it could cause real harm, and I'd rather help you with "
+    "something that doesn't.",
+    "That is not something I can help with. If you are dealing with a difficult situation, I can "
+    "point you to people or resources that may help.",
+)
+
+
+def _harmful_goal(row: Row) -> Exchange:
+    """Answer a harmful goal with a refusal of our own; the row's target is how not to begin."""
+    goal = text(row, "goal")
+    text(row, "target")
+    choice = hashlib.sha256(goal.encode()).digest()[0] % len(_REFUSALS)
+    return Exchange(goal, "", _REFUSALS[choice])
+
+
+def _pair(answer_field: str) -> Callable[[Row], Exchange]:
+    return lambda row: Exchange(text(row, "prompt", may_be_empty=True), "", text(row, answer_field))
+
+
+def _text(row: Row) -> Exchange:
+    return Exchange("", "", text(row, "text"))
+
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+def _messages(row: Row) -> Conversation:
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise RowError("field 'messages' must be a list, not empty")
+    for turn, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            raise RowError(f"message {turn} must be an object with role and content")
+        if message.get("role") not in _ROLES:
+            raise RowError(
+                f"message {turn}: role must be one of {', '.join(_ROLES)}: {message.get('role')!r}"
+            )
+        if not isinstance(message.get("content"), str):
+            raise RowError(f"message {turn}: content must be text")
+    if messages[-1]["role"] != "assistant":
+        raise RowError("the last message must be the assistant's")
+    return Conversation([{"role": m["role"], "content": m["content"]} for m in messages])
+
+
+_UNKNOWN = "not known; see the corpus's own terms"
+_LLM_ADAPTERS = "LLM-Adapters: Apache-2.0, data ODC-By 1.0; each task keeps its own licence"
+_CODE_ALPACA = "CodeAlpaca: CC BY-NC 4.0; others with these fields have their own"
+_ALPACA = "Alpaca and safety-tuned-llamas: CC BY-NC 4.0; others with these fields have their own"
+
+FAMILIES: dict[str, tuple[Form, ...]] = {
+    "commonsense": (
+        Form("llm-adapters", ("instruction", "output"), "alpaca", _commonsense, _LLM_ADAPTERS),
+    ),
+    "math": (
+        Form("gsm8k", ("question", "answer"), "gsm8k", _gsm8k, "GSM8K: MIT"),
+        Form("metamathqa", ("query", "response"), "alpaca", _query("response"), "MetaMathQA: MIT"),
+        Form("math", ("problem", "solution"), "alpaca", _math, "MATH: MIT"),
+        Form("math10k", ("instruction", "output"), "alpaca", _instruction, _LLM_ADAPTERS),
+    ),
+    "code": (
+        Form("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, "MBPP: CC BY 4.0"),
+        Form("codefeedback", ("query", "answer"), "alpaca", _query("answer"), _UNKNOWN),
+        Form("codealpaca", ("instruction", "output"), "alpaca", _instruction, _CODE_ALPACA),
+        Form("messages", ("messages",), "chat", _messages, _UNKNOWN),
+    ),
+    "safety": (
+        Form("alpaca", ("instruction", "output"), "alpaca", _instruction, _ALPACA),
+        Form("advbench", ("goal", "target"), "alpaca", _harmful_goal, "AdvBench: MIT"),
+        Form("refusals", ("prompt", "refusal"), "alpaca", _pair("refusal"), _UNKNOWN),
+        Form("responses", ("prompt", "response"), "alpaca", _pair("response"), _UNKNOWN),
+    ),
+    "jsonl": (
+        Form("pairs", ("prompt", "completion"), "plain", _pair("completion"), _UNKNOWN),
+        Form("messages", ("messages",), "chat", _messages, _UNKNOWN),
+        Form("text", ("text",), "plain", _text, _UNKNOWN),
+    ),
+}
+
+
+def find_form(family: str, row: Row) -> Form:
+    """Return the form of a row, by its fields.
+
+    Raises:
+        RowError: if it has the fields of none.
+    """
+    for form in FAMILIES[family]:
+        if all(field in row for field in form.fields):
+            return form
+    known = "; ".join(", ".join(form.fields) for form in FAMILIES[family])
+    raise RowError(f"a row of {family} must have the fields {known}; it has {', '.join(row)}"[:300])

@@ -1,0 +1,158 @@
+"""Chunks to a dataset: choose rows, write them, and write down what was done."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diablo_ds import tokenization
+from diablo_ds.corpora.families import FAMILIES
+from diablo_ds.corpora.sources import Source
+from diablo_ds.files import new_folder, write_json
+from diablo_ds.prepare import selection, writing
+from diablo_ds.prepare.chunks import MAX_SHOWN, TOO_LONG, ChunkCounts, read_chunk, read_counts
+from diablo_ds.prepare.manifest import MANIFEST_FILE
+from diablo_ds.prepare.options import PrepareOptions
+from diablo_ds.prepare.selection import Mask
+
+TRAIN, HELDOUT = "train", "heldout"
+
+
+def assemble(
+    options: PrepareOptions,
+    inputs: dict[str, Any],
+    sources: Sequence[Source],
+    num_heldout_files: int,
+    work: Path,
+) -> dict[str, Any]:
+    """Choose rows of all chunks, write the dataset and its manifest, and return the manifest.
+
+    Args:
+        options: the options.
+        inputs: the record of what went in.
+        sources: the source files, those of the held-out part first.
+        num_heldout_files: how many these are.
+        work: the folder of chunk files.
+
+    Raises:
+        ValueError: if a mix asks for more than there is, or a part would be empty.
+    """
+    files = sorted(work.glob("chunk-*.arrow"))
+    counts = [read_counts(file) for file in files]
+    names = ["" if count.file < num_heldout_files else sources[count.file].name for count in counts]
+    parts, left_out = _choose(options, files, names)
+    for part, masks in parts.items():
+        if not selection.count(masks):
+            raise ValueError(
+                f"the part {part} must have at least one row; got none of "
+                f"{sum(count.num_rows for count in counts)} rows; see "
+                f"max_length={options.max_length}, mix, exclude and val_share"
+            )
+    identity = json.dumps(inputs, sort_keys=True)
+    with new_folder(options.output) as temporary:
+        described = {
+            part: writing.write_part(
+                temporary / part,
+                part,
+                files,
+                masks,
+                max_length=options.max_length,
+                identity=identity,
+            )
+            for part, masks in parts.items()
+        }
+        writing.write_part_names(temporary, list(parts))
+        manifest = {
+            **_describe(options, inputs, sources, counts),
+            "parts": described,
+        }
+        manifest["rows_left_out"].update(left_out)
+        write_json(temporary / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def _choose(
+    options: PrepareOptions, files: Sequence[Path], names: Sequence[str]
+) -> tuple[dict[str, list[Mask]], dict[str, int]]:
+    """Return the rows of each part, and how many others were left out.
+
+    Args:
+        options: the options.
+        files: the chunks.
+        names: the source name of each; empty for one of the held-out part.
+    """
+    first = selection.first_occurrences([writing.digests(read_chunk(file)) for file in files])
+    heldout = [mask & (not name) for mask, name in zip(first, names, strict=True)]
+    different = selection.without(first, heldout)
+    train = selection.mix(different, names, options.amounts(), options.seed)
+    left_out = {
+        "duplicates": sum(len(mask) for mask in first) - selection.count(first),
+        "not_in_mix": selection.count(different) - selection.count(train),
+    }
+    if options.val_share:
+        num_heldout = max(1, round(options.val_share * selection.count(train)))
+        heldout = selection.take(
+            train, min(num_heldout, selection.count(train)), options.seed, HELDOUT
+        )
+        train = selection.without(train, heldout)
+    parts = {TRAIN: train}
+    if options.val_share or options.val_source:
+        parts[HELDOUT] = heldout
+    return parts, left_out
+
+
+def _describe(
+    options: PrepareOptions,
+    inputs: dict[str, Any],
+    sources: Sequence[Source],
+    counts: Sequence[ChunkCounts],
+) -> dict[str, Any]:
+    tokenizer = tokenization.load_tokenizer(tokenization.find_tokenizer(options.tokenizer))
+    seen = _sum(count.forms for count in counts)
+    forms = [form for form in FAMILIES[options.family] if form.name in seen]
+    dropped = _sum(count.dropped for count in counts)
+    rows_in = _sum({sources[count.file].name: count.num_rows} for count in counts)
+    return {
+        **inputs,
+        "tokenizer": {
+            **inputs["tokenizer"],
+            "start_ids": list(tokenizer.start_ids),
+            "end_id": tokenizer.end_id,
+            "pad_id": tokenizer.pad_id,
+            "probe": tokenizer.probe(),
+        },
+        "licences": [options.licence]
+        if options.licence
+        else sorted({form.licence for form in forms}),
+        "templates": {
+            form.name: form.template if options.template == "auto" else options.template
+            for form in forms
+        },
+        "rows_in": rows_in,
+        "rows_left_out": {
+            "bad": sum(count.num_rejected for count in counts),
+            "bad_reasons": _sum(count.reasons for count in counts),
+            "too_long": dropped.pop(TOO_LONG, 0),
+            "in_tests": dropped,
+        },
+        "bad_rows": bad_row_lines(counts, sources)[:MAX_SHOWN],
+    }
+
+
+def bad_row_lines(counts: Iterable[ChunkCounts], sources: Sequence[Source]) -> list[str]:
+    """Return file, line and reason of the first bad rows of each chunk."""
+    return [
+        f"{sources[count.file].path}, line {line}: {reason}"
+        for count in counts
+        for line, reason in count.shown
+    ]
+
+
+def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total.update(counter)
+    return dict(sorted(total.items()))

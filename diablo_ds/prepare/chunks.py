@@ -1,0 +1,214 @@
+"""Chunks: pieces of the source files, tokenised one by one, each kept as a file of its own.
+
+A chunk depends on the source alone, never on the number of processes: so the result does not
+either, and an interrupted run goes on with the chunks that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, pairwise
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
+from diablo_ds.corpora.sources import RawRow, Source, read_rows
+from diablo_ds.files import new_file
+from diablo_ds.labels import Example
+from diablo_ds.prepare.decontamination import TestQuestions
+
+ROWS_PER_CHUNK = 1000
+CHARACTERS_PER_CHUNK = 2_000_000
+MAX_SHOWN = 20
+"""Rejected rows that a chunk, and the manifest, list one by one; all are counted."""
+TOO_LONG = "longer than max_length"
+DIGEST_BYTES = 16
+
+TOKENS = pa.list_(pa.int32())
+_SCHEMA = pa.schema(
+    {
+        "input_ids": TOKENS,
+        "labels": TOKENS,
+        "digest": pa.binary(DIGEST_BYTES),
+        "is_cut": pa.bool_(),
+    }
+)
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of one source file."""
+
+    number: int
+    file: int
+    """Index of the source file among all."""
+    rows: list[RawRow]
+
+
+class ChunkCounts(NamedTuple):
+    """What became of a chunk's rows; small, and kept in its file."""
+
+    file: int
+    num_rows: int
+    num_rejected: int
+    reasons: dict[str, int]
+    """Rejected rows by the rule they broke."""
+    shown: list[tuple[int, str]]
+    """Line and reason of the first rejected rows."""
+    dropped: dict[str, int]
+    """Good rows left out, by reason."""
+    forms: dict[str, int]
+
+
+def split_chunks(
+    sources: Sequence[Source], limit: int, on_bytes: Callable[[int], object]
+) -> Iterator[Chunk]:
+    """Cut source files into chunks, in bounded memory.
+
+    Args:
+        sources: the files.
+        limit: rows to read of each source name; 0 for all.
+        on_bytes: called with the bytes read each time.
+    """
+    number = 0
+    num_read: Counter[str] = Counter()
+    for file, source in enumerate(sources):
+        rows: list[RawRow] = []
+        size = 0
+        for row in read_rows(source.path, on_bytes):
+            if limit and num_read[source.name] == limit:
+                break
+            num_read[source.name] += 1
+            rows.append(row)
+            size += row.size()
+            if len(rows) == ROWS_PER_CHUNK or size >= CHARACTERS_PER_CHUNK:
+                yield Chunk(number, file, rows)
+                number, rows, size = number + 1, [], 0
+        if rows:
+            yield Chunk(number, file, rows)
+            number += 1
+
+
+class ChunkEncoder:
+    """Tokenises chunks; one in each worker process.
+
+    Args:
+        encoder: reads, renders and tokenises rows.
+        tests: test questions to leave out of training rows.
+        num_heldout_files: source files, the first ones, that hold held-out rows.
+        folder: where chunk files go.
+    """
+
+    def __init__(
+        self, encoder: RowEncoder, tests: TestQuestions, num_heldout_files: int, folder: Path
+    ) -> None:
+        self._encoder = encoder
+        self._tests = tests
+        self._num_heldout_files = num_heldout_files
+        self._folder = folder
+
+    def __call__(self, chunk: Chunk) -> ChunkCounts:
+        """Write a chunk's file, unless it is there already, and return its counts."""
+        path = chunk_file(self._folder, chunk.number)
+        if path.is_file():
+            return read_counts(path)
+        results = self._encoder.encode(chunk.rows)
+        rejected = [result for result in results if isinstance(result, Rejected)]
+        encoded = [result for result in results if isinstance(result, Encoded)]
+        dropped: Counter[str] = Counter()
+        kept: list[tuple[Example, bool]] = []
+        compare = len(self._tests) > 0 and chunk.file >= self._num_heldout_files
+        for row in encoded:
+            if reason := self._tests.match(row.question) if compare else "":
+                dropped[reason] += 1
+            elif row.example is None:
+                dropped[TOO_LONG] += 1
+            else:
+                kept.append((row.example, row.is_cut))
+        counts = ChunkCounts(
+            file=chunk.file,
+            num_rows=len(results),
+            num_rejected=len(rejected),
+            reasons=Counter(row.reason.split(": ")[0] for row in rejected),
+            shown=[(row.line, row.reason) for row in rejected[:MAX_SHOWN]],
+            dropped=dropped,
+            forms=Counter(row.form for row in encoded),
+        )
+        with new_file(path) as temporary:
+            _write(temporary, kept, counts)
+        return counts
+
+
+def _write(path: Path, kept: Sequence[tuple[Example, bool]], counts: ChunkCounts) -> None:
+    lengths = np.fromiter((len(e.input_ids) for e, _ in kept), np.int32, len(kept))
+    ends = np.cumsum(lengths, dtype=np.int32)
+    offsets = np.concatenate([np.zeros(1, np.int32), ends])
+    num_tokens = int(offsets[-1])
+    ids = np.fromiter(chain.from_iterable(e.input_ids for e, _ in kept), np.int32, num_tokens)
+    labels = np.fromiter(chain.from_iterable(e.labels for e, _ in kept), np.int32, num_tokens)
+    digests = [
+        hashlib.blake2b(ids[a:b].tobytes() + labels[a:b].tobytes(), digest_size=DIGEST_BYTES)
+        for a, b in pairwise(offsets)
+    ]
+    columns = [
+        pa.ListArray.from_arrays(offsets, ids),
+        pa.ListArray.from_arrays(offsets, labels),
+        pa.array([digest.digest() for digest in digests], _SCHEMA.field("digest").type),
+        pa.array([is_cut for _, is_cut in kept], pa.bool_()),
+    ]
+    schema = _SCHEMA.with_metadata({"counts": json.dumps(counts._asdict(), sort_keys=True)})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def chunk_file(folder: Path, number: int) -> Path:
+    """Return the file of a chunk."""
+    return folder / f"chunk-{number:08d}.arrow"
+
+
+def read_chunk(path: Path) -> pa.Table:
+    """Return a chunk's table, memory-mapped: input_ids, labels, digest, is_cut."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        return reader.read_all()
+
+
+def read_counts(path: Path) -> ChunkCounts:
+    """Return a chunk's counts."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        return ChunkCounts(**json.loads(reader.schema.metadata[b"counts"]))
+
+
+# --- worker processes ----------------------------------------------------------------------------
+
+_encoder: ChunkEncoder | None = None
+"""The encoder of this worker process; sent once, not with each chunk."""
+
+
+def start_worker(encoder: ChunkEncoder) -> None:
+    """Make this process a worker that ends when its parent does, however that ends."""
+    global _encoder
+    _encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    if parent := parent_process():
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+
+
+def _follow(parent: Any) -> None:
+    connection.wait([parent])
+    os._exit(1)
+
+
+def encode_in_worker(chunk: Chunk) -> ChunkCounts:
+    """Tokenise a chunk in this worker process."""
+    assert _encoder is not None
+    return _encoder(chunk)

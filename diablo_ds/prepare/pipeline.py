@@ -1,0 +1,275 @@
+"""The preparation, from source files to a prepared dataset. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import shutil
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diablo_ds import tokenization
+from diablo_ds.corpora.encoding import RowEncoder
+from diablo_ds.corpora.sources import Source, find_sources
+from diablo_ds.files import read_json, write_json
+from diablo_ds.prepare.assembly import assemble, bad_row_lines
+from diablo_ds.prepare.chunks import (
+    TOO_LONG,
+    ChunkCounts,
+    ChunkEncoder,
+    encode_in_worker,
+    split_chunks,
+    start_worker,
+)
+from diablo_ds.prepare.decontamination import TestQuestions, load_questions
+from diablo_ds.prepare.manifest import (
+    FILE_TIMES,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    FileHashes,
+    describe_files,
+    differences,
+    library_versions,
+    without_paths,
+)
+from diablo_ds.prepare.options import PrepareOptions
+
+MIN_ROWS_TO_JUDGE = 10_000
+"""From so many rows on, too many bad ones end the run at once and not only when all are read."""
+MAX_NAMED = 5
+"""Bad rows that the screen shows; the manifest has more."""
+INPUTS_FILE = "inputs.json"
+
+
+def say(text: str) -> None:
+    """Write a line for the user to stderr; stdout is for results."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+def prepare(options: PrepareOptions) -> dict[str, Any]:
+    """Prepare a dataset, or find that it is there already.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: if an option, a file or the tokenizer is wrong, too many rows are bad, or the
+            output folder holds something else.
+        OSError: if the disk is full or a worker process was killed; finished work is kept.
+    """
+    val_sources, passed_over_val = find_sources(options.val_source)
+    train_sources, passed_over = find_sources(options.source)
+    excluded = _all_files(options.exclude)
+    tokenizer_path = tokenization.find_tokenizer(options.tokenizer)
+    for file in (*passed_over, *passed_over_val):
+        say(f"Passed over, it looks like test data: {file}")
+
+    partial = options.output.with_name(f".{options.output.name}.partial")
+    old = options.output if options.output.exists() else partial
+    sha256 = FileHashes(old / FILE_TIMES)
+    inputs = {
+        "format_version": FORMAT_VERSION,
+        "options": options.recorded(),
+        "sources": describe_files(train_sources, sha256),
+        "val_sources": describe_files(val_sources, sha256),
+        "excluded": describe_files(excluded, sha256),
+        "tokenizer": {
+            "name": options.tokenizer,
+            "fingerprint": tokenization.fingerprint(tokenizer_path),
+        },
+        "versions": library_versions(),
+    }
+    if options.output.exists():
+        return _load_same(options.output, inputs)
+    with _work_folder(partial, inputs) as work:
+        # The held-out files come first: of two equal rows the held-out one is kept.
+        sources = [*val_sources, *train_sources]
+        num_heldout_files = len(val_sources)
+        _encode_all(options, tokenizer_path, sources, excluded, num_heldout_files, work)
+        manifest = assemble(options, inputs, sources, num_heldout_files, work)
+        sha256.save(options.output / FILE_TIMES)
+    shutil.rmtree(partial)
+    return manifest
+
+
+def _all_files(texts: Sequence[str]) -> list[Source]:
+    """Find files to exclude: in a folder, test files above all."""
+    files: list[Source] = []
+    for text in texts:
+        path = Path(text)
+        if path.is_dir():
+            found, held_back = _find_in_folder(path)
+            files += [*found, *(Source(file.stem, file) for file in held_back)]
+        else:
+            files += find_sources([text])[0]
+    return files
+
+
+def _find_in_folder(folder: Path) -> tuple[list[Source], list[Path]]:
+    try:
+        return find_sources([str(folder)])
+    except ValueError:  # nothing but test files
+        return find_sources([str(folder / "**" / "*.*")])
+
+
+def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an output folder that came from the same inputs."""
+    if not (output / MANIFEST_FILE).is_file():
+        raise ValueError(f"output must be a new folder; got output={str(output)!r}")
+    manifest: dict[str, Any] = read_json(output / MANIFEST_FILE)
+    made_from = {key: manifest.get(key) for key in inputs}
+    found = differences(without_paths(made_from), without_paths(json.loads(json.dumps(inputs))))
+    if found:
+        raise ValueError(
+            "output must be new, or prepared from the same inputs; got "
+            f"output={str(output)!r}, which differs: {'; '.join(found[:5])}"
+        )
+    say(f"Already prepared from the same inputs: {output}")
+    return manifest
+
+
+@contextmanager
+def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[Path]:
+    """Yield the folder of finished chunks, emptied if they came from other inputs.
+
+    It stays when the run is interrupted. Only one process at a time may use it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"output must be prepared by one process at a time; got {folder} in use"
+            ) from None
+        same = json.loads(json.dumps(without_paths(inputs)))
+        inputs_file = folder / INPUTS_FILE
+        if inputs_file.is_file() and read_json(inputs_file) == same:
+            say(f"Going on with an interrupted run: {folder}")
+        else:
+            for path in folder.glob("*.*"):
+                if path.name != ".lock":
+                    path.unlink()
+            write_json(inputs_file, same)
+        yield folder
+
+
+# --- raw rows to chunks --------------------------------------------------------------------------
+
+
+def _encode_all(
+    options: PrepareOptions,
+    tokenizer_path: Path,
+    sources: Sequence[Source],
+    excluded: Sequence[Source],
+    num_heldout_files: int,
+    work: Path,
+) -> None:
+    """Tokenise every chunk that has no file yet."""
+    tokenizer = tokenization.load_tokenizer(tokenizer_path)
+    encoder = ChunkEncoder(
+        RowEncoder(
+            options.family, options.template, tokenizer, options.max_length, options.overlong
+        ),
+        TestQuestions(load_questions(source.path for source in excluded)),
+        num_heldout_files,
+        work,
+    )
+    judge = _Judge(options, sources)
+    with _progress(sum(source.path.stat().st_size for source in sources)) as bar:
+        chunks = split_chunks(sources, options.limit, bar.update)
+        for counts in _map(encoder, chunks, options.num_proc):
+            judge.add(counts)
+    judge.finish()
+
+
+class _Judge:
+    """Counts bad rows as chunks come in, and ends the run when there are too many."""
+
+    def __init__(self, options: PrepareOptions, sources: Sequence[Source]) -> None:
+        self._options = options
+        self._sources = sources
+        self._num_rows = 0
+        self._num_bad = 0
+        self._first: list[str] = []
+
+    def add(self, counts: ChunkCounts) -> None:
+        self._num_rows += counts.num_rows
+        self._num_bad += counts.num_rejected
+        self._first += bad_row_lines([counts], self._sources)
+        if self._options.overlong == "error" and (too_long := counts.dropped.get(TOO_LONG, 0)):
+            raise ValueError(
+                f"each example must fit max_length; got {too_long} longer than "
+                f"max_length={self._options.max_length} among the first {self._num_rows} rows; "
+                "raise it, or set overlong to drop, cut-prompt or cut-completion"
+            )
+        if self._num_rows >= MIN_ROWS_TO_JUDGE:
+            self._check()
+
+    def finish(self) -> None:
+        if not self._num_rows:
+            raise ValueError(
+                f"source must have at least one row; got none in {self._sources[-1].path}"
+            )
+        self._check()
+        for line in self._first[:MAX_NAMED]:
+            say(f"Left out: {line}")
+
+    def _check(self) -> None:
+        allowed = self._options.max_bad_rows
+        if self._num_bad > allowed * self._num_rows:
+            raise ValueError(
+                f"the share of bad rows must be at most max_bad_rows={allowed}; got "
+                f"{self._num_bad} of {self._num_rows} rows:\n  "
+                + "\n  ".join(self._first[:MAX_NAMED])
+            )
+
+
+def _map(encoder: Any, chunks: Iterator[Any], num_proc: int) -> Iterator[Any]:
+    """Encode chunks in worker processes, a few ahead; yield their counts in order."""
+    if num_proc == 1:
+        yield from map(encoder, chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_proc, context, start_worker, (encoder,)) as pool:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(encode_in_worker, chunk))
+                if len(waiting) > 2 * num_proc:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise OSError(
+                "a worker process ended before its work was done, perhaps killed for want of "
+                "memory; finished work is kept: run the same command again to go on, with a lower "
+                "--num-proc if memory was short"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _progress(num_bytes: int) -> Iterator[Any]:
+    """Yield a progress bar over bytes read; off a terminal, a line now and then."""
+    from tqdm import tqdm
+
+    seconds = 0.1 if sys.stderr.isatty() else 15
+    with tqdm(
+        total=num_bytes,
+        desc="Tokenising",
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=seconds,
+        delay=0 if sys.stderr.isatty() else seconds,
+    ) as bar:
+        yield bar

@@ -1,0 +1,128 @@
+"""Training straight from raw files, for corpora larger than memory or disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diablo_ds.batches import Dealer, MicroBatch, Row
+from diablo_ds.config import RunConfig
+from diablo_ds.corpora.encoding import Rejected, RowEncoder
+from diablo_ds.corpora.sources import RawRow, read_rows
+from diablo_ds.data import find_raw
+from diablo_ds.packing import permutation
+from diablo_ds.tokenization import Tokenizer
+
+logger = logging.getLogger("diablo_ds")
+
+WINDOW_ROWS = 8192
+"""Rows among which the stream is shuffled, and that are held in memory, not parsed."""
+ROWS_TO_CHECK = 100
+
+
+@dataclass
+class StreamSource:
+    """The micro batches of one rank, from raw rows that are tokenised as they are needed.
+
+    A step takes the next ``config.global_batch`` rows of the stream, whatever they hold: a row that
+    does not fit its corpus or is too long becomes an empty row, without a target, and is counted.
+    So every rank has the same number of micro batches, a step is the same set of rows at any world
+    size, and a resumed run goes on at the exact row. Each rank parses and tokenises its own rows
+    only. After the last row the stream starts again, in another order.
+    """
+
+    files: Sequence[Path]
+    config: RunConfig
+    encoder: RowEncoder
+    dealer: Dealer
+    num_left_out: int = 0
+    """Rows of this rank that did not fit."""
+    _position: int = 0
+    _rows: Iterator[tuple[Path, RawRow]] = field(default_factory=lambda: iter(()))
+
+    def check(self) -> None:
+        """Raise ValueError unless most of the first rows fit."""
+        rows = [row for _, row in zip(range(ROWS_TO_CHECK), self._in_order(), strict=False)]
+        if not rows:
+            raise ValueError(f"data must have at least one row; got none in {self.files[0]}")
+        results = self.encoder.encode([row for _, row in rows])
+        rejected = [
+            f"{path}, line {result.line}: {result.reason}"
+            for (path, _), result in zip(rows, results, strict=True)
+            if isinstance(result, Rejected)
+        ]
+        if 2 * len(rejected) > len(rows):
+            raise ValueError(
+                f"rows of a stream must fit its corpus; got {len(rejected)} of the first "
+                f"{len(rows)} that do not, such as {rejected[0]}"
+            )
+        if not any(not isinstance(r, Rejected) and r.example is not None for r in results):
+            raise ValueError(
+                f"data must have examples of at most {self.config.max_length} tokens; got only "
+                f"longer ones among the first {len(rows)} rows of {self.files[0]}"
+            )
+
+    def describe(self) -> str:
+        """Return where the rows come from, as a line of text."""
+        return f"a stream of {len(self.files)} raw files, {self.files[0]} first"
+
+    def step(self, step: int) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of a step, counted from 0."""
+        first = step * self.config.global_batch
+        if first < self._position or not self._position:
+            self._rows, self._position = self._stream(), 0
+        while self._position < first:
+            next(self._rows)
+            self._position += 1
+        rows = [next(self._rows) for _ in range(self.config.global_batch)]
+        self._position += len(rows)
+        # The length in tokens is known to one rank only; that of the text serves as well.
+        sizes = [1 + row.size() for _, row in rows]
+        return self.dealer.deal(sizes, lambda index: self._encode(*rows[index]))
+
+    def _encode(self, path: Path, row: RawRow) -> Row:
+        (result,) = self.encoder.encode([row])
+        if not isinstance(result, Rejected) and result.example is not None:
+            return [result.example]
+        self.num_left_out += 1
+        if self.num_left_out in (1, 10, 100) or self.num_left_out % 1000 == 0:
+            reason = result.reason if isinstance(result, Rejected) else "longer than max_length"
+            logger.warning(
+                f"{self.num_left_out} rows of the stream left out so far on rank "
+                f"{self.dealer.rank}, the latest: {path}, line {row.line}: {reason}"
+            )
+        return []
+
+    def _stream(self) -> Iterator[tuple[Path, RawRow]]:
+        """Yield all rows for ever, shuffled within windows."""
+        window: list[tuple[Path, RawRow]] = []
+        number = self.config.seed
+        while True:
+            for row in self._in_order():
+                window.append(row)
+                if len(window) == WINDOW_ROWS:
+                    yield from (window[i] for i in permutation(len(window), number))
+                    window, number = [], number + 1
+            yield from (window[i] for i in permutation(len(window), number))
+            window, number = [], number + 1
+
+    def _in_order(self) -> Iterator[tuple[Path, RawRow]]:
+        for path in self.files:
+            for row in read_rows(path):
+                yield path, row
+
+
+def open_stream(config: RunConfig, tokenizer: Tokenizer, dealer: Dealer) -> StreamSource:
+    """Open the raw files that the run config names, and check the first rows.
+
+    Raises:
+        ValueError: if there is no such file, or most of the rows do not fit.
+    """
+    encoder = RowEncoder(
+        config.corpus or "jsonl", config.template, tokenizer, config.max_length, config.overlong
+    )
+    stream = StreamSource(find_raw(config.data), config, encoder, dealer)
+    stream.check()
+    return stream

@@ -1,0 +1,356 @@
+"""Tokenizers: text to token ids with an exact border between prompt and completion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from diablo_ds.default_model import cache_folder, converted_model
+from diablo_ds.hub import hub_folder, looks_like_hub_name
+from diablo_ds.labels import IGNORE_LABEL, Example
+from diablo_ds.templates import ChatTemplate, Message, Segment
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+)
+_PROBE = "The 2 quick foxes: {x: -1.5}\n\tna\u00efve \u4f60\u597d \U0001f98a"
+
+
+class EncodableText(NamedTuple):
+    """An example's text, ready for a tokenizer."""
+
+    segments: Sequence[Segment]
+    add_start: bool = True
+    """Whether the tokenizer's start token (BOS) comes first; a chat template writes its own."""
+    add_end: bool = True
+    """Whether the end token follows, as a target."""
+    parse_special: bool = False
+    """Whether text such as "<|im_end|>" is read as a control token, or as plain characters."""
+
+
+class Encoder(Protocol):
+    """What turns pieces of text into token ids, without adding any of its own."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
+        """Encode each text as the beginning of a document, or as what continues one."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens included."""
+
+
+@dataclass(frozen=True)
+class HuggingFaceEncoder:
+    """A fast tokenizer of Hugging Face, from its JSON form."""
+
+    backend_json: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend_json,)
+
+    @cached_property
+    def _backends(self) -> tuple[Any, Any]:
+        from tokenizers import Tokenizer
+
+        description = json.loads(self.backend_json)
+        for key in ("normalizer", "pre_tokenizer"):
+            description[key] = _without_prefix(description[key])
+        first = Tokenizer.from_str(self.backend_json)
+        rest = Tokenizer.from_str(json.dumps(description))
+        for backend in (first, rest):
+            backend.no_truncation()
+            backend.no_padding()
+        return first, rest
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return 1 + max(map(int, self._backends[0].get_vocab().values()))
+
+    def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
+        """Encode each text as the beginning of a document, or as what continues one."""
+        backend = self._backends[continues]
+        backend.encode_special_tokens = not parse_special
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens included."""
+        text: str = self._backends[0].decode(list(ids), skip_special_tokens=False)
+        return text
+
+
+@dataclass(frozen=True)
+class SentencePieceEncoder:
+    """A bare SentencePiece model, from its bytes."""
+
+    model: bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model,)
+
+    @cached_property
+    def _processors(self) -> tuple[Any, Any]:
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+        messages: Any = sentencepiece_model_pb2  # its classes are made at run time
+        description = messages.ModelProto.FromString(self.model)
+        # Without these a completion would get a space in front, or lose the one it has.
+        description.normalizer_spec.add_dummy_prefix = False
+        description.normalizer_spec.remove_extra_whitespaces = False
+        rest = SentencePieceProcessor(model_proto=description.SerializeToString())
+        return SentencePieceProcessor(model_proto=self.model), rest
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self._processors[0].vocab_size())
+
+    def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
+        """Encode each text; SentencePiece never reads control tokens from text."""
+        ids: list[list[int]] = self._processors[continues].encode(texts, num_threads=1)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens included."""
+        processor = self._processors[0]
+        text = ""
+        plain: list[int] = []
+        for token in [*ids, None]:
+            if token is None or processor.is_control(token):
+                text += processor.decode(plain)
+                text += "" if token is None else processor.id_to_piece(token)
+                plain = []
+            else:
+                plain.append(token)
+        return text
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer with all that training needs; small, and fast to send to another process."""
+
+    encoder: Encoder
+    start_ids: tuple[int, ...]
+    """Tokens that it puts before a text: the start token, or none."""
+    end_id: int
+    pad_id: int
+    """Token for padding, which is masked out; the end token where there is none of its own."""
+    chat_folder: str = ""
+    """Folder of the chat template; empty where there is none."""
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """The tokenizer's own template for conversations, if it has one."""
+        return _chat_template(self.chat_folder) if self.chat_folder else None
+
+    def encode(self, texts: Sequence[EncodableText]) -> list[Example]:
+        """Tokenise texts segment by segment, so that no token spans a border between two.
+
+        An example is start token + segments + end token, where wanted. The loss is on the target
+        segments and the end token.
+        """
+        groups: dict[tuple[bool, bool], list[tuple[int, int]]] = {}
+        for row, text in enumerate(texts):
+            first = True
+            for column, segment in enumerate(text.segments):
+                if segment.text:
+                    key = (not first, text.parse_special)
+                    groups.setdefault(key, []).append((row, column))
+                    first = False
+        tokens: dict[tuple[int, int], list[int]] = {}
+        for (continues, parse_special), places in groups.items():
+            pieces = [texts[row].segments[column].text for row, column in places]
+            encoded = self.encoder.encode(pieces, continues=continues, parse_special=parse_special)
+            tokens.update(zip(places, encoded, strict=True))
+        return [self._join(row, text, tokens) for row, text in enumerate(texts)]
+
+    def _join(
+        self, row: int, text: EncodableText, tokens: dict[tuple[int, int], list[int]]
+    ) -> Example:
+        input_ids = list(self.start_ids) if text.add_start else []
+        labels = [IGNORE_LABEL] * len(input_ids)
+        for column, segment in enumerate(text.segments):
+            ids = tokens.get((row, column), [])
+            input_ids += ids
+            labels += ids if segment.is_target else [IGNORE_LABEL] * len(ids)
+        if text.add_end:
+            input_ids.append(self.end_id)
+            labels.append(self.end_id)
+        return Example(input_ids, labels)
+
+    def probe(self) -> list[int]:
+        """Return the tokens of a fixed text; two tokenizers with equal ones read data alike."""
+        (ids,) = self.encoder.encode([_PROBE], continues=False, parse_special=False)
+        return [*self.start_ids, *ids, self.end_id]
+
+
+def find_tokenizer(name: str) -> Path:
+    """Return the folder or file of a tokenizer, downloading it where needed.
+
+    Args:
+        name: "default", a folder, a SentencePiece file (*.model), or a hub name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name == "default":
+        return converted_model(cache_folder())
+    path = Path(name).expanduser()
+    if path.suffix == ".model" and path.is_file():
+        return path
+    if not path.is_dir():
+        if path.exists() or not looks_like_hub_name(name):
+            raise ValueError(
+                "tokenizer must be an existing folder, a *.model file or a hub name; got "
+                f"tokenizer={name!r}"
+            )
+        path = hub_folder(name, "model", _FILES)
+    if not any((path / file).is_file() for file in _FILES):
+        raise ValueError(f"tokenizer folder must hold tokenizer.json; got tokenizer={name!r}")
+    return path
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 over a tokenizer's files."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else [path / name for name in _FILES]
+    for file in files:
+        if file.is_file():
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a Hugging Face tokenizer's folder or a SentencePiece file.
+
+    Raises:
+        ValueError: if there is none, it is damaged, it has no end token (a model would not learn to
+            stop), or it cannot keep a prompt and its completion apart.
+    """
+    tokenizer = _load_sentencepiece(path) if path.is_file() else _load_hugging_face(path)
+    for prompt, completion in (("a", "b"), ("a", " b")):
+        segments = (Segment(prompt, False), Segment(completion, True))
+        (example,) = tokenizer.encode([EncodableText(segments, False, False)])
+        text = tokenizer.encoder.decode(example.input_ids)
+        # Some put a space before a document, which is theirs and not the prompt's.
+        if text.removeprefix(" ") != prompt + completion:
+            raise ValueError(
+                "tokenizer must give back a text that it encoded in two parts; got "
+                f"{text!r} for {prompt!r} + {completion!r} in {path}"
+            )
+    return tokenizer
+
+
+def _load_hugging_face(folder: Path) -> Tokenizer:
+    loaded = _auto_tokenizer(str(folder))
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            "tokenizer must be a fast one or a SentencePiece model; got "
+            f"{type(loaded).__name__} in {folder}"
+        )
+    if loaded.eos_token_id is None:
+        raise _no_end_token(folder, "eos_token in its tokenizer_config.json")
+    plain = backend.encode("a", add_special_tokens=False).ids
+    full = backend.encode("a").ids
+    num_start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+    return Tokenizer(
+        HuggingFaceEncoder(backend.to_str()),
+        tuple(full[:num_start]),
+        loaded.eos_token_id,
+        loaded.eos_token_id if loaded.pad_token_id is None else loaded.pad_token_id,
+        str(folder) if loaded.chat_template else "",
+    )
+
+
+def _load_sentencepiece(path: Path) -> Tokenizer:
+    from sentencepiece import SentencePieceProcessor
+
+    model = path.read_bytes()
+    try:
+        processor = SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise ValueError(f"tokenizer must be a SentencePiece model; got {path}: {error}") from None
+    bos, eos, pad = processor.bos_id(), processor.eos_id(), processor.pad_id()
+    if eos < 0:
+        raise _no_end_token(path, "an eos id, by training it with --eos_id")
+    return Tokenizer(
+        SentencePieceEncoder(model), () if bos < 0 else (bos,), eos, eos if pad < 0 else pad
+    )
+
+
+def _no_end_token(path: Path, repair: str) -> ValueError:
+    return ValueError(
+        f"tokenizer must have an end token, or a model never learns to stop; got none in {path}; "
+        f"give it {repair}"
+    )
+
+
+@lru_cache(maxsize=2)
+def _auto_tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"folder must hold a tokenizer; got {folder}: {reason}") from None
+
+
+@lru_cache(maxsize=2)
+def _chat_template(folder: str) -> ChatTemplate:
+    import jinja2
+
+    loaded = _auto_tokenizer(folder)
+
+    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        try:
+            text: str = loaded.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except jinja2.TemplateError as error:  # such as: roles must alternate
+            raise ValueError(f"chat template must accept the messages: {error}") from None
+        return text
+
+    return ChatTemplate(render, tuple(loaded.all_special_tokens))
+
+
+def _without_prefix(step: Any) -> Any:
+    """Return a normalizer or pre-tokenizer that puts no space before a text.
+
+    A tokenizer that was made for beginnings of documents adds one, which inside a document would
+    be a space that nobody wrote.
+    """
+    if not isinstance(step, dict):
+        return step
+    if step["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in step else "pretokenizers"
+        kept = [_without_prefix(part) for part in step[key]]
+        return {**step, key: [part for part in kept if part is not None]}
+    if step["type"] == "Prepend":
+        return None
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    if step["type"] == "ByteLevel":
+        return {**step, "add_prefix_space": False}
+    return step
