@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind that training meets: BPE, SentencePiece, byte-level; real files."""
+"""Small tokenizers of every kind that training meets, as real files."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def _chained(first: bytes, file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _read_json(file: IO[bytes], path: Path) -> Iterator[RawRow]:
-    first = file.readline()
+    first = file.readline(_BLOCK_CHARACTERS)  # an array may be a single line of any length
     start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"{") and _is_json(start):
         yield from _read_lines(file, first)

@@ -25,7 +25,7 @@ from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
 from diablo_ds.corpora.sources import RawRow, Source, read_rows
 from diablo_ds.files import new_file
 from diablo_ds.labels import Example
-from diablo_ds.prepare.decontamination import TestQuestions
+from diablo_ds.prepare.decontamination import ExcludedQuestions
 
 ROWS_PER_CHUNK = 1000
 CHARACTERS_PER_CHUNK = 2_000_000
@@ -109,7 +109,7 @@ class ChunkEncoder:
     """
 
     def __init__(
-        self, encoder: RowEncoder, tests: TestQuestions, num_heldout_files: int, folder: Path
+        self, encoder: RowEncoder, tests: ExcludedQuestions, num_heldout_files: int, folder: Path
     ) -> None:
         self._encoder = encoder
         self._tests = tests

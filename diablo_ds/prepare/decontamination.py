@@ -25,7 +25,7 @@ _OPENING = re.compile(r"^Please [^:\n]{10,100}: ")
 _CLOSING = re.compile(r"\s*Answer format: \S+\s*$")
 
 
-class TestQuestions:
+class ExcludedQuestions:
     """The questions of some tests, to be compared with those of training rows.
 
     Args:

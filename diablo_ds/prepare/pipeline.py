@@ -28,7 +28,7 @@ from diablo_ds.prepare.chunks import (
     split_chunks,
     start_worker,
 )
-from diablo_ds.prepare.decontamination import TestQuestions, load_questions
+from diablo_ds.prepare.decontamination import ExcludedQuestions, load_questions
 from diablo_ds.prepare.manifest import (
     FILE_TIMES,
     FORMAT_VERSION,
@@ -178,7 +178,7 @@ def _encode_all(
         RowEncoder(
             options.family, options.template, tokenizer, options.max_length, options.overlong
         ),
-        TestQuestions(load_questions(source.path for source in excluded)),
+        ExcludedQuestions(load_questions(source.path for source in excluded)),
         num_heldout_files,
         work,
     )

@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_divide_names_what_does():
 )
 def test_steps_and_examples_of_a_run(options, steps, examples):
     config = RunConfig(global_batch=8, **options)
-    assert (config.num_steps(20), config.num_examples(20)) == (steps, examples)
+    assert (config.num_steps(20), config.num_sequences(20)) == (steps, examples)
 
 
 def test_only_settings_that_change_numbers_forbid_resuming():

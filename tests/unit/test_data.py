@@ -121,7 +121,7 @@ def test_missing_and_foreign_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"existing file or folder; got .*nowhere"):
         _load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="existing file or folder; got .*empty"):
+    with pytest.raises(ValueError, match=r"existing file or folder; got .*empty"):
         _load(tmp_path / "empty")
     datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "raw")
     with pytest.raises(ValueError, match="columns input_ids and labels; got text"):

@@ -169,7 +169,7 @@ def test_messages_without_a_chat_template_are_refused(tmp_path):
 
 
 def test_tokenizers_that_cannot_be_used_are_named(tmp_path):
-    with pytest.raises(ValueError, match="must be an existing folder, .*nowhere"):
+    with pytest.raises(ValueError, match=r"must be an existing folder, .*nowhere"):
         find_tokenizer(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"must hold tokenizer\.json"):
         find_tokenizer(str(tmp_path))
@@ -183,7 +183,7 @@ def test_tokenizers_that_cannot_be_used_are_named(tmp_path):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config.pop("eos_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="must have an end token.*eos_token"):
+    with pytest.raises(ValueError, match=r"must have an end token.*eos_token"):
         load_tokenizer(folder)
     broken = kinds.save_bytelevel(tmp_path / "broken")
     (broken / "tokenizer.json").write_text("{")
