@@ -52,12 +52,15 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-def find_sources(texts: Sequence[str]) -> tuple[list[Source], list[Path]]:
+def find_sources(
+    texts: Sequence[str], *, may_be_tests: bool = False
+) -> tuple[list[Source], list[Path]]:
     """Find the files that source options name.
 
     Args:
         texts: each a file, folder, glob or hub name, or name=one of them. Without a name, a file is
             called after its task's folder if it is called train, or after itself.
+        may_be_tests: whether a folder may hold nothing but test files.
 
     Returns:
         The files in a fixed order, and those of folders that were passed over: test files.
@@ -71,6 +74,12 @@ def find_sources(texts: Sequence[str]) -> tuple[list[Source], list[Path]]:
         name, equals, rest = text.partition("=")
         named = bool(equals) and "/" not in name and not Path(text).exists()
         files, held_back = _find_files(rest if named else text)
+        if not files and not (held_back and may_be_tests):
+            note = f"; {len(held_back)} files look like test data: name them, if you want them"
+            raise ValueError(
+                f"source must be an existing file, folder, glob or hub name; got source={text!r}"
+                f"{note if held_back else ''}"
+            )
         passed_over += held_back
         sources += [Source(name if named else _default_name(file), file) for file in files]
     if twice := sorted(
@@ -92,12 +101,6 @@ def _find_files(text: str) -> tuple[list[Path], list[Path]]:
         held_back = [file for file in found if _is_held_back(file)]
     else:
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not files:
-        note = f"; {len(held_back)} files look like test data: name them, if you want them"
-        raise ValueError(
-            f"source must be an existing file, folder, glob or hub name; got source={text!r}"
-            f"{note if held_back else ''}"
-        )
     for file in files:
         if _form(file) not in FORMATS:
             raise ValueError(

@@ -66,7 +66,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     """
     val_sources, passed_over_val = find_sources(options.val_source)
     train_sources, passed_over = find_sources(options.source)
-    excluded = _all_files(options.exclude)
+    excluded = _find_excluded(options.exclude)
     tokenizer_path = tokenization.find_tokenizer(options.tokenizer)
     for file in (*passed_over, *passed_over_val):
         say(f"Passed over, it looks like test data: {file}")
@@ -99,24 +99,13 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     return manifest
 
 
-def _all_files(texts: Sequence[str]) -> list[Source]:
-    """Find files to exclude: in a folder, test files above all."""
+def _find_excluded(texts: Sequence[str]) -> list[Source]:
+    """Find test files: of a folder those that look like tests or, if none does, all."""
     files: list[Source] = []
     for text in texts:
-        path = Path(text)
-        if path.is_dir():
-            found, held_back = _find_in_folder(path)
-            files += [*found, *(Source(file.stem, file) for file in held_back)]
-        else:
-            files += find_sources([text])[0]
+        found, tests = find_sources([text], may_be_tests=True)
+        files += [Source(path.stem, path) for path in tests] or found
     return files
-
-
-def _find_in_folder(folder: Path) -> tuple[list[Source], list[Path]]:
-    try:
-        return find_sources([str(folder)])
-    except ValueError:  # nothing but test files
-        return find_sources([str(folder / "**" / "*.*")])
 
 
 def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:

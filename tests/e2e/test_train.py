@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diablo_ds.adapter import load_adapter
 from diablo_ds.checkpoint import list_checkpoints
-from diablo_ds.data import read_jsonl
 from tests.e2e.commands import ROOT, ZERO3, assert_user_error, deepspeed, diablo_ds, losses
 
 pytestmark = pytest.mark.e2e
@@ -145,20 +144,6 @@ def test_dry_run_prints_everything_and_trains_nothing(options, tmp_path):
     ):
         assert part in result.stdout
     assert not (tmp_path / "run").exists()
-
-
-def test_prepared_dataset_trains_like_its_source(options, model, data, tmp_path):
-    diablo_ds_args = ["--source", data, "--tokenizer", model, "--output", tmp_path / "prepared"]
-    from click.testing import CliRunner
-
-    from data_prep.jsonl import main as prepare
-
-    result = CliRunner().invoke(prepare, [*map(str, diablo_ds_args)])
-    assert result.exit_code == 0, result.output
-    assert len(read_jsonl(data)) == 40
-    for name, source in (("text", data), ("tokens", tmp_path / "prepared")):
-        diablo_ds("train", *options, "--data", source, "--output", tmp_path / name)
-    assert losses(tmp_path / "text") == losses(tmp_path / "tokens")
 
 
 @pytest.mark.parametrize(

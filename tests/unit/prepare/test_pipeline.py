@@ -296,6 +296,17 @@ def test_tests_are_excluded_from_training_and_not_from_the_held_out_part(prepare
     assert manifest["parts"]["heldout"]["rows"] == 4
 
 
+def test_of_a_folder_to_exclude_the_test_files_are_taken(prepare, tmp_path):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    train = _write(folder / "train.jsonl", _rows(30))
+    _write(folder / "test.jsonl", _rows(4))
+    assert prepare(train, exclude=(str(folder),))["parts"]["train"]["rows"] == 26
+    train.unlink()
+    more = _write(tmp_path / "d.jsonl", _rows(30))
+    assert prepare(more, exclude=(str(folder),), output="o")["parts"]["train"]["rows"] == 26
+
+
 def test_sources_are_mixed_by_name(prepare, tmp_path):
     for name in ("alpaca", "safety"):
         _write(tmp_path / f"{name}.jsonl", _rows(40, name))
