@@ -58,4 +58,5 @@ def shorten(
 
 def has_target(labels: Sequence[int]) -> bool:
     """Return whether any position but the first, which nothing precedes, carries loss."""
-    return any(label != IGNORE_LABEL for label in labels[1:])
+    # From the end, where targets usually are.
+    return any(labels[index] != IGNORE_LABEL for index in range(len(labels) - 1, 0, -1))

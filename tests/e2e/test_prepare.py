@@ -192,7 +192,13 @@ def long_source(tmp_path_factory):
 def _start(*args):
     command = [str(BIN / "diablo-ds"), "prepare", "jsonl", *map(str, args)]
     return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores control-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
