@@ -58,14 +58,44 @@ def prepare(context: click.Context, inspected: Path | None, num: int, tokenizer:
 
 
 def _command(family: str) -> click.Command:
-    @click.option("--num-proc", type=click.IntRange(min=1), help="Processes.  [default: cores]")
-    @click.option("--seed", default=0, show_default=True, help="Seed of random choices.")
-    @click.option("--licence", default="", help="Licence of the data, for the record.")
     @click.option(
-        "--max-bad-rows",
-        default=0.01,
+        "--source",
+        multiple=True,
+        required=True,
+        help="File, folder, glob or hub name, or NAME=one of them; repeatable. "
+        "JSON, JSONL, CSV, parquet, also .gz or .zst.",
+    )
+    @click.option("--output", type=click.Path(path_type=Path), required=True, help="New folder.")
+    @click.option(
+        "--tokenizer",
+        default="default",
         show_default=True,
-        help="Share of rows that may fail to fit the corpus; above it the run fails.",
+        help="Folder, SentencePiece .model file, or hub name; default is SmolLM2's.",
+    )
+    @click.option(
+        "--template",
+        type=click.Choice(("auto", *TEMPLATES)),
+        default="auto",
+        show_default=True,
+        help="Prompt template; auto takes the corpus's own.",
+    )
+    @click.option(
+        "--max-length", default=512, show_default=True, help="Longest example, in tokens."
+    )
+    @click.option(
+        "--overlong",
+        type=click.Choice(OVERLONG),
+        default="drop",
+        show_default=True,
+        help="What to do with examples longer than --max-length.",
+    )
+    @click.option(
+        "--mix",
+        multiple=True,
+        help="NAME=ROWS or NAME=SHARE to take of a source, at random; the others are kept whole.",
+    )
+    @click.option(
+        "--limit", default=0, show_default=True, help="Rows to read of each source name; 0 for all."
     )
     @click.option(
         "--exclude",
@@ -77,44 +107,14 @@ def _command(family: str) -> click.Command:
         "--val-share", default=0.0, show_default=True, help="Share of rows to hold out, at random."
     )
     @click.option(
-        "--limit", default=0, show_default=True, help="Rows to read of each source name; 0 for all."
-    )
-    @click.option(
-        "--mix",
-        multiple=True,
-        help="NAME=ROWS or NAME=SHARE to take of a source, at random; the others are kept whole.",
-    )
-    @click.option(
-        "--template",
-        type=click.Choice(("auto", *TEMPLATES)),
-        default="auto",
+        "--max-bad-rows",
+        default=0.01,
         show_default=True,
-        help="Prompt template; auto takes the corpus's own.",
+        help="Share of rows that may fail to fit the corpus; above it the run fails.",
     )
-    @click.option(
-        "--overlong",
-        type=click.Choice(OVERLONG),
-        default="drop",
-        show_default=True,
-        help="What to do with examples longer than --max-length.",
-    )
-    @click.option(
-        "--max-length", default=512, show_default=True, help="Longest example, in tokens."
-    )
-    @click.option("--output", type=click.Path(path_type=Path), required=True, help="New folder.")
-    @click.option(
-        "--tokenizer",
-        default="default",
-        show_default=True,
-        help="Folder, SentencePiece .model file, or hub name; default is SmolLM2's.",
-    )
-    @click.option(
-        "--source",
-        multiple=True,
-        required=True,
-        help="File, folder, glob or hub name, or NAME=one of them; repeatable. "
-        "JSON, JSONL, CSV, parquet, also .gz or .zst.",
-    )
+    @click.option("--seed", default=0, show_default=True, help="Seed of random choices.")
+    @click.option("--num-proc", type=click.IntRange(min=1), help="Processes.  [default: cores]")
+    @click.option("--licence", default="", help="Licence of the data, for the record.")
     def command(**options: Any) -> None:
         with clean_errors():
             from diablo_ds.prepare.manifest import describe
