@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from diablo_ds import __version__
 from diablo_ds.config import RunConfig
 from diablo_ds.console import CONTEXT, clean_errors, echo, run
+from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.prepare.command import prepare
 
 DEFAULT_DS_CONFIG = Path(__file__).parent.parent / "ds_configs" / "zero3.json"
@@ -89,9 +91,14 @@ def train(
 
             echo(describe_run(run, ds_config))
             return
+        from diablo_ds.stopping import Stopped
         from diablo_ds.train import train as train_function
 
-        echo(train_function(run, ds_config).text())
+        try:
+            echo(train_function(run, ds_config).text())
+        except Stopped as stop:
+            echo(str(stop))
+            sys.exit(EXIT_STOPPED)
 
 
 @main.command(context_settings=CONTEXT)

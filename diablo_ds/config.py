@@ -32,7 +32,7 @@ FREE_ON_RESUME = frozenset(
             "gradient_checkpointing",
             "reentrant",
         ),
-        *("log_every", "eval_every", "save_every", "keep_last"),
+        *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
     }
 )
 
@@ -148,6 +148,11 @@ class RunConfig:
         0, "Steps between checkpoints; 0 for a quarter of the run.", minimum=0
     )
     keep_last: int = setting(2, "Checkpoints to keep.", minimum=1)
+    hang_timeout: int = setting(
+        600,
+        "Seconds without progress after which a rank counts as hung; 0 for never.",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from diablo_ds.exit_codes import EXIT_USER_ERROR
+
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
@@ -45,7 +47,7 @@ def echo(text: str) -> None:
 
 
 class clean_errors:  # noqa: N801 - reads as a statement
-    """Turn a user's mistake into a message without traceback, on rank 0, and exit code 1."""
+    """Turn a user's mistake into a message without traceback, on rank 0, and an exit code."""
 
     def __enter__(self) -> None:
         """Enter the block."""
@@ -56,7 +58,8 @@ class clean_errors:  # noqa: N801 - reads as a statement
         """Replace our own errors by a message; let everything else pass, with its traceback."""
         if error is not None and is_user_error(error):
             echo_error(str(error))
-            sys.exit(1)
+            # A full disk may have room the next time; a wrong setting stays wrong.
+            sys.exit(1 if isinstance(error, OSError) else EXIT_USER_ERROR)
 
 
 def is_user_error(error: BaseException) -> bool:

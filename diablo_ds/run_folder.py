@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diablo_ds.config import RunConfig, differing_fields
 from diablo_ds.default_model import DEFAULT_MODEL_NAME
 
 RUN_CONFIG_FILE = "run.json"
+LOGS = "logs"
 
 
 def choose_run_folder(config: RunConfig) -> Path:
@@ -25,7 +27,7 @@ def choose_run_folder(config: RunConfig) -> Path:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder; got a file: output={config.output!r}")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name == LOGS for path in folder.iterdir()):
         return folder
     if not (folder / RUN_CONFIG_FILE).is_file():
         raise ValueError(
@@ -57,7 +59,14 @@ def open_run_folder(config: RunConfig, folder: Path) -> tuple[Path | None, list[
         raise ValueError(
             f"output folder must be writable; got output={str(folder)!r}: {error}"
         ) from None
+    for half_written in checkpoints_folder(folder).glob(".step-*.tmp"):  # by a killed process
+        shutil.rmtree(half_written, ignore_errors=True)
     return find_checkpoint(checkpoints_folder(folder))
+
+
+def logs_folder(folder: Path) -> Path:
+    """Return where the launcher keeps the logs of all ranks."""
+    return folder / LOGS
 
 
 def checkpoints_folder(folder: Path) -> Path:

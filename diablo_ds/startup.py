@@ -14,6 +14,7 @@ from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.checkpoint import Checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
+from diablo_ds.heartbeat import heart
 from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import (
     build_meta_model,
@@ -94,6 +95,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     Raises:
         ValueError: if a setting, file or folder is wrong; before the model is loaded.
     """
+    heart.beat("joining the other ranks")
     device = engine.init_process_group()
     world_size = distributed.world_size()
     set_up_logging(is_main_process=distributed.is_main_process())
@@ -105,6 +107,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     model_folder = distributed.on_each_host_first(
         lambda: find_model(config.model, config.cache_folder)
     )
+    heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder))
     complete = complete_ds_config(policy, config, inputs, ds_config_file)
     shapes = build_meta_model(inputs.model_config)
@@ -113,6 +116,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     logger.info(inputs.describe(config, world_size))
     checkpoint = _find_checkpoint(config, folder, adapter_config)
 
+    heart.beat("loading the model")
     logger.info(f"Loading {model_folder} in {config.precision} ...")
     stage = ds_config.zero_stage(complete)
     model = load_base(model_folder, config.precision, complete if stage == 3 else None)
@@ -121,6 +125,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         enable_gradient_checkpointing(model, reentrant=config.reentrant)
     if checkpoint is not None:
         adapter.load_deltas(model, checkpoint.masters)
+    heart.beat("starting DeepSpeed")
     ds_engine, expected = start_engine(model, deltas, config, complete)
     if checkpoint is not None:
         optimizer_state.restore_state(

@@ -22,11 +22,13 @@ from diablo_ds.checkpoint import (
     save_checkpoint,
 )
 from diablo_ds.config import RunConfig
+from diablo_ds.heartbeat import heart, listen
 from diablo_ds.loss import causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, peak_memory_bytes, plot_losses
 from diablo_ds.run_folder import checkpoints_folder
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import Run, start_run
+from diablo_ds.stopping import Stopped, StopRequests
 
 EVALS_PER_RUN = 4
 """Held-out evaluations and checkpoints in a run where the config leaves their interval open."""
@@ -77,14 +79,17 @@ def train_step(
     loss_sum = torch.zeros((), device=device)
     with engine.one_gradient_reduction(ds_engine):
         for batch in micro_batches:
+            heart.beat("forward")
             batch = batch.to(device)
             logits = ds_engine(**batch.model_inputs()).logits  # [micro_batch, seq, vocab]
             loss = causal_lm_loss(logits, batch.labels)  # [], a sum
+            heart.beat("backward")
             ds_engine.backward(loss * scale)
             loss_sum += loss.detach()
     loss_sums = [row[0] for row in distributed.gather_floats([float(loss_sum)], device)]
     _check_finite("loss", loss_sums)
 
+    heart.beat("update")
     grad_norm = engine.optimizer_step(ds_engine, deltas, learning_rate)
     if not ds_engine.fp16_enabled():  # there DeepSpeed skips the update and lowers the loss scale
         _check_finite("gradient norm", [grad_norm])
@@ -108,6 +113,7 @@ def evaluate(ds_engine: Any, micro_batches: Iterable[MicroBatch]) -> float:
     ds_engine.eval()
     loss_sum, num_targets = torch.zeros((), device=device), 0
     for batch in micro_batches:
+        heart.beat("evaluation")
         num_targets += int(count_targets(batch.labels))
         batch = batch.to(device)
         logits = ds_engine(**batch.model_inputs()).logits
@@ -156,8 +162,13 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
         ValueError: if a setting, file or folder is wrong; the same on every rank.
         NonFiniteError: if the training diverges.
         OSError: if a checkpoint cannot be written; earlier ones are kept.
+        Stopped: if a signal asked for it; the last step taken is saved.
     """
+    requests = StopRequests()
+    listen()
     run = start_run(config, ds_config_file)
+    requests.start_training()
+    heart.limit_s = config.hang_timeout
     reporter = Reporter(
         run.folder,
         config,
@@ -179,16 +190,22 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
         if run.start_step == 0:
             report_heldout(0)
         for step in range(run.start_step, run.num_steps):
+            heart.step = done = step + 1
             _take_step(run, reporter, step)
-            done = step + 1
             # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
             if not verified and run.engine.was_step_applied():
                 run.verify_placement("after the first step")
                 verified = True
             if done % eval_every == 0 or done == run.num_steps:
                 report_heldout(done)
-            if done % save_every == 0 or done == run.num_steps:
+            must_stop = done < run.num_steps and requests.agreed(run.engine.device)
+            if must_stop or done % save_every == 0 or done == run.num_steps:
                 save(run, done)
+            if must_stop:
+                raise Stopped(
+                    f"Stopped after step {done} of {run.num_steps}, which is saved. "
+                    f"The same command with --output {run.folder} goes on from there."
+                )
         summary = _finish(run, reporter)
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}; {_last_checkpoint_text(run.folder)}") from None
@@ -234,6 +251,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def save(run: Run, step: int) -> None:
     """Write a checkpoint. Collective: every rank must call this."""
+    heart.beat("saving")
     state = optimizer_state.gather_state(run.engine, run.deltas)
     checkpoint = Checkpoint(
         step=step,

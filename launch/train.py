@@ -3,8 +3,7 @@
 deepspeed launch/train.py --ds_config ds_configs/zero3.json
 """
 
-from diablo_ds.cli import train
-from diablo_ds.console import run
+from diablo_ds.launcher.guard import main
 
 if __name__ == "__main__":
-    run(train)
+    main()

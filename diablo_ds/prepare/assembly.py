@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diablo_ds import tokenization
 from diablo_ds.corpora.families import FAMILIES
 from diablo_ds.corpora.sources import Source
 from diablo_ds.files import new_folder, write_json
@@ -17,6 +16,7 @@ from diablo_ds.prepare.chunks import MAX_SHOWN, TOO_LONG, ChunkCounts, read_chun
 from diablo_ds.prepare.manifest import MANIFEST_FILE
 from diablo_ds.prepare.options import PrepareOptions
 from diablo_ds.prepare.selection import Mask
+from diablo_ds.tokenization import Tokenizer
 
 TRAIN, HELDOUT = "train", "heldout"
 
@@ -24,6 +24,7 @@ TRAIN, HELDOUT = "train", "heldout"
 def assemble(
     options: PrepareOptions,
     inputs: dict[str, Any],
+    tokenizer: Tokenizer,
     sources: Sequence[Source],
     num_heldout_files: int,
     work: Path,
@@ -33,6 +34,7 @@ def assemble(
     Args:
         options: the options.
         inputs: the record of what went in.
+        tokenizer: the loaded tokenizer.
         sources: the source files, those of the held-out part first.
         num_heldout_files: how many these are.
         work: the folder of chunk files.
@@ -66,7 +68,7 @@ def assemble(
         }
         writing.write_part_names(temporary, list(parts))
         manifest = {
-            **_describe(options, inputs, sources, counts),
+            **_describe(options, inputs, tokenizer, sources, counts),
             "parts": described,
         }
         manifest["rows_left_out"].update(left_out)
@@ -107,10 +109,10 @@ def _choose(
 def _describe(
     options: PrepareOptions,
     inputs: dict[str, Any],
+    tokenizer: Tokenizer,
     sources: Sequence[Source],
     counts: Sequence[ChunkCounts],
 ) -> dict[str, Any]:
-    tokenizer = tokenization.load_tokenizer(tokenization.find_tokenizer(options.tokenizer))
     seen = _sum(count.forms for count in counts)
     forms = [form for form in FAMILIES[options.family] if form.name in seen]
     dropped = _sum(count.dropped for count in counts)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds import tokenization
+from diablo_ds.console import is_user_error
 from diablo_ds.corpora.encoding import RowEncoder
 from diablo_ds.corpora.sources import Source, find_sources
 from diablo_ds.files import read_json, write_json
@@ -92,8 +93,9 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         # The held-out files come first: of two equal rows the held-out one is kept.
         sources = [*val_sources, *train_sources]
         num_heldout_files = len(val_sources)
-        _encode_all(options, tokenizer_path, sources, excluded, num_heldout_files, work)
-        manifest = assemble(options, inputs, sources, num_heldout_files, work)
+        tokenizer = _load_tokenizer(tokenizer_path)
+        _encode_all(options, tokenizer, sources, excluded, num_heldout_files, work)
+        manifest = assemble(options, inputs, tokenizer, sources, num_heldout_files, work)
         sha256.save(options.output / FILE_TIMES)
     shutil.rmtree(partial)
     return manifest
@@ -153,16 +155,36 @@ def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[Path]:
 # --- raw rows to chunks --------------------------------------------------------------------------
 
 
+def _load_tokenizer(path: Path) -> tokenization.Tokenizer:
+    """Load the tokenizer in a process of its own.
+
+    That takes libraries of some 300 MB; the tokenizer by itself needs a tenth of them.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        loaded = pool.submit(_tokenizer_or_message, path).result()
+    if isinstance(loaded, str):
+        raise ValueError(loaded)
+    return loaded
+
+
+def _tokenizer_or_message(path: Path) -> tokenization.Tokenizer | str:
+    try:
+        return tokenization.load_tokenizer(path)
+    except ValueError as error:
+        if not is_user_error(error):
+            raise
+        return str(error)
+
+
 def _encode_all(
     options: PrepareOptions,
-    tokenizer_path: Path,
+    tokenizer: tokenization.Tokenizer,
     sources: Sequence[Source],
     excluded: Sequence[Source],
     num_heldout_files: int,
     work: Path,
 ) -> None:
     """Tokenise every chunk that has no file yet."""
-    tokenizer = tokenization.load_tokenizer(tokenizer_path)
     encoder = ChunkEncoder(
         RowEncoder(
             options.family, options.template, tokenizer, options.max_length, options.overlong

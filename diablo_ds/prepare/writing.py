@@ -24,11 +24,11 @@ _SCHEMA = pa.schema(dict.fromkeys(_COLUMNS, TOKENS))
 
 
 def digests(table: pa.Table) -> npt.NDArray[np.uint64]:
-    """Return the digests of a chunk's rows, ``[rows, 2]``, without a copy."""
+    """Return the digests of a chunk's rows, ``[rows, 2]``; a copy, so that the file is not held."""
     (chunk,) = table.column("digest").chunks or [pa.array([], pa.binary(DIGEST_BYTES))]
     data = chunk.buffers()[1]
     values = np.frombuffer(data, np.uint64) if data is not None else np.zeros(0, np.uint64)
-    return values.reshape(-1, 2)[: len(chunk)]
+    return values.reshape(-1, 2)[: len(chunk)].copy()
 
 
 def write_part_names(folder: Path, parts: Sequence[str]) -> None:

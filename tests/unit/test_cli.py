@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from click.testing import CliRunner
 
+from diablo_ds.exit_codes import EXIT_USER_ERROR
 from diablo_ds import __version__
 from diablo_ds.blocks import check_num_blocks
 from diablo_ds.cli import build_run_config, clean_errors, main
@@ -53,7 +54,7 @@ def test_unknown_options_are_refused():
 def test_our_errors_are_messages_and_foreign_ones_keep_their_traceback(capsys):
     with pytest.raises(SystemExit) as caught, clean_errors():
         check_num_blocks(5, 12, 8)
-    assert caught.value.code == 1
+    assert caught.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err.startswith("Error: num_blocks must be positive and divide")
     with pytest.raises(ValueError, match="invalid literal"), clean_errors():
         int("x")

@@ -1,0 +1,1 @@
+"""Launching: cluster to command line, ranks under guard, faults survived, SLURM."""

@@ -1,0 +1,166 @@
+"""What a user says about a cluster: hosts, slots, addresses, and how to reach them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
+"""How ranks get to their hosts: DeepSpeed's own runners, and "no-ssh", where `diablo-ds launch` is
+started on each host."""
+SSH_RUNNERS = ("pdsh", "openmpi", "mpich")
+DEFAULT_PORT = 29500
+_HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)\s+slots=(?P<slots>\d+)\s*(#.*)?")
+_INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host and how many ranks it takes."""
+
+    name: str
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where a run goes, and how.
+
+    Raises:
+        ValueError: if the parts do not go together.
+    """
+
+    runner: str = "local"
+    hosts: tuple[Host, ...]
+    """In the order of the ranks; one host for the runner "local"."""
+    hostfile: Path | None = None
+    node_rank: int | None = None
+    """This host's place among the hosts; for the runner "no-ssh" only."""
+    master_addr: str = ""
+    """Where rank 0 listens; empty for the first host's name."""
+    master_port: int = DEFAULT_PORT
+    ssh_port: int | None = None
+    interface: str = ""
+    """Network interface for NCCL and Gloo; empty lets them choose."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the ranks."""
+    venv: Path | None = None
+    """Virtual environment to activate on each host; by default the launching Python is used."""
+    launcher_args: str = ""
+    """Further arguments for pdsh, mpirun or srun."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.runner not in RUNNERS:
+            raise ValueError(
+                f"runner must be one of {', '.join(RUNNERS)}; got runner={self.runner!r}"
+            )
+        if not self.hosts:
+            raise ValueError("a cluster must have at least one host; got none")
+        if self.runner != "local" and self.hostfile is None:
+            raise ValueError(
+                f"runner {self.runner} needs a hostfile; got none; give --hostfile, with a line "
+                "`name slots=gpus` for each host"
+            )
+        if (self.node_rank is None) == (self.runner == "no-ssh"):
+            raise ValueError(
+                "node_rank goes with --no-ssh, which needs it; got "
+                f"node_rank={self.node_rank}, runner={self.runner!r}"
+            )
+        if self.node_rank is not None and not 0 <= self.node_rank < len(self.hosts):
+            raise ValueError(
+                f"node_rank must be from 0 to {len(self.hosts) - 1}; got node_rank={self.node_rank}"
+            )
+        for name in ("ssh_port", "venv"):
+            if getattr(self, name) is not None and self.runner != "pdsh":
+                raise ValueError(
+                    f"{name} is for the runner pdsh; got {name}={getattr(self, name)} with runner "
+                    f"{self.runner!r}"
+                )
+        if self.launcher_args and self.runner in ("local", "no-ssh"):
+            raise ValueError(
+                "launcher_args are for pdsh, mpirun and srun; got "
+                f"launcher_args={self.launcher_args!r} with runner {self.runner!r}"
+            )
+        if len({host.slots for host in self.hosts}) > 1 and self.runner in ("mpich", "slurm"):
+            slots = ", ".join(f"{host.name} {host.slots}" for host in self.hosts)
+            raise ValueError(f"runner {self.runner} needs equally many slots a host; got {slots}")
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return sum(host.slots for host in self.hosts)
+
+    def rank_env(self) -> dict[str, str]:
+        """Return the environment variables that ranks get."""
+        env = dict.fromkeys(_INTERFACE_VARIABLES, self.interface) if self.interface else {}
+        if self.runner in ("openmpi", "slurm"):  # these tell ranks their number, but not where
+            env |= {"MASTER_ADDR": self.first_address, "MASTER_PORT": str(self.master_port)}
+        return {**env, **self.env}
+
+    @property
+    def first_address(self) -> str:
+        """Where rank 0 listens."""
+        return self.master_addr or self.hosts[0].name
+
+    def describe(self) -> str:
+        """Return the hosts as a line of text."""
+        hosts = ", ".join(f"{host.name} x {host.slots}" for host in self.hosts)
+        return f"{self.world_size} ranks on {hosts}"
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """Read a hostfile: a line `name slots=number` for each host; "#" starts a comment.
+
+    Raises:
+        ValueError: if it cannot be read or a line is wrong; names file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"hostfile must be a readable text file; got {path}: {error}") from None
+    hosts: dict[str, Host] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.strip().startswith("#"):
+            continue
+        match = _HOST_LINE.fullmatch(line.strip())
+        if match is None or int(match["slots"]) == 0:
+            raise ValueError(
+                "a line of a hostfile must read `name slots=number`, with at least one slot; got "
+                f"{line.strip()!r} in {path}, line {number}"
+            )
+        name = match["name"]
+        if name in hosts:
+            raise ValueError(
+                f"a host must be named once; got {name} again in {path}, line {number}"
+            )
+        hosts[name] = Host(name, int(match["slots"]))
+    if not hosts:
+        raise ValueError(f"a hostfile must name at least one host; got none in {path}")
+    return tuple(hosts.values())
+
+
+def hostfile_text(hosts: tuple[Host, ...]) -> str:
+    """Return hosts in the form of a hostfile."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+
+
+def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Read environment variables: NAME=VALUE, or NAME for the value it has here.
+
+    Raises:
+        ValueError: if one is neither.
+    """
+    env = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name.isidentifier() or (not equals and name not in os.environ):
+            raise ValueError(
+                "env must be NAME=VALUE, or the NAME of a variable that is set here; got "
+                f"env={pair!r}"
+            )
+        env[name] = value if equals else os.environ[name]
+    return env

@@ -1,0 +1,124 @@
+"""Run config and cluster to a command line: a pure function, so that what is shown is what runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from diablo_ds.config import RunConfig
+from diablo_ds.launcher.cluster import Cluster
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
+
+
+def build_command(run: RunConfig, ds_config: Path, cluster: Cluster, log_folder: Path) -> list[str]:
+    """Return the words of the `deepspeed` command that starts a run on a cluster.
+
+    Args:
+        run: the run config; every field that is not at its default becomes an option.
+        ds_config: DeepSpeed config file.
+        cluster: where the run goes.
+        log_folder: for one log and one record a rank; shared by all hosts.
+
+    Raises:
+        ValueError: if the global batch does not divide, or a value cannot pass through the runner.
+    """
+    run.accumulation_steps(cluster.world_size)
+    script = ["--ds_config", shown_path(ds_config), "--log-folder", str(log_folder)]
+    for name, value in cluster.rank_env().items():
+        script += ["--env", f"{name}={value}"]
+    script += run_options(run)
+    if cluster.runner == "pdsh":
+        script = [_for_remote_shell(word) for word in script]
+    return ["deepspeed", *_launcher_options(cluster), shown_path(SCRIPT), *script]
+
+
+def run_options(run: RunConfig) -> list[str]:
+    """Return the options of `diablo-ds train` that give this run config."""
+    words = []
+    for field in dataclasses.fields(run):
+        value = getattr(run, field.name)
+        name = field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, tuple):
+            for item in value:
+                words += [f"--{name}", item]
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def shell_text(command: Sequence[str], env: dict[str, str] | None = None) -> str:
+    """Return a command as a line for a shell, with variables before it."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()]
+    return " ".join([*variables, shlex.join(command)])
+
+
+def launcher_env(cluster: Cluster) -> dict[str, str]:
+    """Return the environment variables that the `deepspeed` command itself needs."""
+    wanted = {name: value for name, value in cluster.env.items() if name == "DS_ACCELERATOR"}
+    if cluster.runner == "pdsh":  # a host that went down must not hold the launcher for hours
+        keep_alive = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+        wanted |= {"PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS_APPEND": keep_alive}
+    return wanted
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as short as it is from the current folder."""
+    absolute = path.resolve()
+    inside = absolute.is_relative_to(Path.cwd())
+    return os.path.relpath(absolute) if inside else str(absolute)
+
+
+def _launcher_options(cluster: Cluster) -> list[str]:
+    options = ["--master_port", str(cluster.master_port)]
+    if cluster.runner == "local":
+        return ["--num_gpus", str(cluster.hosts[0].slots), *options, "--log_level", "warning"]
+    options = [
+        "--hostfile",
+        str(cluster.hostfile),
+        "--master_addr",
+        cluster.first_address,
+        *options,
+    ]
+    if cluster.runner == "no-ssh":
+        return ["--no_ssh", "--node_rank", str(cluster.node_rank), *options]
+    options += ["--launcher", cluster.runner, "--force_multi"]
+    if cluster.ssh_port is not None:
+        options += ["--ssh_port", str(cluster.ssh_port)]
+    if cluster.venv is not None:
+        options += ["--venv_script", str(cluster.venv / "bin" / "activate")]
+    if launcher_args := _launcher_args(cluster):
+        options.append(f"--launcher_args={launcher_args}")
+    return options
+
+
+def _launcher_args(cluster: Cluster) -> str:
+    """Return arguments for pdsh, mpirun or srun."""
+    if cluster.runner == "openmpi" and cluster.interface:  # DeepSpeed would have MPI use eth0
+        return f"--mca btl_tcp_if_include {cluster.interface} {cluster.launcher_args}".strip()
+    return cluster.launcher_args
+
+
+def _for_remote_shell(word: str) -> str:
+    """Quote a word for the shell of another host, where pdsh passes it as it is.
+
+    DeepSpeed puts double quotes around words with a space, and nothing around others.
+
+    Raises:
+        ValueError: if a word with a space holds something that double quotes do not protect.
+    """
+    if " " not in word:
+        return shlex.quote(word)
+    if any(character in word for character in '$`\\!"'):
+        raise ValueError(
+            'an option that goes through pdsh must not hold a space and one of $ ` \\ ! "; got '
+            f"{word!r}; put the setting into a file and give --config"
+        )
+    return word

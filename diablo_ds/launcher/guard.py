@@ -1,0 +1,335 @@
+"""The process between a launcher and a rank: starts the rank, watches it, and never outlives it.
+
+A rank cannot see that it is stopped, cannot tell why it was killed, and does not notice that its
+launcher is gone. Its guard does: it writes the rank's output to a file of its own, records how the
+rank ended, ends it when the launcher or another rank is gone, and when it gives no sign of life
+for too long, after it has printed its Python stacks. Should the guard itself be killed, the kernel
+kills the rank.
+
+Only the standard library is used here: a guard takes a few megabytes beside every rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
+from diablo_ds.launcher.records import (
+    FAILED_FILE,
+    STOP_FILE,
+    STOPPED,
+    RankRecord,
+    announce_failure,
+    log_file,
+    write_record,
+)
+
+STOP_GRACE_S = 25.0
+"""From a request to stop to SIGKILL; DeepSpeed's launcher kills after 30 s itself."""
+PEER_GRACE_S = 5.0
+"""The same where another rank has failed: no step can be finished any more."""
+STACKS_WAIT_S = 2.0
+POLL_S = 0.2
+FOLDER_POLL_S = 1.0
+_PR_SET_PDEATHSIG = 1
+_RANK_NAMES = {  # of the launchers that do not set torch's own
+    "RANK": ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
+    "LOCAL_RANK": (
+        *("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
+    ),
+    "LOCAL_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"),
+}
+
+
+def main() -> None:
+    """Run `diablo-ds train` with this script's arguments under guard; exit as it did."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--log-folder", "--log_folder", type=Path)
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    own, train_arguments = parser.parse_known_args()
+    environment = rank_environment({**os.environ, **dict(e.split("=", 1) for e in own.env)})
+    guard = Guard(environment, own.log_folder)
+    sys.exit(guard.run([sys.executable, "-u", "-m", "diablo_ds", "train", *train_arguments]))
+
+
+def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with torch's names for rank and world size.
+
+    MPI and srun have names of their own. They are taken only where a master address came with
+    them: in a shell inside a SLURM job they mean something else.
+    """
+    result = dict(environment)
+    if "RANK" not in result and "MASTER_ADDR" in result:
+        for name, others in _RANK_NAMES.items():
+            value = next((result[other] for other in others if other in result), None)
+            if value is not None:
+                result.setdefault(name, value)
+    return result
+
+
+@dataclass
+class _Watch:
+    """What a guard knows of its rank's life."""
+
+    phase: str = ""
+    limit_s: float = 0.0
+    last_beat: float = 0.0
+    beats: int = 0
+
+    def beat(self, line: str, now: float) -> None:
+        limit, _, self.phase = line.partition(" ")
+        self.limit_s, self.last_beat, self.beats = float(limit), now, self.beats + 1
+
+    def is_late(self, now: float) -> bool:
+        return self.limit_s > 0 and now - self.last_beat > self.limit_s
+
+
+class Guard:
+    """Starts one rank and stays until it ended.
+
+    Args:
+        environment: of the rank, with RANK and WORLD_SIZE unless it is alone.
+        folder: for the log and the record; none to pass output through and keep no record.
+    """
+
+    def __init__(self, environment: Mapping[str, str], folder: Path | None) -> None:
+        self.environment = dict(environment)
+        self.folder = folder
+        self.rank = int(environment.get("RANK", "0"))
+        self.watch = _Watch()
+        self.asked_by = ""
+        self._kill_at = float("inf")
+        self._forward_later: int | None = None
+        self._next_folder_poll = 0.0
+        self._ancestors = _ancestors()
+        self._partial = b""
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run the rank and return its exit code: 128 and the number where a signal ended it."""
+        beats, beats_end = os.pipe()
+        os.set_blocking(beats, False)
+        self.environment[DESCRIPTOR] = str(beats_end)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        log = None if self.folder is None else log_file(self.folder, self.rank).open("ab")
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited until the rank has its handler
+        self.process = subprocess.Popen(
+            command,
+            env=self.environment,
+            pass_fds=[beats_end],
+            stdout=None if log is None else subprocess.PIPE,
+            stderr=None if log is None else subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
+        )
+        os.close(beats_end)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        record = RankRecord(
+            rank=self.rank,
+            host=socket.gethostname(),
+            pid=self.process.pid,
+            world_size=int(self.environment.get("WORLD_SIZE", "1")),
+            started=time.time(),
+        )
+        self._write(record)
+        self._watch(beats, log)
+        code = self.process.returncode
+        cause = self.asked_by or _describe_exit(code)
+        code = 128 - code if code < 0 else code
+        record = replace(
+            record,
+            ended=time.time(),
+            exit_code=code,
+            cause=cause,
+            phase=self.watch.phase,
+            by_request=(
+                (bool(self.asked_by) and not self._has_hung)
+                # DeepSpeed's launcher sends its SIGTERM to the rank and to its guard
+                or code in (EXIT_STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+            ),
+        )
+        self._write(record)
+        if record.has_failed and self.folder is not None:
+            announce_failure(self.folder, self.rank)
+        return code
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    _has_hung = False
+
+    def _watch(self, beats: int, log: IO[bytes] | None) -> None:
+        """Pass on output and look after the rank until it has ended."""
+        poller = select.poll()
+        poller.register(beats, select.POLLIN)
+        output = -1 if self.process.stdout is None else self.process.stdout.fileno()
+        if log is not None:
+            os.set_blocking(output, False)
+            poller.register(output, select.POLLIN)
+        while self.process.poll() is None:
+            ready = dict(poller.poll(POLL_S * 1000))
+            if beats in ready and not self._read_beats(beats):
+                poller.unregister(beats)
+            if output in ready and not self._pass_output(output, log):
+                poller.unregister(output)
+            self._look_after(time.monotonic())
+        self._read_beats(beats)
+        self._pass_output(output, log)
+
+    def _read_beats(self, beats: int) -> bool:
+        """Take note of signs of life; return whether more can come."""
+        try:
+            data = os.read(beats, 65536)
+        except BlockingIOError:
+            return True
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self.watch.beat(line.decode(), time.monotonic())
+        if lines and self._forward_later is not None:
+            number, self._forward_later = self._forward_later, None
+            self._send(number)
+        return bool(data)
+
+    def _pass_output(self, output: int, log: IO[bytes] | None) -> bool:
+        """Copy output to the log and, from rank 0, to the launcher; return if more can come."""
+        while log is not None:
+            try:
+                data = os.read(output, 65536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            with contextlib.suppress(OSError):  # a full disk
+                log.write(data)
+                log.flush()
+            if self.rank == 0:
+                with contextlib.suppress(OSError):  # the launcher is gone, which is seen elsewhere
+                    sys.stdout.buffer.write(data)
+                    sys.stdout.buffer.flush()
+        return False
+
+    def _look_after(self, now: float) -> None:
+        """Stop the rank where there is a reason to."""
+        if now > self._kill_at:
+            self._send(signal.SIGKILL)
+        elif not self._has_hung and self.watch.is_late(now):
+            self._end_hanging(now)
+        elif not self.asked_by and _ancestors() != self._ancestors:
+            self._ask("the launcher is gone", signal.SIGTERM, STOP_GRACE_S)
+        elif not self.asked_by and _reader_is_gone():
+            self._ask("the launcher's terminal or connection is gone", signal.SIGTERM, STOP_GRACE_S)
+        elif self.folder is not None and now > self._next_folder_poll:
+            self._next_folder_poll = now + FOLDER_POLL_S
+            if (self.folder / FAILED_FILE).exists() and _is_stopped(self.process.pid):
+                self._end_hanging(now)
+            elif (self.folder / FAILED_FILE).exists():
+                self._ask("stopped, since another rank failed", signal.SIGTERM, PEER_GRACE_S)
+            elif not self.asked_by and (self.folder / STOP_FILE).exists():
+                self._ask("stopped by the launcher", signal.SIGTERM, STOP_GRACE_S)
+
+    def _end_hanging(self, now: float) -> None:
+        """Print the stacks of a rank that gives no sign of life, and kill it."""
+        self._has_hung = True
+        silence = f"no sign of life for {now - self.watch.last_beat:.0f} s"
+        stopped = f"; it is {STOPPED}" if _is_stopped(self.process.pid) else ""
+        self.asked_by = silence + stopped
+        self._say(f"rank {self.rank} gives {silence}, in {self.watch.phase}{stopped}")
+        self._send(STACKS_SIGNAL)
+        self._kill_at = now + STACKS_WAIT_S
+
+    def _ask(self, cause: str, number: int, grace_s: float) -> None:
+        """Ask the rank to stop, and set a time to kill it."""
+        kill_at = time.monotonic() + grace_s
+        if kill_at < self._kill_at:
+            self._kill_at = kill_at
+        if not self.asked_by:
+            self.asked_by = cause
+            self._send(number)
+
+    # --- signals ---------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            if self.watch.beats:
+                self._send(number)
+            else:
+                self._forward_later = number  # it has no handler yet
+        elif not self.asked_by:
+            # After control-C the terminal has told the rank too; a second one would cut it short.
+            self._ask(f"received {signal.Signals(number).name}", signal.SIGTERM, STOP_GRACE_S)
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def _say(self, text: str) -> None:
+        data = f"{text}\n".encode()
+        if self.folder is not None:
+            with contextlib.suppress(OSError), log_file(self.folder, self.rank).open("ab") as file:
+                file.write(data)
+        with contextlib.suppress(OSError):
+            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.flush()
+
+    def _write(self, record: RankRecord) -> None:
+        if self.folder is not None:
+            write_record(self.folder, record)
+
+
+def _die_with_parent() -> None:
+    """In the rank, before it starts: have the kernel kill it when its guard dies."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _ancestors() -> tuple[int, int]:
+    """Return the launcher of this process and, where that is DeepSpeed's, its own parent."""
+    parent = os.getppid()
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+        if b"deepspeed.launcher.launch" not in command:
+            return parent, 0
+        return parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return parent, 0
+
+
+def _reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    poller = select.poll()
+    try:
+        poller.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):
+        return False
+
+
+def _describe_exit(code: int) -> str:
+    if code == 0:
+        return "done"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    meanings = {EXIT_STOPPED: "stopped at a step border", EXIT_USER_ERROR: "wrong input"}
+    return f"exit code {code}" + (f", {meanings[code]}" if code in meanings else "")

@@ -1,0 +1,65 @@
+"""Run something on every host over ssh, at the same time."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from diablo_ds.launcher.cluster import Cluster, Host
+
+CONNECT_TIMEOUT_S = 10
+COMMAND_TIMEOUT_S = 60
+_OPTIONS = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}")
+
+
+class Answer(NamedTuple):
+    """What a command on a host gave."""
+
+    exit_code: int
+    """255 where ssh itself failed."""
+    output: str
+    error: str
+
+
+def reachable_hosts(cluster: Cluster) -> list[Host]:
+    """Return the hosts that can be reached by ssh, in order."""
+    answers = on_all_hosts(cluster, ["true"])
+    return [host for host, answer in zip(cluster.hosts, answers, strict=True) if answer[0] == 0]
+
+
+def on_all_hosts(cluster: Cluster, command: Sequence[str]) -> list[Answer]:
+    """Run a command in the current folder of every host, and return the answers in order."""
+    with ThreadPoolExecutor(max_workers=64) as pool:
+        return list(pool.map(lambda host: _run(cluster, host, command), cluster.hosts))
+
+
+def python_on(cluster: Cluster) -> str:
+    """Return the Python that ranks get on every host."""
+    return sys.executable if cluster.venv is None else str(cluster.venv / "bin" / "python")
+
+
+def _run(cluster: Cluster, host: Host, command: Sequence[str]) -> Answer:
+    words = list(command)
+    if cluster.runner in ("pdsh", "openmpi", "mpich"):
+        port = [] if cluster.ssh_port is None else ["-p", str(cluster.ssh_port)]
+        remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
+        words = ["ssh", *_OPTIONS, *port, host.name, remote]
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Answer(255, "", f"no answer within {COMMAND_TIMEOUT_S} s")
+    except OSError as error:
+        return Answer(255, "", str(error))
+    return Answer(done.returncode, done.stdout, done.stderr)
