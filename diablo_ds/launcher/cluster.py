@@ -37,6 +37,10 @@ class Cluster:
     hosts: tuple[Host, ...]
     """In the order of the ranks; one host for the runner "local"."""
     hostfile: Path | None = None
+    num_nodes: int | None = None
+    """Use only so many hosts of the hostfile, the first; ``hosts`` are these already."""
+    num_gpus: int | None = None
+    """Use only so many slots of each."""
     node_rank: int | None = None
     """This host's place among the hosts; for the runner "no-ssh" only."""
     master_addr: str = ""

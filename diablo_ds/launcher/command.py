@@ -87,6 +87,9 @@ def _launcher_options(cluster: Cluster) -> list[str]:
         cluster.first_address,
         *options,
     ]
+    for name in ("num_nodes", "num_gpus"):
+        if getattr(cluster, name) is not None:
+            options += [f"--{name}", str(getattr(cluster, name))]
     if cluster.runner == "no-ssh":
         return ["--no_ssh", "--node_rank", str(cluster.node_rank), *options]
     options += ["--launcher", cluster.runner, "--force_multi"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from diablo_ds.launcher.cluster import Cluster, Host
+from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
@@ -28,14 +28,22 @@ class Answer(NamedTuple):
 
 def reachable_hosts(cluster: Cluster) -> list[Host]:
     """Return the hosts that can be reached by ssh, in order."""
-    answers = on_all_hosts(cluster, ["true"])
+    answers = on_all_hosts(cluster, lambda _: ["true"], cluster.hosts)
     return [host for host, answer in zip(cluster.hosts, answers, strict=True) if answer[0] == 0]
 
 
-def on_all_hosts(cluster: Cluster, command: Sequence[str]) -> list[Answer]:
-    """Run a command in the current folder of every host, and return the answers in order."""
+def on_all_hosts(
+    cluster: Cluster, command: Callable[[Host], Sequence[str]], hosts: Sequence[Host]
+) -> list[Answer]:
+    """Run a command in the current folder of every host, and return the answers in order.
+
+    Args:
+        cluster: tells how hosts are reached; those of runners without ssh stand for this machine.
+        command: the words for a host.
+        hosts: the hosts.
+    """
     with ThreadPoolExecutor(max_workers=64) as pool:
-        return list(pool.map(lambda host: _run(cluster, host, command), cluster.hosts))
+        return list(pool.map(lambda host: _run(cluster, host, command(host)), hosts))
 
 
 def python_on(cluster: Cluster) -> str:
@@ -45,7 +53,7 @@ def python_on(cluster: Cluster) -> str:
 
 def _run(cluster: Cluster, host: Host, command: Sequence[str]) -> Answer:
     words = list(command)
-    if cluster.runner in ("pdsh", "openmpi", "mpich"):
+    if cluster.runner in SSH_RUNNERS:
         port = [] if cluster.ssh_port is None else ["-p", str(cluster.ssh_port)]
         remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
         words = ["ssh", *_OPTIONS, *port, host.name, remote]

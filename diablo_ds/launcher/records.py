@@ -104,7 +104,7 @@ def describe_failure(folder: Path) -> str:
     lines = [
         f"rank {failure.rank} on {failure.host} failed first{during}: {cause}",
         f"Its last lines, from {log_file(folder, failure.rank)}:",
-        *(f"  | {line}" for line in last_lines(log_file(folder, failure.rank))),
+        *(f"  | {line}" for line in last_lines(log_file(folder, failure.rank)) or ["(none)"]),
     ]
     others = [r for r in records if r is not failure and (r.exit_code is None or r.has_failed)]
     for other in others[:8]:

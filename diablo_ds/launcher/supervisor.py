@@ -38,7 +38,10 @@ MARGIN_S = 4.0
 """What a guard may need beyond its grace to see the end and write it down."""
 RESTART_DELAY_S = 2.0
 HOLD_S = 8.0
-_LAUNCHER_NOISE = ("[INFO] [launch.py", "[INFO] [runner.py", "[INFO] [multinode_runner.py")
+_LAUNCHER_NOISE = (
+    *("[INFO] [launch.py", "[INFO] [runner.py", "[INFO] [multinode_runner.py"),
+    *("Unable to find hostfile", "Setting accelerator to CPU"),
+)
 _ERROR_SIGNS = ("Traceback (most recent call last)", "[ERROR]", "terminate called after")
 
 
@@ -99,7 +102,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
         )
     hostfile = folder / "hostfile"
     hostfile.write_text(hostfile_text(hosts), encoding="utf-8")
-    smaller = replace(cluster, hosts=hosts, hostfile=hostfile)
+    smaller = replace(cluster, hosts=hosts, hostfile=hostfile, num_nodes=None)
     if cluster.master_addr and cluster.hosts[0] != hosts[0]:
         smaller = replace(smaller, master_addr="")
     click.echo(

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from click.testing import CliRunner
 
-from diablo_ds.exit_codes import EXIT_USER_ERROR
 from diablo_ds import __version__
 from diablo_ds.blocks import check_num_blocks
 from diablo_ds.cli import build_run_config, clean_errors, main
 from diablo_ds.config import RunConfig
+from diablo_ds.exit_codes import EXIT_USER_ERROR
 
 
 def _invoke(*args):
@@ -27,7 +27,7 @@ def test_help_lists_each_setting_once_with_its_default():
 def test_options_override_the_file(tmp_path):
     path = tmp_path / "run.json"
     RunConfig(seed=3, learning_rate=1e-4).save(path)
-    config = build_run_config(path, {"seed": 5, "targets": (), "layers": None})
+    config = build_run_config(path, {"seed": 5, "targets": (), "layers": None}, None, 1)
     assert config == RunConfig(seed=5, learning_rate=1e-4)
 
 
@@ -35,14 +35,14 @@ def test_a_setting_can_be_put_back_to_zero(tmp_path):
     path = tmp_path / "run.json"
     RunConfig(dropout=0.1, max_steps=5, gradient_checkpointing=True).save(path)
     given = {"dropout": 0.0, "max_steps": 0, "gradient_checkpointing": False}
-    assert build_run_config(path, given) == RunConfig(gradient_checkpointing=False)
+    assert build_run_config(path, given, None, 1) == RunConfig(gradient_checkpointing=False)
 
 
 def test_accumulation_steps_set_the_global_batch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert build_run_config(None, {"micro_batch": 2}, 3).global_batch == 24
+    assert build_run_config(None, {"micro_batch": 2}, 3, 4).global_batch == 24
     with pytest.raises(ValueError, match="not both"):
-        build_run_config(None, {"global_batch": 8}, 3)
+        build_run_config(None, {"global_batch": 8}, 3, 4)
 
 
 def test_unknown_options_are_refused():

@@ -1,0 +1,164 @@
+"""What has to hold before a launch, on every host, as a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config import RunConfig
+from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
+from diablo_ds.launcher.hosts import Answer, on_all_hosts, python_on
+
+_COMMANDS = {"pdsh": "pdsh", "openmpi": "ompi_info", "mpich": "mpirun", "slurm": "srun"}
+
+
+@dataclass(frozen=True)
+class HostCheck:
+    """What was found on a host."""
+
+    host: Host
+    found: dict[str, Any]
+    """The probe's answer; empty where there was none."""
+    problems: tuple[str, ...]
+
+    def row(self) -> tuple[str, ...]:
+        """Return the host's line of the table."""
+        found = self.found
+        if not found:
+            return (self.host.name, "no", "", "", "", "")
+        versions = " ".join(found["versions"].values())
+        gpus = found["gpus"]
+        shown = f"{len(gpus)} x {gpus[0]}" if gpus else "none"
+        return (
+            *(self.host.name, "yes", versions, found["code"][:10]),
+            *(f"{self.host.slots} wanted, {shown}", found["port_problem"] or "free"),
+        )
+
+
+_HEADER = ("host", "reached", "python torch deepspeed transformers diablo-ds", "code")
+HEADER = (*_HEADER, "GPUs", "master port")
+
+
+def check_hosts(run: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostCheck]:
+    """Look at every host that can be looked at from here: over ssh all, otherwise this one.
+
+    Leaves nothing behind. Compares every host with the first.
+    """
+    hosts = cluster.hosts if cluster.runner in SSH_RUNNERS else (_this_host(cluster),)
+    paths = [str(ds_config.resolve()), *_local_paths(run)]
+    with _shared_folder(run) as shared:
+        question = {"paths": paths, "shared": str(shared), "host": "{host}", "port": 0}
+        answers = on_all_hosts(
+            cluster,
+            lambda host: [
+                *(python_on(cluster), "-m", "diablo_ds.launcher.probe"),
+                json.dumps({**question, "host": host.name, "port": _port(cluster, host)}),
+            ],
+            hosts,
+        )
+        marks = {path.name.removeprefix("host-") for path in shared.iterdir()}
+    found = [_parse(answer) for answer in answers]
+    first = next((f for f in found if f), {})
+    return [
+        HostCheck(host, f, tuple(_problems(host, answer, f, first, marks)))
+        for host, answer, f in zip(hosts, answers, found, strict=True)
+    ]
+
+
+def missing_command(cluster: Cluster) -> str:
+    """Return a sentence about the command that the runner needs and that is not here, or none."""
+    command = _COMMANDS.get(cluster.runner)
+    if command is None or shutil.which(command):
+        return ""
+    return f"runner {cluster.runner} needs the command {command}, which is not on this machine"
+
+
+def table(checks: Sequence[HostCheck]) -> str:
+    """Return what was found as a table, and below it the problems."""
+    rows = [HEADER, *(check.row() for check in checks)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [f"{check.host.name}: {problem}" for check in checks for problem in check.problems]
+    return "\n".join(lines)
+
+
+def _this_host(cluster: Cluster) -> Host:
+    return cluster.hosts[cluster.node_rank or 0]
+
+
+def _port(cluster: Cluster, host: Host) -> int:
+    """Return the port that a host has to listen on; 0 for none."""
+    return cluster.master_port if host == cluster.hosts[0] else 0
+
+
+def _local_paths(run: RunConfig) -> list[str]:
+    """Return the files and folders of a run that must be the same on all hosts."""
+    named = [run.model, *run.data.split(","), run.heldout_data]
+    return [str(Path(name).resolve()) for name in named if name and Path(name).exists()]
+
+
+@contextmanager
+def _shared_folder(run: RunConfig) -> Iterator[Path]:
+    """Yield a new folder beside the output folder, which all hosts should see."""
+    parent = Path(run.output).resolve().parent
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".shared-check-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in made:
+            path.rmdir()
+
+
+def _parse(answer: Answer) -> dict[str, Any]:
+    try:
+        parsed: dict[str, Any] = json.loads(answer.output.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return {}
+    return parsed
+
+
+def _problems(
+    host: Host, answer: Answer, found: dict[str, Any], first: dict[str, Any], marks: set[str]
+) -> Iterator[str]:
+    if not found:
+        last = (answer.error.strip().splitlines() or ["no answer"])[-1]
+        reached = "could not be reached by ssh" if answer.exit_code == 255 else "has no diablo_ds"
+        yield f"{reached}: {last}"
+        return
+    for name, number in found["versions"].items():
+        if number != first["versions"][name]:
+            first_number = first["versions"][name]
+            yield f"{name} must be the same everywhere; got {number}, first host {first_number}"
+    if found["code"] != first["code"]:
+        yield "diablo_ds must have the same source files everywhere; its digest differs"
+    for path, digest in found["paths"].items():
+        if digest != first["paths"][path]:
+            what = "is missing" if not digest else "differs from the first host's"
+            yield f"input must be the same everywhere; {path} {what}"
+    gpus = found["gpus"]
+    if bool(gpus) != bool(first["gpus"]) or (gpus and gpus[0] != first["gpus"][0]):
+        yield (
+            f"GPUs must be of one kind; got {gpus[0] if gpus else 'none'}, first host "
+            f"{first['gpus'][0] if first['gpus'] else 'none'}"
+        )
+    if gpus and len(gpus) < host.slots:
+        yield f"slots must be at most the number of GPUs; got slots={host.slots}, GPUs={len(gpus)}"
+    if len(set(gpus)) > 1:
+        yield f"GPUs must be of one kind; got {', '.join(sorted(set(gpus)))}"
+    if found["port_problem"]:
+        yield f"master port must be free; {found['port_problem']}; choose another --master-port"
+    if found["shared"] or host.name not in marks:
+        why = found["shared"] or "what this host writes there is not seen here"
+        yield f"output folder must be shared by all hosts; {why}"

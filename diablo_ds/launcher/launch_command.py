@@ -1,0 +1,236 @@
+"""The command `diablo-ds launch`: options to cluster, checks, then the run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diablo_ds.config import RunConfig
+from diablo_ds.console import CONTEXT, clean_errors
+from diablo_ds.exit_codes import EXIT_USER_ERROR
+from diablo_ds.launcher.cluster import (
+    DEFAULT_PORT,
+    RUNNERS,
+    Cluster,
+    Host,
+    parse_env,
+    read_hostfile,
+)
+from diablo_ds.run_options import build_run_config, run_options
+
+_ENV_HELP = "Environment variable of the ranks: NAME=VALUE, or NAME for the value here; repeatable."
+_INTERFACE_HELP = "Network interface for NCCL and Gloo, e.g. ib0."
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--hostfile", type=click.Path(path_type=Path), help="Lines `name slots=gpus`.")
+@click.option("--nodes", type=click.IntRange(min=1), help="Use the first so many hosts.")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), help="Ranks on each host.")
+@click.option(
+    "--runner",
+    type=click.Choice([name for name in RUNNERS if name not in ("local", "no-ssh")]),
+    help="How DeepSpeed starts ranks on other hosts.  [default: pdsh with a hostfile]",
+)
+@click.option("--no-ssh", is_flag=True, help="Start this host's ranks only; run it on each host.")
+@click.option("--node-rank", type=int, help="With --no-ssh: this host's line in the hostfile.")
+@click.option("--master-addr", default="", help="Where rank 0 listens.  [default: first host]")
+@click.option("--master-port", type=int, help=f"[default: {DEFAULT_PORT}; locally a free one]")
+@click.option("--ssh-port", type=int, help="Port of the hosts' ssh servers.")
+@click.option("--interface", default="", help=_INTERFACE_HELP)
+@click.option("--env", multiple=True, help=_ENV_HELP)
+@click.option("--venv", type=click.Path(path_type=Path), help="Virtual environment on each host.")
+@click.option("--launcher-args", default="", help="Further arguments for pdsh, mpirun or srun.")
+@click.option("--max-restarts", default=0, show_default=True, help="Restarts after failures.")
+@click.option(
+    "--min-nodes",
+    type=click.IntRange(min=1),
+    help="A restart may go on with so many hosts where others are lost.  [default: all]",
+)
+@click.option("--check", is_flag=True, help="Check the hosts and print a table; start nothing.")
+@click.option("--skip-checks", is_flag=True, help="Start without checking the hosts.")
+@click.option("--dry-run", is_flag=True, help="Print the command that would run; start nothing.")
+@run_options
+def launch(
+    ds_config: Path,
+    config: Path | None,
+    gradient_accumulation_steps: int | None,
+    max_restarts: int,
+    min_nodes: int | None,
+    check: bool,
+    skip_checks: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Train on this machine's GPUs or on the hosts of a hostfile, and survive what breaks.
+
+    All options of `diablo-ds train` go with it. Without a hostfile the ranks are on this machine.
+    """
+    names = (
+        *("hostfile", "nodes", "gpus_per_node", "runner", "no_ssh", "node_rank", "master_addr"),
+        *("master_port", "ssh_port", "interface", "env", "venv", "launcher_args"),
+    )
+    with clean_errors():
+        cluster = build_cluster(**{name: options.pop(name) for name in names})
+        if min_nodes is not None and (cluster.runner == "local" or not max_restarts):
+            raise ValueError(
+                "min_nodes is for restarts on the hosts of a hostfile; got "
+                f"min_nodes={min_nodes}, max_restarts={max_restarts}, runner={cluster.runner!r}"
+            )
+        run = build_run_config(config, options, gradient_accumulation_steps, cluster.world_size)
+        run.accumulation_steps(cluster.world_size)
+        run = with_output(run)
+        sys.exit(
+            _launch(
+                run,
+                ds_config,
+                cluster,
+                max_restarts=max_restarts,
+                min_nodes=min_nodes or len(cluster.hosts),
+                check=check,
+                skip_checks=skip_checks,
+                dry_run=dry_run,
+            )
+        )
+
+
+def _launch(
+    run: RunConfig,
+    ds_config: Path,
+    cluster: Cluster,
+    *,
+    max_restarts: int,
+    min_nodes: int,
+    check: bool,
+    skip_checks: bool,
+    dry_run: bool,
+) -> int:
+    from diablo_ds.launcher import checks, command, supervisor
+
+    if dry_run:
+        folder = supervisor.next_log_folder(Path(run.output), cluster)
+        words = command.build_command(run, ds_config, cluster, folder)
+        click.echo(command.shell_text(words, command.launcher_env(cluster)))
+        return 0
+    if check or not skip_checks:
+        missing = checks.missing_command(cluster)
+        if missing:
+            raise ValueError(missing)
+        found = checks.check_hosts(run, ds_config, cluster)
+        is_good = not any(host.problems for host in found)
+        if check or not is_good:
+            click.echo(checks.table(found), err=not check)
+        if check or not is_good:
+            return 0 if is_good else EXIT_USER_ERROR
+    return supervisor.run_until_done(
+        run, ds_config, cluster, max_restarts=max_restarts, min_nodes=min_nodes
+    )
+
+
+def build_cluster(
+    *,
+    hostfile: Path | None,
+    nodes: int | None,
+    gpus_per_node: int | None,
+    runner: str | None,
+    no_ssh: bool,
+    node_rank: int | None,
+    master_port: int | None,
+    env: tuple[str, ...],
+    **others: Any,
+) -> Cluster:
+    """Build the cluster from options, and the hostfile if there is one.
+
+    Raises:
+        ValueError: if they do not go together, or the hostfile is wrong.
+    """
+    if no_ssh and runner is not None:
+        raise ValueError(f"give --no-ssh or --runner, not both; got runner={runner!r}")
+    variables = parse_env(env)
+    if hostfile is None:
+        _refuse_local(nodes, runner, no_ssh)
+        slots = gpus_per_node or local_slots()
+        return Cluster(
+            hosts=(Host("localhost", slots),),
+            node_rank=node_rank,
+            master_port=master_port or free_port(),
+            env=variables,
+            **others,
+        )
+    hosts = read_hostfile(hostfile)
+    if nodes is not None and nodes > len(hosts):
+        raise ValueError(
+            f"nodes must be at most the {len(hosts)} hosts of {hostfile}; got nodes={nodes}"
+        )
+    chosen = hosts[:nodes]
+    if runner in ("openmpi", "mpich") and (nodes or gpus_per_node):
+        raise ValueError(
+            f"runner {runner} takes all of a hostfile; got nodes={nodes}, "
+            f"gpus_per_node={gpus_per_node}; change the hostfile instead"
+        )
+    too_few = [host for host in chosen if host.slots < (gpus_per_node or 1)]
+    if too_few:
+        raise ValueError(
+            f"gpus_per_node must be at most a host's slots; got gpus_per_node={gpus_per_node}, "
+            f"{too_few[0].name} slots={too_few[0].slots} in {hostfile}"
+        )
+    if gpus_per_node is not None:
+        chosen = tuple(replace(host, slots=gpus_per_node) for host in chosen)
+    return Cluster(
+        runner="no-ssh" if no_ssh else runner or "pdsh",
+        hosts=chosen,
+        hostfile=hostfile,
+        num_nodes=nodes,
+        num_gpus=gpus_per_node,
+        node_rank=node_rank,
+        master_port=master_port or DEFAULT_PORT,
+        env=variables,
+        **others,
+    )
+
+
+def _refuse_local(nodes: int | None, runner: str | None, no_ssh: bool) -> None:
+    """Raise ValueError where the options ask for several hosts and name none."""
+    if (nodes or 1) > 1 or runner is not None or no_ssh:
+        asked = f"nodes={nodes}, runner={'no-ssh' if no_ssh else runner}"
+        raise ValueError(f"a run on several hosts needs --hostfile; got none, with {asked}")
+    allocated = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    if allocated not in ("", "1"):
+        raise ValueError(
+            "a run inside a SLURM allocation must name its hosts, or it would use this one alone; "
+            f"got no hostfile, SLURM_JOB_NUM_NODES={allocated}; use diablo-ds slurm, or "
+            "`scontrol show hostnames` to write a hostfile"
+        )
+
+
+def local_slots() -> int:
+    """Return the ranks that this machine takes: its GPUs, or one on a machine without."""
+    from diablo_ds.launcher.probe import gpu_names
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([device for device in visible.split(",") if device.strip()]))
+    return max(1, len(gpu_names()))
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def with_output(run: RunConfig) -> RunConfig:
+    """Return the run config with a run folder, so that a restart finds it.
+
+    Raises:
+        ValueError: if the folder that it names holds something else.
+    """
+    from diablo_ds.run_folder import choose_run_folder
+
+    return replace(run, output=str(choose_run_folder(run)))
