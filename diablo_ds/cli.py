@@ -12,6 +12,7 @@ from diablo_ds import __version__
 from diablo_ds.console import CONTEXT, clean_errors, echo, run
 from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.launcher.launch_command import launch
+from diablo_ds.launcher.slurm_command import slurm
 from diablo_ds.prepare.command import prepare
 from diablo_ds.run_options import build_run_config, run_options
 
@@ -27,7 +28,7 @@ def main() -> None:
     """Fine-tune large language models with DiaBlo on DeepSpeed."""
 
 
-for _command in (prepare, launch):
+for _command in (prepare, launch, slurm):
     main.add_command(_command)
 
 

@@ -17,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from diablo_ds.config import FREE_ON_RESUME, RunConfig
-from diablo_ds.files import new_file, write_text
+from diablo_ds.files import new_file, write_json, write_text
 
 logger = logging.getLogger("diablo_ds")
+PROGRESS_FILE = "progress.json"
 
 
 def set_up_logging(*, is_main_process: bool) -> None:
@@ -81,6 +82,7 @@ class Reporter:
         last = start_step or -1
         self.history = [p for p in read_metrics(self._metrics_file) if p["step"] <= last]
         write_text(self._metrics_file, "".join(json.dumps(point) + "\n" for point in self.history))
+        write_json(folder / PROGRESS_FILE, {"num_steps": num_steps, "start_step": start_step})
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
         if not start_step:
             values = json.dumps(dataclasses.asdict(run), indent=2)

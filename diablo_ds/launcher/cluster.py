@@ -100,7 +100,7 @@ class Cluster:
 
     def rank_env(self) -> dict[str, str]:
         """Return the environment variables that ranks get."""
-        env = dict.fromkeys(_INTERFACE_VARIABLES, self.interface) if self.interface else {}
+        env = interface_env(self.interface)
         if self.runner in ("openmpi", "slurm"):  # these tell ranks their number, but not where
             env |= {"MASTER_ADDR": self.first_address, "MASTER_PORT": str(self.master_port)}
         return {**env, **self.env}
@@ -114,6 +114,11 @@ class Cluster:
         """Return the hosts as a line of text."""
         hosts = ", ".join(f"{host.name} x {host.slots}" for host in self.hosts)
         return f"{self.world_size} ranks on {hosts}"
+
+
+def interface_env(interface: str) -> dict[str, str]:
+    """Return the variables that make NCCL and Gloo use a network interface."""
+    return dict.fromkeys(_INTERFACE_VARIABLES, interface) if interface else {}
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:

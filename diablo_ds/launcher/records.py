@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diablo_ds.files import read_json, write_json
+from diablo_ds.files import read_json
 
 FAILED_FILE = "failed"
 """Made by the first rank that fails; tells the others to stop."""
@@ -20,6 +20,7 @@ STOP_FILE = "stop"
 """Made by the launcher to end a run at the next step border."""
 STOPPED = "stopped by a signal (SIGSTOP)"
 TAIL_LINES = 25
+RECORD_BYTES = 2048
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,16 @@ def log_file(folder: Path, rank: int) -> Path:
 
 
 def write_record(folder: Path, record: RankRecord) -> None:
-    """Write a record, best effort: a full disk must not keep a guard from its work."""
+    """Write a record in place: its end needs no more room than its start, so none on a full disk.
+
+    Best effort: an error must not keep a guard from its work.
+    """
+    text = json.dumps(asdict(record), indent=2)
     with contextlib.suppress(OSError):
-        write_json(record_file(folder, record.rank), asdict(record))
+        descriptor = os.open(record_file(folder, record.rank), os.O_CREAT | os.O_WRONLY)
+        os.write(descriptor, f"{text:{RECORD_BYTES - 1}}\n".encode())
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def announce_failure(folder: Path, rank: int) -> None:

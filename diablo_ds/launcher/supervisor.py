@@ -187,7 +187,7 @@ class Attempt:
             self._end_deadline = min(self._end_deadline, now + PEER_GRACE_S + MARGIN_S)
         if has_ended:
             self._end_deadline = min(self._end_deadline, now + STOP_GRACE_S + MARGIN_S)
-            return self._all_ended() or now > self._end_deadline
+            return self._all_ended() or self._is_group_gone() or now > self._end_deadline
         if now > min(self._stop_deadline, self._end_deadline):
             self._kill(signal.SIGTERM)  # DeepSpeed's launcher then stops other hosts' ranks
             self._end_deadline = now + MARGIN_S
@@ -203,6 +203,16 @@ class Attempt:
     def _all_ended(self) -> bool:
         """Return whether every rank that ever started has written how it ended."""
         return all(record.exit_code is not None for record in self._records())
+
+    def _is_group_gone(self) -> bool:
+        """Return whether no process is left, where all of them are on this host."""
+        if self.cluster.runner not in ("local", "no-ssh"):
+            return False
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
 
     def _kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

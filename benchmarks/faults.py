@@ -1,0 +1,390 @@
+"""Soak: break a run again and again, start it with the same command, and compare the end.
+
+    python -m benchmarks.faults --faults 40
+
+A small random model trains under ZeRO-3 on two ranks. Each fault hits at a random moment. After it
+every process must be gone within 30 s, the exit code must not be 0, and the last whole checkpoint
+must still be whole. The run that was broken many times has to end with exactly the deltas of one
+that was left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diablo_ds.adapter import load_adapter
+from diablo_ds.checkpoint import find_checkpoint, list_checkpoints
+from diablo_ds.launcher.records import read_records
+from diablo_ds.run_folder import checkpoints_folder
+
+COMMAND = str(Path(sys.executable).with_name("diablo-ds"))
+ALL_GONE_S = 30.0
+SAVE_EVERY = 3
+HANG_TIMEOUT_S = 8
+START_TIMEOUT_S = 180.0
+
+
+@dataclass
+class Outcome:
+    """What a fault did."""
+
+    kind: str
+    phase: str = ""
+    exit_code: int = 0
+    seconds_to_end: float = 0.0
+    saved_step: int = 0
+    """Last whole checkpoint after the fault."""
+    resumed_step: int = 0
+    """Where the next start went on."""
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Bench:
+    """A run that can be started, broken and started again.
+
+    Args:
+        folder: for the model, the data and the runs; a file system that can be filled up.
+        num_steps: steps of the run.
+        seed: of the random moments.
+    """
+
+    folder: Path
+    num_steps: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Make the model and the data."""
+        from tests.tiny import save_model, write_pairs
+
+        self.random = random.Random(self.seed)
+        self.output = self.folder / "run"
+        self.model = save_model(
+            self.folder / "model", hidden_size=128, intermediate_size=512, num_hidden_layers=4
+        )
+        self.data = write_pairs(self.folder / "pairs.jsonl", 60)
+
+    def start(self, output: Path, *options: str) -> subprocess.Popen[bytes]:
+        """Start the run, or go on with it: always the same command."""
+        command = (
+            f"{COMMAND} launch --gpus-per-node 2 --skip-checks --env DS_ACCELERATOR=cpu "
+            f"--model {self.model} --data {self.data} --output {output} --num-blocks 4 "
+            f"--micro-batch 2 --global-batch 16 --max-steps {self.num_steps} --dropout 0.1 "
+            f"--precision fp32 --save-every {SAVE_EVERY} --eval-every 10 --keep-last 3 "
+            f"--hang-timeout {HANG_TIMEOUT_S}"
+        )
+        environment = {**os.environ, "PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"}
+        with (self.folder / "launch.log").open("ab") as log:
+            return subprocess.Popen(
+                [*command.split(), *options],
+                cwd=Path(__file__).parents[1],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def undisturbed(self) -> dict[str, Any]:
+        """Return the deltas of a run that is left alone."""
+        output = self.folder / "undisturbed"
+        if self.start(output).wait() != 0:
+            raise RuntimeError(f"the undisturbed run must end well; see {self.folder}/launch.log")
+        return load_adapter(output / "adapter")[0]
+
+    # --- one fault -------------------------------------------------------------------------------
+
+    def break_once(self, kind: str) -> Outcome:
+        """Start the run, break it at a random moment, and look at what is left."""
+        outcome = Outcome(kind)
+        saved_before = self._last_saved()
+        process = self.start(self.output)
+        step = self._wait_for_steps(process, self.random.randint(1, SAVE_EVERY + 1))
+        outcome.resumed_step = step - 1
+        if saved_before >= 0 and outcome.resumed_step != saved_before:
+            outcome.problems.append(f"went on at {outcome.resumed_step}, not {saved_before}")
+        time.sleep(self.random.uniform(0, 0.5))
+        undo = FAULTS[kind](self, process)
+        start = time.monotonic()
+        try:
+            outcome.exit_code = process.wait(timeout=ALL_GONE_S + HANG_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            outcome.problems.append("the launcher did not end")
+            process.kill()
+        while self._processes() and time.monotonic() - start < ALL_GONE_S + HANG_TIMEOUT_S:
+            time.sleep(0.1)
+        outcome.seconds_to_end = time.monotonic() - start
+        undo()
+        left = self._processes()
+        if left:
+            outcome.problems.append(f"{len(left)} processes are left")
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        limit = ALL_GONE_S + (HANG_TIMEOUT_S if kind == "stop a rank" else 0)
+        if outcome.seconds_to_end > limit:
+            outcome.problems.append(f"all gone after {outcome.seconds_to_end:.0f} s only")
+        if outcome.exit_code == 0:
+            outcome.problems.append("exit code 0")
+        outcome.phase = self._last_phase()
+        try:
+            outcome.saved_step = self._last_saved()
+        except ValueError as error:
+            outcome.problems.append(str(error))
+        return outcome
+
+    def _wait_for_steps(self, process: subprocess.Popen[bytes], count: int) -> int:
+        """Wait until this start took some steps; return the first of them."""
+        seen = len(_steps(self.output))
+        deadline = time.monotonic() + START_TIMEOUT_S
+        first = 0
+        previous = _steps(self.output)
+        while time.monotonic() < deadline and process.poll() is None:
+            steps = _steps(self.output)
+            if steps != previous and not first and len(steps) >= 1:
+                # The start cuts off what came after the checkpoint and then adds its own.
+                log = (self.folder / "launch.log").read_text(errors="replace")
+                marker = log.rfind("Starting 2 ranks")
+                resumed = log.rfind("Resuming after step ", marker)
+                text = log[resumed:].split()[3] if resumed > marker else "0"
+                first = int(text) + 1
+            if first and steps and steps[-1] >= first + count - 1:
+                return first
+            time.sleep(0.02)
+        raise RuntimeError(f"the run must take steps; it had {seen}; see {self.folder}/launch.log")
+
+    def _last_saved(self) -> int:
+        root = checkpoints_folder(self.output)
+        if not list_checkpoints(root):
+            return -1
+        found, _ = find_checkpoint(root)
+        return -1 if found is None else int(found.name.removeprefix("step-"))
+
+    def _last_phase(self) -> str:
+        folders = sorted((self.output / "logs").iterdir())
+        records = read_records(folders[-1])
+        return next((r.phase for r in records if r.has_failed), records[0].phase if records else "")
+
+    # --- processes -------------------------------------------------------------------------------
+
+    def _processes(self) -> dict[int, str]:
+        """Return the living processes of the run, by their command lines."""
+        found = {}
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and int(folder.name) != os.getpid():
+                with suppress(OSError):
+                    text = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                    if str(self.output) in text and state != "Z":
+                        found[int(folder.name)] = text
+        return found
+
+    def pids(self, part: str) -> list[int]:
+        """Return the processes with some text in their command line."""
+        return sorted(pid for pid, text in self._processes().items() if part in text)
+
+    def signal_one(self, part: str, number: int) -> Callable[[], None]:
+        """Send a signal to a random process with some text in its command line."""
+        with suppress(ProcessLookupError):
+            os.kill(self.random.choice(self.pids(part)), number)
+        return lambda: None
+
+
+def _steps(output: Path) -> list[int]:
+    try:
+        lines = (output / "metrics.jsonl").read_text().splitlines()
+        return [p["step"] for p in map(json.loads, lines) if "loss" in p]
+    except (OSError, ValueError):
+        return []
+
+
+# --- the faults ----------------------------------------------------------------------------------
+
+_RANK, _GUARD, _RUNNER, _AGENT = "-m diablo_ds train", "launch/train.py", "/deepspeed ", ".launch "
+
+
+def _kill_rank(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    return bench.signal_one(_RANK, signal.SIGKILL)
+
+
+def _kill_while_saving(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    root = checkpoints_folder(bench.output)
+    while process.poll() is None and not list(root.glob(".step-*.tmp")):
+        time.sleep(0.0005)
+    return bench.signal_one(_RANK, signal.SIGKILL)
+
+
+def _kill_guard(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    guards = set(bench.pids(_GUARD)) - set(bench.pids(".launch ")) - set(bench.pids(_RUNNER))
+    with suppress(ProcessLookupError):
+        os.kill(bench.random.choice(sorted(guards)), signal.SIGKILL)
+    return lambda: None
+
+
+def _terminate_runner(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    return bench.signal_one(_RUNNER, signal.SIGTERM)
+
+
+def _kill_agent(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    return bench.signal_one("deepspeed.launcher.launch", signal.SIGKILL)
+
+
+def _terminate_launcher(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    process.send_signal(signal.SIGTERM)
+    return lambda: None
+
+
+def _kill_launcher(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    process.kill()
+    return lambda: None
+
+
+def _stop_rank(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    return bench.signal_one(_RANK, signal.SIGSTOP)
+
+
+def _fill_disk(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    filler = bench.folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    return filler.unlink
+
+
+def _damage(change: Callable[[bytes], bytes]) -> Callable[..., Callable[[], None]]:
+    """Return a fault that kills a rank, and damages the last checkpoint once all is gone."""
+
+    def fault(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+        bench.signal_one(_RANK, signal.SIGKILL)
+
+        def damage() -> None:
+            checkpoints = list_checkpoints(checkpoints_folder(bench.output))
+            if len(checkpoints) > 1:
+                file = checkpoints[0] / bench.random.choice(
+                    ["adapter.safetensors", "optimizer.safetensors", "state.json"]
+                )
+                file.write_bytes(change(file.read_bytes()))
+
+        return damage
+
+    return fault
+
+
+def _truncate(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flip_bit(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+FAULTS: dict[str, Callable[[Bench, subprocess.Popen[bytes]], Callable[[], None]]] = {
+    "kill a rank": _kill_rank,
+    "kill a rank while saving": _kill_while_saving,
+    "kill a guard": _kill_guard,
+    "terminate deepspeed": _terminate_runner,
+    "kill deepspeed's agent": _kill_agent,
+    "terminate the launcher": _terminate_launcher,
+    "kill the launcher": _kill_launcher,
+    "stop a rank": _stop_rank,
+    "fill the disk": _fill_disk,
+    "truncate a checkpoint": _damage(_truncate),
+    "flip a bit of a checkpoint": _damage(_flip_bit),
+}
+"""Each breaks the run and returns what to do once all its processes are gone."""
+
+
+def soak(bench: Bench, kinds: Sequence[str]) -> tuple[list[Outcome], list[str]]:
+    """Break the run once by each kind, finish it, and compare with the undisturbed one.
+
+    Returns:
+        The outcomes, and what was wrong at the end.
+    """
+    expected = bench.undisturbed()
+    outcomes: list[Outcome] = []
+    for number, kind in enumerate(kinds, 1):
+        if bench._last_saved() >= bench.num_steps - 2 * SAVE_EVERY:
+            outcomes[-1].problems += finish(bench, expected)
+            shutil.rmtree(bench.output)
+        outcome = bench.break_once(kind)
+        outcomes.append(outcome)
+        problems = "; ".join(outcome.problems) or "survived"
+        text = f"{number}/{len(kinds)} {kind}, in {outcome.phase}: {problems}"
+        click.echo(f"{text}; exit code {outcome.exit_code}, {outcome.seconds_to_end:.1f} s")
+    return outcomes, finish(bench, expected)
+
+
+def finish(bench: Bench, expected: dict[str, Any]) -> list[str]:
+    """Start the run a last time, let it end, and compare its deltas."""
+    code = bench.start(bench.output).wait()
+    if code:
+        return [f"the last start ended with exit code {code}"]
+    deltas = load_adapter(bench.output / "adapter")[0]
+    different = [name for name in expected if not bool((deltas[name] == expected[name]).all())]
+    return [f"{len(different)} deltas differ from the undisturbed run's"] if different else []
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--faults", default=44, show_default=True, help="Faults to make.")
+@click.option("--steps", default=60, show_default=True, help="Steps of a run.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Small file system to fill up.")
+@click.option("--keep", is_flag=True, help="Keep the folder.")
+def main(faults: int, steps: int, seed: int, folder: Path | None, keep: bool) -> None:
+    """Break, restart, compare, and write the report."""
+    from benchmarks.report import table, write_report
+
+    where = folder or Path(tempfile.mkdtemp(prefix="diablo-faults-"))
+    bench = Bench(where, steps, seed)
+    kinds = [name for name in FAULTS if folder is not None or name != "fill the disk"]
+    order = [kinds[index % len(kinds)] for index in range(faults)]
+    bench.random.shuffle(order)
+    start = time.monotonic()
+    outcomes, problems = soak(bench, order)
+    survived = sum(not outcome.problems for outcome in outcomes)
+    rows = []
+    for kind in kinds:
+        mine = [outcome for outcome in outcomes if outcome.kind == kind]
+        if mine:
+            seconds = [outcome.seconds_to_end for outcome in mine]
+            good = sum(not outcome.problems for outcome in mine)
+            codes = ", ".join(map(str, sorted({outcome.exit_code for outcome in mine})))
+            rows.append((kind, str(len(mine)), str(good), codes, f"{max(seconds):.1f} s"))
+    phases = Counter(o.phase.split(" of ")[0] or "start" for o in outcomes if "kill a" in o.kind)
+    text = (
+        f"{len(outcomes)} faults in {time.monotonic() - start:.0f} s on a run of two ranks under "
+        f"ZeRO-3; {survived} survived. After the last, the deltas were "
+        f"{'exactly those of an undisturbed run' if not problems else '; '.join(problems)}. Each "
+        "start went on at the last whole checkpoint, so no step was lost beyond it.\n\n"
+        + table(("fault", "made", "survived", "exit codes", "all gone after, at most"), rows)
+        + "\n\nPhases in which ranks or guards were killed: "
+        + ", ".join(f"{phase} {count}" for phase, count in phases.most_common())
+        + "."
+    )
+    figures = {"outcomes": [asdict(outcome) for outcome in outcomes], "end": problems}
+    write_report("faults", "Faults survived", figures, text, "cpu")
+    if not keep and folder is None:
+        shutil.rmtree(where)
+    sys.exit(0 if survived == len(outcomes) and not problems else 1)
+
+
+if __name__ == "__main__":
+    main()

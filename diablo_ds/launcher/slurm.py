@@ -1,0 +1,300 @@
+"""A run as a SLURM batch script: a pure function, and its submission."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config import RunConfig
+from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.launcher.command import SCRIPT, run_options, shown_path
+
+_NODES = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+class Variable(str):
+    """A word of a command that the shell fills in; its value is the variable's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What SLURM is asked for.
+
+    Raises:
+        ValueError: if the parts do not go together.
+    """
+
+    name: str = "diablo"
+    nodes: str = "1"
+    """How many, or a range such as "2-4"."""
+    slots: int = 1
+    """Ranks on each node."""
+    gpus: bool = True
+    """Whether each rank needs a GPU."""
+    cpus_per_task: int | None = None
+    """CPUs of each node."""
+    partition: str = ""
+    account: str = ""
+    time: str = ""
+    """Time limit in SLURM's form."""
+    warning_s: int = 120
+    """Seconds before the limit at which the run stops and saves; a step, an evaluation and a save
+    must fit."""
+    chain: int = 1
+    """Jobs that follow one another, each going on where the one before stopped."""
+    max_restarts: int = 0
+    """Restarts after failures within a job."""
+    sweep: tuple[str, ...] = ()
+    """`field=value,value,...`: an array job, with one run for each value."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the run, such as `module load cuda` or `source venv/bin/activate`."""
+    wrap: str = ""
+    """Words before the command, such as `apptainer exec --nv image.sif`."""
+    options: tuple[str, ...] = ()
+    """Further options for sbatch, such as `--exclusive`."""
+    master_addr: str = ""
+    """Where rank 0 listens; empty for the first node's name."""
+    master_port: int | None = None
+    """None for one that follows from the job's number."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        low, high = self.node_range()
+        if not 1 <= low <= high:
+            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
+        if len(self.sweep) > 1:
+            raise ValueError(f"sweep goes over one setting; got sweep={', '.join(self.sweep)}")
+        if self.sweep and self.chain > 1:
+            raise ValueError(
+                f"give sweep or chain, not both; got sweep={self.sweep[0]}, chain={self.chain}"
+            )
+
+    def node_range(self) -> tuple[int, int]:
+        """Return the least and the most nodes.
+
+        Raises:
+            ValueError: if ``nodes`` is neither a number nor a range.
+        """
+        match = _NODES.fullmatch(self.nodes)
+        if match is None:
+            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
+        return int(match[1]), int(match[2] or match[1])
+
+    def sweep_runs(self, run: RunConfig) -> tuple[str, list[str]]:
+        """Return the field that an array goes over and its values, each checked.
+
+        Raises:
+            ValueError: if there is no such field, or a value is not one of its.
+        """
+        if not self.sweep:
+            return "", []
+        name, _, text = self.sweep[0].partition("=")
+        field = name.replace("-", "_")
+        known = {f.name: f for f in fields(RunConfig)}
+        if field not in known or not text or field == "output":
+            raise ValueError(
+                "sweep must read `setting=value,value,...` with a setting of the run config; got "
+                f"sweep={self.sweep[0]!r}"
+            )
+        values = text.split(",")
+        kind: type[Any] = type(known[field].default)
+        for value in values:
+            try:
+                replace(run, **{field: kind(value)})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"sweep: {error}") from None
+        return field, values
+
+
+def build_script(
+    run: RunConfig, ds_config: Path, job: Job, env: dict[str, str], folder: Path
+) -> str:
+    """Return the text of a batch script.
+
+    Each node runs `deepspeed --no_ssh` as a single task, so neither ssh nor MPI is needed. The
+    first node of the allocation is the master. USR1, which SLURM sends ahead of the time limit and
+    preemption can send, makes the run save at the next step border; the job then goes back into the
+    queue, or leaves the rest to the next job of its chain.
+
+    Args:
+        run: the run config, with its run folder.
+        ds_config: DeepSpeed config file.
+        job: what SLURM is asked for.
+        env: environment variables of the ranks.
+        folder: the folder in which the job works.
+
+    Raises:
+        ValueError: if the global batch does not divide over the ranks.
+    """
+    low, high = job.node_range()
+    for nodes in range(low, high + 1):
+        run.accumulation_steps(nodes * job.slots)
+    field, values = job.sweep_runs(run)
+    sections = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in _sbatch_options(run, job, len(values))),
+        "",
+        "set -u",
+        f"cd {shlex.quote(str(folder))}",
+        *job.setup,
+        *_run_folder_lines(run, job, field, values),
+        _START.format(
+            slots=job.slots,
+            master_addr=shlex.quote(job.master_addr) if job.master_addr else _FIRST_NODE,
+            master_port=job.master_port or "$((10000 + SLURM_JOB_ID % 20000))",
+        ),
+        _RUN_ONCE.format(command=shlex.quote(_command(run, ds_config, job, env, field))),
+        _END.format(
+            max_restarts=job.max_restarts,
+            user_error=EXIT_USER_ERROR,
+            stopped=EXIT_STOPPED,
+            requeue="" if job.chain > 1 else _REQUEUE,
+        ),
+    ]
+    return "\n".join(sections)
+
+
+def submit(script: Path, job: Job) -> list[int]:
+    """Hand the script to SLURM, once for each link of the chain; return the jobs' numbers.
+
+    Raises:
+        ValueError: if sbatch is missing or refuses it.
+    """
+    numbers: list[int] = []
+    for _ in range(job.chain):
+        after = [f"--dependency=afterany:{numbers[-1]}"] if numbers else []
+        try:
+            done = subprocess.run(
+                ["sbatch", "--parsable", *after, str(script)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError as error:
+            raise ValueError(f"submitting needs the command sbatch; got {error}") from None
+        if done.returncode:
+            raise ValueError(f"sbatch must accept the job; got {done.stderr.strip()}")
+        numbers.append(int(done.stdout.split(";")[0]))
+    return numbers
+
+
+def _sbatch_options(run: RunConfig, job: Job, num_values: int) -> list[str]:
+    number = "%A_%a" if num_values else "%j"
+    options = [
+        f"--job-name={job.name}",
+        f"--nodes={job.nodes}",
+        "--ntasks-per-node=1",
+        f"--output={run.output}/logs/slurm-{number}.out",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{job.warning_s}",
+    ]
+    optional = {
+        "gpus-per-node": job.slots if job.gpus else None,
+        "cpus-per-task": job.cpus_per_task,
+        "partition": job.partition,
+        "account": job.account,
+        "time": job.time,
+        "array": f"0-{num_values - 1}" if num_values else "",
+    }
+    return [*options, *(f"--{k}={v}" for k, v in optional.items() if v), *job.options]
+
+
+def _run_folder_lines(run: RunConfig, job: Job, field: str, values: Sequence[str]) -> list[str]:
+    folder = shlex.quote(run.output)
+    if not values:
+        return [f"run_folder={folder}"]
+    return [
+        f"values=({shlex.join(values)})",
+        'export value="${values[$SLURM_ARRAY_TASK_ID]}"',
+        f'run_folder={folder}/{field}-"$value"',
+    ]
+
+
+def _command(run: RunConfig, ds_config: Path, job: Job, env: dict[str, str], field: str) -> str:
+    """Return what each node runs, as a line for bash."""
+    words: list[str] = [
+        *shlex.split(job.wrap),
+        *("deepspeed", "--no_ssh", "--hostfile", Variable("hostfile")),
+        *("--node_rank", Variable("SLURM_NODEID")),
+        *("--master_addr", Variable("master_addr"), "--master_port", Variable("master_port")),
+        *(shown_path(SCRIPT), "--ds_config", shown_path(ds_config)),
+        *("--log-folder", Variable("log_folder")),
+    ]
+    for name, value in env.items():
+        words += ["--env", f"{name}={value}"]
+    swept = {field: getattr(RunConfig(), field)} if field else {}
+    words += run_options(replace(run, output="", **swept))
+    words += ["--output", Variable("run_folder")]
+    if field:
+        words += [f"--{field.replace('_', '-')}", Variable("value")]
+    # The launcher's processes ignore USR1; the ranks have a handler of their own.
+    return 'trap "" USR1; exec ' + " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    return f'"${word}"' if isinstance(word, Variable) else shlex.quote(word)
+
+
+_FIRST_NODE = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
+
+_START = """\
+if [ -e "$run_folder/adapter/adapter.json" ]; then
+    echo "$run_folder is done."
+    exit 0
+fi
+job_name="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
+logs="$run_folder/logs/$job_name-${{SLURM_RESTART_COUNT:-0}}"
+mkdir -p "$logs"
+export run_folder log_folder
+export hostfile="$logs/hostfile"
+export master_addr={master_addr}
+export master_port={master_port}
+scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/ slots={slots}/' > "$hostfile"
+"""
+
+_RUN_ONCE = """\
+attempt=0
+signals=0
+trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' USR1
+
+run_once() {{
+    log_folder="$logs/attempt-$attempt"
+    mkdir -p "$log_folder"
+    # A node that is done must not cut the others short; after a failure the guards end them.
+    srun --kill-on-bad-exit=0 bash -c {command} &
+    while :; do
+        before=$signals
+        wait $!
+        code=$?
+        [ "$signals" = "$before" ] && break  # otherwise a signal ended the wait, not the run
+    done
+}}
+"""
+
+_END = """\
+while :; do
+    run_once
+    case $code in
+        0 | {stopped} | {user_error}) break ;;  # done, stopped, or a setting that stays wrong
+    esac
+    diablo-ds slurm explain "$log_folder"
+    [ "$attempt" -ge {max_restarts} ] && break
+    attempt=$((attempt + 1))
+    master_port=$((master_port + 1))
+    echo "Restart $attempt of {max_restarts}, from the last checkpoint."
+done
+{requeue}exit $code
+"""
+
+_REQUEUE = """\
+if [ "$code" = 85 ] && [ "$signals" -gt 0 ]; then
+    echo "Stopped and saved; back into the queue."
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+"""

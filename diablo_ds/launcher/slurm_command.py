@@ -1,0 +1,126 @@
+"""The command `diablo-ds slurm`: options to a batch script; status; the first failure."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diablo_ds.console import CONTEXT, clean_errors
+from diablo_ds.launcher.cluster import interface_env, parse_env
+from diablo_ds.launcher.launch_command import with_output
+from diablo_ds.launcher.slurm import Job, build_script, submit
+from diablo_ds.run_options import build_run_config, run_options
+
+
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.option("--name", default="diablo", show_default=True, help="Job name.")
+@click.option("--nodes", default="1", show_default=True, help="How many, or a range: 2-4.")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), help="GPUs, and ranks, of each node.")
+@click.option("--ranks-per-node", type=click.IntRange(min=1), help="The same on nodes without GPU.")
+@click.option("--cpus-per-task", type=click.IntRange(min=1), help="CPUs of each node.")
+@click.option("--partition", default="", help="Partition.")
+@click.option("--account", default="", help="Account.")
+@click.option("--time", default="", help="Time limit, e.g. 24:00:00.")
+@click.option(
+    "--warning-s", default=120, show_default=True, help="Seconds before the limit to stop and save."
+)
+@click.option(
+    "--chain", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs in a row."
+)
+@click.option("--max-restarts", default=0, show_default=True, help="Restarts after failures.")
+@click.option("--sweep", multiple=True, help="setting=value,value: an array job over the values.")
+@click.option("--setup", multiple=True, help="Shell line before the run; repeatable.")
+@click.option("--wrap", default="", help="Words before the command: apptainer exec --nv x.sif.")
+@click.option("--sbatch-option", "options_", multiple=True, help="Further option; repeatable.")
+@click.option("--master-addr", default="", help="Where rank 0 listens.  [default: first node]")
+@click.option("--master-port", type=int, help="[default: follows from the job's number]")
+@click.option("--interface", default="", help="Network interface for NCCL and Gloo.")
+@click.option("--env", multiple=True, help="NAME=VALUE, or NAME for the value here; repeatable.")
+@click.option("--file", type=click.Path(path_type=Path), help="[default: logs/job.sbatch]")
+@click.option("--submit", "must_submit", is_flag=True, help="Hand it to SLURM too.")
+@click.option("--dry-run", is_flag=True, help="Print the script; write nothing.")
+@run_options
+@click.pass_context
+def slurm(
+    context: click.Context,
+    /,
+    ds_config: Path,
+    config: Path | None,
+    gradient_accumulation_steps: int | None,
+    gpus_per_node: int | None,
+    ranks_per_node: int | None,
+    options_: tuple[str, ...],
+    interface: str,
+    env: tuple[str, ...],
+    file: Path | None,
+    must_submit: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Write a SLURM batch script for a run, and submit it.
+
+    All options of `diablo-ds train` go with it. The job saves ahead of its time limit and when
+    preempted, goes back into the queue, and resumes at the exact next step.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with clean_errors():
+        if (gpus_per_node is None) == (ranks_per_node is None):
+            raise ValueError(
+                "give gpus_per_node, or ranks_per_node on nodes without GPUs; got "
+                f"gpus_per_node={gpus_per_node}, ranks_per_node={ranks_per_node}"
+            )
+        own = {f.name: options.pop(f.name) for f in fields(Job) if f.name in options}
+        job = Job(
+            **own,
+            slots=gpus_per_node or ranks_per_node or 1,
+            gpus=gpus_per_node is not None,
+            options=options_,
+        )
+        world_size = job.node_range()[1] * job.slots
+        run = build_run_config(config, options, gradient_accumulation_steps, world_size)
+        run = with_output(run)
+        variables = {**interface_env(interface), **parse_env(env)}
+        text = build_script(run, ds_config, job, variables, Path.cwd())
+        if dry_run:
+            click.echo(text)
+            return
+        _write_and_submit(text, file or Path(run.output) / "logs" / "job.sbatch", job, must_submit)
+        click.echo(f"Status: diablo-ds slurm status {run.output}")
+
+
+def _write_and_submit(text: str, file: Path, job: Job, must_submit: bool) -> None:
+    from diablo_ds.files import write_text
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    click.echo(f"Wrote {file}")
+    if must_submit:
+        numbers = submit(file, job)
+        click.echo(f"Submitted: {', '.join(map(str, numbers))}")
+    else:
+        click.echo(f"Submit: sbatch {file}")
+
+
+@slurm.command(context_settings=CONTEXT)
+@click.argument("run_folder", type=click.Path(path_type=Path))
+def status(run_folder: Path) -> None:
+    """Show step, loss, rate and time left of a run, from its folder alone."""
+    with clean_errors():
+        from diablo_ds.launcher.status import describe_status
+
+        click.echo(describe_status(run_folder))
+
+
+@slurm.command(context_settings=CONTEXT)
+@click.argument("log_folder", type=click.Path(path_type=Path))
+def explain(log_folder: Path) -> None:
+    """Show which rank failed first, and its last lines."""
+    from diablo_ds.launcher.records import describe_failure
+
+    click.echo(f"Error: {describe_failure(log_folder)}", err=True)
+    sys.exit(0)

@@ -1,0 +1,69 @@
+"""Where a run stands, from its folder alone: step, loss, rate, time left, ranks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+from diablo_ds.checkpoint import list_checkpoints
+from diablo_ds.files import read_json
+from diablo_ds.launcher.records import read_records
+from diablo_ds.metrics import PROGRESS_FILE, format_seconds, read_metrics
+from diablo_ds.run_folder import RUN_CONFIG_FILE, checkpoints_folder, logs_folder
+
+RECENT_STEPS = 50
+
+
+def describe_status(folder: Path) -> str:
+    """Return a run's status as lines of text.
+
+    Raises:
+        ValueError: if the folder is not that of a run.
+    """
+    if not (folder / RUN_CONFIG_FILE).is_file():
+        if logs_folder(folder).is_dir():
+            return f"Run {folder}\n  it has not started to train yet"
+        raise ValueError(f"folder must be that of a run; got {folder}, without {RUN_CONFIG_FILE}")
+    metrics = folder / "metrics.jsonl"
+    points = read_metrics(metrics)
+    steps = [point for point in points if "loss" in point]
+    lines = [f"Run {folder}"]
+    if steps:
+        last = steps[-1]
+        recent = steps[-RECENT_STEPS:]
+        num_steps = read_json(folder / PROGRESS_FILE)["num_steps"]
+        step_s = statistics.median(point["step_s"] for point in recent)
+        rate = statistics.median(point["tokens_per_s"] for point in recent)
+        ago = format_seconds(max(0.0, time.time() - metrics.stat().st_mtime))
+        is_done = (folder / "adapter").is_dir()
+        left = "done" if is_done else format_seconds((num_steps - last["step"]) * step_s)
+        heldout = [p for p in points if "heldout_loss" in p][-1:]
+        lines += [
+            f"  step        {last['step']}/{num_steps} ({last['step'] / num_steps:.1%}), "
+            f"written {ago} ago",
+            f"  loss        {last['loss']:.4f}"
+            + "".join(f"; held-out {p['heldout_loss']:.4f} at step {p['step']}" for p in heldout),
+            f"  rate        {step_s:.2f} s a step, {rate:,.0f} tokens/s",
+            f"  time left   {left}",
+        ]
+    else:
+        lines.append("  step        none yet")
+    checkpoints = list_checkpoints(checkpoints_folder(folder))
+    lines.append(f"  checkpoint  {checkpoints[0] if checkpoints else 'none yet'}")
+    return "\n".join([*lines, *_rank_lines(folder)])
+
+
+def _rank_lines(folder: Path) -> list[str]:
+    """Return the state of the ranks of the last start."""
+    found = list(logs_folder(folder).rglob("rank-*.json"))
+    if not found:
+        return []
+    last = max(found, key=lambda path: path.stat().st_mtime).parent
+    records = read_records(last)
+    running = [record for record in records if record.exit_code is None]
+    hosts = ", ".join(sorted({record.host for record in records}))
+    codes = sorted({record.exit_code for record in records if record.exit_code is not None})
+    ended = f"{len(records) - len(running)} ended with exit code {', '.join(map(str, codes))}"
+    state = [f"{len(running)} running"] * bool(running) + [ended] * bool(codes)
+    return [f"  ranks       {'; '.join(state)}; on {hosts}", f"  logs        {last}"]
