@@ -57,6 +57,15 @@ def gather_floats(values: list[float], device: torch.device | str) -> list[list[
     return [part.tolist() for part in parts]
 
 
+def gather_objects(value: T) -> list[T]:
+    """Gather a picklable value from every rank. Collective: every rank must call this."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def on_main_process(function: Callable[[], T]) -> T:
     """Run a function on rank 0 and return its result on every rank.
 
@@ -118,7 +127,6 @@ def _call(function: Callable[[], T]) -> list[Any]:
 
 
 def _raise_first_error(error: BaseException | None) -> None:
-    errors: list[BaseException | None] = [None] * world_size()
-    dist.all_gather_object(errors, error)
+    errors = gather_objects(error)
     if first := next((e for e in errors if e is not None), None):
         raise first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from diablo_ds.checkpoint import Checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.heartbeat import heart
+from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import (
     build_meta_model,
@@ -99,6 +101,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     device = engine.init_process_group()
     world_size = distributed.world_size()
     set_up_logging(is_main_process=distributed.is_main_process())
+    check_same_software()
     config.accumulation_steps(world_size)
     policy = distributed.on_every_rank(lambda: ds_config.load_ds_config(ds_config_file))
     engine.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
@@ -146,6 +149,22 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         num_steps=inputs.num_steps(config),
         start_step=0 if checkpoint is None else checkpoint.step,
     )
+
+
+def check_same_software() -> None:
+    """Raise ValueError on every rank unless all have the same packages and source files.
+
+    Collective: every rank must call this.
+    """
+    mine = {"host": socket.gethostname(), **versions(), "source files": code_digest()}
+    first, *others = distributed.gather_objects(mine)
+    for rank, other in enumerate(others, 1):
+        for name, value in other.items():
+            if name != "host" and value != first[name]:
+                raise ValueError(
+                    f"{name} must be the same on every host; got {first[name]} on rank 0 "
+                    f"({first['host']}) and {value} on rank {rank} ({other['host']})"
+                )
 
 
 def load_inputs(config: RunConfig, model_folder: Path) -> Inputs:

@@ -70,7 +70,8 @@ def test_only_the_modules_about_deepspeed_import_it():
 
 def test_imports_form_no_cycle():
     graph = {_name(path): _own(path) - {""} for path in MODULES}
-    graph.pop("cli")  # the entry point; nothing imports it
+    for entry_point in ("cli", "__main__"):  # nothing else imports them
+        graph.pop(entry_point)
     done: set[str] = set()
     while graph.keys() - done:
         ready = {name for name in graph.keys() - done if graph[name] <= done | {name}}

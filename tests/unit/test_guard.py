@@ -1,0 +1,182 @@
+"""The guard around real processes: what it records, and what it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from diablo_ds.launcher.guard import rank_environment
+from diablo_ds.launcher.records import FAILED_FILE, STOP_FILE, describe_failure, log_file
+
+BEAT = """
+import os, signal, sys, time
+from diablo_ds import heartbeat
+heartbeat.listen()
+heartbeat.heart.limit_s = 1
+heartbeat.heart.step = 3
+def beat(): heartbeat.heart.beat("forward")
+"""
+
+
+class GuardedRank:
+    """A guard in a process of its own, around some lines of Python."""
+
+    def __init__(self, folder: Path, code: str, rank: int = 1) -> None:
+        self.folder, self.rank = folder, rank
+        guarded = BEAT + textwrap.dedent(code)
+        main = (
+            "import sys; from pathlib import Path; from diablo_ds.launcher.guard import Guard\n"
+            f"guard = Guard({{**__import__('os').environ, 'RANK': '{rank}', 'WORLD_SIZE': '2'}}, "
+            f"Path({str(folder)!r}))\n"
+            f"sys.exit(guard.run([sys.executable, '-u', '-c', {guarded!r}]))"
+        )
+        self.output = folder / "terminal"
+        with self.output.open("wb") as terminal:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", main], stdout=terminal, stderr=terminal
+            )
+
+    def record(self) -> dict[str, object]:
+        return json.loads((self.folder / f"rank-{self.rank:05d}.json").read_text())
+
+    def log(self) -> str:
+        return log_file(self.folder, self.rank).read_text()
+
+    def wait_for_log(self, text: str) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if log_file(self.folder, self.rank).exists() and text in self.log():
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"the log must come to {text!r}")
+
+    def end(self) -> int:
+        return self.process.wait(timeout=30)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_an_end_is_recorded_with_code_phase_and_output(tmp_path):
+    rank = GuardedRank(tmp_path, "beat(); print('hello'); sys.exit(7)", rank=0)
+    assert rank.end() == 7
+    assert rank.output.read_text() == "hello\n"
+    assert rank.log() == "hello\n"
+    record = rank.record()
+    assert (record["exit_code"], record["phase"]) == (7, "forward of step 3")
+    assert not record["by_request"]
+    assert (tmp_path / FAILED_FILE).read_text() == "0\n"
+    assert "rank 0 on" in describe_failure(tmp_path)
+    assert "| hello" in describe_failure(tmp_path)
+
+
+def test_only_rank_0_speaks_to_the_launcher(tmp_path):
+    rank = GuardedRank(tmp_path, "print('hello')", rank=1)
+    assert rank.end() == 0
+    assert rank.output.read_text() == ""
+    assert rank.log() == "hello\n"
+    assert not (tmp_path / FAILED_FILE).exists()
+
+
+def test_a_killed_rank_is_told_from_one_that_failed(tmp_path):
+    rank = GuardedRank(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert rank.end() == 128 + signal.SIGKILL
+    assert rank.record()["cause"] == "killed by SIGKILL"
+
+
+def test_a_hanging_rank_prints_its_stacks_and_is_ended(tmp_path):
+    rank = GuardedRank(tmp_path, "def lost():\n    beat(); time.sleep(60)\nlost()")
+    assert rank.end() == 128 + signal.SIGKILL
+    assert "no sign of life" in rank.record()["cause"]
+    assert "in lost" in rank.log()
+
+
+def test_a_stopped_rank_is_ended_and_named(tmp_path):
+    rank = GuardedRank(tmp_path, "beat(); os.kill(os.getpid(), signal.SIGSTOP)")
+    assert rank.end() == 128 + signal.SIGKILL
+    assert "SIGSTOP" in rank.record()["cause"]
+
+
+def test_a_rank_that_gives_signs_of_life_is_left_alone(tmp_path):
+    rank = GuardedRank(tmp_path, "for _ in range(8):\n    beat(); time.sleep(0.25)")
+    assert rank.end() == 0
+
+
+def test_a_rank_does_not_outlive_its_guard(tmp_path):
+    rank = GuardedRank(tmp_path, "print('up'); time.sleep(60)")
+    rank.wait_for_log("up")
+    pid = rank.record()["pid"]
+    rank.process.kill()
+    rank.end()
+    deadline = time.monotonic() + 5
+    while _is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _is_alive(pid)
+
+
+def test_a_guard_does_not_outlive_its_launcher(tmp_path):
+    code = "print('up'); time.sleep(60)"
+    main = (
+        f"from tests.unit.test_guard import *; r = GuardedRank(Path({str(tmp_path)!r}), {code!r})"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", f"{main}; r.end()"], cwd=Path(__file__).parents[2]
+    )
+    log = log_file(tmp_path, 1)
+    deadline = time.monotonic() + 20
+    while not (log.exists() and "up" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    launcher.kill()
+    launcher.wait()
+    record = tmp_path / "rank-00001.json"
+    while '"exit_code": null' in record.read_text() and time.monotonic() < deadline + 10:
+        time.sleep(0.05)
+    ended = json.loads(record.read_text())
+    assert ended["by_request"]
+    assert "gone" in ended["cause"]
+
+
+@pytest.mark.parametrize("name", [FAILED_FILE, STOP_FILE])
+def test_the_log_folder_can_end_a_rank(tmp_path, name):
+    rank = GuardedRank(tmp_path, "print('up'); time.sleep(60)")
+    rank.wait_for_log("up")
+    (tmp_path / name).touch()
+    assert rank.end() == 128 + signal.SIGTERM
+    assert rank.record()["by_request"]
+
+
+def test_a_warning_signal_waits_until_the_rank_can_take_it(tmp_path):
+    rank = GuardedRank(
+        tmp_path,
+        """
+        print('up'); time.sleep(1)
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(85))
+        beat(); time.sleep(20)
+        """,
+    )
+    rank.wait_for_log("up")
+    rank.process.send_signal(signal.SIGUSR1)
+    assert rank.end() == 85
+    assert not (tmp_path / FAILED_FILE).exists()
+
+
+def test_ranks_of_mpi_and_srun_are_understood_where_a_master_was_named():
+    mpi = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}
+    assert "RANK" not in rank_environment(mpi)
+    found = rank_environment({**mpi, "MASTER_ADDR": "a", "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("3", "8", "1")
+    srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "MASTER_ADDR": "a", "RANK": "0"}
+    assert "WORLD_SIZE" not in rank_environment(srun)  # deepspeed's launcher has set all it sets
+    assert os.environ.get("RANK") is None

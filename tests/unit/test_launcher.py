@@ -1,0 +1,254 @@
+"""From cluster and run config to command lines and batch scripts; and who failed first."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from diablo_ds.cli import train
+from diablo_ds.config import RunConfig
+from diablo_ds.launcher.cluster import Cluster, Host, hostfile_text, parse_env, read_hostfile
+from diablo_ds.launcher.command import build_command, run_options
+from diablo_ds.launcher.launch_command import build_cluster
+from diablo_ds.launcher.records import STOPPED, RankRecord, first_failure, write_record
+from diablo_ds.launcher.slurm import Job, build_script
+from diablo_ds.launcher.supervisor import fitting_hosts, next_log_folder
+from diablo_ds.run_options import DEFAULT_DS_CONFIG, build_run_config
+
+RUN = RunConfig(
+    output="runs/x",
+    data="a b.jsonl",
+    targets=("re:.*(q|v)_proj$", "model.layers.*.mlp.up_proj"),
+    learning_rate=3e-4,
+    packing=True,
+    gradient_checkpointing=False,
+    global_batch=96,
+)
+LOGS = Path("runs/x/logs/attempt-001")
+HOSTS = (Host("node-a", 4), Host("node-b", 4))
+
+
+def _cluster(runner: str = "pdsh", **changes) -> Cluster:
+    return Cluster(runner=runner, hosts=HOSTS, hostfile=Path("hosts"), **changes)
+
+
+def _command(cluster: Cluster, run: RunConfig = RUN) -> list[str]:
+    return build_command(run, DEFAULT_DS_CONFIG, cluster, LOGS)
+
+
+def _deepspeed_args(words: list[str]):
+    from deepspeed.launcher.runner import parse_args
+
+    assert words[0] == "deepspeed"
+    return parse_args(words[1:])
+
+
+# --- hostfiles and environments ------------------------------------------------------------------
+
+
+def test_a_hostfile_is_read_as_it_is_written(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# ours\n\n" + hostfile_text(HOSTS) + "10.0.0.3  slots=2  # old\n")
+    assert read_hostfile(path) == (*HOSTS, Host("10.0.0.3", 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a slots=1\nb 4\n", "got 'b 4' in .*hosts, line 2"),
+        ("a slots=0\n", "at least one slot"),
+        ("a slots=1\n\na slots=2\n", "a again in .*, line 3"),
+        ("# nothing\n", "at least one host; got none"),
+    ],
+)
+def test_a_wrong_hostfile_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_hostfile(path)
+
+
+def test_env_takes_values_from_here(monkeypatch):
+    monkeypatch.setenv("PRESENT", "1=2")
+    assert parse_env(("A=b=c", "PRESENT")) == {"A": "b=c", "PRESENT": "1=2"}
+    with pytest.raises(ValueError, match="got env='ABSENT_HERE'"):
+        parse_env(("ABSENT_HERE",))
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_the_options_of_a_command_give_the_same_run_config():
+    context = train.make_context("train", run_options(RUN))
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    options = {name: value for name, value in context.params.items() if name in names}
+    assert build_run_config(None, options, None, 1) == RUN
+
+
+@pytest.mark.parametrize("runner", ["pdsh", "openmpi", "mpich", "slurm"])
+def test_deepspeed_understands_the_command(runner):
+    args = _deepspeed_args(_command(_cluster(runner, master_port=12345, interface="ib0")))
+    assert (args.hostfile, args.launcher, args.master_addr) == ("hosts", runner, "node-a")
+    assert args.master_port == 12345
+    assert args.user_script == "launch/train.py"
+    assert "NCCL_SOCKET_IFNAME=ib0" in args.user_args
+
+
+def test_every_host_starts_its_own_ranks_without_ssh():
+    args = _deepspeed_args(_command(_cluster("no-ssh", node_rank=1)))
+    assert args.no_ssh
+    assert args.node_rank == 1
+
+
+def test_options_reach_the_ranks_through_pdsh_as_they_are():
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+
+    args = _deepspeed_args(_command(_cluster()))
+    remote, _, _ = PDSHRunner(args, "").get_cmd({}, {"node-a": [0]})
+    words = " ".join(remote[remote.index("launch/train.py") + 1 :])
+    shown = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True
+    )
+    expected = ["--ds_config", "ds_configs/zero3.json", "--log-folder", str(LOGS)]
+    assert shown.stdout.splitlines() == [*expected, *run_options(RUN)]
+
+
+def test_what_a_remote_shell_would_change_is_refused():
+    with pytest.raises(ValueError, match="through pdsh"):
+        _command(_cluster(env={"A": "$(date) x"}))
+
+
+def test_the_global_batch_must_divide_over_the_cluster():
+    with pytest.raises(ValueError, match="world size=8"):
+        _command(_cluster(), dataclasses.replace(RUN, global_batch=100))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runner": "no-ssh"}, "node_rank goes with --no-ssh"),
+        ({"runner": "pdsh", "node_rank": 0}, "node_rank goes with --no-ssh"),
+        ({"runner": "openmpi", "ssh_port": 22}, "ssh_port is for the runner pdsh"),
+        ({"runner": "no-ssh", "node_rank": 2}, "from 0 to 1"),
+        ({"runner": "pdsh", "hostfile": None}, "needs a hostfile"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes, message):
+    values = {"hosts": HOSTS, "hostfile": Path("hosts"), **changes}
+    with pytest.raises(ValueError, match=message):
+        Cluster(**values)
+
+
+def _options(**changes):
+    values = {
+        **dict.fromkeys(("hostfile", "nodes", "gpus_per_node", "runner", "node_rank")),
+        **{"no_ssh": False, "master_port": None, "env": ()},
+    }
+    return {**values, **changes}
+
+
+def test_several_nodes_without_a_hostfile_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="needs --hostfile"):
+        build_cluster(**_options(nodes=2))
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(ValueError, match="SLURM_JOB_NUM_NODES=2"):
+        build_cluster(**_options())
+
+
+def test_part_of_a_hostfile_can_be_used(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text(hostfile_text((*HOSTS, Host("node-c", 4))))
+    cluster = build_cluster(**_options(hostfile=path, nodes=2, gpus_per_node=3))
+    assert cluster.hosts == (Host("node-a", 3), Host("node-b", 3))
+    args = _deepspeed_args(_command(cluster, dataclasses.replace(RUN, micro_batch=1)))
+    assert (args.num_nodes, args.num_gpus) == (2, 3)
+    with pytest.raises(ValueError, match="node-a slots=4"):
+        build_cluster(**_options(hostfile=path, gpus_per_node=8))
+
+
+def test_a_smaller_cluster_keeps_the_global_batch():
+    hosts = tuple(Host(f"h{number}", 4) for number in range(5))
+    run = RunConfig(global_batch=96, micro_batch=2)
+    assert len(fitting_hosts(run, hosts)) == 4  # 96 does not divide by 2 x 20
+    assert len(fitting_hosts(run, hosts[:3])) == 3
+    assert fitting_hosts(RunConfig(global_batch=2, micro_batch=2), hosts) == ()
+
+
+# --- SLURM ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job(nodes="2", slots=4),
+        Job(nodes="1-3", slots=8, chain=3, setup=("module load cuda",), wrap="apptainer exec x"),
+        Job(slots=4, gpus=False, sweep=("learning-rate=1e-3,2e-3",), max_restarts=2),
+    ],
+    ids=["plain", "chain", "array"],
+)
+def test_batch_scripts_are_correct_bash(job, tmp_path):
+    run = dataclasses.replace(RUN, micro_batch=1, global_batch=96)
+    text = build_script(run, DEFAULT_DS_CONFIG, job, {"A": "b c"}, Path("/home/me"))
+    checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert ("scontrol requeue" in text) == (job.chain == 1)
+    assert ("--gpus-per-node" in text) == job.gpus
+    assert ("--array=0-1" in text) == bool(job.sweep)
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({"nodes": "3-2"}, "nodes must be a number or a range"),
+        ({"sweep": ("seed=1,two",)}, "sweep: invalid literal"),
+        ({"sweep": ("learning-rate=1e-3,-1",)}, "learning_rate must be"),
+        ({"sweep": ("colour=1",)}, "a setting of the run config"),
+        ({"sweep": ("seed=1",), "chain": 2}, "not both"),
+        ({"nodes": "1-5", "slots": 4}, "world size=16"),
+    ],
+)
+def test_wrong_jobs_are_refused_before_anything_is_written(job, message):
+    with pytest.raises(ValueError, match=message):
+        build_script(RUN, DEFAULT_DS_CONFIG, Job(**job), {}, Path())
+
+
+# --- who failed first ----------------------------------------------------------------------------
+
+
+def _record(rank: int, **changes) -> RankRecord:
+    return RankRecord(rank=rank, host="h", pid=1, world_size=3, started=1.0, **changes)
+
+
+def test_the_first_failure_is_found_among_its_victims():
+    killed = _record(0, ended=5.0, exit_code=137, cause="killed by SIGKILL")
+    victim = _record(1, ended=5.2, exit_code=1, cause="exit code 1")
+    asked = _record(2, ended=4.0, exit_code=143, by_request=True)
+    assert first_failure([asked, victim, killed]) is killed
+    assert first_failure([victim, _record(2)]).rank == 2  # it vanished with its host
+    silent = "no sign of life for 8 s"
+    hung = _record(0, ended=5.0, exit_code=137, cause=silent)
+    stopped = _record(1, ended=5.3, exit_code=137, cause=f"{silent}; it is {STOPPED}")
+    assert first_failure([hung, stopped]) is stopped
+    assert first_failure([_record(0, ended=1.0, exit_code=0)]) is None
+
+
+def test_all_hosts_of_a_start_come_to_the_same_log_folder(tmp_path):
+    first, second = (_cluster("no-ssh", node_rank=rank) for rank in (0, 1))
+    expected = tmp_path / "logs" / "attempt-001"
+    assert next_log_folder(tmp_path, first) == expected
+    expected.mkdir(parents=True)
+    write_record(expected, _record(0))  # the first host has started already
+    assert next_log_folder(tmp_path, second) == expected
+    assert next_log_folder(tmp_path, first) == tmp_path / "logs" / "attempt-002"
+
+
+def test_the_help_of_the_launcher_names_every_run_option():
+    from diablo_ds.launcher.launch_command import launch
+
+    text = launch.get_help(click.Context(launch))
+    for field in dataclasses.fields(RunConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
