@@ -1,0 +1,89 @@
+"""Generated batch scripts on a real SLURM of two nodes: preempted, requeued, resumed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import SlurmCluster
+from tests.cluster.watching import assert_same_run, processes_of, steps_taken, wait_until
+from tests.e2e.commands import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
+
+
+def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
+    done = subprocess.run(
+        ["diablo-ds", "slurm", *map(str, words)],
+        cwd=ROOT,
+        env=slurm.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _submit(slurm: SlurmCluster, options: list[str], folder: Path, *words: object) -> list[int]:
+    where = "--ranks-per-node 1 --interface lo --master-addr 127.0.0.1 --env DS_ACCELERATOR=cpu"
+    output = _diablo_ds(slurm, "--submit", *where.split(), *words, *options, "--output", folder)
+    return [int(number) for number in re.findall(r"\d+", output.split("Submitted:")[1])[:3]]
+
+
+def _slurm_log(folder: Path) -> str:
+    return "\n".join(path.read_text() for path in (folder / "logs").glob("slurm-*.out"))
+
+
+def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    (job, *_) = _submit(slurm, options, folder, "--nodes", 2)
+    wait_until(lambda: steps_taken(folder) >= 12, "12 steps")
+    status = _diablo_ds(slurm, "status", folder)
+    assert re.search(r"step +1\d/40", status), status
+    assert "2 running" in status
+    slurm.run("scancel", "--signal=USR1", "--batch", str(job))
+    wait_until(lambda: slurm.job_field(job, "Restarts") == "1", "the job to be requeued")
+    stopped_at = steps_taken(folder)
+    assert 12 <= stopped_at < 40
+    slurm.release(job)
+    state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=120)
+    log = _slurm_log(folder)
+    assert state == "COMPLETED", log
+    assert f"Stopped after step {stopped_at} of 40" in log
+    assert f"Resuming after step {stopped_at} " in log
+    assert_same_run(folder, undisturbed)
+    assert "time left   done" in _diablo_ds(slurm, "status", folder)
+    wait_until(lambda: not processes_of(folder), "all processes to end", 30)
+
+
+def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    (job, *_) = _submit(slurm, options, folder, "--nodes", 2, "--max-restarts", 1)
+    wait_until(lambda: steps_taken(folder) >= 12, "12 steps")
+    rank = [line for line in processes_of(folder) if "-m diablo_ds train" in line]
+    assert len(rank) == 2
+    subprocess.run(["pkill", "-KILL", "-n", "-f", f"diablo_ds train .*{folder}"], check=True)
+    state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=120)
+    log = _slurm_log(folder)
+    assert state == "COMPLETED", log
+    assert re.search(r"Error: rank \d on \S+ failed first, in .* of step \d+: killed by", log)
+    assert "Resuming after step 10 " in log
+    assert_same_run(folder, undisturbed)
+
+
+def test_a_chain_and_an_array_run_to_their_ends(slurm, options, tmp_path):
+    short = [*options, "--max-steps", "3"]
+    chain = _submit(slurm, short, tmp_path / "chain", "--chain", 2)
+    sweep = ("--sweep", "learning-rate=1e-3,2e-3")
+    (array, *_) = _submit(slurm, short, tmp_path / "array", *sweep)
+    assert len(chain) == 2
+    for job in (*chain, array):
+        assert slurm.wait_for(job, ("COMPLETED", "FAILED"), timeout=180) == "COMPLETED"
+    assert "is done." in _slurm_log(tmp_path / "chain")
+    for value in ("1e-3", "2e-3"):
+        assert (tmp_path / "array" / f"learning_rate-{value}" / "adapter").is_dir()

@@ -1,0 +1,73 @@
+"""`diablo-ds launch` on two hosts that are reached by ssh and pdsh."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.ssh import SshHosts
+from tests.cluster.watching import (
+    assert_same_run,
+    output_of,
+    processes_of,
+    steps_taken,
+    wait_until,
+)
+from tests.e2e.commands import ROOT, free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
+
+
+def _launch(hosts: SshHosts, folder: Path, *words: object) -> subprocess.Popen[str]:
+    where = (
+        f"--hostfile {hosts.hostfile()} --master-addr 127.0.0.2 --master-port {free_port()} "
+        f"--interface lo --env DS_ACCELERATOR=cpu --output {folder}"
+    )
+    return subprocess.Popen(
+        ["diablo-ds", "launch", *where.split(), *map(str, words)],
+        cwd=ROOT,
+        env=hosts.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_hosts_are_checked_and_train_as_one_does(hosts, options, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    checked = _launch(hosts, folder, "--check", *options)
+    table = output_of(checked)
+    assert checked.returncode == 0, table
+    assert "node-b" in table
+    assert not folder.exists()
+    run = _launch(hosts, folder, *options)
+    output = output_of(run)
+    assert run.returncode == 0, output
+    assert "node-a: step 40/40" in output
+    assert_same_run(folder, undisturbed)
+
+
+def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(hosts, options, tmp_path):
+    hosts.stop_host("node-b")
+    run = _launch(hosts, tmp_path / "run", *options)
+    output = output_of(run)
+    assert run.returncode != 0
+    assert "node-b: could not be reached by ssh" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_without_a_host_that_disappears(hosts, options, tmp_path):
+    folder = tmp_path / "run"
+    run = _launch(hosts, folder, "--max-restarts", 1, "--min-nodes", 1, *options)
+    wait_until(lambda: steps_taken(folder) >= 12, "12 steps")
+    hosts.stop_host("node-b")
+    output = output_of(run)
+    assert run.returncode == 0, output
+    assert "Lost node-b; going on with 1 ranks on node-a x 1" in output
+    assert "global batch 16 = micro batch 2 x accumulation 8 x world size 1" in output
+    assert "Resuming after step 10 " in output
+    assert steps_taken(folder) == 40
+    wait_until(lambda: not processes_of(folder), "all processes to end", 30)
