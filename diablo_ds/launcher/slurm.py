@@ -223,6 +223,8 @@ def _command(run: RunConfig, ds_config: Path, job: Job, env: dict[str, str], fie
         *("deepspeed", "--no_ssh", "--hostfile", Variable("hostfile")),
         *("--node_rank", Variable("SLURM_NODEID")),
         *("--master_addr", Variable("master_addr"), "--master_port", Variable("master_port")),
+        # It would call the end of a run that was asked to stop an error.
+        *("--log_level", "critical"),
         *(shown_path(SCRIPT), "--ds_config", shown_path(ds_config)),
         *("--log-folder", Variable("log_folder")),
     ]

@@ -101,7 +101,9 @@ class SlurmCluster:
         raise AssertionError(f"job {job} must come to {states}; is {state}\n{self._logs()}")
 
     def release(self, job: int) -> None:
-        """Let a requeued job start at once; SLURM would wait for two minutes."""
+        """Wait for a job to be requeued, and let it start at once instead of in two minutes."""
+        self.wait_for(job, ("PENDING",), timeout=60)
+        time.sleep(3)  # the nodes refuse a job that was revoked in the same second
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     # --- start and stop --------------------------------------------------------------------------

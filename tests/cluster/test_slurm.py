@@ -32,7 +32,8 @@ def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
 def _submit(slurm: SlurmCluster, options: list[str], folder: Path, *words: object) -> list[int]:
     where = "--ranks-per-node 1 --interface lo --master-addr 127.0.0.1 --env DS_ACCELERATOR=cpu"
     output = _diablo_ds(slurm, "--submit", *where.split(), *words, *options, "--output", folder)
-    return [int(number) for number in re.findall(r"\d+", output.split("Submitted:")[1])[:3]]
+    (line,) = (line for line in output.splitlines() if line.startswith("Submitted: "))
+    return [int(number) for number in re.findall(r"\d+", line)]
 
 
 def _slurm_log(folder: Path) -> str:
@@ -42,18 +43,18 @@ def _slurm_log(folder: Path) -> str:
 def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, tmp_path):
     folder = tmp_path / "run"
     (job, *_) = _submit(slurm, options, folder, "--nodes", 2)
-    wait_until(lambda: steps_taken(folder) >= 12, "12 steps")
+    wait_until(lambda: steps_taken(folder) >= 1, "a step")
     status = _diablo_ds(slurm, "status", folder)
-    assert re.search(r"step +1\d/40", status), status
+    assert re.search(r"step +\d+/40", status), status
     assert "2 running" in status
     slurm.run("scancel", "--signal=USR1", "--batch", str(job))
-    wait_until(lambda: slurm.job_field(job, "Restarts") == "1", "the job to be requeued")
-    stopped_at = steps_taken(folder)
-    assert 12 <= stopped_at < 40
     slurm.release(job)
+    stopped_at = steps_taken(folder)
+    assert 1 <= stopped_at < 40
     state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=120)
     log = _slurm_log(folder)
     assert state == "COMPLETED", log
+    assert slurm.job_field(job, "Restarts") == "1"
     assert f"Stopped after step {stopped_at} of 40" in log
     assert f"Resuming after step {stopped_at} " in log
     assert_same_run(folder, undisturbed)
