@@ -11,6 +11,7 @@ to get a step's micro batches beside the time of the training step they feed.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "diablo_ds" / "samples"
 COMMAND = str(Path(sys.executable).with_name("diablo-ds"))
 ROUNDS = 5
-MIN_ROWS = 4000
+MIN_ROWS, MAX_ROWS = 4000, 8000
 
 
 class Batch(NamedTuple):
@@ -127,7 +129,10 @@ def _chunks(source: str) -> list[Chunk]:
     chunks: list[Chunk] = []
     while sum(len(chunk.rows) for chunk in chunks) < MIN_ROWS:
         again = split_chunks(files, 0, lambda _: None)
-        chunks += [chunk._replace(number=len(chunks) + i) for i, chunk in enumerate(again)]
+        for chunk in again:
+            chunks.append(chunk._replace(number=len(chunks)))
+            if sum(len(chunk.rows) for chunk in chunks) >= MAX_ROWS:
+                return chunks
     return chunks
 
 
@@ -301,7 +306,10 @@ def main(
     default += [f"{name}={SAMPLES / name}" for name in ("commonsense", "code", "safety")]
     pairs = [text.split("=", 1) for text in sources or default]
     path = tokenization.find_tokenizer(tokenizer)
-    speed = [measure_speed(family, source, path) for family, source in pairs]
+    speed = []
+    for family, source in pairs:  # each in a fresh process, as a worker is
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            speed.append(pool.submit(measure_speed, family, source, path).result())
     memory = measure_memory(corpus_gb, num_proc)
     reading = measure_reading(steps)
     figures = {"speed": speed, "memory": memory, "reading": reading}

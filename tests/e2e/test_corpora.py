@@ -85,7 +85,7 @@ def test_packing_wastes_less_than_three_percent(prepared):
 def test_real_files_train_smollm2_under_zero3_on_two_ranks(prepared, tmp_path):
     """Short examples and small batches: 20 steps of the real model on two cores."""
     options = ["--ds_config", ZERO3, "--data", prepared, "--output", tmp_path / "run"]
-    options += ["--max-length", 160, "--micro-batch", 1, "--global-batch", 2, "--max-steps", 20]
+    options += ["--max-length", 128, "--micro-batch", 1, "--global-batch", 2, "--max-steps", 20]
     options += ["--eval-every", 100, "--save-every", 100, "--learning-rate", 2e-3]
     deepspeed(*options, num_ranks=2)
     assert len(losses(tmp_path / "run")) == 20
