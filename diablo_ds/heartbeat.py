@@ -1,4 +1,7 @@
-"""Signs of life that a rank gives to the guard process above it; without a guard, nothing."""
+"""Signs of life that a rank gives to the guard process above it.
+
+Without a guard, a timer in the process itself ends it when the next sign is late.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+from collections.abc import Iterator
 
 DESCRIPTOR = "DIABLO_HEARTBEAT_FD"
 """Environment variable with the file descriptor of the guard's pipe."""
@@ -22,20 +26,38 @@ class Heart:
     """Seconds until the next beat, after which the rank counts as hanging; 0 for ever."""
     step = 0
     """The step that beats belong to; 0 outside of any."""
+    phase = ""
+    """What this process is doing, for people."""
+    is_beating = False
+    """Whether a training run is on."""
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat inside the block, and print all Python stacks on `STACKS_SIGNAL`, also inside C."""
+        faulthandler.enable()
+        faulthandler.register(STACKS_SIGNAL, all_threads=True, chain=False)
+        self.is_beating, self.limit_s, self.step = True, START_LIMIT_S, 0
+        try:
+            yield
+        finally:
+            self.limit_s = 0.0  # what comes now may take any time
+            self.beat(self.phase)
+            self.is_beating = False
 
     def beat(self, phase: str) -> None:
-        """Tell the guard what comes now."""
+        """Tell what comes now."""
+        self.phase = phase
         descriptor = os.environ.get(DESCRIPTOR)
-        if descriptor is not None:
+        if not self.is_beating:
+            return
+        if descriptor is None:
+            faulthandler.cancel_dump_traceback_later()
+            if self.limit_s:
+                faulthandler.dump_traceback_later(self.limit_s, exit=True)
+        else:
             where = f"{phase} of step {self.step}" if self.step else phase
             with contextlib.suppress(OSError):  # the guard is gone, and this process with it
                 os.write(int(descriptor), f"{self.limit_s:g} {where}\n".encode())
 
 
 heart = Heart()
-
-
-def listen() -> None:
-    """Print all Python stacks on `STACKS_SIGNAL`, also from inside a hanging call into C."""
-    faulthandler.enable()
-    faulthandler.register(STACKS_SIGNAL, all_threads=True, chain=False)

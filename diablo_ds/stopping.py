@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -23,7 +24,17 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.signal_name = ""
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        """Begin to listen."""
         self._set_handler(signal.SIGUSR1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the signals to whom they belonged."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
     def start_training(self) -> None:
         """Let SIGTERM and control-C wait for the step border too; a second control-C does not."""
@@ -36,7 +47,7 @@ class StopRequests:
         return any(row[0] for row in asked)
 
     def _set_handler(self, number: signal.Signals) -> None:
-        signal.signal(number, self._remember)
+        self._old[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

@@ -22,7 +22,7 @@ from diablo_ds.checkpoint import (
     save_checkpoint,
 )
 from diablo_ds.config import RunConfig
-from diablo_ds.heartbeat import heart, listen
+from diablo_ds.heartbeat import heart
 from diablo_ds.loss import causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, peak_memory_bytes, plot_losses
 from diablo_ds.run_folder import checkpoints_folder
@@ -164,8 +164,11 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
         OSError: if a checkpoint cannot be written; earlier ones are kept.
         Stopped: if a signal asked for it; the last step taken is saved.
     """
-    requests = StopRequests()
-    listen()
+    with heart.beating(), StopRequests() as requests:
+        return _run(config, ds_config_file, requests)
+
+
+def _run(config: RunConfig, ds_config_file: Path, requests: StopRequests) -> Summary:
     run = start_run(config, ds_config_file)
     requests.start_training()
     heart.limit_s = config.hang_timeout

@@ -45,6 +45,11 @@ _INTERFACE_HELP = "Network interface for NCCL and Gloo, e.g. ib0."
 @click.option("--interface", default="", help=_INTERFACE_HELP)
 @click.option("--env", multiple=True, help=_ENV_HELP)
 @click.option("--venv", type=click.Path(path_type=Path), help="Virtual environment on each host.")
+@click.option(
+    "--log-folder",
+    type=click.Path(path_type=Path),
+    help="One log a rank, shared by all hosts.  [default: logs in the run folder]",
+)
 @click.option("--launcher-args", default="", help="Further arguments for pdsh, mpirun or srun.")
 @click.option("--max-restarts", default=0, show_default=True, help="Restarts after failures.")
 @click.option(
@@ -60,6 +65,7 @@ def launch(
     ds_config: Path,
     config: Path | None,
     gradient_accumulation_steps: int | None,
+    log_folder: Path | None,
     max_restarts: int,
     min_nodes: int | None,
     check: bool,
@@ -76,6 +82,8 @@ def launch(
         *("master_port", "ssh_port", "interface", "env", "venv", "launcher_args"),
     )
     with clean_errors():
+        from diablo_ds.run_folder import logs_folder
+
         cluster = build_cluster(**{name: options.pop(name) for name in names})
         if min_nodes is not None and (cluster.runner == "local" or not max_restarts):
             raise ValueError(
@@ -90,6 +98,7 @@ def launch(
                 run,
                 ds_config,
                 cluster,
+                log_folder or logs_folder(Path(run.output)),
                 max_restarts=max_restarts,
                 min_nodes=min_nodes or len(cluster.hosts),
                 check=check,
@@ -103,6 +112,7 @@ def _launch(
     run: RunConfig,
     ds_config: Path,
     cluster: Cluster,
+    logs: Path,
     *,
     max_restarts: int,
     min_nodes: int,
@@ -113,7 +123,7 @@ def _launch(
     from diablo_ds.launcher import checks, command, supervisor
 
     if dry_run:
-        folder = supervisor.next_log_folder(Path(run.output), cluster)
+        folder = supervisor.next_log_folder(logs, cluster)
         words = command.build_command(run, ds_config, cluster, folder)
         click.echo(command.shell_text(words, command.launcher_env(cluster)))
         return 0
@@ -128,7 +138,7 @@ def _launch(
         if check or not is_good:
             return 0 if is_good else EXIT_USER_ERROR
     return supervisor.run_until_done(
-        run, ds_config, cluster, max_restarts=max_restarts, min_nodes=min_nodes
+        run, ds_config, cluster, logs, max_restarts=max_restarts, min_nodes=min_nodes
     )
 
 

@@ -46,18 +46,25 @@ _ERROR_SIGNS = ("Traceback (most recent call last)", "[ERROR]", "terminate calle
 
 
 def run_until_done(
-    run: RunConfig, ds_config: Path, cluster: Cluster, *, max_restarts: int, min_nodes: int
+    run: RunConfig,
+    ds_config: Path,
+    cluster: Cluster,
+    logs: Path,
+    *,
+    max_restarts: int,
+    min_nodes: int,
 ) -> int:
     """Run to the end, restarting after failures, and return the exit code.
 
     A restart goes on from the last checkpoint. Where hosts are gone, it uses those that are left,
-    if they are at least ``min_nodes``: the global batch stays, accumulation adjusts.
+    if they are at least ``min_nodes``: the global batch stays, accumulation adjusts. Each start has
+    a log folder of its own in ``logs``.
 
     Raises:
         ValueError: if the run and the cluster do not go together.
     """
     for restarts in itertools.count():
-        folder = next_log_folder(Path(run.output), cluster)
+        folder = next_log_folder(logs, cluster)
         command = build_command(run, ds_config, cluster, folder)
         attempt = Attempt(command, cluster, folder)
         code = attempt.run()
@@ -71,14 +78,14 @@ def run_until_done(
     raise AssertionError
 
 
-def next_log_folder(output: Path, cluster: Cluster) -> Path:
+def next_log_folder(logs: Path, cluster: Cluster) -> Path:
     """Return the first log folder that has no record of this host's first rank.
 
     Started on each host by hand, all hosts come to the same folder that way.
     """
     first_rank = sum(host.slots for host in cluster.hosts[: cluster.node_rank or 0])
     for number in itertools.count(1):
-        folder = output / "logs" / f"attempt-{number:03d}"
+        folder = logs / f"attempt-{number:03d}"
         if not record_file(folder, first_rank).exists():
             return folder
     raise AssertionError

@@ -19,7 +19,7 @@ from diablo_ds.launcher.records import FAILED_FILE, STOP_FILE, describe_failure,
 BEAT = """
 import os, signal, sys, time
 from diablo_ds import heartbeat
-heartbeat.listen()
+beating = heartbeat.heart.beating(); beating.__enter__()
 heartbeat.heart.limit_s = 1
 heartbeat.heart.step = 3
 def beat(): heartbeat.heart.beat("forward")
@@ -180,3 +180,10 @@ def test_ranks_of_mpi_and_srun_are_understood_where_a_master_was_named():
     srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "MASTER_ADDR": "a", "RANK": "0"}
     assert "WORLD_SIZE" not in rank_environment(srun)  # deepspeed's launcher has set all it sets
     assert os.environ.get("RANK") is None
+
+
+def test_without_a_guard_a_hanging_process_ends_itself_with_its_stacks():
+    code = BEAT + "def lost():\n    beat(); time.sleep(60)\nlost()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "in lost" in done.stderr

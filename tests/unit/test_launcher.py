@@ -238,12 +238,12 @@ def test_the_first_failure_is_found_among_its_victims():
 
 def test_all_hosts_of_a_start_come_to_the_same_log_folder(tmp_path):
     first, second = (_cluster("no-ssh", node_rank=rank) for rank in (0, 1))
-    expected = tmp_path / "logs" / "attempt-001"
+    expected = tmp_path / "attempt-001"
     assert next_log_folder(tmp_path, first) == expected
     expected.mkdir(parents=True)
     write_record(expected, _record(0))  # the first host has started already
     assert next_log_folder(tmp_path, second) == expected
-    assert next_log_folder(tmp_path, first) == tmp_path / "logs" / "attempt-002"
+    assert next_log_folder(tmp_path, first) == tmp_path / "attempt-002"
 
 
 def test_the_help_of_the_launcher_names_every_run_option():
