@@ -93,6 +93,8 @@ def _launcher_options(cluster: Cluster) -> list[str]:
     if cluster.runner == "no-ssh":
         return ["--no_ssh", "--node_rank", str(cluster.node_rank), *options]
     options += ["--launcher", cluster.runner, "--force_multi"]
+    if cluster.runner != "pdsh":  # MPI and SLURM have ways of their own to a host
+        options.append("--no_ssh_check")
     if cluster.ssh_port is not None:
         options += ["--ssh_port", str(cluster.ssh_port)]
     if cluster.venv is not None:
