@@ -13,14 +13,7 @@ import pytest
 from benchmarks.faults import Bench, soak
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
-KINDS = (
-    "kill a rank",
-    "stop a rank",
-    "kill a guard",
-    "terminate deepspeed",
-    "terminate the launcher",
-    "flip a bit of a checkpoint",
-)
+KINDS = ("kill a rank", "stop a rank", "terminate the launcher", "flip a bit of a checkpoint")
 
 
 @contextmanager

@@ -323,7 +323,8 @@ def _measure_loading(rank: int, folder: Path, model_bytes: int) -> None:
     watcher.join()
     assert sum(p.ds_numel for p in model.parameters()) * 4 == model_bytes
     # Half of the model is this rank's shard; besides it, one module at a time is whole.
-    assert 0.5 < (max(samples) - samples[0]) / model_bytes < 0.75
+    share = (max(samples) - samples[0]) / model_bytes
+    assert 0.45 < share < 0.75, f"{share:.2f} of the model was held at once"
 
 
 def test_no_rank_ever_holds_the_whole_model(tmp_path, monkeypatch):

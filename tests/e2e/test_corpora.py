@@ -86,7 +86,16 @@ def test_real_files_train_smollm2_under_zero3_on_two_ranks(prepared, tmp_path):
     """Short examples and small batches: 20 steps of the real model on two cores."""
     options = ["--ds_config", ZERO3, "--data", prepared, "--output", tmp_path / "run"]
     options += ["--max-length", 128, "--micro-batch", 1, "--global-batch", 2, "--max-steps", 20]
-    options += ["--eval-every", 100, "--save-every", 100, "--learning-rate", 2e-3]
+    options += [
+        "--eval-every",
+        100,
+        "--save-every",
+        100,
+        "--learning-rate",
+        2e-3,
+        "--layers",
+        "20-29",
+    ]
     deepspeed(*options, num_ranks=2)
     assert len(losses(tmp_path / "run")) == 20
     heldout = losses(tmp_path / "run", "heldout_loss")
