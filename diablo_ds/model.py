@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from diablo_ds import distributed
 from diablo_ds.default_model import cache_folder, converted_model
 from diablo_ds.hub import hub_folder, looks_like_hub_name
+from diablo_ds.loss import LossHead
+from diablo_ds.metrics import logger
+from diablo_ds.placement import can_place_by_name
+from diablo_ds.sharded_loading import fits_checkpoint, load_shards
+from diablo_ds.tensor_files import find_tensors, read_header
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LARGE_MODEL_PARAMETERS = 1_000_000_000
@@ -83,23 +89,52 @@ def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | N
         folder: a folder with config.json and safetensors files.
         precision: "bf16", "fp16" or "fp32".
         partition_config: the DeepSpeed config under ZeRO-3. Each parameter is then partitioned as
-            soon as it is created; rank 0 reads the values and broadcasts them tensor by tensor,
-            so that no rank ever holds the whole model.
+            soon as it is created, and no rank ever holds the whole model. Each rank reads only
+            its own shards; where a checkpoint needs conversions, or DeepSpeed's version is not
+            one that was tested, rank 0 reads all and broadcasts it tensor by tensor.
 
     Returns:
         A Hugging Face causal LM in training mode, partitioned or whole on the CPU.
 
     Raises:
-        ValueError: if the checkpoint lacks a tensor of the model.
+        ValueError: if the checkpoint is not whole, or lacks a tensor of the model.
     """
+    model = None
+    if partition_config is not None:
+        model = _load_shards(folder, DTYPES[precision], partition_config)
+    if model is None:
+        model = _from_pretrained(folder, DTYPES[precision], partition_config)
+    # A cache would serve no purpose, and with one transformers does not keep packed examples apart.
+    model.config.use_cache = False
+    # from_pretrained leaves it in evaluation mode, where neither the adapter's dropout nor gradient
+    # checkpointing would act.
+    return model.train()
+
+
+def _load_shards(folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]) -> Any:
+    """Return the partitioned model, or None where only transformers can load the checkpoint."""
+    tensors = distributed.on_every_rank(lambda: find_tensors(folder))
+    config = load_model_config(folder)
+    if getattr(config, "quantization_config", None) or not can_place_by_name():
+        return None
+    if not fits_checkpoint(build_meta_model(config), tensors):
+        return None
+    model, report = load_shards(config, tensors, dtype, ds_config)
+    logger.info(
+        f"Read {report.bytes_read / 1e9:.3f} of {report.checkpoint_bytes / 1e9:.3f} GB on rank 0"
+    )
+    return model
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype, ds_config: dict[str, Any] | None) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
     # transformers sees ZeRO-3 only while this object is alive.
-    keep_alive = HfDeepSpeedConfig(partition_config) if partition_config else None
+    keep_alive = HfDeepSpeedConfig(ds_config) if ds_config else None
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[precision], output_loading_info=True
+            folder, dtype=dtype, output_loading_info=True
         )
     except OSError as error:
         raise ValueError(f"model folder must hold a causal LM; got {folder}: {error}") from None
@@ -111,11 +146,59 @@ def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | N
             "checkpoint must hold every tensor of the model; got "
             f"{len(missing)} missing, e.g. {missing[:3]} in {folder}"
         )
-    # A cache would serve no purpose, and with one transformers does not keep packed examples apart.
-    model.config.use_cache = False
-    # from_pretrained leaves it in evaluation mode, where neither the adapter's dropout nor gradient
-    # checkpointing would act.
-    return model.train()
+    return model
+
+
+class _NoOutput:
+    """What a model without layers returns: empty hidden states, and nothing else."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> Any:
+        return self.last_hidden_state if index == 0 else None
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _NoLayers(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def forward(self, *args: Any, **inputs: Any) -> _NoOutput:
+        return _NoOutput(torch.empty(1, 2, self.hidden_size, device="meta"))
+
+
+def install_loss_head(model: Any, shapes: Any) -> bool:
+    """Let the model's head compute the loss chunk by chunk, where its output is the logits.
+
+    Some models scale or cap what their head returns; those keep their logits whole.
+
+    Args:
+        model: the model.
+        shapes: the same on the meta device; its layers and head are lost.
+
+    Returns:
+        Whether it was done.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:  # none, or a target of the adapter
+        return False
+    outputs: list[torch.Tensor] = []
+    probe = nn.Linear(head.in_features, head.out_features, device="meta")
+    probe.register_forward_hook(lambda module, args, output: outputs.append(output))
+    shapes.set_output_embeddings(probe)
+    setattr(shapes, shapes.base_model_prefix, _NoLayers(head.in_features))
+    try:
+        result = shapes(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False  # a model of another build
+    if len(outputs) != 1 or result.logits is not outputs[0]:
+        return False
+    model.set_output_embeddings(LossHead(head))
+    return True
 
 
 def decoder_layer_classes(model: nn.Module) -> list[type[nn.Module]]:
@@ -132,14 +215,12 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
+        header, data_offset = read_header(path)
+        digest.update(json.dumps(header, sort_keys=True).encode())
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            digest.update(json.dumps(header, sort_keys=True).encode())
             for entry in header.values():
                 start, end = entry["data_offsets"]
-                file.seek(8 + length + start)
+                file.seek(data_offset + start)
                 digest.update(file.read(min(end - start, _SAMPLES_PER_TENSOR_BYTES)))
     return digest.hexdigest()
 

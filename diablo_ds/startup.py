@@ -23,6 +23,7 @@ from diablo_ds.model import (
     enable_gradient_checkpointing,
     find_model,
     fingerprint,
+    install_loss_head,
     load_base,
     load_model_config,
     wants_gradient_checkpointing,
@@ -126,6 +127,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     deltas = adapter.attach(model, adapter_config.num_blocks, dropout=config.dropout, device=device)
     if wants_gradient_checkpointing(config.gradient_checkpointing, num_parameters):
         enable_gradient_checkpointing(model, reentrant=config.reentrant)
+    install_loss_head(model, shapes)
     if checkpoint is not None:
         adapter.load_deltas(model, checkpoint.masters)
     heart.beat("starting DeepSpeed")

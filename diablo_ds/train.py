@@ -23,7 +23,7 @@ from diablo_ds.checkpoint import (
 )
 from diablo_ds.config import RunConfig
 from diablo_ds.heartbeat import heart
-from diablo_ds.loss import causal_lm_loss, count_targets
+from diablo_ds.loss import LossHead, causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, peak_memory_bytes, plot_losses
 from diablo_ds.run_folder import checkpoints_folder
 from diablo_ds.schedule import lr_factor
@@ -81,8 +81,7 @@ def train_step(
         for batch in micro_batches:
             heart.beat("forward")
             batch = batch.to(device)
-            logits = ds_engine(**batch.model_inputs()).logits  # [micro_batch, seq, vocab]
-            loss = causal_lm_loss(logits, batch.labels)  # [], a sum
+            loss = _loss(ds_engine, batch)
             heart.beat("backward")
             ds_engine.backward(loss * scale)
             loss_sum += loss.detach()
@@ -94,6 +93,17 @@ def train_step(
     if not ds_engine.fp16_enabled():  # there DeepSpeed skips the update and lowers the loss scale
         _check_finite("gradient norm", [grad_norm])
     return StepResult(sum(loss_sums) / max(1, global_targets), grad_norm, global_tokens)
+
+
+def _loss(ds_engine: Any, batch: MicroBatch) -> torch.Tensor:
+    """Return the summed loss of a micro batch on this device, ``[]`` in fp32."""
+    head = ds_engine.module.get_output_embeddings()
+    if isinstance(head, LossHead):
+        with head.computing_loss(batch.labels):
+            loss: torch.Tensor = ds_engine(**batch.model_inputs()).logits
+            return loss
+    logits = ds_engine(**batch.model_inputs()).logits  # [micro_batch, seq, vocab]
+    return causal_lm_loss(logits, batch.labels)
 
 
 def _check_finite(what: str, values: Sequence[float]) -> None:
@@ -116,8 +126,7 @@ def evaluate(ds_engine: Any, micro_batches: Iterable[MicroBatch]) -> float:
         heart.beat("evaluation")
         num_targets += int(count_targets(batch.labels))
         batch = batch.to(device)
-        logits = ds_engine(**batch.model_inputs()).logits
-        loss_sum += causal_lm_loss(logits, batch.labels)
+        loss_sum += _loss(ds_engine, batch)
     ds_engine.train()
     rows = distributed.gather_floats([float(loss_sum), num_targets], device)
     total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import inspect
-import math
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,9 @@ from torch import nn
 
 from diablo_ds import distributed, placement
 from diablo_ds import engine as ds_engine
-from diablo_ds.adapter import tensor_shapes
 from diablo_ds.blocks import dense_delta
 from diablo_ds.ds_config import complete_ds_config, load_ds_config
 from diablo_ds.layers import DiaBloLinear
-from diablo_ds.model import load_base
 from diablo_ds.train import evaluate, train_step
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, DS_CONFIGS, build, learning_rate, micro_batches
@@ -162,9 +158,9 @@ class _Reductions:
 
 
 # DeepSpeed keeps up to 1e9 gathered elements from forward to backward: all of a small model. Here
-# it may keep nothing, or one decoder layer, as it has to with a large one.
+# it may keep nothing, or little more than the head counted twice and one decoder layer.
 NO_REUSE = {"stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0}
-ONE_LAYER = {"stage3_max_reuse_distance": 10_000, "stage3_max_live_parameters": 10_000}
+ONE_LAYER = {"stage3_max_reuse_distance": 20_000, "stage3_max_live_parameters": 20_000}
 
 
 def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool) -> None:
@@ -184,7 +180,7 @@ def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool
     assert rest == {1}, gathers.counts
     per_weight = [count / num_micro_steps for count in decoder.values()]
     # Below 2, since the last layer of the forward is the first of the backward.
-    assert 1.5 < sum(per_weight) / len(per_weight) < 2.0
+    assert 1.5 < sum(per_weight) / len(per_weight) < 2.0, gathers.counts
     assert max(per_weight) <= 2.0
 
 
@@ -294,46 +290,3 @@ def _held_bytes() -> int:
 
 def test_no_gathered_weight_outlives_the_forward(tmp_path):
     run_distributed(_measure_memory, 2, tmp_path, tmp_path / "out")
-
-
-def _own_memory_bytes() -> int:
-    """Memory of this process alone: without files that are only mapped."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no RssAnon in /proc/self/status")
-
-
-def _measure_loading(rank: int, folder: Path, model_bytes: int) -> None:
-    ds_engine.init_process_group()
-    path = DS_CONFIGS / "zero3.json"
-    complete = complete_ds_config(
-        load_ds_config(path), CONFIG, world_size=2, hidden_size=8, source="zero3.json"
-    )
-    samples, done = [_own_memory_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            samples.append(_own_memory_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    model = load_base(folder, "fp32", complete)
-    done.set()
-    watcher.join()
-    assert sum(p.ds_numel for p in model.parameters()) * 4 == model_bytes
-    # Half of the model is this rank's shard; besides it, one module at a time is whole.
-    share = (max(samples) - samples[0]) / model_bytes
-    assert 0.45 < share < 0.95, f"{share:.2f} of the model was held at once"
-
-
-def test_no_rank_ever_holds_the_whole_model(tmp_path, monkeypatch):
-    # Large tensors go back to the system when freed; else the allocator's habits are measured.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
-    folder = tmp_path / "model"
-    save_model(folder, hidden_size=1024, intermediate_size=2048, num_hidden_layers=6)
-    model_bytes = sum(
-        math.prod(shape) * 4 for shape, _ in tensor_shapes(folder / "model.safetensors").values()
-    )
-    assert model_bytes > 100e6
-    run_distributed(_measure_loading, 2, tmp_path, folder, model_bytes)

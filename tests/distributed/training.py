@@ -18,7 +18,12 @@ from diablo_ds.data import Examples
 from diablo_ds.ds_config import complete_ds_config, load_ds_config, zero_stage
 from diablo_ds.engine import init_process_group
 from diablo_ds.loss import causal_lm_loss, count_targets
-from diablo_ds.model import enable_gradient_checkpointing, load_base
+from diablo_ds.model import (
+    build_meta_model,
+    enable_gradient_checkpointing,
+    install_loss_head,
+    load_base,
+)
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import start_engine
 from diablo_ds.train import train_step
@@ -79,6 +84,7 @@ def build(
     deltas = adapter.attach(model, num_blocks, dropout=config.dropout, device=device)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model, reentrant=config.reentrant)
+    assert install_loss_head(model, build_meta_model(model.config))
     engine, expected = start_engine(model, deltas, config, complete, **options)
     return engine, deltas, expected
 
