@@ -203,6 +203,7 @@ def attach(
     num_blocks: Mapping[str, int],
     *,
     dropout: float = 0.0,
+    delta_path: str = "fused",
     device: torch.device | str | None = None,
 ) -> dict[str, nn.Parameter]:
     """Freeze the model and give the named linear layers a delta, in place.
@@ -211,6 +212,7 @@ def attach(
         model: the base model; its parameters may be partitioned by ZeRO-3.
         num_blocks: block count by the full module name of the layer.
         dropout: share of the adapter's input that is zeroed while training, in [0, 1).
+        delta_path: "fused" or "merged", see `diablo_ds.blocks.DiaBloProduct`.
         device: device of the deltas; that of the weights by default.
 
     Returns:
@@ -221,7 +223,9 @@ def attach(
         parent_name, _, child_name = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         linear = getattr(parent, child_name)
-        layer = DiaBloLinear.from_linear(linear, num_blocks=count, dropout=dropout, device=device)
+        layer = DiaBloLinear.from_linear(
+            linear, num_blocks=count, dropout=dropout, delta_path=delta_path, device=device
+        )
         setattr(parent, child_name, layer)
     return named_deltas(model)
 

@@ -8,6 +8,8 @@ They are kept as one tensor, the delta ``[num_blocks, in_block, out_block]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,6 +95,49 @@ def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
     return weight.as_strided((num_blocks, in_block, out_block), stride, weight.storage_offset())
 
 
+LOOP_FROM_ELEMENTS = 512
+"""Size of a block, in elements, from which a loop of bf16 products on a CPU is faster than one
+batched product for the gradient of a delta (up to 3 times; see benchmarks/layer.py)."""
+
+
+@contextmanager
+def merged_weight(weight: Tensor, delta: Tensor) -> Iterator[Tensor]:
+    """Add a delta to the diagonal blocks of a weight for a while, and restore them exactly.
+
+    Only the blocks are copied and put back, ``1 / num_blocks`` of the weight, so nothing of the
+    weight's size is allocated, and its bits are the same afterwards.
+
+    Args:
+        weight: ``[out_features, in_features]``, contiguous.
+        delta: ``[num_blocks, in_block, out_block]``, of the same dtype.
+
+    Yields:
+        The weight's data, which autograd does not see.
+    """
+    data = weight.data
+    blocks = diagonal_blocks(data, delta.shape[0]).transpose(1, 2)  # [N, out_block, in_block]
+    saved = blocks.clone()
+    blocks.add_(delta.data.transpose(1, 2))
+    try:
+        yield data
+    finally:
+        blocks.copy_(saved)
+
+
+def _delta_gradient(x_rows: Tensor, grad_rows: Tensor, delta: Tensor) -> Tensor:
+    """Return ``X_i^T dY_i`` of each block, shaped like ``delta``, from ``[tokens, features]``."""
+    num_blocks, in_block, out_block = delta.shape
+    on_cpu = x_rows.device.type == "cpu" and x_rows.dtype != torch.float32
+    if on_cpu and in_block * out_block >= LOOP_FROM_ELEMENTS:
+        grad = torch.empty_like(delta)
+        parts = zip(grad, x_rows.split(in_block, 1), grad_rows.split(out_block, 1), strict=True)
+        for out, x_block, grad_block in parts:
+            torch.mm(x_block.t(), grad_block, out=out)
+        return grad
+    x_blocks = _block_view(x_rows, num_blocks)
+    return torch.bmm(x_blocks.transpose(1, 2), _block_view(grad_rows, num_blocks))
+
+
 def _block_view(x: Tensor, num_blocks: int) -> Tensor:
     """View ``[tokens, num_blocks * block]`` as ``[num_blocks, tokens, block]``, without a copy."""
     return x.view(x.shape[0], num_blocks, -1).transpose(0, 1)
@@ -104,6 +149,10 @@ class DiaBloProduct(torch.autograd.Function):
     Only the two inputs and the parameter objects are saved. The parameters are saved as they are,
     never as a view or a cast: ZeRO-3 empties ``weight.data`` after the forward and refills it
     before the backward, so no gathered weight is kept alive in between.
+
+    Two formulations, equal in exact arithmetic. Fused, the block products are accumulated in place
+    into the output's block view. Merged, the delta is added to the weight's diagonal blocks while
+    one matrix product runs; in bf16 that rounds ``W + D``, as full fine-tuning does.
 
     Gradients (X as ``[tokens, features]``): ``dX = dY W^T``, ``dX_a = dY D^T`` block by block and
     ``dD_i = X_a,i^T dY_i``, which is the gradient full fine-tuning gives the same block.
@@ -117,9 +166,15 @@ class DiaBloProduct(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         delta: Tensor,
+        merged: bool,
     ) -> Tensor:
         """Compute the product; ``x_adapter`` is None where the adapter sees the same input."""
         ctx.save_for_backward(x, x_adapter, weight, delta)
+        ctx.merged = merged
+        if merged:
+            with merged_weight(weight, delta) as whole:
+                product: Tensor = torch.ops.aten.linear(x, whole, bias)
+            return product
         num_blocks = delta.shape[0]
         x_blocks = x if x_adapter is None else x_adapter
         x_blocks = _block_view(
@@ -141,8 +196,12 @@ class DiaBloProduct(torch.autograd.Function):
         grad_blocks = _block_view(grad_rows, num_blocks)  # [N, tokens, out_block]
         grad_x = grad_x_adapter = grad_delta = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.mm(grad_rows, weight)  # [tokens, in_features]
-            if x_adapter is None:
+            if ctx.merged:
+                with merged_weight(weight, delta) as whole:
+                    grad_x = torch.mm(grad_rows, whole)  # [tokens, in_features]
+            else:
+                grad_x = torch.mm(grad_rows, weight)
+            if x_adapter is None and not ctx.merged:
                 _block_view(grad_x, num_blocks).baddbmm_(grad_blocks, delta.transpose(1, 2))
             grad_x = grad_x.view(x.shape)
         if x_adapter is not None and ctx.needs_input_grad[1]:
@@ -152,12 +211,18 @@ class DiaBloProduct(torch.autograd.Function):
             grad_x_adapter = grad_x_adapter.view(x_adapter.shape)
         if ctx.needs_input_grad[4]:
             x_rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
-            grad_delta = torch.bmm(_block_view(x_rows, num_blocks).transpose(1, 2), grad_blocks)
-        return grad_x, grad_x_adapter, None, None, grad_delta
+            grad_delta = _delta_gradient(x_rows, grad_rows, delta)
+        return grad_x, grad_x_adapter, None, None, grad_delta, None
 
 
 def diablo_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor, x_adapter: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    delta: Tensor,
+    x_adapter: Tensor | None = None,
+    *,
+    merged: bool = False,
 ) -> Tensor:
     """Apply a frozen linear layer plus its block-diagonal delta.
 
@@ -168,14 +233,23 @@ def diablo_linear(
         delta: ``[num_blocks, in_block, out_block]``, in the dtype of ``weight``.
         x_adapter: ``[..., in_features]``, what the delta sees where it is not ``x`` itself, e.g.
             after a dropout.
+        merged: whether to add the delta to the weight's blocks while the product runs, instead of
+            adding the blocks' products to the output. The weight must then be contiguous.
 
     Returns:
         ``[..., out_features]``.
+
+    Raises:
+        ValueError: if ``merged`` goes with an ``x_adapter``, which needs a product of its own.
     """
+    if merged and x_adapter is not None:
+        raise ValueError(
+            "a merged product must have one input; got merged=True and an x_adapter; use fused"
+        )
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         x_adapter = None if x_adapter is None else x_adapter.to(dtype)
-    y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta)  # type: ignore[no-untyped-call]
+    y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta, merged)  # type: ignore[no-untyped-call]
     return y

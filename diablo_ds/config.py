@@ -99,6 +99,12 @@ class RunConfig:
     dropout: float = setting(
         0.0, "Dropout on the adapter's input, as a share.", minimum=0, maximum=0.99
     )
+    delta_path: str = setting(
+        "auto",
+        "Add the blocks' products to the output (fused), or the delta to the weight (merged); auto "
+        "is merged in fp32.",
+        choices=("auto", "fused", "merged"),
+    )
     max_length: int = setting(512, "Longest example, in tokens.", minimum=2)
     overlong: str = setting(
         "drop", "What to do with longer examples; error stops the run.", choices=OVERLONG
@@ -179,6 +185,11 @@ class RunConfig:
             raise ValueError(
                 "reentrant needs gradient checkpointing; got reentrant=True, "
                 "gradient_checkpointing=False"
+            )
+        if self.delta_path == "merged" and self.dropout:
+            raise ValueError(
+                "delta_path 'merged' needs dropout=0, since the adapter sees the base's input; got "
+                f"dropout={self.dropout}; use 'fused'"
             )
         self._check_batching()
         self._check_stream()

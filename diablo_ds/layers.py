@@ -8,6 +8,20 @@ from torch import Tensor, nn
 
 from diablo_ds.blocks import delta_shape, diablo_linear, diagonal_blocks
 
+DELTA_PATHS = ("fused", "merged")
+
+
+def resolve_delta_path(setting: str, dtype: torch.dtype, dropout: float) -> str:
+    """Return "fused" or "merged" for "auto", and any other setting as it is.
+
+    Merged is faster, and in fp32 equal up to rounding. In half precision ``W + D`` is rounded to
+    the weight's dtype, which swallows small deltas and shows in the loss after few steps, so there
+    it is taken only where it was asked for.
+    """
+    if setting != "auto":
+        return setting
+    return "merged" if dtype == torch.float32 and not dropout else "fused"
+
 
 class DiaBloLinear(nn.Linear):
     """Linear layer ``y = x W + b + dropout(x) D`` with frozen ``W``, ``b`` and trainable ``D``.
@@ -22,6 +36,7 @@ class DiaBloLinear(nn.Linear):
         num_blocks: number of diagonal blocks; must divide both widths.
         bias: whether the base has a bias; it is kept, frozen.
         dropout: share of the adapter's input that is zeroed while training, in [0, 1).
+        delta_path: "fused" or "merged", see `diablo_ds.blocks.DiaBloProduct`.
         device: device of the parameters.
         dtype: dtype of weight, bias and delta.
 
@@ -39,15 +54,26 @@ class DiaBloLinear(nn.Linear):
         num_blocks: int,
         bias: bool = True,
         dropout: float = 0.0,
+        delta_path: str = "fused",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         shape = delta_shape(num_blocks, in_features, out_features)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got dropout={dropout}")
+        if delta_path not in DELTA_PATHS:
+            raise ValueError(
+                f"delta_path must be one of {', '.join(DELTA_PATHS)}; got delta_path={delta_path!r}"
+            )
+        if delta_path == "merged" and dropout:
+            raise ValueError(
+                "delta_path 'merged' needs dropout=0, since the adapter sees the base's input; got "
+                f"dropout={dropout}; use 'fused'"
+            )
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.num_blocks = num_blocks
         self.dropout = dropout
+        self.delta_path = delta_path
         self.merged = False
         self.delta = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         self._freeze_base()
@@ -59,6 +85,7 @@ class DiaBloLinear(nn.Linear):
         *,
         num_blocks: int,
         dropout: float = 0.0,
+        delta_path: str = "fused",
         device: torch.device | str | None = None,
     ) -> DiaBloLinear:
         """Return a layer that takes over the parameters of ``linear``, which may be partitioned.
@@ -67,6 +94,7 @@ class DiaBloLinear(nn.Linear):
             linear: the base layer; its parameter objects are shared, not copied, and frozen.
             num_blocks: number of diagonal blocks; must divide both widths.
             dropout: share of the adapter's input that is zeroed while training, in [0, 1).
+            delta_path: "fused" or "merged".
             device: device of the delta; the weight's by default.
         """
         has_bias = linear.bias is not None
@@ -77,6 +105,7 @@ class DiaBloLinear(nn.Linear):
                 num_blocks=num_blocks,
                 bias=has_bias,
                 dropout=dropout,
+                delta_path=delta_path,
                 dtype=linear.weight.dtype,
             )
         layer.weight, layer.bias = linear.weight, linear.bias
@@ -100,7 +129,9 @@ class DiaBloLinear(nn.Linear):
         x_adapter = None
         if self.dropout and self.training:
             x_adapter = F.dropout(input, self.dropout)
-        return diablo_linear(input, self.weight, self.bias, self.delta, x_adapter)
+        return diablo_linear(
+            input, self.weight, self.bias, self.delta, x_adapter, merged=self.delta_path == "merged"
+        )
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -118,4 +149,5 @@ class DiaBloLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
-        return f"{super().extra_repr()}, num_blocks={self.num_blocks}, dropout={self.dropout}"
+        own = f"num_blocks={self.num_blocks}, dropout={self.dropout}, {self.delta_path}"
+        return f"{super().extra_repr()}, {own}"

@@ -17,8 +17,10 @@ from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.heartbeat import heart
 from diablo_ds.launcher.probe import code_digest, versions
+from diablo_ds.layers import resolve_delta_path
 from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import (
+    DTYPES,
     build_meta_model,
     enable_gradient_checkpointing,
     find_model,
@@ -124,7 +126,13 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     logger.info(f"Loading {model_folder} in {config.precision} ...")
     stage = ds_config.zero_stage(complete)
     model = load_base(model_folder, config.precision, complete if stage == 3 else None)
-    deltas = adapter.attach(model, adapter_config.num_blocks, dropout=config.dropout, device=device)
+    deltas = adapter.attach(
+        model,
+        adapter_config.num_blocks,
+        dropout=config.dropout,
+        delta_path=resolve_delta_path(config.delta_path, DTYPES[config.precision], config.dropout),
+        device=device,
+    )
     if wants_gradient_checkpointing(config.gradient_checkpointing, num_parameters):
         enable_gradient_checkpointing(model, reentrant=config.reentrant)
     install_loss_head(model, shapes)

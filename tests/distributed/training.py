@@ -17,8 +17,10 @@ from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples
 from diablo_ds.ds_config import complete_ds_config, load_ds_config, zero_stage
 from diablo_ds.engine import init_process_group
+from diablo_ds.layers import resolve_delta_path
 from diablo_ds.loss import causal_lm_loss, count_targets
 from diablo_ds.model import (
+    DTYPES,
     build_meta_model,
     enable_gradient_checkpointing,
     install_loss_head,
@@ -81,7 +83,10 @@ def build(
         model, config.targets, model_type=model.config.model_type, layers=config.layers
     )
     num_blocks = adapter.resolve_num_blocks(targets, config.num_blocks)
-    deltas = adapter.attach(model, num_blocks, dropout=config.dropout, device=device)
+    path = resolve_delta_path(config.delta_path, DTYPES[config.precision], config.dropout)
+    deltas = adapter.attach(
+        model, num_blocks, dropout=config.dropout, delta_path=path, device=device
+    )
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model, reentrant=config.reentrant)
     assert install_loss_head(model, build_meta_model(model.config))

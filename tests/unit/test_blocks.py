@@ -19,21 +19,23 @@ WIDTHS = [(12, 8, 4), (8, 12, 2), (16, 16, 16), (6, 9, 1)]
 @pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("leading", [(5,), (2, 3), ()])
-def test_forward_equals_dense(in_features, out_features, num_blocks, bias, leading):
+@pytest.mark.parametrize("merged", [False, True])
+def test_forward_equals_dense(in_features, out_features, num_blocks, bias, leading, merged):
     x = torch.randn(*leading, in_features, dtype=torch.float64)
     weight = torch.randn(out_features, in_features, dtype=torch.float64)
     b = torch.randn(out_features, dtype=torch.float64) if bias else None
     shape = blocks.delta_shape(num_blocks, in_features, out_features)
     delta = torch.randn(shape, dtype=torch.float64)
     assert_close(
-        blocks.diablo_linear(x, weight, b, delta),
+        blocks.diablo_linear(x, weight, b, delta, merged=merged),
         _dense_linear(x, weight, b, delta),
     )
 
 
 @pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
+@pytest.mark.parametrize("merged", [False, True])
 def test_delta_gradient_is_the_diagonal_of_the_dense_gradient(
-    in_features, out_features, num_blocks
+    in_features, out_features, num_blocks, merged
 ):
     x = torch.randn(2, 3, in_features, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(out_features, in_features, dtype=torch.float64)
@@ -48,7 +50,9 @@ def test_delta_gradient_is_the_diagonal_of_the_dense_gradient(
     (dense_x @ full.T).backward(grad_y)
 
     delta.requires_grad_()
-    blocks.diablo_linear(x, weight, None, delta).backward(grad_y)
+    before = weight.clone()
+    blocks.diablo_linear(x, weight, None, delta, merged=merged).backward(grad_y)
+    assert torch.equal(weight, before)
     assert_close(delta.grad, blocks.diagonal_blocks(full.grad, num_blocks))
     assert_close(x.grad, dense_x.grad)
 
@@ -63,6 +67,50 @@ def test_gradcheck(separate_input):
     assert torch.autograd.gradcheck(
         lambda x, delta, *xa: blocks.diablo_linear(x, weight, bias, delta, *xa), inputs
     )
+
+
+def test_a_merged_weight_is_put_back_bit_by_bit_even_after_an_error():
+    weight, delta = torch.randn(6, 9).bfloat16(), torch.randn(3, 3, 2).bfloat16()
+    before, version = weight.clone(), weight._version
+    with (
+        pytest.raises(IndexError),
+        blocks.merged_weight(weight, delta) as merged,
+    ):
+        assert torch.equal(merged, before + blocks.dense_delta(delta))
+        merged[100]  # no such row
+    assert torch.equal(weight, before)
+    assert weight._version == version  # or autograd would refuse the saved weight
+
+
+def test_a_layer_may_be_used_again_between_its_forward_and_backward():
+    x, weight = torch.randn(4, 6), torch.randn(9, 6)
+    delta = torch.randn(3, 2, 3, requires_grad=True)
+    first = blocks.diablo_linear(x, weight, None, delta, merged=True)
+    second = blocks.diablo_linear(2 * x, weight, None, delta, merged=True)
+    (first.sum() + second.sum()).backward()
+    expected = delta.grad.clone()
+    delta.grad = None
+    blocks.diablo_linear(3 * x, weight, None, delta).sum().backward()
+    assert_close(delta.grad, expected)
+
+
+def test_a_merged_product_has_one_input():
+    x, weight, delta = torch.randn(4, 6), torch.randn(9, 6), torch.randn(3, 2, 3)
+    with pytest.raises(ValueError, match="one input; got merged=True"):
+        blocks.diablo_linear(x, weight, None, delta, x.clone(), merged=True)
+
+
+@pytest.mark.parametrize("block", [8, 32])  # below and above the size where the loop begins
+def test_the_delta_gradient_in_bf16_has_the_precision_of_its_inputs(block):
+    assert (block * block >= blocks.LOOP_FROM_ELEMENTS) == (block == 32)
+    x, weight = torch.randn(50, 4 * block).bfloat16(), torch.randn(4 * block, 4 * block).bfloat16()
+    delta = torch.zeros(4, block, block).bfloat16().requires_grad_()
+    grad_y = torch.randn(50, 4 * block).bfloat16()
+    blocks.diablo_linear(x, weight, None, delta).backward(grad_y)
+    expected = torch.einsum(
+        "tni,tno->nio", x.float().view(50, 4, block), grad_y.float().view(50, 4, block)
+    )
+    assert_close(delta.grad, expected.bfloat16(), rtol=0.01, atol=0.02)
 
 
 def test_inputs_that_are_not_contiguous():

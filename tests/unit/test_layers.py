@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from diablo_ds import layers
 from diablo_ds.layers import DiaBloLinear
 
 
@@ -73,3 +74,32 @@ def test_dropout_out_of_range_is_refused(dropout):
 def test_a_block_count_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="nearest that work: 4"):
         DiaBloLinear(12, 8, num_blocks=5)
+
+
+def test_auto_is_merged_in_fp32_alone():
+    assert layers.resolve_delta_path("auto", torch.float32, 0.0) == "merged"
+    assert layers.resolve_delta_path("auto", torch.float32, 0.1) == "fused"
+    assert layers.resolve_delta_path("auto", torch.bfloat16, 0.0) == "fused"
+    assert layers.resolve_delta_path("merged", torch.bfloat16, 0.0) == "merged"
+
+
+def test_merged_needs_no_dropout_and_a_known_name():
+    with pytest.raises(ValueError, match=r"needs dropout=0.*got dropout=0\.1"):
+        layers.DiaBloLinear(4, 4, num_blocks=2, dropout=0.1, delta_path="merged")
+    with pytest.raises(ValueError, match="one of fused, merged; got delta_path='other'"):
+        layers.DiaBloLinear(4, 4, num_blocks=2, delta_path="other")
+
+
+def test_both_paths_give_the_same_output_and_gradients():
+    results = []
+    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    weight, values = torch.randn(12, 8).double(), torch.randn(4, 2, 3).double()
+    for path in layers.DELTA_PATHS:
+        layer = layers.DiaBloLinear(8, 12, num_blocks=4, delta_path=path, dtype=torch.float64)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+            layer.delta.copy_(values)
+        y = layer(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, layer.delta))))
+    assert_close(results[0], results[1])
