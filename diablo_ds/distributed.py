@@ -34,6 +34,14 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def device_memory_bytes() -> int:
+    """Return the memory of this rank's GPU or, without one, its share of the host's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(local_rank()).total_memory)
+    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host_bytes // max(1, local_world_size())
+
+
 def is_main_process() -> bool:
     """Return whether this is rank 0."""
     return rank() == 0

@@ -35,10 +35,9 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     policy = ds_config.load_ds_config(ds_config_file)
     folder = choose_run_folder(config)
     inputs = load_inputs(config, find_model(config.model, config.cache_folder))
-    complete = complete_ds_config(policy, config, inputs, ds_config_file)
-    stage = ds_config.zero_stage(complete)
-
     model = build_meta_model(inputs.model_config).to(DTYPES[config.precision])
+    complete = complete_ds_config(policy, config, model, ds_config_file)
+    stage = ds_config.zero_stage(complete)
     num_base = sum(p.numel() for p in model.parameters())
     adapter_config = describe_adapter(model, config, inputs.model_folder)
     deltas = adapter.attach(model, adapter_config.num_blocks)

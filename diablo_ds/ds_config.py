@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,31 @@ REFUSED_KEYS = frozenset(
 )
 NO_PERSISTENCE = 0
 """Persistence threshold that keeps DeepSpeed from choosing by size; we choose by name."""
+
+
+@dataclass(frozen=True)
+class BaseSizes:
+    """What "auto" is derived from; sizes in elements."""
+
+    hidden_size: int
+    total: int
+    """All base parameters."""
+    layer: int
+    """The largest decoder layer."""
+    head: int
+    """The output head."""
+    element_bytes: int = 2
+    ranks_per_node: int = 1
+    device_bytes: float = 0
+    """Memory of one rank's device; the least of all ranks."""
+
+
+DEEPSPEED_KEPT_ELEMENTS = 1_000_000_000
+"""DeepSpeed's default of how many gathered elements it may keep for a later use."""
+KEEP_WHOLE_SHARE = 0.2
+"""Share of a device's memory up to which the gathered base is kept from forward to backward."""
+HPZ_SHARE = 0.5
+"""Share of a device's memory that both shards of the base may take."""
 
 
 def load_ds_config(path: Path) -> dict[str, Any]:
@@ -76,7 +102,7 @@ def complete_ds_config(
     run: RunConfig,
     *,
     world_size: int,
-    hidden_size: int,
+    base: BaseSizes,
     source: str,
 ) -> dict[str, Any]:
     """Return the config that DeepSpeed gets: the file's policy plus the run config's numbers.
@@ -85,7 +111,7 @@ def complete_ds_config(
         ds_config: as read by `load_ds_config`.
         run: the run config.
         world_size: number of ranks.
-        hidden_size: the model's width; sizes the "auto" buckets.
+        base: sizes of the base model and of a node, for "auto".
         source: the file's name, for errors.
 
     Raises:
@@ -111,7 +137,7 @@ def complete_ds_config(
     zero = result.setdefault("zero_optimization", {})
     if zero_stage(result) == 3:
         zero.setdefault("stage3_param_persistence_threshold", NO_PERSISTENCE)
-    _fill_auto(zero, hidden_size, source)
+    _fill_auto(zero, base, world_size, source)
     return result
 
 
@@ -130,11 +156,17 @@ def _owned_values_names() -> list[str]:
     return list(_owned_values(RunConfig(micro_batch=1, global_batch=1), 1))
 
 
-def _fill_auto(zero: dict[str, Any], hidden_size: int, source: str) -> None:
+def _fill_auto(zero: dict[str, Any], base: BaseSizes, world_size: int, source: str) -> None:
+    kept = max(DEEPSPEED_KEPT_ELEMENTS, 2 * (base.layer + base.head))
+    if base.total * base.element_bytes <= KEEP_WHOLE_SHARE * base.device_bytes:
+        kept = max(kept, 4 * base.total)  # DeepSpeed counts nested modules more than once
     fillers = {
-        # About one square weight ahead; what Hugging Face's Trainer takes too.
-        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
-        "reduce_bucket_size": max(hidden_size * hidden_size, 1_000_000),
+        # The next decoder layer: one is one gather.
+        "stage3_prefetch_bucket_size": base.layer,
+        "stage3_max_live_parameters": kept,
+        "stage3_max_reuse_distance": kept,
+        "zero_hpz_partition_size": hpz_group_size(base, world_size),
+        "reduce_bucket_size": max(base.hidden_size**2, 1_000_000),
         "stage3_param_persistence_threshold": NO_PERSISTENCE,
     }
     for key, value in zero.items():
@@ -145,6 +177,20 @@ def _fill_auto(zero: dict[str, Any], hidden_size: int, source: str) -> None:
                     f"{source}; it can fill {', '.join(fillers)}"
                 )
             zero[key] = fillers[key]
+
+
+def hpz_group_size(base: BaseSizes, world_size: int) -> int:
+    """Return over how many ranks the base is sharded a second time, 1 for none.
+
+    On several nodes of several ranks each, and where memory allows it, that is a node: a frozen
+    base never goes stale, so its gathers then never leave the node, and only deltas do (ZeRO++,
+    arXiv 2306.10209).
+    """
+    group = base.ranks_per_node
+    if not 1 < group < world_size or world_size % group:
+        return 1
+    shards = base.total * base.element_bytes * (1 / world_size + 1 / group)
+    return group if shards <= HPZ_SHARE * base.device_bytes else 1
 
 
 def _check_known(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -19,7 +20,7 @@ from diablo_ds import distributed
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
 from diablo_ds.model import decoder_layer_classes
-from diablo_ds.placement import gather_absent
+from diablo_ds.placement import can_place_by_name, gather_absent
 
 # What DeepSpeed says at each start and a user of this program cannot act on.
 _NOISE = (
@@ -171,6 +172,40 @@ def build_engine(
     # AdamW's moments; counted in, it would shift the bias correction of every step.
     optimizer.state.clear()
     return engine
+
+
+@contextlib.contextmanager
+def evaluating(engine: Any) -> Iterator[None]:
+    """Put the model into evaluation mode, without touching what ZeRO-3 knows of a training step.
+
+    Collective: every rank must enter it. DeepSpeed 0.19 records the order of modules in a step and
+    decides once, for good, which weights to keep from forward to backward. A forward without a
+    backward in between makes it record anew and, as the decisions are cached, release all weights
+    early ever after: twice the gathers. So evaluation gets a record of its own.
+    """
+    offload = getattr(engine.optimizer, "parameter_offload", None)
+    engine.eval()
+    if offload is not None and can_place_by_name():
+        of_training = offload.param_coordinator
+        if not hasattr(engine, "_evaluation_coordinator"):
+            engine._evaluation_coordinator = _without_record(of_training)
+        offload.param_coordinator = engine._evaluation_coordinator
+    try:
+        yield
+    finally:
+        if offload is not None and can_place_by_name():
+            offload.param_coordinator = of_training
+        engine.train()
+
+
+def _without_record(coordinator: Any) -> Any:
+    """Return a copy of DeepSpeed's parameter coordinator that has seen no step yet."""
+    own = copy.copy(coordinator)
+    if own.is_invalid_trace():
+        own._clear_trace_structures()
+    else:
+        own._invalidate_trace()
+    return own
 
 
 @contextlib.contextmanager

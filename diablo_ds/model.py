@@ -201,6 +201,11 @@ def install_loss_head(model: Any, shapes: Any) -> bool:
     return True
 
 
+def num_elements(module: nn.Module) -> int:
+    """Return the elements of all parameters of a module, partitioned or not; a tied one once."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+
+
 def decoder_layer_classes(model: nn.Module) -> list[type[nn.Module]]:
     """Return the classes of the model's decoder layers, as transformers names them."""
     names = set(getattr(model, "_no_split_modules", None) or ())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
@@ -22,12 +23,14 @@ from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import (
     DTYPES,
     build_meta_model,
+    decoder_layer_classes,
     enable_gradient_checkpointing,
     find_model,
     fingerprint,
     install_loss_head,
     load_base,
     load_model_config,
+    num_elements,
     wants_gradient_checkpointing,
 )
 from diablo_ds.run_folder import choose_run_folder, open_run_folder
@@ -115,10 +118,10 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     )
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder))
-    complete = complete_ds_config(policy, config, inputs, ds_config_file)
     shapes = build_meta_model(inputs.model_config)
+    complete = complete_ds_config(policy, config, shapes, ds_config_file)
     adapter_config = describe_adapter(shapes, config, model_folder)
-    num_parameters = sum(parameter.numel() for parameter in shapes.parameters())
+    num_parameters = num_elements(shapes)
     logger.info(inputs.describe(config, world_size))
     checkpoint = _find_checkpoint(config, folder, adapter_config)
 
@@ -206,9 +209,15 @@ def load_inputs(config: RunConfig, model_folder: Path) -> Inputs:
 
 
 def complete_ds_config(
-    policy: dict[str, Any], config: RunConfig, inputs: Inputs, source: Path
+    policy: dict[str, Any], config: RunConfig, shapes: Any, source: Path
 ) -> dict[str, Any]:
-    """Return the config that DeepSpeed gets.
+    """Return the config that DeepSpeed gets. Collective, where the ranks have joined.
+
+    Args:
+        policy: the DeepSpeed config file's values.
+        config: the run config.
+        shapes: the base model on the meta device.
+        source: the file.
 
     Raises:
         ValueError: if the file and the run config disagree.
@@ -217,8 +226,30 @@ def complete_ds_config(
         policy,
         config,
         world_size=distributed.world_size(),
-        hidden_size=inputs.text_config.hidden_size,
+        base=measure_base(shapes, DTYPES[config.precision]),
         source=str(source),
+    )
+
+
+def measure_base(shapes: Any, dtype: torch.dtype) -> ds_config.BaseSizes:
+    """Return the sizes of a model on the meta device, and of the cluster's smallest device.
+
+    Collective, where the ranks have joined: every rank must call this.
+    """
+    layers = tuple(decoder_layer_classes(shapes))
+    layer_sizes = [num_elements(m) for m in shapes.modules() if layers and isinstance(m, layers)]
+    head = shapes.get_output_embeddings()
+    mine = (distributed.device_memory_bytes(), distributed.local_world_size())
+    has_joined = torch.distributed.is_initialized()
+    memory, ranks = zip(*(distributed.gather_objects(mine) if has_joined else [mine]), strict=True)
+    return ds_config.BaseSizes(
+        hidden_size=shapes.config.get_text_config().hidden_size,
+        total=num_elements(shapes),
+        layer=max(layer_sizes, default=0),
+        head=0 if head is None else num_elements(head),
+        element_bytes=dtype.itemsize,
+        ranks_per_node=int(min(ranks)) if min(ranks) == max(ranks) else 1,
+        device_bytes=min(memory),
     )
 
 

@@ -24,11 +24,12 @@ from diablo_ds.checkpoint import (
 from diablo_ds.config import RunConfig
 from diablo_ds.heartbeat import heart
 from diablo_ds.loss import LossHead, causal_lm_loss, count_targets
-from diablo_ds.metrics import Reporter, peak_memory_bytes, plot_losses
+from diablo_ds.metrics import Reporter, logger, peak_memory_bytes, plot_losses
 from diablo_ds.run_folder import checkpoints_folder
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import Run, start_run
 from diablo_ds.stopping import Stopped, StopRequests
+from diablo_ds.traffic import counting_traffic
 
 EVALS_PER_RUN = 4
 """Held-out evaluations and checkpoints in a run where the config leaves their interval open."""
@@ -120,14 +121,13 @@ def evaluate(ds_engine: Any, micro_batches: Iterable[MicroBatch]) -> float:
     Collective: every rank must call this with the same number of micro batches.
     """
     device = ds_engine.device
-    ds_engine.eval()
     loss_sum, num_targets = torch.zeros((), device=device), 0
-    for batch in micro_batches:
-        heart.beat("evaluation")
-        num_targets += int(count_targets(batch.labels))
-        batch = batch.to(device)
-        loss_sum += _loss(ds_engine, batch)
-    ds_engine.train()
+    with engine.evaluating(ds_engine):
+        for batch in micro_batches:
+            heart.beat("evaluation")
+            num_targets += int(count_targets(batch.labels))
+            batch = batch.to(device)
+            loss_sum += _loss(ds_engine, batch)
     rows = distributed.gather_floats([float(loss_sum), num_targets], device)
     total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))
     return float(total_loss / max(1.0, total_targets))
@@ -203,7 +203,12 @@ def _run(config: RunConfig, ds_config_file: Path, requests: StopRequests) -> Sum
             report_heldout(0)
         for step in range(run.start_step, run.num_steps):
             heart.step = done = step + 1
-            _take_step(run, reporter, step)
+            if step == run.start_step + 2:  # in the first two DeepSpeed still records and checks
+                with counting_traffic() as traffic:
+                    _take_step(run, reporter, step)
+                logger.info(f"Communication per step:\n{traffic.table() or '  none'}")
+            else:
+                _take_step(run, reporter, step)
             # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
             if not verified and run.engine.was_step_applied():
                 run.verify_placement("after the first step")

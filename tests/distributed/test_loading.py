@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import diablo_ds.model
 from diablo_ds import distributed, sharded_loading
 from diablo_ds import engine as ds_engine
-from diablo_ds.ds_config import complete_ds_config, load_ds_config
+from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
 from diablo_ds.model import load_base
 from diablo_ds.tensor_files import find_tensors
 from tests.distributed.runner import run_distributed
@@ -30,7 +30,7 @@ def _complete(precision: str = "fp32", **zero: Any) -> dict[str, Any]:
         load_ds_config(DS_CONFIGS / "zero3.json"),
         dataclasses.replace(CONFIG, precision=precision, global_batch=24),
         world_size=distributed.world_size(),
-        hidden_size=8,
+        base=BaseSizes(8, 10_000, 1_000, 1_000),
         source="zero3.json",
     )
     complete["zero_optimization"].update(zero)

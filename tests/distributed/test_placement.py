@@ -17,7 +17,7 @@ from torch import nn
 from diablo_ds import distributed, placement
 from diablo_ds import engine as ds_engine
 from diablo_ds.blocks import dense_delta
-from diablo_ds.ds_config import complete_ds_config, load_ds_config
+from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
 from diablo_ds.layers import DiaBloLinear
 from diablo_ds.train import evaluate, train_step
 from tests.distributed.runner import run_distributed
@@ -251,7 +251,11 @@ def _measure_memory(rank: int, output: Path) -> None:
     ds_engine.init_process_group()
     path = DS_CONFIGS / "zero3.json"
     complete = complete_ds_config(
-        load_ds_config(path), CONFIG, world_size=2, hidden_size=8, source="zero3.json"
+        load_ds_config(path),
+        CONFIG,
+        world_size=2,
+        base=BaseSizes(8, 10_000, 1_000, 1_000),
+        source="zero3.json",
     )
     complete["zero_optimization"].update(NO_REUSE)
     layer_bytes = 4 * _WideNet.WIDTH**2

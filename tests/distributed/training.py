@@ -15,7 +15,7 @@ from diablo_ds import adapter, distributed, optimizer_state
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples
-from diablo_ds.ds_config import complete_ds_config, load_ds_config, zero_stage
+from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config, zero_stage
 from diablo_ds.engine import init_process_group
 from diablo_ds.layers import resolve_delta_path
 from diablo_ds.loss import causal_lm_loss, count_targets
@@ -73,7 +73,7 @@ def build(
         load_ds_config(DS_CONFIGS / ds_file),
         config,
         world_size=distributed.world_size(),
-        hidden_size=32,
+        base=BaseSizes(hidden_size=32, total=50_000, layer=8_000, head=8_448),
         source=ds_file,
     )
     complete["zero_optimization"].update(changes)

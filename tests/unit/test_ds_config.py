@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import complete_ds_config, load_ds_config, zero_stage
+from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config, zero_stage
 
+BASE = BaseSizes(hidden_size=32, total=10_000, layer=2_000, head=1_000)
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 
 
@@ -19,9 +20,7 @@ def _load(tmp_path, values):
 
 def _complete(values, world_size=2, **run):
     config = RunConfig(micro_batch=2, global_batch=8, **run)
-    return complete_ds_config(
-        values, config, world_size=world_size, hidden_size=32, source="ds.json"
-    )
+    return complete_ds_config(values, config, world_size=world_size, base=BASE, source="ds.json")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -71,6 +71,7 @@ def test_only_the_modules_about_deepspeed_import_it():
         "optimizer_state",
         "placement",
         "sharded_loading",
+        "traffic",
     }
 
 
