@@ -266,7 +266,7 @@ def measure_reading(steps: int) -> list[dict[str, Any]]:
             reading, training = [], []
             for step in range(1, steps + 1):
                 start = time.perf_counter()
-                micro_batches = [batch.to(device) for batch in source.step(step)]
+                micro_batches = list(source.step(step))
                 read = time.perf_counter()
                 for batch in micro_batches:
                     logits = model(**batch.model_inputs()).logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,36 +21,56 @@ PAD_TO_MULTIPLE = 8
 
 
 class MicroBatch(NamedTuple):
-    """What one rank puts through one forward; tensors ``[micro_batch, seq]``, int64."""
+    """What one rank puts through one forward; tensors ``[micro_batch, seq]``, int64.
+
+    Padding is on the right, where causal attention never looks back from a token, so it needs no
+    mask: attention runs its fastest kernels.
+    """
 
     input_ids: Tensor
     labels: Tensor
-    attention_mask: Tensor | None
-    """1 for a token, 0 for padding; none for packed sequences."""
     position_ids: Tensor | None
     """For packed sequences: counted from 0 again in each example, which also keeps attention
     within it."""
     num_tokens: int
     """Tokens without padding."""
 
-    def to(self, device: torch.device | str) -> MicroBatch:
-        """Return the micro batch on a device."""
+    def model_inputs(self) -> dict[str, Any]:
+        """Return the arguments of a Hugging Face model's forward."""
+        inputs = {"input_ids": self.input_ids}
+        return inputs if self.position_ids is None else inputs | {"position_ids": self.position_ids}
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+    def as_one_row(self) -> MicroBatch:
+        """Return packed rows one after the other in a single one, ``[1, micro_batch * seq]``.
 
+        Attention of variable length takes them so. The first token of a row has no loss, hence
+        the shift between logits and labels crosses no border between rows.
+        """
+        if self.position_ids is None:
+            raise ValueError("only packed rows can be joined into one; got no position_ids")
         return self._replace(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            attention_mask=move(self.attention_mask),
-            position_ids=move(self.position_ids),
+            input_ids=self.input_ids.view(1, -1),
+            labels=self.labels.view(1, -1),
+            position_ids=self.position_ids.view(1, -1),
         )
 
-    def model_inputs(self) -> dict[str, Tensor]:
-        """Return the arguments of a Hugging Face model's forward."""
-        names = ("input_ids", "attention_mask", "position_ids")
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
+    def variable_length_inputs(self) -> dict[str, Any]:
+        """Return the same arguments, with where each example of a single packed row lies.
+
+        Attention kernels of variable length would otherwise derive it in every layer, and wait for
+        the device each time.
+        """
+        row = self.as_one_row()
+        assert row.position_ids is not None
+        (starts,) = torch.nonzero(row.position_ids[0] == 0, as_tuple=True)
+        edges = torch.cat([starts, starts.new_tensor([row.input_ids.numel()])]).to(torch.int32)
+        longest = int(edges.diff().max())
+        return row.model_inputs() | {
+            "cu_seq_lens_q": edges,
+            "cu_seq_lens_k": edges,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
 
 
 Row = Sequence[Example]
@@ -80,13 +100,9 @@ def collate(rows: Sequence[Row], *, pad_id: int, packing: bool = False) -> Micro
             positions[index, start:end] = np.arange(end - start)
             start = end
         positions[index, start:] = np.arange(width - start)  # padding is a document of its own
-    mask = None
-    if not packing:
-        mask = torch.from_numpy((np.arange(width) < np.array(lengths)[:, None]).astype(np.int64))
     return MicroBatch(
         torch.from_numpy(input_ids),
         torch.from_numpy(labels),
-        mask,
         torch.from_numpy(positions) if packing else None,
         sum(lengths),
     )

@@ -246,7 +246,7 @@ def diablo_linear(
         raise ValueError(
             "a merged product must have one input; got merged=True and an x_adapter; use fused"
         )
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
         bias = None if bias is None else bias.to(dtype)

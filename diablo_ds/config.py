@@ -18,6 +18,7 @@ from diablo_ds.schedule import SCHEDULES
 from diablo_ds.templates import TEMPLATES
 
 CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
+ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
 PRECISIONS = ("bf16", "fp16", "fp32")
 
 # Fields that may differ between a run and its continuation: they move work between ranks, or say
@@ -31,6 +32,10 @@ FREE_ON_RESUME = frozenset(
             "micro_batch_tokens",
             "gradient_checkpointing",
             "reentrant",
+            "checkpointed_layers",
+            "keep_attention",
+            "memory_budget",
+            "attention",
         ),
         *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
     }
@@ -105,6 +110,11 @@ class RunConfig:
         "is merged in fp32.",
         choices=("auto", "fused", "merged"),
     )
+    attention: str = setting(
+        "auto",
+        "Attention kernels; auto takes FlashAttention where it is installed, else PyTorch's own.",
+        choices=("auto", *ATTENTIONS),
+    )
     max_length: int = setting(512, "Longest example, in tokens.", minimum=2)
     overlong: str = setting(
         "drop", "What to do with longer examples; error stops the run.", choices=OVERLONG
@@ -145,6 +155,18 @@ class RunConfig:
         None, "Recompute activations in backward. Default: from 1 billion parameters on."
     )
     reentrant: bool = setting(False, "Use the re-entrant form of gradient checkpointing.")
+    checkpointed_layers: int = setting(
+        0, "Decoder layers to recompute, spread evenly; 0 for all of them.", minimum=0
+    )
+    keep_attention: bool = setting(
+        False, "Keep the attention's output of recomputed layers: more memory, less to recompute."
+    )
+    memory_budget: float = setting(
+        0.0,
+        "Memory that a rank may take, in GB (1e9 bytes): as few decoder layers are recomputed as "
+        "that allows; 0 for off.",
+        minimum=0,
+    )
     seed: int = setting(0, "Seed of data order and dropout.", minimum=0)
     log_every: int = setting(1, "Steps between TensorBoard points.", minimum=1)
     eval_every: int = setting(
@@ -181,11 +203,7 @@ class RunConfig:
     def _check_pairs(self) -> None:
         if not self.max_steps and not self.num_epochs:
             raise ValueError("max_steps or num_epochs must be above 0; got 0 for both")
-        if self.reentrant and self.gradient_checkpointing is False:
-            raise ValueError(
-                "reentrant needs gradient checkpointing; got reentrant=True, "
-                "gradient_checkpointing=False"
-            )
+        self._check_checkpointing()
         if self.delta_path == "merged" and self.dropout:
             raise ValueError(
                 "delta_path 'merged' needs dropout=0, since the adapter sees the base's input; got "
@@ -202,6 +220,31 @@ class RunConfig:
             raise ValueError(
                 "heldout_data has no effect on the default data, which has a held-out part; got "
                 f"heldout_data={self.heldout_data!r}; name the training data too"
+            )
+
+    def _check_checkpointing(self) -> None:
+        for name in ("reentrant", "checkpointed_layers", "keep_attention"):
+            value = getattr(self, name)
+            if value and self.gradient_checkpointing is False:
+                raise ValueError(
+                    f"{name} needs gradient checkpointing; got {name}={value}, "
+                    "gradient_checkpointing=False"
+                )
+            if value and self.memory_budget and name != "reentrant":
+                raise ValueError(
+                    f"memory_budget chooses {name} by itself; got {name}={value}, "
+                    f"memory_budget={self.memory_budget}; give one of them"
+                )
+        if self.keep_attention and self.reentrant:
+            raise ValueError(
+                "keep_attention needs the non-re-entrant form; got keep_attention=True, "
+                "reentrant=True"
+            )
+        if self.memory_budget and self.gradient_checkpointing is not None:
+            raise ValueError(
+                "memory_budget decides on gradient checkpointing; got "
+                f"memory_budget={self.memory_budget}, "
+                f"gradient_checkpointing={self.gradient_checkpointing}; leave one of them out"
             )
 
     def _check_batching(self) -> None:

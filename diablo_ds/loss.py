@@ -152,7 +152,10 @@ class LossHead(nn.Module):
 
     @contextmanager
     def computing_loss(self, labels: Tensor) -> Iterator[None]:
-        """Return, while this is entered, the summed loss to ``labels`` ``[batch, seq]``."""
+        """Return, while this is entered, the summed loss to ``labels`` ``[batch, seq]``.
+
+        Labels on the CPU are best: the targets are found there, and no device is waited for.
+        """
         self.labels = labels
         try:
             yield
@@ -164,12 +167,16 @@ class LossHead(nn.Module):
         if self.labels is None:
             logits: Tensor = self.linear(input)
             return logits
-        targets = self.labels[:, 1:]
-        mask = targets != IGNORE_LABEL
-        rows = input[:, :-1][mask]  # [num_targets, hidden_size]
+        predicted = torch.full_like(self.labels, IGNORE_LABEL)  # by position t: the label at t + 1
+        predicted[:, :-1] = self.labels[:, 1:]
+        predicted = predicted.flatten()
+        (places,) = torch.nonzero(predicted != IGNORE_LABEL, as_tuple=True)
+        targets = predicted[places].to(input.device, non_blocking=True)
+        places = places.to(input.device, non_blocking=True)
+        rows = input.flatten(0, 1).index_select(0, places)  # [num_targets, hidden_size]
         with_grad = torch.is_grad_enabled() and rows.requires_grad
         loss: Tensor
-        loss, grad = self.linear(rows.detach(), targets[mask], with_grad)
+        loss, grad = self.linear(rows.detach(), targets, with_grad)
         if with_grad:
             loss = _WithGradient.apply(rows, loss, grad)  # type: ignore[no-untyped-call]
         return loss

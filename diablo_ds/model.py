@@ -20,6 +20,7 @@ from diablo_ds.sharded_loading import fits_checkpoint, load_shards
 from diablo_ds.tensor_files import find_tensors, read_header
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FLASH_ATTENTION = "flash_attention"
 LARGE_MODEL_PARAMETERS = 1_000_000_000
 """From this size on gradient checkpointing is on by default; a guess at where activations hurt."""
 
@@ -80,7 +81,13 @@ def build_meta_model(config: Any) -> nn.Module:
     return model
 
 
-def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | None = None) -> Any:
+def load_base(
+    folder: Path,
+    precision: str,
+    partition_config: dict[str, Any] | None = None,
+    *,
+    attention: str = "",
+) -> Any:
     """Load the base model's weights.
 
     Collective under ZeRO-3: every rank must call this.
@@ -92,6 +99,7 @@ def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | N
             soon as it is created, and no rank ever holds the whole model. Each rank reads only
             its own shards; where a checkpoint needs conversions, or DeepSpeed's version is not
             one that was tested, rank 0 reads all and broadcasts it tensor by tensor.
+        attention: transformers' name of the attention; its own choice by default.
 
     Returns:
         A Hugging Face causal LM in training mode, partitioned or whole on the CPU.
@@ -104,6 +112,8 @@ def load_base(folder: Path, precision: str, partition_config: dict[str, Any] | N
         model = _load_shards(folder, DTYPES[precision], partition_config)
     if model is None:
         model = _from_pretrained(folder, DTYPES[precision], partition_config)
+    if attention:
+        model.set_attn_implementation(attention)
     # A cache would serve no purpose, and with one transformers does not keep packed examples apart.
     model.config.use_cache = False
     # from_pretrained leaves it in evaluation mode, where neither the adapter's dropout nor gradient
@@ -147,6 +157,62 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]
             f"{len(missing)} missing, e.g. {missing[:3]} in {folder}"
         )
     return model
+
+
+def choose_attention(setting: str, shapes: Any, precision: str, device_type: str) -> str:
+    """Return the name of the attention that transformers shall use.
+
+    Args:
+        setting: "auto" or a name. Auto takes the newest FlashAttention package that is installed,
+            on a GPU in half precision; else what transformers takes, PyTorch's own kernels.
+        shapes: the model on the meta device.
+        precision: "bf16", "fp16" or "fp32".
+        device_type: "cuda" or "cpu".
+
+    Raises:
+        ValueError: if the attention cannot run here, or the model does not support it.
+    """
+    import transformers.utils as utils
+
+    fits_flash = device_type == "cuda" and precision != "fp32"
+    installed = [
+        name
+        for name, is_installed in (
+            ("flash_attention_3", utils.is_flash_attn_3_available()),
+            ("flash_attention_2", utils.is_flash_attn_2_available()),
+        )
+        if is_installed
+    ]
+    supports_flash = getattr(shapes, "_supports_flash_attn", False)
+    if setting == "auto":
+        if fits_flash and supports_flash and installed:
+            return installed[0]
+        default: str = shapes.config.get_text_config()._attn_implementation
+        return default
+    if setting.startswith(FLASH_ATTENTION):
+        if not fits_flash:
+            raise ValueError(
+                f"{setting} needs a GPU and half precision; got precision={precision!r} on "
+                f"{device_type}; use sdpa"
+            )
+        if setting not in installed:
+            raise ValueError(
+                f"{setting} needs its package; got {', '.join(installed) or 'none'} installed; "
+                "use sdpa"
+            )
+    supports_sdpa = getattr(shapes, "_supports_sdpa", False)
+    if not {"sdpa": supports_sdpa, "eager": True}.get(setting, supports_flash):
+        raise ValueError(
+            f"attention must be one that the model supports; got attention={setting!r} for model "
+            f"type {shapes.config.model_type!r}; use auto"
+        )
+    return setting
+
+
+def attends_by_variable_length(model: Any) -> bool:
+    """Return whether packed examples are told apart by their lengths instead of by a mask."""
+    name: str = model.config.get_text_config()._attn_implementation
+    return name.startswith(FLASH_ATTENTION)
 
 
 class _NoOutput:
@@ -235,8 +301,27 @@ def wants_gradient_checkpointing(setting: bool | None, num_parameters: int) -> b
     return num_parameters >= LARGE_MODEL_PARAMETERS if setting is None else setting
 
 
-def enable_gradient_checkpointing(model: Any, *, reentrant: bool) -> None:
-    """Recompute each decoder layer's activations in the backward pass.
+def spread_evenly(num_layers: int, num_chosen: int) -> list[bool]:
+    """Say of each layer whether it is one of ``num_chosen`` that lie evenly among all."""
+    return [
+        (i + 1) * num_chosen // num_layers > i * num_chosen // num_layers for i in range(num_layers)
+    ]
+
+
+def enable_gradient_checkpointing(
+    model: Any,
+    *,
+    reentrant: bool,
+    num_layers: int | None = None,
+    keep_attention: bool = False,
+) -> None:
+    """Recompute decoder layers' activations in the backward pass.
+
+    Args:
+        model: the model.
+        reentrant: whether to use the re-entrant form.
+        num_layers: how many layers to recompute, spread evenly; all by default.
+        keep_attention: whether to keep the attention's output of those layers.
 
     Raises:
         ValueError: if the model does not support it.
@@ -246,4 +331,31 @@ def enable_gradient_checkpointing(model: Any, *, reentrant: bool) -> None:
             "gradient_checkpointing needs a model that supports it; got "
             f"model type {model.config.model_type!r}; use --no-gradient-checkpointing"
         )
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    options: dict[str, Any] = {"use_reentrant": reentrant}
+    if keep_attention:
+        options["context_fn"] = _keeping_attention
+    model.activation_checkpointing_enable(options)
+    if num_layers is None:
+        return
+    classes = tuple(decoder_layer_classes(model))
+    layers = [module for module in model.modules() if classes and isinstance(module, classes)]
+    if not all(hasattr(layer, "gradient_checkpointing") for layer in layers):
+        raise ValueError(
+            "recomputing some decoder layers needs a model that can recompute each by itself; got "
+            f"model type {model.config.model_type!r}; use --gradient-checkpointing"
+        )
+    layer: Any
+    for layer, chosen in zip(layers, spread_evenly(len(layers), num_layers), strict=True):
+        layer.gradient_checkpointing = chosen
+
+
+def _keeping_attention() -> Any:
+    """Return the contexts in which `torch.utils.checkpoint` keeps what attention kernels return."""
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+    def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if "attention" in str(operation) or "flash_attn" in str(operation):
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)

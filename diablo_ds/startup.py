@@ -23,6 +23,7 @@ from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import (
     DTYPES,
     build_meta_model,
+    choose_attention,
     decoder_layer_classes,
     enable_gradient_checkpointing,
     find_model,
@@ -121,6 +122,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     shapes = build_meta_model(inputs.model_config)
     complete = complete_ds_config(policy, config, shapes, ds_config_file)
     adapter_config = describe_adapter(shapes, config, model_folder)
+    attention = choose_attention(config.attention, shapes, config.precision, device.type)
     num_parameters = num_elements(shapes)
     logger.info(inputs.describe(config, world_size))
     checkpoint = _find_checkpoint(config, folder, adapter_config)
@@ -128,7 +130,12 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     heart.beat("loading the model")
     logger.info(f"Loading {model_folder} in {config.precision} ...")
     stage = ds_config.zero_stage(complete)
-    model = load_base(model_folder, config.precision, complete if stage == 3 else None)
+    model = load_base(
+        model_folder,
+        config.precision,
+        complete if stage == 3 else None,
+        attention=attention,
+    )
     deltas = adapter.attach(
         model,
         adapter_config.num_blocks,

@@ -25,6 +25,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.heartbeat import heart
 from diablo_ds.loss import LossHead, causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, logger, peak_memory_bytes, plot_losses
+from diablo_ds.model import attends_by_variable_length
 from diablo_ds.run_folder import checkpoints_folder
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import Run, start_run
@@ -81,7 +82,6 @@ def train_step(
     with engine.one_gradient_reduction(ds_engine):
         for batch in micro_batches:
             heart.beat("forward")
-            batch = batch.to(device)
             loss = _loss(ds_engine, batch)
             heart.beat("backward")
             ds_engine.backward(loss * scale)
@@ -97,14 +97,24 @@ def train_step(
 
 
 def _loss(ds_engine: Any, batch: MicroBatch) -> torch.Tensor:
-    """Return the summed loss of a micro batch on this device, ``[]`` in fp32."""
-    head = ds_engine.module.get_output_embeddings()
+    """Return the summed loss of a micro batch, which is on the CPU, as ``[]`` in fp32."""
+    model, device = ds_engine.module, ds_engine.device
+    if batch.position_ids is not None and attends_by_variable_length(model):
+        batch = batch.as_one_row()
+        inputs = batch.variable_length_inputs()
+    else:
+        inputs = batch.model_inputs()
+    inputs = {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in inputs.items()
+    }
+    head = model.get_output_embeddings()
     if isinstance(head, LossHead):
         with head.computing_loss(batch.labels):
-            loss: torch.Tensor = ds_engine(**batch.model_inputs()).logits
+            loss: torch.Tensor = ds_engine(**inputs).logits
             return loss
-    logits = ds_engine(**batch.model_inputs()).logits  # [micro_batch, seq, vocab]
-    return causal_lm_loss(logits, batch.labels)
+    logits = ds_engine(**inputs).logits  # [micro_batch, seq, vocab]
+    return causal_lm_loss(logits, batch.labels.to(device))
 
 
 def _check_finite(what: str, values: Sequence[float]) -> None:
@@ -126,7 +136,6 @@ def evaluate(ds_engine: Any, micro_batches: Iterable[MicroBatch]) -> float:
         for batch in micro_batches:
             heart.beat("evaluation")
             num_targets += int(count_targets(batch.labels))
-            batch = batch.to(device)
             loss_sum += _loss(ds_engine, batch)
     rows = distributed.gather_floats([float(loss_sum), num_targets], device)
     total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))

@@ -6,14 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
+from transformers import AttentionInterface
 
 from diablo_ds.batches import PAD_TO_MULTIPLE, BatchSource, Dealer, collate
 from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples, TokenTable
 from diablo_ds.labels import IGNORE_LABEL, Example
 from diablo_ds.loss import causal_lm_loss, count_targets
-from diablo_ds.model import load_base
+from diablo_ds.model import attends_by_variable_length, load_base
 from tests.tiny import FAMILIES, save_model, tiny_examples
 
 PAD = 256
@@ -48,15 +50,14 @@ MODES = [
 ]
 
 
-def test_rows_are_padded_on_the_right_and_padding_is_masked():
+def test_rows_are_padded_on_the_right_without_a_mask():
     examples = [Example([1, 2, 3], [IGNORE_LABEL, 2, 3]), Example([4, 5], [IGNORE_LABEL, 5])]
     batch = collate([[example] for example in examples], pad_id=9)
     width = PAD_TO_MULTIPLE
     assert batch.input_ids.tolist() == [[1, 2, 3] + [9] * (width - 3), [4, 5] + [9] * (width - 2)]
-    assert batch.attention_mask.sum(1).tolist() == [3, 2]
     assert batch.num_tokens == 5
     assert count_targets(batch.labels) == 3
-    assert set(batch.model_inputs()) == {"input_ids", "attention_mask"}
+    assert set(batch.model_inputs()) == {"input_ids"}
 
 
 def test_packed_rows_restart_positions_and_predict_nothing_across_examples():
@@ -172,3 +173,55 @@ def test_without_restarted_positions_packed_examples_would_see_each_other(tmp_pa
     right = causal_lm_loss(model(**batch.model_inputs()).logits, batch.labels)
     wrong = causal_lm_loss(model(input_ids=batch.input_ids).logits, batch.labels)
     assert abs(float(right - wrong)) > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_the_right_needs_no_mask(family, tmp_path):
+    examples = tiny_examples([(f"{i}*{i}=", "ab c" * (1 + (5 * i) % 9)) for i in range(4)])
+    model = load_base(save_model(tmp_path, family), "fp32").eval()
+    (batch,) = _source(examples, micro_batch=4, max_length=96).heldout()
+    lengths = (batch.input_ids != PAD).sum(1, keepdim=True)
+    assert lengths.min() < lengths.max()
+    mask = (torch.arange(batch.input_ids.shape[1]) < lengths).long()
+    results = []
+    for inputs in (batch.model_inputs(), {"input_ids": batch.input_ids, "attention_mask": mask}):
+        model.zero_grad()
+        loss = causal_lm_loss(model(**inputs).logits, batch.labels)
+        loss.backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+        results.append((loss.detach(), grads))
+    assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
+    assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+
+
+def _attention_by_length(
+    module, query, key, value, mask, *, cu_seq_lens_q, max_length_q, **options
+):
+    """What a kernel of variable length computes: causal attention in each stretch of one row."""
+    assert mask is None
+    assert query.shape[0] == 1
+    lengths = cu_seq_lens_q.diff().tolist()
+    assert max(lengths) == max_length_q
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_joined_into_one_give_the_same_loss(family, tmp_path):
+    examples = tiny_examples([(f"{i}*{i}=", "ab c" * (1 + (5 * i) % 9)) for i in range(12)])
+    model = load_base(save_model(tmp_path, family), "fp32").eval()
+    (batch, *_) = _source(examples, packing=True, micro_batch=3, max_length=96).heldout()
+    expected = causal_lm_loss(model(**batch.model_inputs()).logits, batch.labels)
+    row = batch.as_one_row()
+    assert row.input_ids.shape == (1, batch.input_ids.numel())
+    assert_close(causal_lm_loss(model(**row.model_inputs()).logits, row.labels), expected)
+
+    AttentionInterface.register("flash_attention_by_length", _attention_by_length)
+    model.config._attn_implementation = "flash_attention_by_length"
+    assert attends_by_variable_length(model)
+    logits = model(**row.variable_length_inputs()).logits
+    assert_close(causal_lm_loss(logits, row.labels), expected)
