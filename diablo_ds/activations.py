@@ -10,25 +10,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diablo_ds.model import decoder_layer_classes
+from diablo_ds.model import Recomputation, decoder_layers
 
 _COUNTED = "diablo_ds_counted"
 """Name of the attention that stands for a fused kernel on the meta device."""
-
-
-class Recomputation(NamedTuple):
-    """Which decoder layers are computed again in the backward, and what is kept of them."""
-
-    num_layers: int
-    """Layers that are recomputed, spread evenly over the model."""
-    keep_attention: bool = False
-    """Whether the attention's output is kept of them: as large as a layer's input, and the part
-    whose computing time grows with the square of the length."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +95,13 @@ def measure_activations(shapes: Any, *, micro_batch: int, length: int) -> Activa
         micro_batch: sequences.
         length: tokens of each.
     """
-    classes = tuple(decoder_layer_classes(shapes))
-    if not classes:
+    layers = decoder_layers(shapes)
+    if not layers:
         raise ValueError(
             "activation memory needs a model whose decoder layers transformers names; got "
             f"model type {shapes.config.model_type!r}"
         )
     seen = _SavedBytes(shapes)
-    layers = [module for module in shapes.modules() if isinstance(module, classes)]
     handles = [
         handle
         for layer in layers

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from diablo_ds import distributed
+from diablo_ds.config import RunConfig
 from diablo_ds.default_model import cache_folder, converted_model
 from diablo_ds.hub import hub_folder, looks_like_hub_name
 from diablo_ds.loss import LossHead
@@ -23,6 +24,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLASH_ATTENTION = "flash_attention"
 LARGE_MODEL_PARAMETERS = 1_000_000_000
 """From this size on gradient checkpointing is on by default; a guess at where activations hurt."""
+
+
+class Recomputation(NamedTuple):
+    """Which decoder layers are computed again in the backward, and what is kept of them."""
+
+    num_layers: int
+    """Layers that are recomputed, spread evenly over the model."""
+    keep_attention: bool = False
+    """Whether the attention's output is kept of them: as large as a layer's input, and the part
+    whose computing time grows with the square of the length."""
+
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _HUB_COPIES = ["consolidated*", "original/*"]
@@ -278,6 +290,12 @@ def decoder_layer_classes(model: nn.Module) -> list[type[nn.Module]]:
     return list({type(m) for m in model.modules() if type(m).__name__ in names})
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the model's decoder layers in their order; none where transformers names no class."""
+    classes = tuple(decoder_layer_classes(model))
+    return [module for module in model.modules() if classes and isinstance(module, classes)]
+
+
 def fingerprint(folder: Path) -> str:
     """Return a hash that tells one base model's weights from another's, in well under a second.
 
@@ -296,9 +314,34 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def wants_gradient_checkpointing(setting: bool | None, num_parameters: int) -> bool:
-    """Return the setting, or whether the model is large where nothing was set."""
-    return num_parameters >= LARGE_MODEL_PARAMETERS if setting is None else setting
+def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
+    """Return which decoder layers a run config lets recompute, without a memory budget.
+
+    Args:
+        config: the run config. Where it leaves it open, large models are recomputed.
+        shapes: the model on the meta device.
+
+    Raises:
+        ValueError: if the model does not support it, or has fewer layers.
+    """
+    details = config.reentrant or config.checkpointed_layers or config.keep_attention
+    wanted = config.gradient_checkpointing
+    if wanted is None:
+        wanted = bool(details) or num_elements(shapes) >= LARGE_MODEL_PARAMETERS
+    if not wanted:
+        return Recomputation(0)
+    if not getattr(shapes, "supports_gradient_checkpointing", False):
+        raise ValueError(
+            "gradient_checkpointing needs a model that supports it; got "
+            f"model type {shapes.config.model_type!r}; use --no-gradient-checkpointing"
+        )
+    num_layers = len(decoder_layers(shapes))
+    if config.checkpointed_layers > num_layers:
+        raise ValueError(
+            "checkpointed_layers must be at most the model's decoder layers; got "
+            f"checkpointed_layers={config.checkpointed_layers}, {num_layers} layers"
+        )
+    return Recomputation(config.checkpointed_layers or num_layers, config.keep_attention)
 
 
 def spread_evenly(num_layers: int, num_chosen: int) -> list[bool]:
@@ -308,45 +351,34 @@ def spread_evenly(num_layers: int, num_chosen: int) -> list[bool]:
     ]
 
 
-def enable_gradient_checkpointing(
-    model: Any,
-    *,
-    reentrant: bool,
-    num_layers: int | None = None,
-    keep_attention: bool = False,
-) -> None:
-    """Recompute decoder layers' activations in the backward pass.
+def recompute_layers(model: Any, recomputation: Recomputation, *, reentrant: bool) -> None:
+    """Let decoder layers be computed again in the backward pass, instead of keeping activations.
 
     Args:
         model: the model.
-        reentrant: whether to use the re-entrant form.
-        num_layers: how many layers to recompute, spread evenly; all by default.
-        keep_attention: whether to keep the attention's output of those layers.
+        recomputation: how many layers, and what is kept of them.
+        reentrant: whether to use the re-entrant form of `torch.utils.checkpoint`.
 
     Raises:
-        ValueError: if the model does not support it.
+        ValueError: if the model recomputes all layers or none, and neither is wanted.
     """
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise ValueError(
-            "gradient_checkpointing needs a model that supports it; got "
-            f"model type {model.config.model_type!r}; use --no-gradient-checkpointing"
-        )
+    if not recomputation.num_layers:
+        return
     options: dict[str, Any] = {"use_reentrant": reentrant}
-    if keep_attention:
+    if recomputation.keep_attention:
         options["context_fn"] = _keeping_attention
     model.activation_checkpointing_enable(options)
-    if num_layers is None:
+    layers: list[Any] = decoder_layers(model)
+    if recomputation.num_layers == len(layers):
         return
-    classes = tuple(decoder_layer_classes(model))
-    layers = [module for module in model.modules() if classes and isinstance(module, classes)]
     if not all(hasattr(layer, "gradient_checkpointing") for layer in layers):
         raise ValueError(
             "recomputing some decoder layers needs a model that can recompute each by itself; got "
             f"model type {model.config.model_type!r}; use --gradient-checkpointing"
         )
-    layer: Any
-    for layer, chosen in zip(layers, spread_evenly(len(layers), num_layers), strict=True):
-        layer.gradient_checkpointing = chosen
+    chosen = spread_evenly(len(layers), recomputation.num_layers)
+    for layer, is_chosen in zip(layers, chosen, strict=True):
+        layer.gradient_checkpointing = is_chosen
 
 
 def _keeping_attention() -> Any:

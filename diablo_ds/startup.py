@@ -24,15 +24,15 @@ from diablo_ds.model import (
     DTYPES,
     build_meta_model,
     choose_attention,
+    choose_recomputation,
     decoder_layer_classes,
-    enable_gradient_checkpointing,
     find_model,
     fingerprint,
     install_loss_head,
     load_base,
     load_model_config,
     num_elements,
-    wants_gradient_checkpointing,
+    recompute_layers,
 )
 from diablo_ds.run_folder import choose_run_folder, open_run_folder
 from diablo_ds.streaming import StreamSource, open_stream
@@ -123,7 +123,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     complete = complete_ds_config(policy, config, shapes, ds_config_file)
     adapter_config = describe_adapter(shapes, config, model_folder)
     attention = choose_attention(config.attention, shapes, config.precision, device.type)
-    num_parameters = num_elements(shapes)
+    recomputation = choose_recomputation(config, shapes)
     logger.info(inputs.describe(config, world_size))
     checkpoint = _find_checkpoint(config, folder, adapter_config)
 
@@ -143,8 +143,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         delta_path=resolve_delta_path(config.delta_path, DTYPES[config.precision], config.dropout),
         device=device,
     )
-    if wants_gradient_checkpointing(config.gradient_checkpointing, num_parameters):
-        enable_gradient_checkpointing(model, reentrant=config.reentrant)
+    recompute_layers(model, recomputation, reentrant=config.reentrant)
     install_loss_head(model, shapes)
     if checkpoint is not None:
         adapter.load_deltas(model, checkpoint.masters)

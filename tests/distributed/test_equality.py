@@ -50,15 +50,21 @@ def test_two_ranks_equal_one_process(ds_file, model_folder, reference, tmp_path)
     _check(output, reference)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("ds_file", ["zero0.json", "zero2.json", "zero3.json"])
+RECOMPUTATIONS = [
+    ("zero0.json", {"gradient_checkpointing": True}),
+    ("zero2.json", {"reentrant": True}),
+    ("zero3.json", {"gradient_checkpointing": True}),
+    ("zero3.json", {"reentrant": True}),
+    ("zero3.json", {"checkpointed_layers": 1, "keep_attention": True}),
+]
+
+
+@pytest.mark.parametrize(("ds_file", "changes"), RECOMPUTATIONS)
 def test_gradient_checkpointing_changes_nothing(
-    ds_file, reentrant, model_folder, reference, tmp_path
+    ds_file, changes, model_folder, reference, tmp_path
 ):
     # In fp32 auto is merged; here the other formulation.
-    config = dataclasses.replace(
-        CONFIG, gradient_checkpointing=True, reentrant=reentrant, delta_path="fused"
-    )
+    config = dataclasses.replace(CONFIG, delta_path="fused", **changes)
     output = tmp_path / "result"
     run_distributed(train_and_save, 2, tmp_path, model_folder, ds_file, config, output)
     _check(output, reference)

@@ -22,9 +22,10 @@ from diablo_ds.loss import causal_lm_loss, count_targets
 from diablo_ds.model import (
     DTYPES,
     build_meta_model,
-    enable_gradient_checkpointing,
+    choose_recomputation,
     install_loss_head,
     load_base,
+    recompute_layers,
 )
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import start_engine
@@ -87,9 +88,9 @@ def build(
     deltas = adapter.attach(
         model, num_blocks, dropout=config.dropout, delta_path=path, device=device
     )
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(model, reentrant=config.reentrant)
-    assert install_loss_head(model, build_meta_model(model.config))
+    shapes = build_meta_model(model.config)
+    recompute_layers(model, choose_recomputation(config, shapes), reentrant=config.reentrant)
+    assert install_loss_head(model, shapes)
     engine, expected = start_engine(model, deltas, config, complete, **options)
     return engine, deltas, expected
 

@@ -8,15 +8,15 @@ import torch
 from diablo_ds import adapter
 from diablo_ds.activations import (
     ActivationSizes,
-    Recomputation,
     _SavedBytes,
     attention_share,
     measure_activations,
 )
 from diablo_ds.model import (
+    Recomputation,
     build_meta_model,
     decoder_layer_classes,
-    enable_gradient_checkpointing,
+    recompute_layers,
     spread_evenly,
 )
 from tests.tiny import FAMILIES, build_model
@@ -71,10 +71,7 @@ def test_the_total_is_what_autograd_keeps_of_a_model_with_recomputed_layers(reco
     real = _attach(build_model("llama", num_hidden_layers=4, num_key_value_heads=4))
     shapes = _attach(build_meta_model(real.config))
     sizes = measure_activations(shapes, micro_batch=2, length=24)
-    if num_layers:
-        enable_gradient_checkpointing(
-            real, reentrant=False, num_layers=num_layers, keep_attention=keep_attention
-        )
+    recompute_layers(real, Recomputation(*recomputation), reentrant=False)
     seen = _really_saved(real, 2, 24)
     held = seen.rest + sum(seen.layers.values())
     # Of the layers that are recomputed, one at a time has all of its activations.
