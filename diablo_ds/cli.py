@@ -13,6 +13,7 @@ from diablo_ds.console import CONTEXT, clean_errors, echo, run
 from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.launcher.launch_command import launch
 from diablo_ds.launcher.slurm_command import slurm
+from diablo_ds.planning.command import plan
 from diablo_ds.prepare.command import prepare
 from diablo_ds.run_options import build_run_config, run_options
 
@@ -28,7 +29,7 @@ def main() -> None:
     """Fine-tune large language models with DiaBlo on DeepSpeed."""
 
 
-for _command in (prepare, launch, slurm):
+for _command in (prepare, plan, launch, slurm):
     main.add_command(_command)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diablo_ds import distributed
+from diablo_ds.planning.communication import padded
 from diablo_ds.traffic import BASE_GATHERS, DELTA_GATHERS, DELTA_GRADIENTS, counting_traffic
 from diablo_ds.train import evaluate, train_step
 from tests.distributed.runner import run_distributed
@@ -49,7 +50,7 @@ def _count(engine: Any, deltas: Any, *, with_evaluation: bool = True) -> dict[tu
 def _padded_bytes(parameters: Any, world_size: int) -> int:
     """bf16 bytes, each parameter padded to a multiple of the world size."""
     sizes = (getattr(p, "ds_numel", p.numel()) for p in parameters)
-    return sum(2 * world_size * -(-size // world_size) for size in sizes)
+    return sum(2 * padded(size, world_size) for size in sizes)
 
 
 def _check_stage3(rank: int, folder: Path) -> None:

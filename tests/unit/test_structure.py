@@ -75,6 +75,13 @@ def test_only_the_modules_about_deepspeed_import_it():
     }
 
 
+def test_nothing_depends_on_plans():
+    users = {_name(path) for path in MODULES if "planning" in _roots(_own(path))}
+    assert {name for name in users if not name.startswith("planning.")} == {"cli"}
+    with_click = {_name(path) for path in MODULES if "click" in _roots(_imports(path))}
+    assert {name for name in with_click if name.startswith("planning.")} == {"planning.command"}
+
+
 def test_imports_form_no_cycle():
     graph = {_name(path): _own(path) - {""} for path in MODULES}
     for entry_point in ("cli", "__main__"):  # nothing else imports them

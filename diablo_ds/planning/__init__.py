@@ -1,0 +1,1 @@
+"""What a run would need: memory, traffic and time on a cluster, from shapes alone."""

@@ -1,0 +1,126 @@
+"""What ZeRO-3 gathers in a micro step: DeepSpeed's fetch, prefetch and release, step by step.
+
+DeepSpeed records the order of modules in a forward and backward, and from then on decides with it
+which weights to gather ahead and which to keep for a later use. The same decisions here, on sizes
+alone, tell how often each weight crosses the network and how much is whole at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Visit(NamedTuple):
+    """One module's turn in a forward or backward."""
+
+    parameters: tuple[int, ...]
+    """Numbers of the parameters that it owns, ascending; of its children too, if it is a leaf."""
+    below: tuple[int, ...]
+    """The same with its children's, leaf or not."""
+    is_leaf: bool
+    """Whether it is fetched as a whole, as decoder layers are."""
+
+
+class Limits(NamedTuple):
+    """DeepSpeed's stage-3 settings that decide about gathers, in elements."""
+
+    prefetch: int
+    """How much is gathered ahead."""
+    max_live: int
+    """How much may be whole at once before nothing is gathered ahead. Where this holds DeepSpeed
+    back, it gathers up to one layer more than `simulate` says."""
+    reuse_distance: int
+    """What is used again within so many elements is kept."""
+
+
+class Gathers(NamedTuple):
+    """What a micro step gathers."""
+
+    counts: Counter[int]
+    """How often, by the parameter's number."""
+    most_elements: int
+    """The most elements of partitioned weights that are whole at once."""
+    most_ahead: int
+    """The most elements of one visit's gathers: they lie in a flat buffer first."""
+
+
+def simulate(
+    visits: Sequence[Visit], sizes: Mapping[int, int], kept: Collection[int], limits: Limits
+) -> Gathers:
+    """Return what a micro step gathers, once DeepSpeed knows the order of modules.
+
+    Args:
+        visits: modules in the order of a micro step.
+        sizes: elements of each parameter.
+        kept: parameters that are whole all the time.
+        limits: DeepSpeed's settings.
+    """
+    state = _Coordinator(visits, sizes, kept, limits)
+    for step, visit in enumerate(visits):
+        state.fetch(step, visit)
+        state.release(step + 1, visit)
+    return Gathers(state.counts, state.most_elements, state.most_ahead)
+
+
+class _Coordinator:
+    """The part of DeepSpeed's parameter coordinator that decides."""
+
+    def __init__(
+        self,
+        visits: Sequence[Visit],
+        sizes: Mapping[int, int],
+        kept: Collection[int],
+        limits: Limits,
+    ) -> None:
+        self.visits, self.sizes, self.kept, self.limits = visits, sizes, frozenset(kept), limits
+        self.queue = deque((p, i) for i, visit in enumerate(visits) for p in visit.parameters)
+        self.fetched_for: dict[int, int] = {}
+        self.whole: set[int] = set(kept)
+        self.num_whole = 0
+        self.counts: Counter[int] = Counter()
+        self.most_elements = self.most_ahead = 0
+
+    def fetch(self, step: int, visit: Visit) -> None:
+        """Gather what a module needs now, then what comes next."""
+        self._gather([p for p in visit.parameters if p not in self.whole])
+        not_ahead = {p for p in visit.parameters if self.fetched_for.get(p, -1) < step}
+        while self.queue and not_ahead:
+            parameter, used_at = self.queue.popleft()
+            self.fetched_for[parameter] = used_at
+            not_ahead.discard(parameter)
+        room = min(self.limits.max_live - self.num_whole, self.limits.prefetch)
+        ahead: dict[int, None] = {}
+        num_ahead = 0
+        while self.queue and num_ahead < room:
+            parameter, used_at = self.queue.popleft()
+            self.fetched_for[parameter] = max(self.fetched_for.get(parameter, -1), used_at)
+            if parameter not in self.whole and parameter not in ahead:
+                ahead[parameter] = None
+                num_ahead += self.sizes[parameter]
+        self._gather(list(ahead))
+
+    def _gather(self, chosen: Collection[int]) -> None:
+        num_elements = sum(self.sizes[p] for p in chosen)
+        self.counts.update(chosen)
+        self.whole.update(chosen)
+        self.num_whole += num_elements
+        self.most_elements = max(self.most_elements, self.num_whole)
+        self.most_ahead = max(self.most_ahead, num_elements)
+
+    def release(self, next_step: int, visit: Visit) -> None:
+        """Drop what a module used, unless it is used again soon."""
+        dropped = {p for p in visit.parameters if p in self.whole and p not in self.kept}
+        dropped = {p for p in dropped if self.fetched_for.get(p, -1) <= next_step}
+        distance = 0
+        for later in self.visits[next_step:]:
+            if distance >= self.limits.reuse_distance or not dropped:
+                break
+            # DeepSpeed looks at children as the module does that is released, not the later one.
+            own = () if later.is_leaf else later.parameters
+            seen = later.below if visit.is_leaf else own
+            dropped -= set(seen)
+            distance += sum(self.sizes[p] for p in seen)
+        self.whole -= dropped
+        self.num_whole -= sum(self.sizes[p] for p in dropped)

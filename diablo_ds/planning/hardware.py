@@ -1,0 +1,100 @@
+"""Clusters as numbers: memory, arithmetic and links of a rank, with what is assumed of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU model, by its vendor's figures."""
+
+    memory_gb: float
+    tflops: float
+    """Dense 16-bit matrix products, in 10^12 operations a second."""
+    memory_gbs: float
+    """Of its own memory, in GB/s."""
+    inside_gbs: float
+    """To the other GPUs of a node, in one direction, in GB/s."""
+    between_gbs: float
+    """A node's network in the usual build of eight GPUs, in one direction, in GB/s."""
+
+
+DEVICES = {
+    "v100": Device(32, 125, 900, 150, 12.5),
+    "a10g": Device(24, 70, 600, 16, 12.5),
+    "l40s": Device(48, 362, 864, 32, 50),
+    "rtx4090": Device(24, 165, 1008, 16, 3),
+    "a100-40": Device(40, 312, 1555, 300, 100),
+    "a100": Device(80, 312, 2039, 300, 200),
+    "h100": Device(80, 989, 3350, 450, 400),
+    "h200": Device(141, 989, 4800, 450, 400),
+    "b200": Device(180, 2250, 8000, 900, 400),
+    "mi300x": Device(192, 1307, 5300, 448, 400),
+}
+"""By the name that `--gpu` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """Shares of the vendors' figures that a step is taken to reach; none was checked on a GPU."""
+
+    compute_share: float = 0.5
+    """Of the peak of matrix products, for layers of a few thousand features."""
+    memory_share: float = 0.7
+    """Of the memory's bandwidth, for elementwise work and the optimizer."""
+    link_share: float = 0.7
+    """Of a link's bandwidth, for large collectives."""
+    latency_us: float = 15.0
+    """Of one collective in a node, in microseconds; doubled across nodes for each tenfold."""
+    fp32_share: float = 1 / 16
+    """Speed of fp32 products in proportion to 16-bit ones, without TF32."""
+    host_gbs: float = 25.0
+    """From the host's memory to one GPU, in GB/s; for offload."""
+    host_adam_gbs: float = 20.0
+    """Memory bandwidth that AdamW gets on the host for one rank, in GB/s; for offload."""
+
+    def __post_init__(self) -> None:
+        for name in ("compute_share", "memory_share", "link_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1]; got {name}={getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSize:
+    """Nodes and their GPUs, one rank a GPU; bandwidths in bytes a second, one direction."""
+
+    num_nodes: int
+    ranks_per_node: int
+    memory_bytes: float
+    """Of one GPU."""
+    reserved_bytes: float
+    """Of that, what CUDA, NCCL and the allocator's gaps take."""
+    node_memory_bytes: float
+    """A node's own memory, for offload."""
+    flops: float
+    """Peak of 16-bit products of one GPU, in operations a second."""
+    memory_bandwidth: float
+    inside_bandwidth: float
+    """Of one GPU to the others of its node."""
+    between_bandwidth: float
+    """Of one node to the others."""
+
+    def __post_init__(self) -> None:
+        if self.reserved_bytes >= self.memory_bytes:
+            raise ValueError(
+                "gpu_memory must be larger than the reserve; got "
+                f"gpu_memory={self.memory_bytes / GB:g}, reserve={self.reserved_bytes / GB:g} GB"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return self.num_nodes * self.ranks_per_node
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory of a GPU that a run may take."""
+        return self.memory_bytes - self.reserved_bytes

@@ -1,0 +1,162 @@
+"""A model's sizes, from its own code on the meta device: no weights, no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from diablo_ds import adapter
+from diablo_ds.activations import ActivationSizes, measure_activations
+from diablo_ds.config import RunConfig
+from diablo_ds.ds_config import BaseSizes
+from diablo_ds.loss import LossHead
+from diablo_ds.model import (
+    DTYPES,
+    build_meta_model,
+    decoder_layer_classes,
+    decoder_layers,
+    install_loss_head,
+)
+from diablo_ds.placement import TensorPlacement, expected_placement
+from diablo_ds.planning.gathers import Visit
+from diablo_ds.startup import measure_base
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What a plan needs to know of a model with deltas attached, for one run config."""
+
+    parameters: tuple[TensorPlacement, ...]
+    """As stage 3 places them; the base's first, as they are created."""
+    visits: tuple[Visit, ...]
+    """Modules in the order of a micro step; parameters by their place in ``parameters``."""
+    num_layers: int
+    layer_matrix_elements: int
+    """Elements of one decoder layer's base matrices: each counts once per token."""
+    base: BaseSizes
+    activations: ActivationSizes
+    attention_width: int
+    """Query heads times their width."""
+    widest: int
+    """The widest output of a linear layer inside a decoder layer."""
+    vocab_size: int
+    has_loss_head: bool
+    """Whether the loss is computed in chunks, inside the head."""
+
+    def elements(self, group: str) -> int:
+        """Return all elements of a group: "base matrices", "base vectors" or "deltas"."""
+        return sum(p.num_elements for p in self.parameters if p.group == group)
+
+    @property
+    def num_deltas(self) -> int:
+        """Trainable parameters."""
+        return self.elements("deltas")
+
+    @property
+    def num_base(self) -> int:
+        """Frozen parameters."""
+        return self.elements("base matrices") + self.elements("base vectors")
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element of base and deltas."""
+        return self.base.element_bytes
+
+
+def measure_model(config: Any, run: RunConfig) -> ModelSizes:
+    """Measure a model for a run config's targets, block count, precision, batch and length.
+
+    Args:
+        config: the model's Hugging Face config.
+        run: the run config.
+
+    Raises:
+        ValueError: if a target matches nothing or a block count does not divide a layer.
+    """
+    dtype = DTYPES[run.precision]
+    model: Any = build_meta_model(config).to(dtype)
+    base = measure_base(model, dtype)
+    targets = adapter.select_targets(
+        model, run.targets, layers=run.layers, model_type=config.get_text_config().model_type
+    )
+    num_blocks = adapter.resolve_num_blocks(targets, run.num_blocks)
+    deltas = adapter.attach(model, num_blocks, dropout=run.dropout)
+    activations = measure_activations(model, micro_batch=run.micro_batch, length=run.max_length)
+    has_loss_head = install_loss_head(model, build_meta_model(config))
+    placed = expected_placement(model, deltas, stage=3, threshold=0)
+    placed.sort(key=lambda p: p.group == "deltas")  # DeepSpeed sees them last
+    text = config.get_text_config()
+    layers = decoder_layers(model)
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelSizes(
+        parameters=tuple(placed),
+        visits=_trace(model, placed),
+        num_layers=len(layers),
+        layer_matrix_elements=sum(m.weight.numel() for m in linears) // max(1, len(layers)),
+        base=replace(base, device_bytes=0, ranks_per_node=1),
+        activations=activations,
+        attention_width=heads * head_dim,
+        widest=max((m.out_features for m in linears), default=text.hidden_size),
+        vocab_size=text.vocab_size,
+        has_loss_head=has_loss_head,
+    )
+
+
+def _trace(model: Any, parameters: Sequence[TensorPlacement]) -> tuple[Visit, ...]:
+    """Return the modules in the order in which ZeRO-3 visits them in a forward and backward."""
+    named = dict(model.named_parameters())
+    number = {id(named[p.name]): i for i, p in enumerate(parameters)}
+    leaves = tuple(decoder_layer_classes(model))
+
+    def visit(module: nn.Module) -> Visit:
+        below = tuple(sorted({number[id(p)] for p in module.parameters()}))
+        own = tuple(sorted({number[id(p)] for p in module.parameters(recurse=False)}))
+        is_leaf = isinstance(module, leaves)
+        return Visit(below if is_leaf else own, below, is_leaf)
+
+    entered: list[nn.Module] = []
+    left: list[nn.Module] = []
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        # The part of a head that computes the loss is no part of the autograd graph.
+        head = model.get_output_embeddings()
+        inside_head = isinstance(head, LossHead) and module is head.linear
+        if _requires_grad(output) and not inside_head:
+            left.append(module)
+
+    model.enable_input_require_grads()
+    outside = list(_outside(model, leaves))
+    handles = [m.register_forward_pre_hook(lambda m, args: entered.append(m)) for m in outside]
+    handles += [m.register_forward_hook(leave) for m in outside]
+    try:
+        tokens = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+        # A mask of 4 dims is taken as it is; to build one, values would be needed.
+        mask = torch.zeros(1, 1, 2, 2, dtype=next(model.parameters()).dtype, device="meta")
+        model(input_ids=tokens, position_ids=tokens, attention_mask=mask, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.disable_input_require_grads()
+    return tuple(visit(m) for m in (*entered, *reversed(left)))
+
+
+def _outside(module: nn.Module, leaves: tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
+    """Yield a module and its children, but nothing inside a leaf."""
+    yield module
+    if not isinstance(module, leaves):
+        for child in module.children():
+            yield from _outside(child, leaves)
+
+
+def _requires_grad(output: Any) -> bool:
+    if isinstance(output, torch.Tensor):
+        return output.requires_grad
+    values = output.values() if isinstance(output, dict) else output
+    parts = values if isinstance(values, Sequence) or isinstance(output, dict) else ()
+    return any(_requires_grad(part) for part in parts)

@@ -1,0 +1,147 @@
+"""Memory of one rank by kind, from shapes and layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+
+from diablo_ds.loss import loss_head_bytes
+from diablo_ds.model import Recomputation
+from diablo_ds.planning.communication import Layout, padded
+from diablo_ds.planning.gathers import Gathers
+from diablo_ds.planning.measure import ModelSizes
+
+DEFAULT_BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's reduce_bucket_size where a config names none."""
+_OPTIMIZER_BYTES = 12
+"""fp32 master and AdamW's two moments, of each delta element."""
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at the peak of a step."""
+
+    base: int
+    """Frozen weights, or this rank's shards of them."""
+    gathered: int
+    """Weights of other ranks that are here for a while, under ZeRO-3."""
+    deltas: int
+    gradients: int
+    """Of the deltas: whole until the step ends, then this rank's part."""
+    optimizer: int
+    """fp32 masters and moments of this rank's part of the deltas."""
+    activations: int
+    """What autograd keeps of a micro batch."""
+    transient: int
+    """The larger of the loss's chunk of logits and one layer's backward, recomputed or not."""
+    buffers: int
+    """DeepSpeed's buckets for reducing gradients."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def rank_memory(
+    model: ModelSizes,
+    layout: Layout,
+    recomputation: Recomputation,
+    num_rows: int,
+    *,
+    gathers: Gathers | None,
+    bucket_elements: float,
+    num_buckets: int,
+    device_type: str = "cuda",
+) -> Memory:
+    """Return the memory of one rank by kind.
+
+    Args:
+        model: the model's sizes; its activations are those of one micro batch.
+        layout: how the run is spread.
+        recomputation: which decoder layers are computed again in the backward.
+        num_rows: tokens of a micro batch.
+        gathers: of a micro step, under ZeRO-3.
+        bucket_elements: elements of one bucket; allocated in full on a GPU.
+        num_buckets: how many there are.
+        device_type: "cuda" or "cpu".
+    """
+    size, stage, world = model.element_bytes, layout.stage, layout.world_size
+    deltas = padded(model.num_deltas, world)
+    part = deltas // world if stage else deltas
+    gathered = 0
+    if gathers is not None:
+        # What comes from other ranks arrives in one flat buffer and is copied out of it.
+        ahead = gathers.most_ahead if world > 1 else 0
+        gathered = (gathers.most_elements + ahead) * size
+    kept, again = _activations(model, recomputation)
+    layer_backward = again + 3 * num_rows * model.widest * size
+    # On a CPU a bucket takes what is written to it.
+    bucket = bucket_elements if device_type != "cpu" else min(bucket_elements, deltas)
+    return Memory(
+        base=_base(model, layout),
+        gathered=gathered,
+        deltas=(deltas + (part if stage == 3 else 0)) * size,
+        # Reduced to this rank's part, then in fp32 for the update.
+        gradients=deltas * size + part * (4 + (size if stage else 0)),
+        optimizer=0 if layout.offload else part * _OPTIMIZER_BYTES,
+        activations=kept,
+        transient=max(_loss(model, num_rows, device_type), layer_backward),
+        buffers=int(bucket * size * num_buckets) if stage and world > 1 else 0,
+    )
+
+
+def host_bytes(model: ModelSizes, layout: Layout) -> int:
+    """Return what the ranks of a node keep in its memory, with offload."""
+    if not layout.offload:
+        return 0
+    shards = sum(
+        padded(p.num_elements, layout.world_size) // layout.world_size
+        for p in model.parameters
+        if p.sharded
+    )
+    # Masters, moments and an fp32 gradient.
+    optimizer = padded(model.num_deltas, layout.world_size) // layout.world_size * 16
+    return layout.ranks_per_node * (shards * model.element_bytes + optimizer)
+
+
+def _base(model: ModelSizes, layout: Layout) -> int:
+    base = [p for p in model.parameters if p.group != "deltas"]
+    if layout.stage < 3:
+        return model.num_base * model.element_bytes
+    resident = [p for p in base if not (layout.offload and p.sharded)]
+    num_bytes = sum(p.bytes_per_rank(layout.world_size, 3) for p in resident)
+    if layout.hpz > 1:
+        second = sum(padded(p.num_elements, layout.world_size) for p in base if p.sharded)
+        num_bytes += second // layout.hpz * model.element_bytes
+    return num_bytes
+
+
+def _activations(model: ModelSizes, recomputation: Recomputation) -> tuple[int, int]:
+    """Return what is kept up to the backward, and what a recomputed layer adds in it."""
+    sizes = model.activations
+    total = sizes.total(model.num_layers, recomputation)
+    if not recomputation.num_layers:
+        return total, 0
+    of_recomputed = sizes.layer_input + sizes.attention * recomputation.keep_attention
+    again = sizes.layer - of_recomputed
+    return total - again, again
+
+
+def _loss(model: ModelSizes, num_rows: int, device_type: str) -> int:
+    if model.has_loss_head:
+        dtype = _DTYPES[model.element_bytes]
+        hidden = model.base.hidden_size
+        # The rows that carry loss are picked out of the hidden states first.
+        picked = 2 * num_rows * hidden * model.element_bytes
+        return picked + loss_head_bytes(num_rows, hidden, model.vocab_size, dtype, device_type)
+    # Logits and their gradient, as they are and in fp32.
+    return num_rows * model.vocab_size * 2 * (model.element_bytes + 4)
+
+
+def memory_dict(memory: Memory) -> Mapping[str, int]:
+    """Return bytes by kind, with the total."""
+    return {**{f.name: getattr(memory, f.name) for f in fields(memory)}, "total": memory.total}

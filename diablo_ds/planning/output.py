@@ -1,0 +1,57 @@
+"""A plan's folder: a DeepSpeed config, the commands that start the run, tables and plot."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config import RunConfig
+from diablo_ds.files import write_json, write_text
+from diablo_ds.launcher.command import run_options, shell_text
+from diablo_ds.planning.plan import Candidate, Planner
+
+DS_CONFIG_FILE, COMMANDS_FILE = "ds_config.json", "commands.sh"
+PLAN_FILE, TABLE_FILE, PLOT_FILE = "plan.json", "plan.txt", "scaling.png"
+
+
+def planned_run(candidate: Candidate, model: str) -> RunConfig:
+    """Return the run config of a layout, for a model as a run names it."""
+    count = candidate.recomputation.num_layers
+    changes: dict[str, Any] = {"model": model, "gradient_checkpointing": bool(count)}
+    if 0 < count < candidate.num_layers:
+        changes["checkpointed_layers"] = count
+    return dataclasses.replace(candidate.run, **changes)
+
+
+def commands(candidate: Candidate, model: str, ds_config: Path) -> list[list[str]]:
+    """Return the words of `diablo-ds launch` and `diablo-ds slurm` for a layout."""
+    cluster = candidate.cluster
+    several = ["--hostfile", "hosts"] if cluster.num_nodes > 1 else []
+    nodes = ["--nodes", str(cluster.num_nodes)]
+    gpus = ["--gpus-per-node", str(cluster.ranks_per_node)]
+    of_run = ["--ds-config", str(ds_config), *run_options(planned_run(candidate, model))]
+    return [
+        ["diablo-ds", "launch", *several, *(nodes if several else []), *gpus, *of_run],
+        ["diablo-ds", "slurm", *nodes, *gpus, "--time", "24:00:00", *of_run],
+    ]
+
+
+def write_output(
+    folder: Path, planner: Planner, best: Candidate, model: str, table: str, plan: dict[str, Any]
+) -> str:
+    """Write the best layout's DeepSpeed config and commands, and the plan itself.
+
+    Returns:
+        What was written, and the commands, as lines of text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ds_config = folder / DS_CONFIG_FILE
+    zero = planner.zero_section(best.variant, best.cluster, best.run)
+    write_json(ds_config, {"zero_optimization": zero})
+    lines = [shell_text(words) for words in commands(best, model, ds_config)]
+    head = "#!/bin/sh\n# Either of these; give --data and --output too.\n"
+    write_text(folder / COMMANDS_FILE, head + "".join(f"# {line}\n" for line in lines))
+    write_json(folder / PLAN_FILE, plan)
+    write_text(folder / TABLE_FILE, table + "\n")
+    return f"Wrote {ds_config}. Start with\n  " + "\nor\n  ".join(lines)

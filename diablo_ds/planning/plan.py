@@ -1,0 +1,310 @@
+"""Every way to lay a run out over a cluster: what it takes, how long it lasts, which is best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config import RunConfig
+from diablo_ds.ds_config import complete_ds_config
+from diablo_ds.files import read_json
+from diablo_ds.model import Recomputation
+from diablo_ds.planning.communication import (
+    Layout,
+    LinkBytes,
+    gathers_per_micro_step,
+    link_bytes,
+    step_traffic,
+)
+from diablo_ds.planning.gathers import Gathers, Limits
+from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
+from diablo_ds.planning.measure import ModelSizes, measure_model
+from diablo_ds.planning.memory import DEFAULT_BUCKET_ELEMENTS, Memory, host_bytes, rank_memory
+from diablo_ds.planning.step_time import StepTime, Work, step_time
+from diablo_ds.traffic import Collective
+
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+MOST_RANKS = 1024
+_BUCKET_ELEMENTS = 50_000_000
+"""Largest bucket for gradients that a plan writes: 100 MB in bf16."""
+LIMIT_KEYS = (
+    "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
+"""DeepSpeed's names for the fields of `Limits`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A ZeRO stage, and what goes with it."""
+
+    name: str
+    stage: int
+    hpz: bool = False
+    offload: bool = False
+
+    @property
+    def template(self) -> str:
+        """The file of `ds_configs/` that it starts from."""
+        return f"zero{self.stage}{'_offload' if self.offload else ''}.json"
+
+
+VARIANTS = (
+    Variant("ZeRO-0", 0),
+    Variant("ZeRO-1", 1),
+    Variant("ZeRO-2", 2),
+    Variant("ZeRO-3", 3),
+    Variant("ZeRO-3 hpZ", 3, hpz=True),
+    Variant("ZeRO-3 offload", 3, offload=True),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to lay a run out, and what it would need."""
+
+    variant: Variant
+    run: RunConfig
+    cluster: ClusterSize
+    recomputation: Recomputation
+    num_layers: int
+    memory: Memory
+    host_bytes: int
+    traffic: dict[Collective, int]
+    links: LinkBytes
+    time: StepTime
+
+    @property
+    def fits(self) -> bool:
+        """Whether GPU and node have the memory."""
+        return (
+            self.memory.total <= self.cluster.usable_bytes
+            and self.host_bytes <= self.cluster.node_memory_bytes
+        )
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all ranks, in sequences that are full."""
+        return self.run.global_batch * self.run.max_length / self.time.total
+
+    @property
+    def checkpointing(self) -> str:
+        """Which decoder layers are computed again, in words."""
+        count = self.recomputation.num_layers
+        if not count:
+            return "none"
+        return "all" if count == self.num_layers else f"{count} of {self.num_layers}"
+
+
+class Planner:
+    """Evaluates layouts of one run.
+
+    Args:
+        config: the model's Hugging Face config.
+        run: the run config; its global batch is for the cluster that is planned.
+        assumed: what hardware is taken to reach.
+    """
+
+    def __init__(self, config: Any, run: RunConfig, assumed: Assumptions) -> None:
+        self.config, self.run, self.assumed = config, run, assumed
+        self._models: dict[tuple[str, int, int], ModelSizes] = {}
+        self._gathers: dict[tuple[str, int, int, Limits], Gathers] = {}
+
+    def model(self, run: RunConfig) -> ModelSizes:
+        """Return the model's sizes for a run config; measured once."""
+        key = _key(run)
+        if key not in self._models:
+            self._models[key] = measure_model(self.config, run)
+        return self._models[key]
+
+    def candidates(self, cluster: ClusterSize, run: RunConfig | None = None) -> Iterator[Candidate]:
+        """Yield every layout of a run on a cluster.
+
+        Raises:
+            ValueError: if the global batch does not divide, or a block count is not legal.
+        """
+        run = run or self.run
+        num_layers = self.model(run).num_layers
+        for variant in VARIANTS:
+            if variant.hpz and not 1 < cluster.ranks_per_node < cluster.world_size:
+                continue
+            zero = self.zero_section(variant, cluster, run)
+            for count in sorted({0, num_layers // 4, num_layers // 2, num_layers}):
+                yield self._evaluate(variant, cluster, run, zero, Recomputation(count))
+
+    def zero_section(
+        self, variant: Variant, cluster: ClusterSize, run: RunConfig
+    ) -> dict[str, Any]:
+        """Return the ZeRO section of a variant's DeepSpeed config, all numbers filled in."""
+        model = self.model(run)
+        policy = read_json(DS_CONFIGS / variant.template)
+        zero = policy["zero_optimization"]
+        if variant.stage == 3:
+            zero |= dict.fromkeys(LIMIT_KEYS, "auto")
+            zero["zero_hpz_partition_size"] = cluster.ranks_per_node if variant.hpz else 1
+        if variant.stage:
+            deltas = [p.num_elements for p in model.parameters if p.group == "deltas"]
+            zero["reduce_bucket_size"] = max(*deltas, min(sum(deltas), _BUCKET_ELEMENTS))
+        complete = complete_ds_config(
+            policy,
+            run,
+            world_size=cluster.world_size,
+            base=dataclasses.replace(
+                model.base,
+                ranks_per_node=cluster.ranks_per_node,
+                device_bytes=cluster.usable_bytes,
+            ),
+            source=variant.template,
+        )
+        section: dict[str, Any] = complete["zero_optimization"]
+        if variant.stage == 3:
+            # What is kept, and the next layer besides, never reaches it: gathering ahead goes on.
+            _, live, reuse = LIMIT_KEYS
+            section[live] = 2 * section[reuse]
+        return section
+
+    def _evaluate(
+        self,
+        variant: Variant,
+        cluster: ClusterSize,
+        run: RunConfig,
+        zero: dict[str, Any],
+        recomputation: Recomputation,
+    ) -> Candidate:
+        model = self.model(run)
+        layout = Layout(
+            stage=variant.stage,
+            world_size=cluster.world_size,
+            ranks_per_node=cluster.ranks_per_node,
+            hpz=int(zero.get("zero_hpz_partition_size", 1)),
+            limits=Limits(*(int(zero.get(key, 0)) for key in LIMIT_KEYS)),
+            num_micro_steps=run.accumulation_steps(cluster.world_size),
+            offload=variant.offload,
+        )
+        gathers = self._find_gathers(model, layout, run)
+        traffic = step_traffic(model, layout, gathers)
+        num_rows = run.micro_batch * run.max_length
+        work = Work(num_rows, run.max_length, recomputation.num_layers)
+        return Candidate(
+            variant=variant,
+            run=run,
+            cluster=cluster,
+            recomputation=recomputation,
+            num_layers=model.num_layers,
+            memory=rank_memory(
+                model,
+                layout,
+                recomputation,
+                num_rows,
+                gathers=gathers,
+                bucket_elements=zero.get("reduce_bucket_size", DEFAULT_BUCKET_ELEMENTS),
+                num_buckets=2 if variant.stage in (1, 2) and zero.get("overlap_comm") else 1,
+            ),
+            host_bytes=host_bytes(model, layout),
+            traffic=traffic,
+            links=link_bytes(model, layout, traffic, gathers),
+            time=step_time(model, layout, work, cluster, self.assumed, traffic, gathers),
+        )
+
+    def _find_gathers(self, model: ModelSizes, layout: Layout, run: RunConfig) -> Gathers | None:
+        if layout.stage < 3 or (layout.world_size == 1 and not layout.offload):
+            return None
+        key = (*_key(run), layout.limits)
+        if key not in self._gathers:
+            self._gathers[key] = gathers_per_micro_step(model, layout)
+        return self._gathers[key]
+
+    # --- choices ---------------------------------------------------------------------------------
+
+    def best(self, cluster: ClusterSize, run: RunConfig | None = None) -> Candidate | None:
+        """Return the fastest layout that fits a cluster, or None."""
+        return fastest([c for c in self.candidates(cluster, run) if c.fits])
+
+    def scaling(self, cluster: ClusterSize) -> list[Candidate]:
+        """Return each variant's fastest layout that fits, on 1 to 1,024 ranks.
+
+        Micro batch and accumulation of a rank stay, so the global batch grows with the ranks.
+        """
+        micro_steps = self.run.accumulation_steps(cluster.world_size)
+        found = []
+        for size in cluster_sizes(cluster):
+            run = grown(self.run, size, micro_steps)
+            fitting = [c for c in self.candidates(size, run) if c.fits]
+            for variant in VARIANTS:
+                best = fastest([c for c in fitting if c.variant == variant])
+                if best is not None:
+                    found.append(best)
+        return found
+
+    def advice(self, cluster: ClusterSize) -> str:
+        """Return what would fit, where nothing does."""
+        micro_steps = self.run.accumulation_steps(cluster.world_size)
+        least = min(self.candidates(cluster), key=lambda c: c.memory.total)
+        needed = least.memory.total + cluster.reserved_bytes
+        options = [f"GPUs of {needed / GB:,.0f} GB"]
+        for size in cluster_sizes(cluster):
+            if size.world_size > cluster.world_size:
+                run = grown(self.run, size, micro_steps)
+                if self.best(size, run) is not None:
+                    options.append(f"{size.num_nodes} nodes ({size.world_size} GPUs)")
+                    break
+        options += self._smaller_micro_batch(cluster)
+        rank = least.memory
+        parts = {
+            "base and gathered weights": rank.base + rank.gathered,
+            "activations": rank.activations + rank.transient,
+            "deltas and optimizer": rank.deltas + rank.gradients + rank.optimizer + rank.buffers,
+        }
+        shown = ", ".join(f"{name} {num / GB:,.1f} GB" for name, num in parts.items())
+        return (
+            f"a layout must fit into {cluster.usable_bytes / GB:,.1f} GB of a GPU; got none, the "
+            f"least is {rank.total / GB:,.1f} GB with {least.variant.name} and "
+            f"{least.checkpointing} layers checkpointed ({shown}); what would fit: "
+            + "; ".join(options)
+        )
+
+    def _smaller_micro_batch(self, cluster: ClusterSize) -> list[str]:
+        run = self.run
+        while run.micro_batch > 1:
+            run = dataclasses.replace(run, micro_batch=max(1, run.micro_batch // 2))
+            if run.global_batch % (run.micro_batch * cluster.world_size):
+                continue
+            if self.best(cluster, run) is not None:
+                return [f"micro batch {run.micro_batch}"]
+        while run.max_length > 256:
+            run = dataclasses.replace(run, max_length=run.max_length // 2)
+            if self.best(cluster, run) is not None:
+                return [f"micro batch {run.micro_batch} of at most {run.max_length} tokens"]
+        return []
+
+
+def _key(run: RunConfig) -> tuple[str, int, int]:
+    return run.num_blocks, run.micro_batch, run.max_length
+
+
+def fastest(candidates: list[Candidate]) -> Candidate | None:
+    """Return the one with most tokens a second, of equals the one of least memory; None of none."""
+    return min(candidates, key=lambda c: (-c.tokens_per_s, c.memory.total), default=None)
+
+
+def cluster_sizes(cluster: ClusterSize) -> list[ClusterSize]:
+    """Return 1, 2, 4, ... GPUs of a node, then 2, 4, ... nodes, up to 1,024 GPUs."""
+    sizes, count = [], 1
+    while count < cluster.ranks_per_node:
+        sizes.append(dataclasses.replace(cluster, num_nodes=1, ranks_per_node=count))
+        count *= 2
+    nodes = 1
+    while nodes * cluster.ranks_per_node <= MOST_RANKS:
+        sizes.append(dataclasses.replace(cluster, num_nodes=nodes))
+        nodes *= 2
+    return sizes
+
+
+def grown(run: RunConfig, cluster: ClusterSize, num_micro_steps: int) -> RunConfig:
+    """Return a run config whose ranks do as many micro steps on another cluster."""
+    global_batch = run.micro_batch * num_micro_steps * cluster.world_size
+    return dataclasses.replace(run, global_batch=global_batch)

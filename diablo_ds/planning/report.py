@@ -1,0 +1,208 @@
+"""A plan as tables, as JSON and as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config import RunConfig
+from diablo_ds.files import new_file
+from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
+from diablo_ds.planning.measure import ModelSizes
+from diablo_ds.planning.memory import memory_dict
+from diablo_ds.planning.plan import VARIANTS, Candidate, fastest
+
+_KINDS = {
+    "base": "base",
+    "gathered": "gath.",
+    "deltas": "deltas",
+    "gradients": "grads",
+    "optimizer": "optim.",
+    "activations": "activ.",
+    "transient": "other",
+    "buffers": "buffers",
+    "total": "total",
+}
+
+
+def model_text(name: str, models: Sequence[tuple[RunConfig, ModelSizes]]) -> str:
+    """Return the model's parameters, and the trainable ones at each block count."""
+    sizes = models[0][1]
+    lines = [f"{name}: {sizes.num_base:,} parameters, {sizes.num_layers} decoder layers"]
+    lines += [
+        f"  N={run.num_blocks}: {model.num_deltas:,} trainable "
+        f"({model.num_deltas / model.num_base:.3%} of the base)"
+        for run, model in models
+    ]
+    return "\n".join(lines)
+
+
+def cluster_text(cluster: ClusterSize, run: RunConfig) -> str:
+    """Return the cluster and the batch as lines of text."""
+    return (
+        f"{cluster.num_nodes} x {cluster.ranks_per_node} GPUs of {cluster.memory_bytes / GB:g} GB "
+        f"({cluster.reserved_bytes / GB:g} GB of it reserved), {cluster.flops / 1e12:g} TFLOP/s\n"
+        f"links: {cluster.inside_bandwidth / GB:g} GB/s a GPU inside a node, "
+        f"{cluster.between_bandwidth / GB:g} GB/s a node between nodes\n"
+        f"{run.batch_equation(cluster.world_size)}; {run.max_length} tokens, {run.precision}"
+    )
+
+
+def layouts_text(candidates: Sequence[Candidate], best: Candidate | None) -> str:
+    """Return all layouts as a table; the best one is marked."""
+    rows = [
+        (
+            "N",
+            "layout",
+            "recomputed",
+            "GB/rank",
+            "inside GB",
+            "between GB",
+            "step s",
+            "tokens/s",
+            "",
+        )
+    ]
+    for c in candidates:
+        mark = "<- best" if c is best else "" if c.fits else "too large"
+        if c.host_bytes > c.cluster.node_memory_bytes:
+            mark = "host memory"
+        rows.append(
+            (
+                c.run.num_blocks,
+                c.variant.name,
+                c.checkpointing,
+                f"{c.memory.total / GB:,.1f}",
+                f"{c.links.inside / GB:,.2f}",
+                f"{c.links.between / GB:,.2f}",
+                f"{c.time.total:,.3f}",
+                f"{c.tokens_per_s:,.0f}",
+                mark,
+            )
+        )
+    note = (
+        "Bytes of a step, one way: inside, into one GPU from its node; between, into one node.\n"
+        "Times are estimates by roofline from the figures above; none was checked on a GPU."
+    )
+    return _table(rows, left=(0, 1, 2, 8)) + "\n" + note
+
+
+def memory_text(candidates: Sequence[Candidate]) -> str:
+    """Return the memory of a rank by kind, one line a layout, in GB."""
+    rows = [("GB per rank", "recomputed", *_KINDS.values())]
+    for c in candidates:
+        values = memory_dict(c.memory)
+        rows.append(
+            (c.variant.name, c.checkpointing, *(f"{values[kind] / GB:,.2f}" for kind in _KINDS))
+        )
+    note = (
+        "gath.: weights of other ranks that are here for a while; activ.: kept for the backward;\n"
+        "other: loss's chunk of logits or one layer's backward; buffers: for reducing gradients."
+    )
+    return _table(rows, left=(0, 1)) + "\n" + note
+
+
+def of_each_variant(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the fastest layout that fits of each variant, or its smallest where none does."""
+    chosen = []
+    for variant in VARIANTS:
+        own = [c for c in candidates if c.variant == variant]
+        if own:
+            fitting = fastest([c for c in own if c.fits])
+            chosen.append(fitting or min(own, key=lambda c: c.memory.total))
+    return chosen
+
+
+def _table(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def candidate_dict(candidate: Candidate) -> dict[str, Any]:
+    """Return a layout as JSON values: bytes, seconds, tokens a second."""
+    return {
+        "num_blocks": candidate.run.num_blocks,
+        "layout": candidate.variant.name,
+        "num_gpus": candidate.cluster.world_size,
+        "recomputed_layers": candidate.recomputation.num_layers,
+        "fits": candidate.fits,
+        "memory_bytes": dict(memory_dict(candidate.memory)),
+        "host_bytes_per_node": candidate.host_bytes,
+        "traffic_bytes": {
+            f"{collective.kind} among {collective.group_size}": num_bytes
+            for collective, num_bytes in candidate.traffic.items()
+        },
+        "link_bytes": asdict(candidate.links),
+        "time_s": {**asdict(candidate.time), "total": candidate.time.total},
+        "tokens_per_s": candidate.tokens_per_s,
+    }
+
+
+def plan_dict(
+    name: str,
+    models: Sequence[tuple[RunConfig, ModelSizes]],
+    cluster: ClusterSize,
+    assumed: Assumptions,
+    candidates: Sequence[Candidate],
+    best: Candidate | None,
+) -> dict[str, Any]:
+    """Return a whole plan as JSON values."""
+    return {
+        "model": name,
+        "base_parameters": models[0][1].num_base,
+        "trainable_parameters": {run.num_blocks: model.num_deltas for run, model in models},
+        "run": asdict(models[0][0]),
+        "cluster": asdict(cluster),
+        "assumptions": asdict(assumed),
+        "layouts": [candidate_dict(candidate) for candidate in candidates],
+        "best": None if best is None else candidate_dict(best),
+    }
+
+
+def plot_scaling(candidates: Sequence[Candidate], path: Path, title: str) -> None:
+    """Draw tokens a second and memory over the number of GPUs, as a PNG.
+
+    Raises:
+        ValueError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ValueError(
+            "a plot needs matplotlib; got none; run `pip install matplotlib`"
+        ) from None
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    rate, memory = figure.subplots(1, 2)
+    for number, variant in enumerate(VARIANTS):
+        own = [c for c in candidates if c.variant == variant]
+        if own:
+            sizes = [c.cluster.world_size for c in own]
+            style = {"marker": "osv^D*"[number], "label": variant.name, "linewidth": 1.5}
+            rate.plot(sizes, [c.tokens_per_s for c in own], **style)
+            memory.plot(sizes, [c.memory.total / GB for c in own], **style)
+    if candidates:
+        one = max(c.tokens_per_s / c.cluster.world_size for c in candidates)
+        ends = [min(c.cluster.world_size for c in candidates), 1024]
+        rate.plot(ends, [one * n for n in ends], "k:", label="proportional", linewidth=1)
+        usable = candidates[0].cluster.usable_bytes / GB
+        memory.axhline(usable, color="k", linestyle=":", linewidth=1, label="usable")
+    for axes, label in ((rate, "tokens/s (estimate)"), (memory, "memory per GPU (GB)")):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("GPUs")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    rate.set_yscale("log")
+    memory.set_ylim(bottom=0)
+    figure.suptitle(title, fontsize=10)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
