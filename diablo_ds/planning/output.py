@@ -1,4 +1,4 @@
-"""A plan's folder: a DeepSpeed config, the commands that start the run, tables and plot."""
+"""A plan's folder: a DeepSpeed config, scripts that start the run, tables and plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diablo_ds.files import write_json, write_text
 from diablo_ds.launcher.command import run_options, shell_text
 from diablo_ds.planning.plan import Candidate, Planner
 
-DS_CONFIG_FILE, COMMANDS_FILE = "ds_config.json", "commands.sh"
+DS_CONFIG_FILE, LAUNCH_FILE, SLURM_FILE = "ds_config.json", "launch.sh", "slurm.sh"
 PLAN_FILE, TABLE_FILE, PLOT_FILE = "plan.json", "plan.txt", "scaling.png"
 
 
@@ -40,18 +40,19 @@ def commands(candidate: Candidate, model: str, ds_config: Path) -> list[list[str
 def write_output(
     folder: Path, planner: Planner, best: Candidate, model: str, table: str, plan: dict[str, Any]
 ) -> str:
-    """Write the best layout's DeepSpeed config and commands, and the plan itself.
+    """Write the best layout's DeepSpeed config, scripts that start it, and the plan itself.
 
     Returns:
         What was written, and the commands, as lines of text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ds_config = folder / DS_CONFIG_FILE
+    ds_config = (folder / DS_CONFIG_FILE).resolve()
     zero = planner.zero_section(best.variant, best.cluster, best.run)
     write_json(ds_config, {"zero_optimization": zero})
     lines = [shell_text(words) for words in commands(best, model, ds_config)]
-    head = "#!/bin/sh\n# Either of these; give --data and --output too.\n"
-    write_text(folder / COMMANDS_FILE, head + "".join(f"# {line}\n" for line in lines))
+    for name, line in zip((LAUNCH_FILE, SLURM_FILE), lines, strict=True):
+        note = f"# Give --data and --output too: sh {name} --data ... --output ..."
+        write_text(folder / name, f'#!/bin/sh\n{note}\nexec {line} "$@"\n')
     write_json(folder / PLAN_FILE, plan)
     write_text(folder / TABLE_FILE, table + "\n")
-    return f"Wrote {ds_config}. Start with\n  " + "\nor\n  ".join(lines)
+    return f"Wrote {folder}: {DS_CONFIG_FILE} and more. Start with\n  " + "\nor\n  ".join(lines)

@@ -46,7 +46,8 @@ def test_output_holds_config_commands_and_plot(tmp_path):
     result = _plan(*SHAPE, "--output", tmp_path / "plan")
     assert result.exit_code == 0, result.output
     names = {path.name for path in (tmp_path / "plan").iterdir()}
-    assert names == {"ds_config.json", "commands.sh", "plan.json", "plan.txt", "scaling.png"}
+    scripts = {"launch.sh", "slurm.sh"}
+    assert names == scripts | {"ds_config.json", "plan.json", "plan.txt", "scaling.png"}
     assert load_ds_config(tmp_path / "plan" / "ds_config.json")
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert {layout["num_gpus"] for layout in plan["scaling"]} == {2**n for n in range(11)}

@@ -181,7 +181,7 @@ def test_the_written_config_is_one_that_a_run_accepts(llama, tmp_path):
         # DeepSpeed never holds back what it would gather ahead: the plan counts on that.
         assert zero["stage"] < 3 or zero[LIMIT_KEYS[1]] > zero[LIMIT_KEYS[2]]
         assert zero["stage"] == candidate.variant.stage
-        text = (tmp_path / output.COMMANDS_FILE).read_text()
+        text = (tmp_path / output.SLURM_FILE).read_text()
         assert "--nodes 2 --gpus-per-node 4" in text
         run = output.planned_run(candidate, "org/model")
         count = candidate.recomputation.num_layers
