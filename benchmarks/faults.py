@@ -2,10 +2,13 @@
 
     python -m benchmarks.faults --faults 40
 
-A small random model trains under ZeRO-3 on two ranks. Each fault hits at a random moment. After it
-every process must be gone within 30 s, the exit code must not be 0, and the last whole checkpoint
-must still be whole. The run that was broken many times has to end with exactly the deltas of one
-that was left alone.
+A small random model trains under ZeRO-3 on two ranks. Each fault hits at a random moment, or at one
+in a given phase of a step. After it every process must be gone within 30 s, the exit code must not
+be 0, and the last whole checkpoint must still be whole. The run that was broken many times has to
+end with exactly the deltas of one that was left alone.
+
+Ranks are on this machine, but for "lose a host": there the same run is on two hosts that ssh
+reaches, and everything on one of them dies at once.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,11 +36,16 @@ from diablo_ds.checkpoint import find_checkpoint, list_checkpoints
 from diablo_ds.launcher.records import read_records
 from diablo_ds.run_folder import checkpoints_folder
 
+if TYPE_CHECKING:
+    from tests.cluster.ssh import SshHosts
+
 COMMAND = str(Path(sys.executable).with_name("diablo-ds"))
 ALL_GONE_S = 30.0
 SAVE_EVERY = 3
 HANG_TIMEOUT_S = 8
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
+INJECTION = Path(__file__).parent / "injection"
+LOSE_HOST = "lose a host"
 
 
 @dataclass
@@ -63,11 +71,13 @@ class Bench:
         folder: for the model, the data and the runs; a file system that can be filled up.
         num_steps: steps of the run.
         seed: of the random moments.
+        hosts: two ssh hosts, or none; needed for the fault "lose a host".
     """
 
     folder: Path
     num_steps: int
     seed: int = 0
+    hosts: SshHosts | None = None
 
     def __post_init__(self) -> None:
         """Make the model and the data."""
@@ -80,19 +90,34 @@ class Bench:
         )
         self.data = write_pairs(self.folder / "pairs.jsonl", 60)
 
-    def start(self, output: Path, *options: str) -> subprocess.Popen[bytes]:
-        """Start the run, or go on with it: always the same command."""
+    @property
+    def wish(self) -> Path:
+        """Return the file by which a rank is asked to end itself; see `benchmarks/injection`."""
+        return self.folder / "wish"
+
+    def start(self, output: Path, hosts: SshHosts | None = None) -> subprocess.Popen[bytes]:
+        """Start the run, or go on with it: always the same command, here or on two hosts."""
+        where = "--gpus-per-node 2"
+        environment = {**os.environ, "PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"}
+        if hosts is not None:
+            from tests.e2e.commands import free_port
+
+            where = (
+                f"--hostfile {hosts.hostfile()} --master-addr 127.0.0.2 --interface lo "
+                f"--master-port {free_port()}"
+            )
+            environment = hosts.env
         command = (
-            f"{COMMAND} launch --gpus-per-node 2 --skip-checks --env DS_ACCELERATOR=cpu "
+            f"{COMMAND} launch {where} --skip-checks --env DS_ACCELERATOR=cpu "
+            f"--env PYTHONPATH={INJECTION} --env DIABLO_FAULT_WISH={self.wish} "
             f"--model {self.model} --data {self.data} --output {output} --num-blocks 4 "
             f"--micro-batch 2 --global-batch 16 --max-steps {self.num_steps} --dropout 0.1 "
             f"--precision fp32 --save-every {SAVE_EVERY} --eval-every 10 --keep-last 3 "
             f"--hang-timeout {HANG_TIMEOUT_S}"
         )
-        environment = {**os.environ, "PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"}
         with (self.folder / "launch.log").open("ab") as log:
             return subprocess.Popen(
-                [*command.split(), *options],
+                command.split(),
                 cwd=Path(__file__).parents[1],
                 env=environment,
                 stdout=log,
@@ -112,7 +137,7 @@ class Bench:
         """Start the run, break it at a random moment, and look at what is left."""
         outcome = Outcome(kind)
         saved_before = self._last_saved()
-        process = self.start(self.output)
+        process = self.start(self.output, self.hosts if kind == LOSE_HOST else None)
         step = self._wait_for_steps(process, self.random.randint(1, SAVE_EVERY + 1))
         outcome.resumed_step = step - 1
         if saved_before >= 0 and outcome.resumed_step != saved_before:
@@ -221,11 +246,24 @@ def _kill_rank(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], N
     return bench.signal_one(_RANK, signal.SIGKILL)
 
 
-def _kill_while_saving(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
-    root = checkpoints_folder(bench.output)
-    while process.poll() is None and not list(root.glob(".step-*.tmp")):
-        time.sleep(0.0005)
-    return bench.signal_one(_RANK, signal.SIGKILL)
+def _kill_rank_in(phase: str) -> Callable[..., Callable[[], None]]:
+    """Return a fault that has a rank die by SIGKILL at a random moment of a phase."""
+
+    def fault(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+        rank, delay_s = bench.random.randrange(2), bench.random.uniform(0, 0.008)
+        half_written = bench.wish.with_suffix(".tmp")
+        half_written.write_text(f"{phase} {rank} {delay_s}")
+        half_written.rename(bench.wish)
+        return lambda: bench.wish.unlink(missing_ok=True)
+
+    return fault
+
+
+def _lose_host(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    assert bench.hosts is not None
+    hosts, name = bench.hosts, bench.random.choice(sorted(bench.hosts.servers))
+    hosts.stop_host(name)
+    return lambda: hosts.start_host(name)
 
 
 def _kill_guard(bench: Bench, process: subprocess.Popen[bytes]) -> Callable[[], None]:
@@ -295,7 +333,10 @@ def _flip_bit(data: bytes) -> bytes:
 
 FAULTS: dict[str, Callable[[Bench, subprocess.Popen[bytes]], Callable[[], None]]] = {
     "kill a rank": _kill_rank,
-    "kill a rank while saving": _kill_while_saving,
+    "kill a rank in forward": _kill_rank_in("forward"),
+    "kill a rank in backward": _kill_rank_in("backward"),
+    "kill a rank in the update": _kill_rank_in("update"),
+    "kill a rank while saving": _kill_rank_in("saving"),
     "kill a guard": _kill_guard,
     "terminate deepspeed": _terminate_runner,
     "kill deepspeed's agent": _kill_agent,
@@ -305,6 +346,7 @@ FAULTS: dict[str, Callable[[Bench, subprocess.Popen[bytes]], Callable[[], None]]
     "fill the disk": _fill_disk,
     "truncate a checkpoint": _damage(_truncate),
     "flip a bit of a checkpoint": _damage(_flip_bit),
+    LOSE_HOST: _lose_host,
 }
 """Each breaks the run and returns what to do once all its processes are gone."""
 
@@ -343,18 +385,28 @@ def finish(bench: Bench, expected: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.option("--faults", default=44, show_default=True, help="Faults to make.")
+@click.option("--faults", default=45, show_default=True, help="Faults to make.")
 @click.option("--steps", default=60, show_default=True, help="Steps of a run.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Small file system to fill up.")
 @click.option("--keep", is_flag=True, help="Keep the folder.")
 def main(faults: int, steps: int, seed: int, folder: Path | None, keep: bool) -> None:
     """Break, restart, compare, and write the report."""
-    from benchmarks.report import table, write_report
+    from tests.cluster.ssh import SshHosts
 
     where = folder or Path(tempfile.mkdtemp(prefix="diablo-faults-"))
-    bench = Bench(where, steps, seed)
-    kinds = [name for name in FAULTS if folder is not None or name != "fill the disk"]
+    with SshHosts(Path(tempfile.mkdtemp(prefix="diablo-hosts-"))) as hosts:
+        is_good = _run(Bench(where, steps, seed, hosts), faults, has_small_disk=folder is not None)
+    if not keep and folder is None:
+        shutil.rmtree(where)
+    sys.exit(0 if is_good else 1)
+
+
+def _run(bench: Bench, faults: int, *, has_small_disk: bool) -> bool:
+    """Make the faults and write the report; return whether all were survived."""
+    from benchmarks.report import table, write_report
+
+    kinds = [name for name in FAULTS if has_small_disk or name != "fill the disk"]
     order = [kinds[index % len(kinds)] for index in range(faults)]
     bench.random.shuffle(order)
     start = time.monotonic()
@@ -368,22 +420,20 @@ def main(faults: int, steps: int, seed: int, folder: Path | None, keep: bool) ->
             good = sum(not outcome.problems for outcome in mine)
             codes = ", ".join(map(str, sorted({outcome.exit_code for outcome in mine})))
             rows.append((kind, str(len(mine)), str(good), codes, f"{max(seconds):.1f} s"))
-    phases = Counter(o.phase.split(" of ")[0] or "start" for o in outcomes if "kill a" in o.kind)
+    phases = Counter(o.phase.split(" of ")[0] for o in outcomes if "kill a rank" in o.kind)
     text = (
         f"{len(outcomes)} faults in {time.monotonic() - start:.0f} s on a run of two ranks under "
         f"ZeRO-3; {survived} survived. After the last, the deltas were "
         f"{'exactly those of an undisturbed run' if not problems else '; '.join(problems)}. Each "
         "start went on at the last whole checkpoint, so no step was lost beyond it.\n\n"
         + table(("fault", "made", "survived", "exit codes", "all gone after, at most"), rows)
-        + "\n\nPhases in which ranks or guards were killed: "
+        + "\n\nPhases in which ranks were killed: "
         + ", ".join(f"{phase} {count}" for phase, count in phases.most_common())
         + "."
     )
     figures = {"outcomes": [asdict(outcome) for outcome in outcomes], "end": problems}
     write_report("faults", "Faults survived", figures, text, "cpu")
-    if not keep and folder is None:
-        shutil.rmtree(where)
-    sys.exit(0 if survived == len(outcomes) and not problems else 1)
+    return survived == len(outcomes) and not problems
 
 
 if __name__ == "__main__":

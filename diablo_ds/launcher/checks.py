@@ -13,7 +13,7 @@ from typing import Any
 
 from diablo_ds.config import RunConfig
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
-from diablo_ds.launcher.hosts import Answer, on_all_hosts, python_on
+from diablo_ds.launcher.hosts import Answer, on_all_hosts
 
 _COMMANDS = {"pdsh": "pdsh", "openmpi": "ompi_info", "mpich": "mpirun", "slurm": "srun"}
 
@@ -57,7 +57,7 @@ def check_hosts(run: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostC
         answers = on_all_hosts(
             cluster,
             lambda host: [
-                *(python_on(cluster), "-m", "diablo_ds.launcher.probe"),
+                *(*cluster.python(), "-m", "diablo_ds.launcher.probe"),
                 json.dumps({**question, "host": host.name, "port": _port(cluster, host)}),
             ],
             hosts,
@@ -66,7 +66,14 @@ def check_hosts(run: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostC
     found = [_parse(answer) for answer in answers]
     first = next((f for f in found if f), {})
     return [
-        HostCheck(host, f, tuple(_problems(host, answer, f, first, marks)))
+        HostCheck(
+            host,
+            f,
+            (
+                *_problems(host, answer, f, first, marks),
+                *_missing_interfaces(cluster.interface, f.get("interfaces")),
+            ),
+        )
         for host, answer, f in zip(hosts, answers, found, strict=True)
     ]
 
@@ -119,6 +126,12 @@ def _shared_folder(run: RunConfig) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         for path in made:
             path.rmdir()
+
+
+def _missing_interfaces(wanted: str, there: Sequence[str] | None) -> Iterator[str]:
+    for name in filter(None, wanted.split(",")):
+        if there is not None and name not in there:
+            yield f"interface must be one of {', '.join(there)}; got interface={name!r}"
 
 
 def _parse(answer: Answer) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diablo_ds.launcher.guard import rank_python
+
 RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
 """How ranks get to their hosts: DeepSpeed's own runners, and "no-ssh", where `diablo-ds launch` is
 started on each host."""
@@ -52,7 +54,9 @@ class Cluster:
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the ranks."""
     venv: Path | None = None
-    """Virtual environment to activate on each host; by default the launching Python is used."""
+    """Virtual environment of the ranks; by default they get the launching Python."""
+    wrap: str = ""
+    """Words before each rank's Python, such as `apptainer exec --nv image.sif`."""
     launcher_args: str = ""
     """Further arguments for pdsh, mpirun or srun."""
 
@@ -78,12 +82,16 @@ class Cluster:
             raise ValueError(
                 f"node_rank must be from 0 to {len(self.hosts) - 1}; got node_rank={self.node_rank}"
             )
-        for name in ("ssh_port", "venv"):
-            if getattr(self, name) is not None and self.runner != "pdsh":
-                raise ValueError(
-                    f"{name} is for the runner pdsh; got {name}={getattr(self, name)} with runner "
-                    f"{self.runner!r}"
-                )
+        if self.ssh_port is not None and self.runner != "pdsh":
+            raise ValueError(
+                f"ssh_port is for the runner pdsh; got ssh_port={self.ssh_port} with runner "
+                f"{self.runner!r}"
+            )
+        if self.master_addr and self.runner == "local":
+            raise ValueError(
+                "master_addr is for the hosts of a hostfile, this machine's ranks need none; got "
+                f"master_addr={self.master_addr!r}"
+            )
         if self.launcher_args and self.runner in ("local", "no-ssh"):
             raise ValueError(
                 "launcher_args are for pdsh, mpirun and srun; got "
@@ -104,6 +112,10 @@ class Cluster:
         if self.runner in ("openmpi", "slurm"):  # these tell ranks their number, but not where
             env |= {"MASTER_ADDR": self.first_address, "MASTER_PORT": str(self.master_port)}
         return {**env, **self.env}
+
+    def python(self) -> list[str]:
+        """Return the words that start Python as the ranks get it, on every host."""
+        return rank_python(self.venv, self.wrap)
 
     @property
     def first_address(self) -> str:

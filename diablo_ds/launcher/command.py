@@ -30,6 +30,10 @@ def build_command(run: RunConfig, ds_config: Path, cluster: Cluster, log_folder:
     script = ["--ds_config", shown_path(ds_config), "--log-folder", str(log_folder)]
     for name, value in cluster.rank_env().items():
         script += ["--env", f"{name}={value}"]
+    if cluster.venv is not None:
+        script += ["--venv", str(cluster.venv)]
+    if cluster.wrap:
+        script += ["--wrap", cluster.wrap]
     script += run_options(run)
     if cluster.runner == "pdsh":
         script = [_for_remote_shell(word) for word in script]
@@ -97,8 +101,6 @@ def _launcher_options(cluster: Cluster) -> list[str]:
         options.append("--no_ssh_check")
     if cluster.ssh_port is not None:
         options += ["--ssh_port", str(cluster.ssh_port)]
-    if cluster.venv is not None:
-        options += ["--venv_script", str(cluster.venv / "bin" / "activate")]
     if launcher_args := _launcher_args(cluster):
         options.append(f"--launcher_args={launcher_args}")
     return options

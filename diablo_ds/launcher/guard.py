@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -62,10 +63,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--log-folder", "--log_folder", type=Path)
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--venv", type=Path)
+    parser.add_argument("--wrap", default="")
     own, train_arguments = parser.parse_known_args()
     environment = rank_environment({**os.environ, **dict(e.split("=", 1) for e in own.env)})
+    if own.venv is not None:  # DeepSpeed looks for ninja there
+        environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
     guard = Guard(environment, own.log_folder)
-    sys.exit(guard.run([sys.executable, "-u", "-m", "diablo_ds", "train", *train_arguments]))
+    python = rank_python(own.venv, own.wrap)
+    sys.exit(guard.run([*python, "-u", "-m", "diablo_ds", "train", *train_arguments]))
+
+
+def rank_python(venv: Path | None, wrap: str) -> list[str]:
+    """Return the words that start a rank's Python: this one, a venv's, or a container's own."""
+    inside = "python3" if wrap else sys.executable
+    return [*shlex.split(wrap), inside if venv is None else str(venv / "bin" / "python")]
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:

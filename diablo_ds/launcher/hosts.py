@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,11 +43,6 @@ def on_all_hosts(
     """
     with ThreadPoolExecutor(max_workers=64) as pool:
         return list(pool.map(lambda host: _run(cluster, host, command(host)), hosts))
-
-
-def python_on(cluster: Cluster) -> str:
-    """Return the Python that ranks get on every host."""
-    return sys.executable if cluster.venv is None else str(cluster.venv / "bin" / "python")
 
 
 def _run(cluster: Cluster, host: Host, command: Sequence[str]) -> Answer:

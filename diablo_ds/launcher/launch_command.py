@@ -14,6 +14,7 @@ import click
 from diablo_ds.config import RunConfig
 from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.exit_codes import EXIT_USER_ERROR
+from diablo_ds.files import read_json
 from diablo_ds.launcher.cluster import (
     DEFAULT_PORT,
     RUNNERS,
@@ -40,18 +41,29 @@ _INTERFACE_HELP = "Network interface for NCCL and Gloo, e.g. ib0."
 @click.option("--no-ssh", is_flag=True, help="Start this host's ranks only; run it on each host.")
 @click.option("--node-rank", type=int, help="With --no-ssh: this host's line in the hostfile.")
 @click.option("--master-addr", default="", help="Where rank 0 listens.  [default: first host]")
-@click.option("--master-port", type=int, help=f"[default: {DEFAULT_PORT}; locally a free one]")
+@click.option(
+    "--master-port",
+    type=click.IntRange(1, 65535),
+    help=f"[default: {DEFAULT_PORT}; locally a free one]",
+)
 @click.option("--ssh-port", type=int, help="Port of the hosts' ssh servers.")
 @click.option("--interface", default="", help=_INTERFACE_HELP)
 @click.option("--env", multiple=True, help=_ENV_HELP)
-@click.option("--venv", type=click.Path(path_type=Path), help="Virtual environment on each host.")
+@click.option("--venv", type=click.Path(path_type=Path), help="Virtual environment of the ranks.")
+@click.option("--wrap", default="", help="Words before a rank's Python: apptainer exec --nv x.sif.")
 @click.option(
     "--log-folder",
     type=click.Path(path_type=Path),
     help="One log a rank, shared by all hosts.  [default: logs in the run folder]",
 )
 @click.option("--launcher-args", default="", help="Further arguments for pdsh, mpirun or srun.")
-@click.option("--max-restarts", default=0, show_default=True, help="Restarts after failures.")
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Restarts after failures.",
+)
 @click.option(
     "--min-nodes",
     type=click.IntRange(min=1),
@@ -79,11 +91,12 @@ def launch(
     """
     names = (
         *("hostfile", "nodes", "gpus_per_node", "runner", "no_ssh", "node_rank", "master_addr"),
-        *("master_port", "ssh_port", "interface", "env", "venv", "launcher_args"),
+        *("master_port", "ssh_port", "interface", "env", "venv", "wrap", "launcher_args"),
     )
     with clean_errors():
         from diablo_ds.run_folder import logs_folder
 
+        _refuse_several(check=check, skip_checks=skip_checks, dry_run=dry_run)
         cluster = build_cluster(**{name: options.pop(name) for name in names})
         if min_nodes is not None and (cluster.runner == "local" or not max_restarts):
             raise ValueError(
@@ -92,6 +105,7 @@ def launch(
             )
         run = build_run_config(config, options, gradient_accumulation_steps, cluster.world_size)
         run.accumulation_steps(cluster.world_size)
+        read_json(ds_config)  # the ranks look into it; here at least it must be there
         run = with_output(run)
         sys.exit(
             _launch(
@@ -202,6 +216,13 @@ def build_cluster(
         env=variables,
         **others,
     )
+
+
+def _refuse_several(**flags: bool) -> None:
+    """Raise ValueError where more than one of the flags was given."""
+    given = [f"--{name.replace('_', '-')}" for name, is_given in flags.items() if is_given]
+    if len(given) > 1:
+        raise ValueError(f"give one of --check, --skip-checks, --dry-run; got {', '.join(given)}")
 
 
 def _refuse_local(nodes: int | None, runner: str | None, no_ssh: bool) -> None:

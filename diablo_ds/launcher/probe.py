@@ -30,6 +30,7 @@ def main() -> None:
         "code": code_digest(),
         "paths": {path: path_digest(Path(path)) for path in question["paths"]},
         "gpus": gpu_names(),
+        "interfaces": [name for _, name in socket.if_nameindex()],
         "shared": leave_mark(Path(question["shared"]), question["host"]),
         "port_problem": port_problem(question["port"]),
     }

@@ -117,9 +117,9 @@ def build_script(
     """Return the text of a batch script.
 
     Each node runs `deepspeed --no_ssh` as a single task, so neither ssh nor MPI is needed. The
-    first node of the allocation is the master. USR1, which SLURM sends ahead of the time limit and
-    preemption can send, makes the run save at the next step border; the job then goes back into the
-    queue, or leaves the rest to the next job of its chain.
+    first node of the allocation is the master. USR1, which SLURM sends ahead of the time limit, and
+    TERM, which preemption sends, make the run save at the next step border; the job then goes back
+    into the queue, or leaves the rest to the next job of its chain. A cancelled job does not.
 
     Args:
         run: the run config, with its run folder.
@@ -139,9 +139,9 @@ def build_script(
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _sbatch_options(run, job, len(values))),
         "",
-        "set -u",
         f"cd {shlex.quote(str(folder))}",
         *job.setup,
+        "set -u",  # not before: modules and conda use variables that are not set
         *_run_folder_lines(run, job, field, values),
         _START.format(
             slots=job.slots,
@@ -263,7 +263,7 @@ scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/ slots={slots}/' > "$ho
 _RUN_ONCE = """\
 attempt=0
 signals=0
-trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' USR1
+trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' USR1 TERM
 
 run_once() {{
     log_folder="$logs/attempt-$attempt"
@@ -295,7 +295,8 @@ done
 """
 
 _REQUEUE = """\
-if [ "$code" = 85 ] && [ "$signals" -gt 0 ]; then
+# scancel ends a run in the same way, but then the job does not count as running any more.
+if [ "$code" = 85 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -t RUNNING -o %T)" = RUNNING ]; then
     echo "Stopped and saved; back into the queue."
     scontrol requeue "$SLURM_JOB_ID"
 fi

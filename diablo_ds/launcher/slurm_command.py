@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from diablo_ds.console import CONTEXT, clean_errors
+from diablo_ds.files import read_json
 from diablo_ds.launcher.cluster import interface_env, parse_env
 from diablo_ds.launcher.launch_command import with_output
 from diablo_ds.launcher.slurm import Job, build_script, submit
@@ -26,18 +27,30 @@ from diablo_ds.run_options import build_run_config, run_options
 @click.option("--account", default="", help="Account.")
 @click.option("--time", default="", help="Time limit, e.g. 24:00:00.")
 @click.option(
-    "--warning-s", default=120, show_default=True, help="Seconds before the limit to stop and save."
+    "--warning-s",
+    type=click.IntRange(min=1),
+    default=120,
+    show_default=True,
+    help="Seconds before the limit to stop and save.",
 )
 @click.option(
     "--chain", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs in a row."
 )
-@click.option("--max-restarts", default=0, show_default=True, help="Restarts after failures.")
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Restarts after failures.",
+)
 @click.option("--sweep", multiple=True, help="setting=value,value: an array job over the values.")
 @click.option("--setup", multiple=True, help="Shell line before the run; repeatable.")
 @click.option("--wrap", default="", help="Words before the command: apptainer exec --nv x.sif.")
 @click.option("--sbatch-option", "options_", multiple=True, help="Further option; repeatable.")
 @click.option("--master-addr", default="", help="Where rank 0 listens.  [default: first node]")
-@click.option("--master-port", type=int, help="[default: follows from the job's number]")
+@click.option(
+    "--master-port", type=click.IntRange(1, 65535), help="[default: follows from the job's number]"
+)
 @click.option("--interface", default="", help="Network interface for NCCL and Gloo.")
 @click.option("--env", multiple=True, help="NAME=VALUE, or NAME for the value here; repeatable.")
 @click.option("--file", type=click.Path(path_type=Path), help="[default: logs/job.sbatch]")
@@ -85,11 +98,14 @@ def slurm(
         run = build_run_config(config, options, gradient_accumulation_steps, world_size)
         run = with_output(run)
         variables = {**interface_env(interface), **parse_env(env)}
+        read_json(ds_config)  # the ranks look into it; here at least it must be there
         text = build_script(run, ds_config, job, variables, Path.cwd())
         if dry_run:
             click.echo(text)
             return
-        _write_and_submit(text, file or Path(run.output) / "logs" / "job.sbatch", job, must_submit)
+        logs = Path(run.output) / "logs"
+        logs.mkdir(parents=True, exist_ok=True)  # SLURM drops a job that cannot write its output
+        _write_and_submit(text, file or logs / "job.sbatch", job, must_submit)
         click.echo(f"Status: diablo-ds slurm status {run.output}")
 
 

@@ -182,6 +182,23 @@ def test_ranks_of_mpi_and_srun_are_understood_where_a_master_was_named():
     assert os.environ.get("RANK") is None
 
 
+def test_a_rank_runs_in_its_venv_behind_the_words_of_a_container(tmp_path):
+    wrap = tmp_path / "enter"
+    wrap.write_text(f'#!/bin/sh\necho "$PATH" "$@" > {tmp_path}/words\nexec "$@"\n')
+    wrap.chmod(0o755)
+    venv = Path(sys.executable).parents[1]
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", "--venv", venv, "--wrap", f"{wrap} -u", "--version"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    path, *words = (tmp_path / "words").read_text().split()
+    assert path.startswith(f"{venv}/bin:")
+    assert words == ["-u", f"{venv}/bin/python", "-u", "-m", "diablo_ds", "train", "--version"]
+    assert done.returncode != 0  # "-u" is no command
+
+
 def test_without_a_guard_a_hanging_process_ends_itself_with_its_stacks():
     code = BEAT + "def lost():\n    beat(); time.sleep(60)\nlost()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from diablo_ds.cli import train
 from diablo_ds.config import RunConfig
@@ -98,6 +100,16 @@ def test_deepspeed_understands_the_command(runner):
     assert "NCCL_SOCKET_IFNAME=ib0" in args.user_args
 
 
+def test_a_rank_gets_the_python_of_its_venv_or_container():
+    cluster = _cluster(venv=Path("/v"), wrap="apptainer exec x.sif")
+    words = _command(cluster)
+    assert words[words.index("--venv") + 1] == "/v"
+    assert words[words.index("--wrap") + 1] == "apptainer exec x.sif"
+    assert cluster.python() == ["apptainer", "exec", "x.sif", "/v/bin/python"]
+    assert _cluster(wrap="c run").python() == ["c", "run", "python3"]  # the container's own
+    assert _cluster().python() == [sys.executable]
+
+
 def test_every_host_starts_its_own_ranks_without_ssh():
     args = _deepspeed_args(_command(_cluster("no-ssh", node_rank=1)))
     assert args.no_ssh
@@ -133,6 +145,7 @@ def test_the_global_batch_must_divide_over_the_cluster():
         ({"runner": "no-ssh"}, "node_rank goes with --no-ssh"),
         ({"runner": "pdsh", "node_rank": 0}, "node_rank goes with --no-ssh"),
         ({"runner": "openmpi", "ssh_port": 22}, "ssh_port is for the runner pdsh"),
+        ({"runner": "local", "master_addr": "1.2.3.4"}, "master_addr is for the hosts"),
         ({"runner": "no-ssh", "node_rank": 2}, "from 0 to 1"),
         ({"runner": "pdsh", "hostfile": None}, "needs a hostfile"),
     ],
@@ -196,6 +209,8 @@ def test_batch_scripts_are_correct_bash(job, tmp_path):
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     assert ("scontrol requeue" in text) == (job.chain == 1)
+    lines = text.splitlines()
+    assert all(lines.index(line) < lines.index("set -u") for line in job.setup)
     assert ("--gpus-per-node" in text) == job.gpus
     assert ("--array=0-1" in text) == bool(job.sweep)
 
@@ -244,6 +259,24 @@ def test_all_hosts_of_a_start_come_to_the_same_log_folder(tmp_path):
     write_record(expected, _record(0))  # the first host has started already
     assert next_log_folder(tmp_path, second) == expected
     assert next_log_folder(tmp_path, first) == tmp_path / "attempt-002"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--check", "--dry-run"], "give one of"),
+        (["--dry-run", "--ds-config", "nowhere.json"], "nowhere.json"),
+        (["--max-restarts", "-1"], "not in the range"),
+        (["--master-port", "70000"], "not in the range"),
+    ],
+)
+def test_wrong_options_of_the_launcher_start_nothing(options, message, tmp_path):
+    from diablo_ds.launcher.launch_command import launch
+
+    result = CliRunner().invoke(launch, [*options, "--output", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_help_of_the_launcher_names_every_run_option():
