@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from diablo_ds import distributed
+from diablo_ds.build_lock import removing_stale_locks
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
 from diablo_ds.model import decoder_layer_classes
@@ -86,7 +87,8 @@ def init_process_group() -> torch.device:
         num_cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, num_cores // distributed.local_world_size()))
     if not deepspeed.comm.is_initialized():
-        with contextlib.redirect_stdout(io.StringIO()):  # "op built successfully"
+        quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
+        with removing_stale_locks(), quietly:
             accelerator.set_device(distributed.local_rank())
             deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False)
         _unlink_shared_memory()

@@ -1,0 +1,68 @@
+"""Locks that a killed process leaves behind are removed; those in use are not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diablo_ds import build_lock
+from diablo_ds.build_lock import removing_stale_locks, stale_locks
+
+# What PyTorch's FileBaton does, then loads an op for a long time.
+HOLD = """
+import sys, time
+from torch.utils.file_baton import FileBaton
+assert FileBaton(sys.argv[1]).try_acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def _make_old(lock):
+    past = time.time() - 1000
+    os.utime(lock, (past, past))
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A lock, and the process that holds it."""
+    lock = tmp_path / "py311_cpu" / "some_op" / "lock"
+    lock.parent.mkdir(parents=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    _make_old(lock)
+    yield lock, process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_lock_is_stale_once_its_process_was_killed(held, tmp_path):
+    lock, process = held
+    assert stale_locks(tmp_path) == []
+    process.kill()
+    process.wait()
+    assert stale_locks(tmp_path) == [lock]
+
+
+def test_a_young_lock_may_be_another_hosts(tmp_path):
+    lock = tmp_path / "py311_cpu" / "op" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert stale_locks(tmp_path) == []
+
+
+def test_who_waits_for_a_killed_process_goes_on(held, tmp_path, monkeypatch):
+    from torch.utils.file_baton import FileBaton
+
+    monkeypatch.setattr(build_lock, "_POLL_S", 0.05)
+    lock, process = held
+    with removing_stale_locks(tmp_path):
+        process.kill()
+        process.wait()
+        FileBaton(str(lock), 0.05).wait()
+    assert not lock.exists()
