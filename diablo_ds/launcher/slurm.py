@@ -235,8 +235,8 @@ def _command(run: RunConfig, ds_config: Path, job: Job, env: dict[str, str], fie
     words += ["--output", Variable("run_folder")]
     if field:
         words += [f"--{field.replace('_', '-')}", Variable("value")]
-    # The launcher's processes ignore USR1; the ranks have a handler of their own.
-    return 'trap "" USR1; exec ' + " ".join(map(_quoted, words))
+    # The launcher's processes ignore these; the ranks have handlers of their own.
+    return 'trap "" USR1 TERM; exec ' + " ".join(map(_quoted, words))
 
 
 def _quoted(word: str) -> str:
@@ -286,6 +286,10 @@ while :; do
         0 | {stopped} | {user_error}) break ;;  # done, stopped, or a setting that stays wrong
     esac
     diablo-ds slurm explain "$log_folder"
+    if [ $? = {stopped} ]; then  # after TERM the launcher's own code says nothing
+        code={stopped}
+        break
+    fi
     [ "$attempt" -ge {max_restarts} ] && break
     attempt=$((attempt + 1))
     master_port=$((master_port + 1))

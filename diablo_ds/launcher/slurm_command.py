@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from diablo_ds.console import CONTEXT, clean_errors
+from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.files import read_json
 from diablo_ds.launcher.cluster import interface_env, parse_env
 from diablo_ds.launcher.launch_command import with_output
@@ -135,8 +136,12 @@ def status(run_folder: Path) -> None:
 @slurm.command(context_settings=CONTEXT)
 @click.argument("log_folder", type=click.Path(path_type=Path))
 def explain(log_folder: Path) -> None:
-    """Show which rank failed first, and its last lines."""
-    from diablo_ds.launcher.records import describe_failure
+    """Show which rank failed first, and its last lines; exit code 85 where none did."""
+    from diablo_ds.launcher.records import describe_failure, first_failure, read_records
 
+    records = read_records(log_folder)
+    if records and first_failure(records) is None:
+        click.echo("No rank failed; the run was stopped.", err=True)
+        sys.exit(EXIT_STOPPED)
     click.echo(f"Error: {describe_failure(log_folder)}", err=True)
     sys.exit(0)
