@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from diablo_ds.checkpoint import list_checkpoints
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.watching import assert_same_run, processes_of, steps_taken, wait_until
 from tests.e2e.commands import ROOT
@@ -47,19 +48,36 @@ def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, t
     status = _diablo_ds(slurm, "status", folder)
     assert re.search(r"step +\d+/40", status), status
     assert "2 running" in status
-    slurm.run("scancel", "--signal=USR1", "--batch", str(job))
-    slurm.release(job)
-    stopped_at = steps_taken(folder)
-    assert 1 <= stopped_at < 40
+    stops = []
+    # SLURM warns the batch script; preemption with a grace time tells the tasks alone.
+    for signal in (["--signal=USR1", "--batch"], ["--signal=TERM"]):
+        slurm.run("scancel", *signal, str(job))
+        slurm.release(job)
+        stops.append(steps_taken(folder))
+        wait_until(lambda: steps_taken(folder) > stops[-1], "a step after the requeue")
     state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=120)
     log = _slurm_log(folder)
     assert state == "COMPLETED", log
-    assert slurm.job_field(job, "Restarts") == "1"
-    assert f"Stopped after step {stopped_at} of 40" in log
-    assert f"Resuming after step {stopped_at} " in log
+    assert slurm.job_field(job, "Restarts") == "2"
+    assert 1 <= stops[0] < stops[1] < 40
+    for step in stops:
+        assert f"Stopped after step {step} of 40" in log
+        assert f"Resuming after step {step} " in log
     assert_same_run(folder, undisturbed)
     assert "time left   done" in _diablo_ds(slurm, "status", folder)
     wait_until(lambda: not processes_of(folder), "all processes to end", 30)
+
+
+def test_a_cancelled_job_saves_and_does_not_come_back(slurm, options, tmp_path):
+    folder = tmp_path / "run"
+    (job, *_) = _submit(slurm, options, folder, "--nodes", 2)
+    wait_until(lambda: steps_taken(folder) >= 1, "a step")
+    slurm.run("scancel", str(job))
+    slurm.wait_for(job, ("CANCELLED",), timeout=60)
+    wait_until(lambda: not processes_of(folder), "all processes to end", 30)
+    assert slurm.job_field(job, "JobState") == "CANCELLED"
+    assert slurm.job_field(job, "Restarts") == "0"
+    assert list_checkpoints(folder / "checkpoints")
 
 
 def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, tmp_path):
