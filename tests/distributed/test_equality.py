@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from diablo_ds.config import RunConfig
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, train_and_save, train_plain
 from tests.tiny import save_model
@@ -41,54 +45,116 @@ def _check(output, reference):
         assert_close(delta, reference[1][name], **TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "ds_file", ["zero0.json", "zero1.json", "zero2.json", "zero3.json", "zero3_offload.json"]
-)
-def test_two_ranks_equal_one_process(ds_file, model_folder, reference, tmp_path):
-    output = tmp_path / "result"
-    run_distributed(train_and_save, 2, tmp_path, model_folder, ds_file, CONFIG, output)
-    _check(output, reference)
+# --- each group of trainings on ranks that are started once --------------------------------------
 
 
-RECOMPUTATIONS = [
-    ("zero0.json", {"gradient_checkpointing": True}),
-    ("zero2.json", {"reentrant": True}),
-    ("zero3.json", {"gradient_checkpointing": True}),
-    ("zero3.json", {"reentrant": True}),
-    ("zero3.json", {"checkpointed_layers": 1, "keep_attention": True}),
+@pytest.fixture(scope="module")
+def train_all(model_folder, tmp_path_factory):
+    """Train in several ways, one after another on the same ranks; return where results are."""
+
+    def train(jobs: dict[str, Job], num_ranks: int = 2) -> dict[str, Path]:
+        folder = tmp_path_factory.mktemp("results")
+        filled = {
+            folder / str(number): (job.model or model_folder, job.ds_file, job.config)
+            for number, job in enumerate(jobs.values())
+        }
+        run_distributed(_train_in_turn, num_ranks, folder, filled, timeout_s=300)
+        return dict(zip(jobs, filled, strict=True))
+
+    return train
+
+
+@dataclasses.dataclass
+class Job:
+    """A training; without a model that of this module."""
+
+    ds_file: str
+    config: RunConfig = CONFIG
+    model: Path | None = None
+
+
+def _train_in_turn(rank: int, jobs: dict[Path, tuple[Path, str, RunConfig]]) -> None:
+    for output, (model, ds_file, config) in jobs.items():
+        with _named(ds_file, config):
+            train_and_save(rank, model, ds_file, config, output)
+
+
+@contextmanager
+def _named(ds_file: str, config: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"with {ds_file}, {config}")
+        raise
+
+
+STAGES = ("zero0.json", "zero1.json", "zero2.json", "zero3.json", "zero3_offload.json")
+
+
+@pytest.fixture(scope="module")
+def stages(train_all):
+    return train_all({name: Job(name) for name in STAGES})
+
+
+@pytest.mark.parametrize("ds_file", STAGES)
+def test_two_ranks_equal_one_process(ds_file, stages, reference):
+    _check(stages[ds_file], reference)
+
+
+CHECKPOINTING = [
+    (ds_file, reentrant)
+    for ds_file in ("zero0.json", "zero2.json", "zero3.json")
+    for reentrant in (False, True)
 ]
 
 
-@pytest.mark.parametrize(("ds_file", "changes"), RECOMPUTATIONS)
-def test_gradient_checkpointing_changes_nothing(
-    ds_file, changes, model_folder, reference, tmp_path
-):
+@pytest.fixture(scope="module")
+def checkpointing(train_all):
     # In fp32 auto is merged; here the other formulation.
-    config = dataclasses.replace(CONFIG, delta_path="fused", **changes)
-    output = tmp_path / "result"
-    run_distributed(train_and_save, 2, tmp_path, model_folder, ds_file, config, output)
-    _check(output, reference)
+    config = dataclasses.replace(CONFIG, gradient_checkpointing=True, delta_path="fused")
+    return train_all(
+        {
+            (ds_file, reentrant): Job(ds_file, dataclasses.replace(config, reentrant=reentrant))
+            for ds_file, reentrant in CHECKPOINTING
+        }
+    )
 
 
-def test_one_rank_with_zero3_equals_one_process(model_folder, reference, tmp_path):
-    output = tmp_path / "result"
-    run_distributed(train_and_save, 1, tmp_path, model_folder, "zero3.json", CONFIG, output)
-    _check(output, reference)
+@pytest.mark.parametrize(("ds_file", "reentrant"), CHECKPOINTING)
+def test_gradient_checkpointing_changes_nothing(ds_file, reentrant, checkpointing, reference):
+    _check(checkpointing[ds_file, reentrant], reference)
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "gpt_neox"])
-def test_other_families_under_zero3(family, tmp_path):
-    folder = save_model(tmp_path / "model", family)
-    output = tmp_path / "result"
-    run_distributed(train_and_save, 2, tmp_path, folder, "zero3.json", CONFIG, output)
-    _check(output, train_plain(folder))
+def test_one_rank_with_zero3_equals_one_process(train_all, reference):
+    _check(train_all({"alone": Job("zero3.json")}, num_ranks=1)["alone"], reference)
 
 
-@pytest.mark.parametrize("ds_file", ["zero0.json", "zero1.json", "zero2.json", "zero3.json"])
-def test_bf16_keeps_fp32_master_copies(ds_file, model_folder, reference, tmp_path):
+FAMILIES = ("mistral", "qwen2", "gpt_neox")
+
+
+@pytest.fixture(scope="module")
+def families(train_all, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    models = {name: save_model(folder / name, name) for name in FAMILIES}
+    results = train_all({name: Job("zero3.json", model=models[name]) for name in FAMILIES})
+    return {name: (models[name], results[name]) for name in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_under_zero3(family, families):
+    model, output = families[family]
+    _check(output, train_plain(model))
+
+
+@pytest.fixture(scope="module")
+def in_bf16(train_all):
     config = dataclasses.replace(CONFIG, precision="bf16")
-    output = tmp_path / "result"
-    run_distributed(train_and_save, 2, tmp_path, model_folder, ds_file, config, output)
+    return train_all({name: Job(name, config) for name in STAGES[:4]})
+
+
+@pytest.mark.parametrize("ds_file", STAGES[:4])
+def test_bf16_keeps_fp32_master_copies(ds_file, in_bf16, reference):
+    output = in_bf16[ds_file]
     losses = [point[0] for point in json.loads(output.with_suffix(".json").read_text())]
     assert_close(losses, [point[0] for point in reference[0]], rtol=1e-2, atol=0.0)
     deltas = torch.load(output.with_suffix(".pt"))

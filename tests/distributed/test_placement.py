@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import inspect
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def _step(engine: Any, deltas: dict[str, Any], step: int, config: Any = CONFIG) 
 
 def _statuses(engine: Any) -> dict[str, str]:
     return {name: p.ds_status.name for name, p in engine.module.named_parameters()}
+
+
+def _each(
+    rank: int, function: Callable[..., None], folder: Path, cases: Sequence[tuple[Any, ...]]
+) -> None:
+    """Call a function for each case, one after another on the same ranks."""
+    for case in cases:
+        try:
+            function(rank, folder, *case)
+        except BaseException as error:
+            error.add_note(f"with {case}")
+            raise
 
 
 def _check_placement(rank: int, folder: Path, ds_file: str, num_blocks: str, by_name: bool) -> None:
@@ -79,19 +92,14 @@ def _check_placement(rank: int, folder: Path, ds_file: str, num_blocks: str, by_
     assert num_masters == sum(-(-d.ds_numel // 2) for d in deltas.values())
 
 
-@pytest.mark.parametrize(
-    ("ds_file", "num_blocks", "by_name"),
-    [
+def test_base_is_sharded_and_deltas_are_replicated(model_folder, tmp_path):
+    cases = [
         ("zero3.json", "4", True),
         ("zero3.json", "1", True),
         ("zero3_offload.json", "2", True),
         ("zero3.json", "8", False),
-    ],
-)
-def test_base_is_sharded_and_deltas_are_replicated(
-    ds_file, num_blocks, by_name, model_folder, tmp_path
-):
-    run_distributed(_check_placement, 2, tmp_path, model_folder, ds_file, num_blocks, by_name)
+    ]
+    run_distributed(_each, 2, tmp_path, _check_placement, model_folder, cases)
 
 
 def _check_violations(rank: int, folder: Path) -> None:
@@ -184,37 +192,39 @@ def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool
     assert max(per_weight) <= 2.0
 
 
-@pytest.mark.parametrize(
-    ("checkpointing", "reentrant"), [(False, False), (True, False), (True, True)]
-)
-def test_a_base_weight_is_gathered_at_most_twice_per_micro_step(
-    checkpointing, reentrant, model_folder, tmp_path
-):
-    run_distributed(_check_gathers, 2, tmp_path, model_folder, checkpointing, reentrant)
+def test_a_base_weight_is_gathered_at_most_twice_per_micro_step(model_folder, tmp_path):
+    cases = [(False, False), (True, False), (True, True)]  # checkpointing, re-entrant
+    run_distributed(_each, 2, tmp_path, _check_gathers, model_folder, cases)
 
 
-def _count_reductions(rank: int, folder: Path, ds_file: str) -> None:
+def _count_all_reductions(rank: int, folder: Path, ds_files: Sequence[str]) -> None:
+    # Once for all: DeepSpeed keeps the functions that it finds at its start.
     with pytest.MonkeyPatch.context() as monkeypatch:
         reductions = _Reductions(monkeypatch)
-        counts = {}
-        for global_batch in (4, 16):  # 1 and 4 micro batches per rank and step
-            config = dataclasses.replace(CONFIG, global_batch=global_batch)
-            engine, deltas, _ = build(folder, ds_file, config)
-            _step(engine, deltas, 0, config)
-            reductions.num_elements.clear()
-            _step(engine, deltas, 1, config)
-            counts[global_batch] = sorted(reductions.num_elements)
-            engine.destroy()
-    assert counts[4] == counts[16], counts
+        for ds_file in ds_files:
+            _count_reductions(reductions, folder, ds_file)
+
+
+def _count_reductions(reductions: _Reductions, folder: Path, ds_file: str) -> None:
+    counts = {}
+    for global_batch in (4, 16):  # 1 and 4 micro batches per rank and step
+        config = dataclasses.replace(CONFIG, global_batch=global_batch)
+        engine, deltas, _ = build(folder, ds_file, config)
+        _step(engine, deltas, 0, config)
+        reductions.num_elements.clear()
+        _step(engine, deltas, 1, config)
+        counts[global_batch] = sorted(reductions.num_elements)
+        engine.destroy()
+    assert counts[4] == counts[16], (ds_file, counts)
     # All deltas at once, and small change: norms, padding.
     num_elements = sum(getattr(d, "ds_numel", d.numel()) for d in deltas.values())
-    assert num_elements <= sum(counts[4]) < num_elements + 100, (counts, num_elements)
+    assert num_elements <= sum(counts[4]) < num_elements + 100, (ds_file, counts)
     assert sum(count > 10 for count in counts[4]) == 1
 
 
-@pytest.mark.parametrize("ds_file", ["zero0.json", "zero1.json", "zero2.json", "zero3.json"])
-def test_delta_gradients_are_reduced_once_per_step(ds_file, model_folder, tmp_path):
-    run_distributed(_count_reductions, 2, tmp_path, model_folder, ds_file)
+def test_delta_gradients_are_reduced_once_per_step(model_folder, tmp_path):
+    ds_files = ("zero0.json", "zero1.json", "zero2.json", "zero3.json")
+    run_distributed(_count_all_reductions, 2, tmp_path, model_folder, ds_files)
 
 
 class _WideNet(nn.Module):
