@@ -148,7 +148,12 @@ def _plan(options: dict[str, Any]) -> None:
     values = report.plan_dict(name, models, cluster, assumed, everything, best)
     click.echo(json.dumps(values, indent=2) if options["as_json"] else text)
     if best is None:
-        raise ValueError(planner.advice(cluster))
+        fitting = [
+            f"num_blocks {run.num_blocks}"
+            for (run, _), own in zip(models, by_run, strict=True)
+            if any(c.fits for c in own)
+        ]
+        raise ValueError("; ".join([planner.advice(cluster), *fitting]))
     if options["output"] is not None:
         scaling = planner.scaling(cluster)
         values["scaling"] = [report.candidate_dict(c) for c in scaling]
@@ -160,17 +165,19 @@ def _plan(options: dict[str, Any]) -> None:
 
 def _cluster(options: dict[str, Any]) -> ClusterSize:
     device = DEVICES[options["gpu"]]
-    given = {
-        "memory_gb": options["gpu_memory"],
-        "tflops": options["tflops"],
-        "memory_gbs": options["memory_bandwidth"],
-        "inside_gbs": options["inside_bandwidth"],
-        "between_gbs": options["between_bandwidth"],
+    fields = {
+        "gpu_memory": "memory_gb",
+        "tflops": "tflops",
+        "memory_bandwidth": "memory_gbs",
+        "inside_bandwidth": "inside_gbs",
+        "between_bandwidth": "between_gbs",
     }
+    given = {name: options[name] for name in fields if options[name] is not None}
     for name, value in given.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
+        if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive; got {name}={value}")
-    device = dataclasses.replace(device, **{k: v for k, v in given.items() if v is not None})
+    changes = {fields[name]: value for name, value in given.items()}
+    device = dataclasses.replace(device, **changes)
     return ClusterSize(
         num_nodes=options["nodes"],
         ranks_per_node=options["gpus_per_node"],

@@ -59,7 +59,8 @@ def gathers_per_micro_step(model: ModelSizes, layout: Layout) -> Gathers:
     """Return how often a micro step gathers each parameter under ZeRO-3."""
     sizes = {i: p.num_elements for i, p in enumerate(model.parameters)}
     kept = [i for i, p in enumerate(model.parameters) if not p.sharded]
-    return simulate(model.visits, sizes, kept, layout.limits)
+    at_first = layout.num_micro_steps == 1
+    return simulate(model.visits, sizes, kept, layout.limits, kept_at_first=at_first)
 
 
 def base_gather_bytes(model: ModelSizes, layout: Layout, gathers: Gathers) -> int:

@@ -29,8 +29,7 @@ class Limits(NamedTuple):
     prefetch: int
     """How much is gathered ahead."""
     max_live: int
-    """How much may be whole at once before nothing is gathered ahead. Where this holds DeepSpeed
-    back, it gathers up to one layer more than `simulate` says."""
+    """How much may be whole at once before nothing is gathered ahead."""
     reuse_distance: int
     """What is used again within so many elements is kept."""
 
@@ -47,20 +46,33 @@ class Gathers(NamedTuple):
 
 
 def simulate(
-    visits: Sequence[Visit], sizes: Mapping[int, int], kept: Collection[int], limits: Limits
+    visits: Sequence[Visit],
+    sizes: Mapping[int, int],
+    kept: Collection[int],
+    limits: Limits,
+    *,
+    kept_at_first: bool = True,
 ) -> Gathers:
     """Return what a micro step gathers, once DeepSpeed knows the order of modules.
+
+    What is released after each module DeepSpeed decides once, in its first micro step with that
+    knowledge. If that is the second one of the first optimizer step, the parameters that are whole
+    later on are gathered in it one by one, and fill up the limits.
 
     Args:
         visits: modules in the order of a micro step.
         sizes: elements of each parameter.
         kept: parameters that are whole all the time.
         limits: DeepSpeed's settings.
+        kept_at_first: whether those are whole in that first micro step already.
     """
-    state = _Coordinator(visits, sizes, kept, limits)
-    for step, visit in enumerate(visits):
-        state.fetch(step, visit)
-        state.release(step + 1, visit)
+    first = _Coordinator(visits, sizes, kept, limits, whole=kept if kept_at_first else ())
+    state = _Coordinator(visits, sizes, kept, limits, whole=kept)
+    state.releases = first.releases
+    for coordinator in (first, state):
+        for step, visit in enumerate(visits):
+            coordinator.fetch(step, visit)
+            coordinator.release(step + 1, visit)
     return Gathers(state.counts, state.most_elements, state.most_ahead)
 
 
@@ -73,11 +85,13 @@ class _Coordinator:
         sizes: Mapping[int, int],
         kept: Collection[int],
         limits: Limits,
+        whole: Collection[int],
     ) -> None:
         self.visits, self.sizes, self.kept, self.limits = visits, sizes, frozenset(kept), limits
+        self.releases: dict[int, set[int]] = {}
         self.queue = deque((p, i) for i, visit in enumerate(visits) for p in visit.parameters)
         self.fetched_for: dict[int, int] = {}
-        self.whole: set[int] = set(kept)
+        self.whole: set[int] = set(whole)
         self.num_whole = 0
         self.counts: Counter[int] = Counter()
         self.most_elements = self.most_ahead = 0
@@ -111,16 +125,25 @@ class _Coordinator:
 
     def release(self, next_step: int, visit: Visit) -> None:
         """Drop what a module used, unless it is used again soon."""
-        dropped = {p for p in visit.parameters if p in self.whole and p not in self.kept}
-        dropped = {p for p in dropped if self.fetched_for.get(p, -1) <= next_step}
+        if next_step not in self.releases:
+            self.releases[next_step] = self._choose_releases(next_step, visit)
+        dropped = self.releases[next_step] & self.whole
+        self.whole -= dropped
+        self.num_whole -= sum(self.sizes[p] for p in dropped)
+
+    def _choose_releases(self, next_step: int, visit: Visit) -> set[int]:
+        chosen = {
+            p
+            for p in visit.parameters
+            if p not in self.kept and self.fetched_for.get(p, -1) <= next_step
+        }
         distance = 0
         for later in self.visits[next_step:]:
-            if distance >= self.limits.reuse_distance or not dropped:
+            if distance >= self.limits.reuse_distance or not chosen:
                 break
             # DeepSpeed looks at children as the module does that is released, not the later one.
             own = () if later.is_leaf else later.parameters
             seen = later.below if visit.is_leaf else own
-            dropped -= set(seen)
+            chosen -= set(seen)
             distance += sum(self.sizes[p] for p in seen)
-        self.whole -= dropped
-        self.num_whole -= sum(self.sizes[p] for p in dropped)
+        return chosen

@@ -112,7 +112,7 @@ class Planner:
     def __init__(self, config: Any, run: RunConfig, assumed: Assumptions) -> None:
         self.config, self.run, self.assumed = config, run, assumed
         self._models: dict[tuple[str, int, int], ModelSizes] = {}
-        self._gathers: dict[tuple[str, int, int, Limits], Gathers] = {}
+        self._gathers: dict[tuple[str, int, int, Limits, bool], Gathers] = {}
 
     def model(self, run: RunConfig) -> ModelSizes:
         """Return the model's sizes for a run config; measured once."""
@@ -161,10 +161,6 @@ class Planner:
             source=variant.template,
         )
         section: dict[str, Any] = complete["zero_optimization"]
-        if variant.stage == 3:
-            # What is kept, and the next layer besides, never reaches it: gathering ahead goes on.
-            _, live, reuse = LIMIT_KEYS
-            section[live] = 2 * section[reuse]
         return section
 
     def _evaluate(
@@ -213,7 +209,7 @@ class Planner:
     def _find_gathers(self, model: ModelSizes, layout: Layout, run: RunConfig) -> Gathers | None:
         if layout.stage < 3 or (layout.world_size == 1 and not layout.offload):
             return None
-        key = (*_key(run), layout.limits)
+        key = (*_key(run), layout.limits, layout.num_micro_steps == 1)
         if key not in self._gathers:
             self._gathers[key] = gathers_per_micro_step(model, layout)
         return self._gathers[key]

@@ -77,8 +77,10 @@ def test_stage_3_the_plan_knows_what_is_gathered_again(checkpointing, model_fold
     prefetch, live, reuse = LIMIT_KEYS
     changes = [
         {prefetch: ahead, live: 10**9, reuse: distance}
-        for ahead, distance in ((0, 0), (0, 40_000), (3_000, 0), (25_000, 15_000))
+        for ahead, distance in ((0, 40_000), (3_000, 0), (25_000, 15_000))
     ]
+    # Too little room to gather ahead as far as it would.
+    changes.append({prefetch: 25_000, live: 30_000, reuse: 15_000})
     run_distributed(_check, 2, tmp_path, model_folder, 3, changes, checkpointing)
 
 

@@ -14,7 +14,7 @@ from diablo_ds.planning import output
 from diablo_ds.planning.communication import Layout, link_bytes, step_traffic
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.memory import rank_memory
-from diablo_ds.planning.plan import LIMIT_KEYS, VARIANTS, Planner, cluster_sizes, fastest
+from diablo_ds.planning.plan import VARIANTS, Planner, cluster_sizes, fastest
 from diablo_ds.planning.shapes import BUILT_IN, Shape, find_config
 from diablo_ds.traffic import BASE_GATHERS
 from tests.tiny import FAMILIES
@@ -178,8 +178,6 @@ def test_the_written_config_is_one_that_a_run_accepts(llama, tmp_path):
         policy = load_ds_config(tmp_path / output.DS_CONFIG_FILE)
         zero = policy["zero_optimization"]
         assert "auto" not in zero.values()
-        # DeepSpeed never holds back what it would gather ahead: the plan counts on that.
-        assert zero["stage"] < 3 or zero[LIMIT_KEYS[1]] > zero[LIMIT_KEYS[2]]
         assert zero["stage"] == candidate.variant.stage
         text = (tmp_path / output.SLURM_FILE).read_text()
         assert "--nodes 2 --gpus-per-node 4" in text
