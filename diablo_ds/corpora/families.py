@@ -42,6 +42,10 @@ class Form(NamedTuple):
     licence: str
     """What is known of the public corpus's licence, for the manifest."""
 
+    def fits(self, row: Row) -> bool:
+        """Return whether a row has the form's fields."""
+        return all(field in row for field in self.fields)
+
 
 def text(row: Row, field: str, *, may_be_empty: bool = False) -> str:
     """Return a text field.
@@ -200,7 +204,11 @@ def find_form(family: str, row: Row) -> Form:
         RowError: if it has the fields of none.
     """
     for form in FAMILIES[family]:
-        if all(field in row for field in form.fields):
+        if form.fits(row):
             return form
+    others = [name for name, forms in FAMILIES.items() if any(form.fits(row) for form in forms)]
+    hint = f"; it would fit {' or '.join(others)}" if others else ""
     known = "; ".join(", ".join(form.fields) for form in FAMILIES[family])
-    raise RowError(f"a row of {family} must have the fields {known}; it has {', '.join(row)}"[:300])
+    raise RowError(
+        f"a row of {family} must have the fields {known}; it has {', '.join(row)}"[:300] + hint
+    )

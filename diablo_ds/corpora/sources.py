@@ -210,7 +210,7 @@ def _chained(first: bytes, file: IO[bytes]) -> Iterator[bytes]:
 def _read_json(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     first = file.readline(_BLOCK_CHARACTERS)  # an array may be a single line of any length
     start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"{") and _is_json(start):
+    if start.startswith(b"{") and _is_row(start):
         yield from _read_lines(file, first)
         return
     text = io.TextIOWrapper(io.BufferedReader(_Rewound(first, file)), encoding="utf-8-sig")
@@ -223,12 +223,15 @@ def _read_json(file: IO[bytes], path: Path) -> Iterator[RawRow]:
         raise ValueError(f"source file must be UTF-8; got {path}: {error}") from None
 
 
-def _is_json(text: bytes) -> bool:
+def _is_row(line: bytes) -> bool:
+    """Return whether a line is a row by itself, and not an object with a list for each field."""
     try:
-        json.loads(text)
+        value = json.loads(line)
     except ValueError:
         return False
-    return True
+    return not all(
+        isinstance(v, list) and all(isinstance(x, str) for x in v) for v in value.values()
+    )
 
 
 class _Rewound(io.RawIOBase):

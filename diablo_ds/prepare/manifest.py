@@ -70,6 +70,14 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             for key in sorted(old.keys() | new.keys())
             for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         ]
+    if isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            return [f"{name}: {len(old)}, now {len(new)}"]
+        return [
+            line
+            for number, (a, b) in enumerate(zip(old, new, strict=True), start=1)
+            for line in differences(a, b, f"{name}[{number}]")
+        ]
     return [] if old == new else [f"{name}: {old!r:.60}, now {new!r:.60}"]
 
 

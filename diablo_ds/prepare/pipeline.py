@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import shutil
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from diablo_ds import tokenization
-from diablo_ds.console import is_user_error
 from diablo_ds.corpora.encoding import RowEncoder
 from diablo_ds.corpora.sources import Source, find_sources
 from diablo_ds.files import read_json, write_json
@@ -25,9 +20,7 @@ from diablo_ds.prepare.chunks import (
     TOO_LONG,
     ChunkCounts,
     ChunkEncoder,
-    encode_in_worker,
     split_chunks,
-    start_worker,
 )
 from diablo_ds.prepare.decontamination import ExcludedQuestions, load_questions
 from diablo_ds.prepare.manifest import (
@@ -41,6 +34,8 @@ from diablo_ds.prepare.manifest import (
     without_paths,
 )
 from diablo_ds.prepare.options import PrepareOptions
+from diablo_ds.prepare.selection import check_names
+from diablo_ds.prepare.workers import encode_chunks, load_tokenizer
 
 MIN_ROWS_TO_JUDGE = 10_000
 """From so many rows on, too many bad ones end the run at once and not only when all are read."""
@@ -67,6 +62,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     """
     val_sources, passed_over_val = find_sources(options.val_source)
     train_sources, passed_over = find_sources(options.source)
+    check_names(options.amounts(), {source.name for source in train_sources})
     excluded = _find_excluded(options.exclude)
     tokenizer_path = tokenization.find_tokenizer(options.tokenizer)
     for file in (*passed_over, *passed_over_val):
@@ -93,7 +89,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         # The held-out files come first: of two equal rows the held-out one is kept.
         sources = [*val_sources, *train_sources]
         num_heldout_files = len(val_sources)
-        tokenizer = _load_tokenizer(tokenizer_path)
+        tokenizer = load_tokenizer(tokenizer_path)
         _encode_all(options, tokenizer, sources, excluded, num_heldout_files, work)
         manifest = assemble(options, inputs, tokenizer, sources, num_heldout_files, work)
         sha256.save(options.output / FILE_TIMES)
@@ -130,7 +126,8 @@ def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
 def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[Path]:
     """Yield the folder of finished chunks, emptied if they came from other inputs.
 
-    It stays when the run is interrupted. Only one process at a time may use it.
+    It stays when the run is interrupted, if there is a chunk to keep. Only one process at a time
+    may use it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -149,31 +146,15 @@ def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[Path]:
                 if path.name != ".lock":
                     path.unlink()
             write_json(inputs_file, same)
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if not any(folder.glob("chunk-*")):
+                shutil.rmtree(folder)
+            raise
 
 
 # --- raw rows to chunks --------------------------------------------------------------------------
-
-
-def _load_tokenizer(path: Path) -> tokenization.Tokenizer:
-    """Load the tokenizer in a process of its own.
-
-    That takes libraries of some 300 MB; the tokenizer by itself needs a tenth of them.
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        loaded = pool.submit(_tokenizer_or_message, path).result()
-    if isinstance(loaded, str):
-        raise ValueError(loaded)
-    return loaded
-
-
-def _tokenizer_or_message(path: Path) -> tokenization.Tokenizer | str:
-    try:
-        return tokenization.load_tokenizer(path)
-    except ValueError as error:
-        if not is_user_error(error):
-            raise
-        return str(error)
 
 
 def _encode_all(
@@ -196,7 +177,7 @@ def _encode_all(
     judge = _Judge(options, sources)
     with _progress(sum(source.path.stat().st_size for source in sources)) as bar:
         chunks = split_chunks(sources, options.limit, bar.update)
-        for counts in _map(encoder, chunks, options.num_proc):
+        for counts in encode_chunks(encoder, chunks, options.num_proc):
             judge.add(counts)
     judge.finish()
 
@@ -241,31 +222,6 @@ class _Judge:
                 f"{self._num_bad} of {self._num_rows} rows:\n  "
                 + "\n  ".join(self._first[:MAX_NAMED])
             )
-
-
-def _map(encoder: Any, chunks: Iterator[Any], num_proc: int) -> Iterator[Any]:
-    """Encode chunks in worker processes, a few ahead; yield their counts in order."""
-    if num_proc == 1:
-        yield from map(encoder, chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_proc, context, start_worker, (encoder,)) as pool:
-        waiting: deque[Future[Any]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(encode_in_worker, chunk))
-                if len(waiting) > 2 * num_proc:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise OSError(
-                "a worker process ended before its work was done, perhaps killed for want of "
-                "memory; finished work is kept: run the same command again to go on, with a lower "
-                "--num-proc if memory was short"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

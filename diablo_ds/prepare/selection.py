@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,14 @@ def take(masks: Sequence[Mask], amount: int, seed: int, purpose: str) -> list[Ma
     return chosen
 
 
+def check_names(amounts: Mapping[str, int | float], names: Collection[str]) -> None:
+    """Raise ValueError unless each name of a mix is that of a source."""
+    for name in amounts:
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise ValueError(f"mix must name sources; got {name!r}, known are {known}")
+
+
 def mix(
     masks: Sequence[Mask], names: Sequence[str], amounts: Mapping[str, int | float], seed: int
 ) -> list[Mask]:
@@ -78,14 +86,11 @@ def mix(
         seed: decides which rows are kept.
 
     Raises:
-        ValueError: if a name is unknown or has fewer rows.
+        ValueError: if a name has fewer rows.
     """
     result = list(masks)
     for name, amount in amounts.items():
         mine = [index for index, other in enumerate(names) if other == name]
-        if not mine:
-            known = ", ".join(sorted({*names} - {""}))
-            raise ValueError(f"mix must name sources; got {name!r}, known are {known}")
         num_rows = sum(int(masks[index].sum()) for index in mine)
         wanted = round(amount * num_rows) if isinstance(amount, float) else amount
         if wanted > num_rows:

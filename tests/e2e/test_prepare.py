@@ -177,6 +177,21 @@ def test_a_second_run_takes_less_than_three_seconds(model, data, tmp_path):
     assert time.monotonic() - started < 3  # a promise of the interface, 0.2 s in fact
 
 
+def test_a_folder_with_modules_named_like_pythons_own_hides_none(model, data, tmp_path):
+    """The folder of math.py and code.py, where the processes are started too."""
+    options = ["--source", data, "--tokenizer", model, "--output", tmp_path / "out"]
+    command = [sys.executable, "jsonl.py", *map(str, options), "--num-proc", "2"]
+    result = subprocess.run(
+        command,
+        cwd=ROOT / "data_prep",
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 # --- what may go wrong ---------------------------------------------------------------------------
 
 

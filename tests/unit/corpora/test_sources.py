@@ -184,3 +184,16 @@ def test_wrong_forms_and_repeats_are_named(tmp_path):
         find_sources([str(tmp_path / "b.json"), f"x={tmp_path / 'b.json'}"])
     with pytest.raises(ValueError, match="1 files look like test data: name them"):
         find_sources([str(tmp_path / "c")])
+
+
+def test_lists_on_a_single_line_are_columns_and_messages_are_a_row(tmp_path):
+    columns = {"question": ["a", "b"], "answer": ["c", "d"]}
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps(columns))
+    assert [row.value for row in read_rows(path)] == [
+        {"question": "a", "answer": "c"},
+        {"question": "b", "answer": "d"},
+    ]
+    row = {"messages": [{"role": "user", "content": "a"}]}
+    path.write_text(json.dumps(row))
+    assert [parse(row.value) for row in read_rows(path)] == [row]

@@ -40,7 +40,10 @@ def _write(path, rows):
 
 
 @pytest.fixture
-def prepare(tokenizer_folder, tmp_path):
+def prepare(tokenizer_folder, tmp_path, monkeypatch):
+    # A process for each call would take seconds; the tests of the command have it.
+    monkeypatch.setattr(pipeline, "load_tokenizer", load_tokenizer)
+
     def run(*sources, output="out", **changes):
         options = PrepareOptions(
             family=changes.pop("family", "jsonl"),
@@ -146,11 +149,11 @@ def test_the_result_does_not_depend_on_the_number_of_processes(prepare, tmp_path
     monkeypatch.setattr(writing, "TOKENS_PER_SHARD", 500)
     sources = [_write(tmp_path / f"{name}.jsonl", _rows(73, name)) for name in ("one", "two")]
     options = {"val_share": 0.2, "mix": ("one=31", "two=0.5"), "seed": 3}
-    for num_proc in (1, 2, 3):
+    for num_proc in (1, 3):
         prepare(*sources, output=f"out{num_proc}", num_proc=num_proc, **options)
     files = _files(tmp_path / "out1")
     assert sum(name.endswith(".arrow") for name in files) > 2
-    assert files == _files(tmp_path / "out2") == _files(tmp_path / "out3")
+    assert files == _files(tmp_path / "out3")
     assert not list(tmp_path.glob(".*"))
 
 
@@ -158,7 +161,7 @@ def test_a_second_run_finds_the_result(prepare, tmp_path, monkeypatch, capsys):
     path = _write(tmp_path / "d.jsonl", _rows(12))
     first = prepare(path)
     before = _files(tmp_path / "out")
-    monkeypatch.setattr(pipeline.tokenization, "load_tokenizer", None)  # nothing is tokenised
+    monkeypatch.setattr(pipeline, "load_tokenizer", None)  # nothing is tokenised
     assert prepare(path) == first
     assert "Already prepared" in capsys.readouterr().err
     assert _files(tmp_path / "out") == before
@@ -172,7 +175,7 @@ def test_a_moved_source_is_the_same_source_and_a_changed_one_is_not(prepare, tmp
     (tmp_path / "elsewhere").mkdir()
     assert prepare(path.rename(tmp_path / "elsewhere" / "d.jsonl")) == first
     _write(path, _rows(13))
-    with pytest.raises(ValueError, match=r"differs: sources: "):
+    with pytest.raises(ValueError, match=r"differs: sources\[1\]\.sha256: "):
         prepare(path)
     assert len(_texts(tmp_path / "out")) == 12
 
@@ -365,6 +368,8 @@ def test_wrong_options_are_named(prepare, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         prepare(_write(tmp_path / "d.jsonl", _rows(5)), **changes)
     assert not (tmp_path / "out").exists()
+    partial = tmp_path / ".out.partial"
+    assert not partial.exists() or any(partial.glob("chunk-*"))  # only finished work is kept
 
 
 def test_an_empty_source_is_named(prepare, tmp_path):

@@ -68,7 +68,7 @@ def test_a_mix_takes_numbers_and_shares_by_name():
 def test_a_mix_that_cannot_be_had_is_named():
     masks, names = _masks(10, 20), ["a", "b"]
     with pytest.raises(ValueError, match="got 'z', known are a, b"):
-        selection.mix(masks, names, {"z": 1}, seed=0)
+        selection.check_names({"z": 1}, {"b", "a"})
     with pytest.raises(ValueError, match="got a=11, 10 good and different rows"):
         selection.mix(masks, names, {"a": 11}, seed=0)
 
