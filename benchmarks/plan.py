@@ -270,9 +270,9 @@ def _text(results: Sequence[Mapping[str, Any]]) -> str:
         "kinds follow. All in MB (10^6 bytes) of rank 0. The plan is off by at most "
         f"{worst:.1%}.\n\n"
         "Under ZeRO-3 the plan adds peaks that are not at the same time: the flat buffer of a "
-        "gather and the largest set of whole weights. Under ZeRO-2 with all layers recomputed about "
-        "30 MB are not accounted for; some 10 MB of them are there at the start of a step already, the "
-        "objects that DeepSpeed makes for each module.\n\n" + table(header, rows)
+        "gather and the largest set of whole weights. Under ZeRO-2 with all layers recomputed "
+        "about 30 MB are not accounted for; some 10 MB of them are there at the start of a step "
+        "already, the objects that DeepSpeed makes for each module.\n\n" + table(header, rows)
     )
 
 
