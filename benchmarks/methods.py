@@ -23,14 +23,12 @@ from diablo_ds.layers import resolve_delta_path
 from diablo_ds.loss import causal_lm_loss
 from diablo_ds.model import (
     DTYPES,
-    Recomputation,
     build_meta_model,
-    choose_recomputation,
     install_loss_head,
     load_base,
     load_model_config,
-    recompute_layers,
 )
+from diablo_ds.recomputation import Recomputation, choose_recomputation, recompute_layers
 from diablo_ds.startup import complete_ds_config, start_engine
 from diablo_ds.train import train_step
 

@@ -25,12 +25,13 @@ import torch
 from benchmarks.report import table, write_report
 from diablo_ds.batches import MicroBatch
 from diablo_ds.config import RunConfig
-from diablo_ds.model import Recomputation, decoder_layers, find_model, load_model_config
+from diablo_ds.model import decoder_layers, find_model, load_model_config
 from diablo_ds.planning.communication import Layout, gathers_per_micro_step
 from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model
 from diablo_ds.planning.memory import DEFAULT_BUCKET_ELEMENTS, memory_dict, rank_memory
 from diablo_ds.planning.plan import DS_CONFIGS, LIMIT_KEYS
+from diablo_ds.recomputation import Recomputation
 
 NUM_RANKS = 2
 STAGES = (2, 3)
@@ -74,7 +75,8 @@ def _warm_up(config: Any, stage: int) -> None:
     from diablo_ds import adapter
     from diablo_ds.engine import import_deepspeed
     from diablo_ds.labels import IGNORE_LABEL
-    from diablo_ds.model import install_loss_head, recompute_layers
+    from diablo_ds.model import install_loss_head
+    from diablo_ds.recomputation import recompute_layers
 
     small = type(config).from_dict({**config.to_dict(), "num_hidden_layers": 1})
     model: Any = AutoModelForCausalLM.from_config(small).to(torch.bfloat16).train()
@@ -120,8 +122,8 @@ def measure(stage: int, output: Path) -> None:
         build_meta_model,
         install_loss_head,
         load_base,
-        recompute_layers,
     )
+    from diablo_ds.recomputation import recompute_layers
     from diablo_ds.startup import complete_ds_config, start_engine
     from diablo_ds.train import train_step
 
@@ -211,8 +213,7 @@ def predict(stage: int, case: Mapping[str, int], limits: Sequence[int]) -> dict[
         Recomputation(case["recomputed"]),
         batch * length,
         gathers=gathers_per_micro_step(model, layout) if stage == 3 else None,
-        bucket_elements=DEFAULT_BUCKET_ELEMENTS,
-        num_buckets=1,
+        buckets=(DEFAULT_BUCKET_ELEMENTS, 1),
         device_type="cpu",
     )
     return dict(memory_dict(memory))

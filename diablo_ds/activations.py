@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diablo_ds.model import Recomputation, decoder_layers
+from diablo_ds.model import decoder_layers
+from diablo_ds.recomputation import Recomputation
 
 _COUNTED = "diablo_ds_counted"
 """Name of the attention that stands for a fused kernel on the meta device."""
@@ -47,24 +48,6 @@ class ActivationSizes:
         of_recomputed = self.layer_input + self.attention * keep_attention
         kept = (num_layers - num_recomputed) * self.layer + num_recomputed * of_recomputed
         return self.rest + kept + (self.layer - of_recomputed if num_recomputed else 0)
-
-    def choose(
-        self, num_layers: int, available: float, *, attention_share: float
-    ) -> Recomputation | None:
-        """Return what recomputes least and fits, or None where nothing does.
-
-        Args:
-            num_layers: decoder layers of the model.
-            available: bytes for activations.
-            attention_share: share of a layer's forward time that its attention takes.
-        """
-        choices = [
-            (count * (1 - attention_share * keep), Recomputation(count, keep))
-            for count in range(num_layers + 1)
-            for keep in ((False, True) if count else (False,))
-            if self.total(num_layers, Recomputation(count, keep)) <= available
-        ]
-        return min(choices)[1] if choices else None
 
 
 def attention_share(config: Any, length: int) -> float:

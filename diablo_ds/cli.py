@@ -47,13 +47,15 @@ def train(
 ) -> None:
     """Train an adapter. Started by `deepspeed launch/train.py`, or alone for a single process."""
     with clean_errors():
-        from diablo_ds.distributed import world_size
+        from diablo_ds.distributed import is_main_process, world_size
 
         run = build_run_config(config, options, gradient_accumulation_steps, world_size())
         if dry_run:
             from diablo_ds.dry_run import describe_run
 
-            echo(describe_run(run, ds_config))
+            text = describe_run(run, ds_config)
+            if is_main_process():
+                echo(text)
             return
         from diablo_ds.stopping import Stopped
         from diablo_ds.train import train as train_function

@@ -47,6 +47,11 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+def _is_alone() -> bool:
+    """Return whether there is no other rank to talk to; a dry run joins none."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def gather_floats(values: list[float], device: torch.device | str) -> list[list[float]]:
     """Gather a few numbers from every rank, exactly (fp64). Collective: every rank must call this.
 
@@ -83,7 +88,7 @@ def on_main_process(function: Callable[[], T]) -> T:
     Args:
         function: what to run; its result must be picklable.
     """
-    if world_size() == 1:
+    if _is_alone():
         return function()
     message: list[Any] = [None, None]
     if is_main_process():
@@ -102,7 +107,7 @@ def on_every_rank(function: Callable[[], T]) -> T:
     Meant for reading and checking input, which may be wrong on one host only. Collective: every
     rank must call this.
     """
-    if world_size() == 1:
+    if _is_alone():
         return function()
     message = _call(function)
     _raise_first_error(message[1])
@@ -116,7 +121,7 @@ def on_each_host_first(function: Callable[[], T]) -> T:
     Meant for work that leaves a file in a host's cache. An error on any rank is raised on every
     rank. Collective: every rank must call this.
     """
-    if world_size() == 1:
+    if _is_alone():
         return function()
     message: list[Any] = [None, None]
     for first_ranks in (True, False):

@@ -6,12 +6,17 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from diablo_ds import adapter, distributed, ds_config, placement
 from diablo_ds.config import RunConfig
 from diablo_ds.engine import import_deepspeed
 from diablo_ds.layers import DiaBloLinear
-from diablo_ds.model import DTYPES, build_meta_model, find_model
+from diablo_ds.model import DTYPES, build_meta_model, decoder_layers, find_model
+from diablo_ds.planning.budget import fit_memory
+from diablo_ds.recomputation import choose_recomputation
 from diablo_ds.run_folder import choose_run_folder
 from diablo_ds.startup import (
     PERSISTENCE_THRESHOLD,
@@ -38,6 +43,7 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     model = build_meta_model(inputs.model_config).to(DTYPES[config.precision])
     complete = complete_ds_config(policy, config, model, ds_config_file)
     stage = ds_config.zero_stage(complete)
+    recomputing = _recomputing(config, inputs.model_config, model, complete)
     num_base = sum(p.numel() for p in model.parameters())
     adapter_config = describe_adapter(model, config, inputs.model_folder)
     deltas = adapter.attach(model, adapter_config.num_blocks)
@@ -52,7 +58,7 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
         [
             "Run config:\n" + json.dumps(dataclasses.asdict(config), indent=2),
             f"DeepSpeed config, from {ds_config_file}:\n" + json.dumps(complete, indent=2),
-            inputs.describe(config, world_size) + f"\noutput folder {folder}",
+            inputs.describe(config, world_size) + f"\noutput folder {folder}\n{recomputing}",
             "Targets:\n" + _target_lines(adapter.diablo_layers(model)),
             f"Trainable {num_deltas:,} of {num_base + num_deltas:,} parameters "
             f"({num_deltas / num_base:.3%} of the base)",
@@ -60,6 +66,18 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
             + placement.placement_table(expected, stage=stage, world_size=world_size),
         ]
     )
+
+
+def _recomputing(config: RunConfig, model_config: Any, model: Any, complete: dict[str, Any]) -> str:
+    """Say which decoder layers are recomputed."""
+    if config.memory_budget:
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        world_size = distributed.world_size()
+        return fit_memory(config, model_config, complete, world_size, device_type).text()
+    recomputation = choose_recomputation(config, model)
+    num_layers = len(decoder_layers(model))
+    kept = ", their attention kept" if recomputation.keep_attention else ""
+    return f"{recomputation.num_layers} of {num_layers} decoder layers recomputed{kept}"
 
 
 def _target_lines(layers: dict[str, DiaBloLinear]) -> str:

@@ -115,6 +115,16 @@ def check_precision(precision: str, device_type: str, stage: int) -> None:
         )
 
 
+def check_quantized(ds_config: Mapping[str, Any], device_type: str) -> None:
+    """Raise ValueError where gathers are to be quantised and DeepSpeed has no op for it."""
+    for name in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
+        if ds_config.get("zero_optimization", {}).get(name) and device_type == "cpu":
+            raise ValueError(
+                f"{name} needs a GPU: DeepSpeed's quantizer has no CPU version; got {name}=true; "
+                "remove it"
+            )
+
+
 def check_offload(ds_config: Mapping[str, Any]) -> None:
     """Raise ValueError where NVMe offload is wanted and libaio or the folder is missing."""
     zero = ds_config.get("zero_optimization", {})

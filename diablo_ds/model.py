@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from diablo_ds import distributed
-from diablo_ds.config import RunConfig
 from diablo_ds.default_model import cache_folder, converted_model
+from diablo_ds.ds_config import BaseSizes
 from diablo_ds.hub import hub_folder, looks_like_hub_name
 from diablo_ds.loss import LossHead
 from diablo_ds.metrics import logger
@@ -22,20 +22,6 @@ from diablo_ds.tensor_files import find_tensors, read_header
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLASH_ATTENTION = "flash_attention"
-LARGE_MODEL_PARAMETERS = 1_000_000_000
-"""From this size on gradient checkpointing is on by default; a guess at where activations hurt."""
-
-
-class Recomputation(NamedTuple):
-    """Which decoder layers are computed again in the backward, and what is kept of them."""
-
-    num_layers: int
-    """Layers that are recomputed, spread evenly over the model."""
-    keep_attention: bool = False
-    """Whether the attention's output is kept of them: as large as a layer's input, and the part
-    whose computing time grows with the square of the length."""
-
-
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _HUB_COPIES = ["consolidated*", "original/*"]
 """The same weights again, in their authors' own format."""
@@ -296,6 +282,27 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if classes and isinstance(module, classes)]
 
 
+def measure_base(shapes: Any, dtype: torch.dtype) -> BaseSizes:
+    """Return the sizes of a model on the meta device, and of the cluster's smallest device.
+
+    Collective, where the ranks have joined: every rank must call this.
+    """
+    layer_sizes = [num_elements(layer) for layer in decoder_layers(shapes)]
+    head = shapes.get_output_embeddings()
+    mine = (distributed.device_memory_bytes(), distributed.local_world_size())
+    has_joined = torch.distributed.is_initialized()
+    memory, ranks = zip(*(distributed.gather_objects(mine) if has_joined else [mine]), strict=True)
+    return BaseSizes(
+        hidden_size=shapes.config.get_text_config().hidden_size,
+        total=num_elements(shapes),
+        layer=max(layer_sizes, default=0),
+        head=0 if head is None else num_elements(head),
+        element_bytes=dtype.itemsize,
+        ranks_per_node=int(min(ranks)) if min(ranks) == max(ranks) else 1,
+        device_bytes=min(memory),
+    )
+
+
 def fingerprint(folder: Path) -> str:
     """Return a hash that tells one base model's weights from another's, in well under a second.
 
@@ -312,82 +319,3 @@ def fingerprint(folder: Path) -> str:
                 file.seek(data_offset + start)
                 digest.update(file.read(min(end - start, _SAMPLES_PER_TENSOR_BYTES)))
     return digest.hexdigest()
-
-
-def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
-    """Return which decoder layers a run config lets recompute, without a memory budget.
-
-    Args:
-        config: the run config. Where it leaves it open, large models are recomputed.
-        shapes: the model on the meta device.
-
-    Raises:
-        ValueError: if the model does not support it, or has fewer layers.
-    """
-    details = config.reentrant or config.checkpointed_layers or config.keep_attention
-    wanted = config.gradient_checkpointing
-    if wanted is None:
-        wanted = bool(details) or num_elements(shapes) >= LARGE_MODEL_PARAMETERS
-    if not wanted:
-        return Recomputation(0)
-    if not getattr(shapes, "supports_gradient_checkpointing", False):
-        raise ValueError(
-            "gradient_checkpointing needs a model that supports it; got "
-            f"model type {shapes.config.model_type!r}; use --no-gradient-checkpointing"
-        )
-    num_layers = len(decoder_layers(shapes))
-    if config.checkpointed_layers > num_layers:
-        raise ValueError(
-            "checkpointed_layers must be at most the model's decoder layers; got "
-            f"checkpointed_layers={config.checkpointed_layers}, {num_layers} layers"
-        )
-    return Recomputation(config.checkpointed_layers or num_layers, config.keep_attention)
-
-
-def spread_evenly(num_layers: int, num_chosen: int) -> list[bool]:
-    """Say of each layer whether it is one of ``num_chosen`` that lie evenly among all."""
-    return [
-        (i + 1) * num_chosen // num_layers > i * num_chosen // num_layers for i in range(num_layers)
-    ]
-
-
-def recompute_layers(model: Any, recomputation: Recomputation, *, reentrant: bool) -> None:
-    """Let decoder layers be computed again in the backward pass, instead of keeping activations.
-
-    Args:
-        model: the model.
-        recomputation: how many layers, and what is kept of them.
-        reentrant: whether to use the re-entrant form of `torch.utils.checkpoint`.
-
-    Raises:
-        ValueError: if the model recomputes all layers or none, and neither is wanted.
-    """
-    if not recomputation.num_layers:
-        return
-    options: dict[str, Any] = {"use_reentrant": reentrant}
-    if recomputation.keep_attention:
-        options["context_fn"] = _keeping_attention
-    model.activation_checkpointing_enable(options)
-    layers: list[Any] = decoder_layers(model)
-    if recomputation.num_layers == len(layers):
-        return
-    if not all(hasattr(layer, "gradient_checkpointing") for layer in layers):
-        raise ValueError(
-            "recomputing some decoder layers needs a model that can recompute each by itself; got "
-            f"model type {model.config.model_type!r}; use --gradient-checkpointing"
-        )
-    chosen = spread_evenly(len(layers), recomputation.num_layers)
-    for layer, is_chosen in zip(layers, chosen, strict=True):
-        layer.gradient_checkpointing = is_chosen
-
-
-def _keeping_attention() -> Any:
-    """Return the contexts in which `torch.utils.checkpoint` keeps what attention kernels return."""
-    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-
-    def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        if "attention" in str(operation) or "flash_attn" in str(operation):
-            return CheckpointPolicy.MUST_SAVE
-        return CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
@@ -24,16 +23,15 @@ from diablo_ds.model import (
     DTYPES,
     build_meta_model,
     choose_attention,
-    choose_recomputation,
-    decoder_layer_classes,
     find_model,
     fingerprint,
     install_loss_head,
     load_base,
     load_model_config,
-    num_elements,
-    recompute_layers,
+    measure_base,
 )
+from diablo_ds.planning.budget import fit_memory
+from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.run_folder import choose_run_folder, open_run_folder
 from diablo_ds.streaming import StreamSource, open_stream
 from diablo_ds.tokenization import load_tokenizer
@@ -113,6 +111,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     policy = distributed.on_every_rank(lambda: ds_config.load_ds_config(ds_config_file))
     engine.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
     engine.check_offload(policy)
+    engine.check_quantized(policy, device.type)
     folder = distributed.on_main_process(lambda: choose_run_folder(config))
     model_folder = distributed.on_each_host_first(
         lambda: find_model(config.model, config.cache_folder)
@@ -124,6 +123,10 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     adapter_config = describe_adapter(shapes, config, model_folder)
     attention = choose_attention(config.attention, shapes, config.precision, device.type)
     recomputation = choose_recomputation(config, shapes)
+    if config.memory_budget:
+        fit = fit_memory(config, inputs.model_config, complete, world_size, device.type)
+        logger.info(fit.text())
+        recomputation = fit.recomputation
     logger.info(inputs.describe(config, world_size))
     checkpoint = _find_checkpoint(config, folder, adapter_config)
 
@@ -234,28 +237,6 @@ def complete_ds_config(
         world_size=distributed.world_size(),
         base=measure_base(shapes, DTYPES[config.precision]),
         source=str(source),
-    )
-
-
-def measure_base(shapes: Any, dtype: torch.dtype) -> ds_config.BaseSizes:
-    """Return the sizes of a model on the meta device, and of the cluster's smallest device.
-
-    Collective, where the ranks have joined: every rank must call this.
-    """
-    layers = tuple(decoder_layer_classes(shapes))
-    layer_sizes = [num_elements(m) for m in shapes.modules() if layers and isinstance(m, layers)]
-    head = shapes.get_output_embeddings()
-    mine = (distributed.device_memory_bytes(), distributed.local_world_size())
-    has_joined = torch.distributed.is_initialized()
-    memory, ranks = zip(*(distributed.gather_objects(mine) if has_joined else [mine]), strict=True)
-    return ds_config.BaseSizes(
-        hidden_size=shapes.config.get_text_config().hidden_size,
-        total=num_elements(shapes),
-        layer=max(layer_sizes, default=0),
-        head=0 if head is None else num_elements(head),
-        element_bytes=dtype.itemsize,
-        ranks_per_node=int(min(ranks)) if min(ranks) == max(ranks) else 1,
-        device_bytes=min(memory),
     )
 
 

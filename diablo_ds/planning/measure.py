@@ -20,10 +20,10 @@ from diablo_ds.model import (
     decoder_layer_classes,
     decoder_layers,
     install_loss_head,
+    measure_base,
 )
 from diablo_ds.placement import TensorPlacement, expected_placement
 from diablo_ds.planning.gathers import Visit
-from diablo_ds.startup import measure_base
 
 
 @dataclass(frozen=True)

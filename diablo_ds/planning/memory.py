@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
 from diablo_ds.loss import loss_head_bytes
-from diablo_ds.model import Recomputation
 from diablo_ds.planning.communication import Layout, padded
 from diablo_ds.planning.gathers import Gathers
 from diablo_ds.planning.measure import ModelSizes
+from diablo_ds.recomputation import Recomputation
 
 DEFAULT_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's reduce_bucket_size where a config names none."""
@@ -46,6 +47,16 @@ class Memory:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
+def buckets(zero: Mapping[str, Any]) -> tuple[float, int]:
+    """Return the elements of a bucket for reducing gradients, and how many buckets there are.
+
+    Args:
+        zero: the ZeRO section of a complete DeepSpeed config.
+    """
+    has_two = zero.get("stage", 0) in (1, 2) and zero.get("overlap_comm")
+    return float(zero.get("reduce_bucket_size", DEFAULT_BUCKET_ELEMENTS)), 2 if has_two else 1
+
+
 def rank_memory(
     model: ModelSizes,
     layout: Layout,
@@ -53,8 +64,7 @@ def rank_memory(
     num_rows: int,
     *,
     gathers: Gathers | None,
-    bucket_elements: float,
-    num_buckets: int,
+    buckets: tuple[float, int],
     device_type: str = "cuda",
 ) -> Memory:
     """Return the memory of one rank by kind.
@@ -65,8 +75,7 @@ def rank_memory(
         recomputation: which decoder layers are computed again in the backward.
         num_rows: tokens of a micro batch.
         gathers: of a micro step, under ZeRO-3.
-        bucket_elements: elements of one bucket; allocated in full on a GPU.
-        num_buckets: how many there are.
+        buckets: elements of one, which a GPU allocates in full, and how many there are.
         device_type: "cuda" or "cpu".
     """
     size, stage, world = model.element_bytes, layout.stage, layout.world_size
@@ -79,6 +88,7 @@ def rank_memory(
         gathered = (gathers.most_elements + ahead) * size
     kept, again = _activations(model, recomputation)
     layer_backward = again + 3 * num_rows * model.widest * size
+    bucket_elements, num_buckets = buckets
     # On a CPU a bucket takes what is written to it.
     bucket = bucket_elements if device_type != "cpu" else min(bucket_elements, deltas)
     return Memory(

@@ -11,7 +11,6 @@ from typing import Any
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import complete_ds_config
 from diablo_ds.files import read_json
-from diablo_ds.model import Recomputation
 from diablo_ds.planning.communication import (
     Layout,
     LinkBytes,
@@ -22,8 +21,9 @@ from diablo_ds.planning.communication import (
 from diablo_ds.planning.gathers import Gathers, Limits
 from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes, measure_model
-from diablo_ds.planning.memory import DEFAULT_BUCKET_ELEMENTS, Memory, host_bytes, rank_memory
+from diablo_ds.planning.memory import Memory, buckets, host_bytes, rank_memory
 from diablo_ds.planning.step_time import StepTime, Work, step_time
+from diablo_ds.recomputation import Recomputation
 from diablo_ds.traffic import Collective
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -197,8 +197,7 @@ class Planner:
                 recomputation,
                 num_rows,
                 gathers=gathers,
-                bucket_elements=zero.get("reduce_bucket_size", DEFAULT_BUCKET_ELEMENTS),
-                num_buckets=2 if variant.stage in (1, 2) and zero.get("overlap_comm") else 1,
+                buckets=buckets(zero),
             ),
             host_bytes=host_bytes(model, layout),
             traffic=traffic,

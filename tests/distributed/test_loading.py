@@ -135,9 +135,10 @@ def _own_memory_bytes() -> int:
     raise AssertionError("no RssAnon in /proc/self/status")
 
 
-def _measure_loading(rank: int, folder: Path, model_bytes: int) -> None:
+def _measure_loading(rank: int, small: Path, folder: Path, model_bytes: int) -> None:
     ds_engine.init_process_group()
     complete = _complete()
+    load_base(small, "fp32", complete)  # so that what is imported on the way counts for nothing
     samples, done = [_own_memory_bytes()], threading.Event()
 
     def watch() -> None:
@@ -152,7 +153,7 @@ def _measure_loading(rank: int, folder: Path, model_bytes: int) -> None:
     assert sum(p.ds_numel for p in model.parameters()) * 4 == model_bytes
     # Half of the model is this rank's shard; besides it, room for one tensor and a buffer.
     share = (max(samples) - samples[0]) / model_bytes
-    assert 0.45 < share < 0.75, f"{share:.2f} of the model was held at once"
+    assert 0.45 < share < 0.8, f"{share:.2f} of the model was held at once"
 
 
 def test_no_rank_ever_holds_the_whole_model(tmp_path):
@@ -160,4 +161,5 @@ def test_no_rank_ever_holds_the_whole_model(tmp_path):
     save_model(folder, hidden_size=1024, intermediate_size=2048, num_hidden_layers=6)
     model_bytes = sum(tensor.num_bytes for tensor in find_tensors(folder).values())
     assert model_bytes > 100e6
-    run_distributed(_measure_loading, 2, tmp_path, folder, model_bytes)
+    small = save_model(tmp_path / "small")
+    run_distributed(_measure_loading, 2, tmp_path, small, folder, model_bytes)

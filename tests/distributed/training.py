@@ -22,11 +22,10 @@ from diablo_ds.loss import causal_lm_loss, count_targets
 from diablo_ds.model import (
     DTYPES,
     build_meta_model,
-    choose_recomputation,
     install_loss_head,
     load_base,
-    recompute_layers,
 )
+from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import start_engine
 from diablo_ds.train import train_step

@@ -7,18 +7,15 @@ import torch
 
 from diablo_ds import adapter
 from diablo_ds.activations import (
-    ActivationSizes,
     _SavedBytes,
     attention_share,
     measure_activations,
 )
 from diablo_ds.model import (
-    Recomputation,
     build_meta_model,
     decoder_layer_classes,
-    recompute_layers,
-    spread_evenly,
 )
+from diablo_ds.recomputation import Recomputation, recompute_layers, spread_evenly
 from tests.tiny import FAMILIES, build_model
 
 
@@ -82,17 +79,6 @@ def test_the_total_is_what_autograd_keeps_of_a_model_with_recomputed_layers(reco
     # The tables of rotary positions belong to every layer, and are there once.
     expected = pytest.approx(held + one_more, rel=0.015)
     assert sizes.total(4, Recomputation(*recomputation)) == expected
-
-
-def test_the_choice_recomputes_least_of_what_fits():
-    sizes = ActivationSizes(layer=100, layer_input=10, attention=10, rest=5)
-    assert sizes.choose(4, 405, attention_share=0.1) == (0, False)
-    assert sizes.choose(4, 404, attention_share=0.1) == (2, True)  # 5 + 240 + 80
-    assert sizes.choose(4, 140, attention_share=0.1) == (4, False)
-    assert sizes.choose(4, 134, attention_share=0.1) is None
-    # Where attention is most of the work, its output is worth more than a whole layer.
-    assert sizes.choose(4, 244, attention_share=0.9) == (4, True)
-    assert sizes.choose(4, 325, attention_share=0.0) == (2, False)
 
 
 def test_recomputed_layers_lie_evenly():

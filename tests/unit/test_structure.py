@@ -77,7 +77,11 @@ def test_only_the_modules_about_deepspeed_import_it():
 
 def test_nothing_depends_on_plans():
     users = {_name(path) for path in MODULES if "planning" in _roots(_own(path))}
-    assert {name for name in users if not name.startswith("planning.")} == {"cli"}
+    assert {name for name in users if not name.startswith("planning.")} <= {
+        "cli",
+        "startup",  # a memory budget
+        "dry_run",
+    }
     with_click = {_name(path) for path in MODULES if "click" in _roots(_imports(path))}
     assert {name for name in with_click if name.startswith("planning.")} == {"planning.command"}
 

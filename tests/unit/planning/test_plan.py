@@ -9,13 +9,14 @@ import pytest
 
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import load_ds_config
-from diablo_ds.model import Recomputation, build_meta_model, num_elements
+from diablo_ds.model import build_meta_model, num_elements
 from diablo_ds.planning import output
 from diablo_ds.planning.communication import Layout, link_bytes, step_traffic
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.memory import rank_memory
 from diablo_ds.planning.plan import VARIANTS, Planner, cluster_sizes, fastest
 from diablo_ds.planning.shapes import BUILT_IN, Shape, find_config
+from diablo_ds.recomputation import Recomputation
 from diablo_ds.traffic import BASE_GATHERS
 from tests.tiny import FAMILIES
 
@@ -81,9 +82,7 @@ def test_weights_of_a_rank_are_those_of_the_placement(planner):
     model = planner.model(RUN)
     for world_size in (1, 8):
         layout = Layout(stage=3, world_size=world_size, ranks_per_node=4)
-        memory = rank_memory(
-            model, layout, Recomputation(0), 128, gathers=None, bucket_elements=0, num_buckets=1
-        )
+        memory = rank_memory(model, layout, Recomputation(0), 128, gathers=None, buckets=(0, 1))
         placed = sum(p.bytes_per_rank(world_size, 3) for p in model.parameters)
         # All deltas count as one here, so that each may be padded less.
         assert 0 <= placed - (memory.base + memory.deltas) < 2 * world_size * len(model.parameters)

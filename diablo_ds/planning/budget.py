@@ -1,0 +1,108 @@
+"""Recompute as few decoder layers as a memory budget allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diablo_ds.activations import attention_share
+from diablo_ds.config import RunConfig
+from diablo_ds.distributed import local_world_size
+from diablo_ds.ds_config import offload_device, zero_stage
+from diablo_ds.planning.communication import Layout, gathers_per_micro_step
+from diablo_ds.planning.gathers import Limits
+from diablo_ds.planning.hardware import GB
+from diablo_ds.planning.measure import measure_model
+from diablo_ds.planning.memory import buckets, rank_memory
+from diablo_ds.planning.plan import LIMIT_KEYS
+from diablo_ds.recomputation import Recomputation
+
+
+@dataclass(frozen=True)
+class MemoryFit:
+    """What was chosen for a budget."""
+
+    recomputation: Recomputation
+    num_layers: int
+    planned_bytes: int
+    budget: float
+    """In GB."""
+
+    def text(self) -> str:
+        """Return it as a line of text."""
+        count, keep_attention = self.recomputation
+        kept = ", their attention kept" if keep_attention else ""
+        return (
+            f"Memory budget {self.budget:g} GB: {count} of {self.num_layers} decoder layers "
+            f"recomputed{kept}; planned peak {self.planned_bytes / GB:.2f} GB"
+        )
+
+
+def fit_memory(
+    run: RunConfig,
+    model_config: Any,
+    ds_config: Mapping[str, Any],
+    world_size: int,
+    device_type: str,
+) -> MemoryFit:
+    """Choose which decoder layers are recomputed, so that a rank's planned peak fits.
+
+    Args:
+        run: the run config; its budget is in GB of data on the device, libraries not included.
+        model_config: the model's Hugging Face config.
+        ds_config: the complete DeepSpeed config.
+        world_size: number of ranks.
+        device_type: "cuda" or "cpu".
+
+    Raises:
+        ValueError: if nothing fits.
+    """
+    num_micro_steps = run.accumulation_steps(world_size)
+    if run.micro_batch_tokens:
+        rows = max(1, run.micro_batch_tokens // run.max_length)
+        run = dataclasses.replace(run, micro_batch=rows, micro_batch_tokens=0)
+    model = measure_model(model_config, run)
+    zero = ds_config["zero_optimization"]
+    layout = Layout(
+        stage=zero_stage(ds_config),
+        world_size=world_size,
+        ranks_per_node=min(world_size, local_world_size()),
+        hpz=int(zero.get("zero_hpz_partition_size", 1)),
+        limits=Limits(*(int(zero.get(key, 0)) for key in LIMIT_KEYS)),
+        num_micro_steps=num_micro_steps,
+        offload=offload_device(ds_config, "param") != "none",
+    )
+    gathers = gathers_per_micro_step(model, layout) if layout.stage == 3 else None
+    num_rows = run.micro_batch * run.max_length
+    share = attention_share(model_config.get_text_config(), run.max_length)
+
+    def planned_bytes(recomputation: Recomputation) -> int:
+        return rank_memory(
+            model,
+            layout,
+            recomputation,
+            num_rows,
+            gathers=gathers,
+            buckets=buckets(zero),
+            device_type=device_type,
+        ).total
+
+    keeping = (False,) if run.reentrant else (False, True)
+    choices = [
+        Recomputation(count, keep)
+        for count in range(model.num_layers + 1)
+        for keep in (keeping if count else (False,))
+    ]
+    fitting = [choice for choice in choices if planned_bytes(choice) <= run.memory_budget * GB]
+    if not fitting:
+        least = min(planned_bytes(choice) for choice in choices)
+        raise ValueError(
+            "memory_budget must hold the run; got "
+            f"memory_budget={run.memory_budget:g} GB, the least is {least / GB:.2f} GB with every "
+            "layer recomputed; use a smaller micro_batch, ZeRO stage 3 or more ranks"
+        )
+    # A layer whose attention is kept costs only the rest of its forward a second time.
+    best = min(fitting, key=lambda c: (c.num_layers * (1 - share * c.keep_attention), c))
+    return MemoryFit(best, model.num_layers, planned_bytes(best), run.memory_budget)
