@@ -95,11 +95,6 @@ def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
     return weight.as_strided((num_blocks, in_block, out_block), stride, weight.storage_offset())
 
 
-LOOP_FROM_ELEMENTS = 512
-"""Size of a block, in elements, from which a loop of bf16 products on a CPU is faster than one
-batched product for the gradient of a delta (up to 3 times; see benchmarks/layer.py)."""
-
-
 @contextmanager
 def merged_weight(weight: Tensor, delta: Tensor) -> Iterator[Tensor]:
     """Add a delta to the diagonal blocks of a weight for a while, and restore them exactly.
@@ -126,16 +121,13 @@ def merged_weight(weight: Tensor, delta: Tensor) -> Iterator[Tensor]:
 
 def _delta_gradient(x_rows: Tensor, grad_rows: Tensor, delta: Tensor) -> Tensor:
     """Return ``X_i^T dY_i`` of each block, shaped like ``delta``, from ``[tokens, features]``."""
-    num_blocks, in_block, out_block = delta.shape
-    on_cpu = x_rows.device.type == "cpu" and x_rows.dtype != torch.float32
-    if on_cpu and in_block * out_block >= LOOP_FROM_ELEMENTS:
-        grad = torch.empty_like(delta)
-        parts = zip(grad, x_rows.split(in_block, 1), grad_rows.split(out_block, 1), strict=True)
-        for out, x_block, grad_block in parts:
-            torch.mm(x_block.t(), grad_block, out=out)
-        return grad
-    x_blocks = _block_view(x_rows, num_blocks)
-    return torch.bmm(x_blocks.transpose(1, 2), _block_view(grad_rows, num_blocks))
+    x_blocks = _block_view(x_rows, delta.shape[0])  # [N, tokens, in_block]
+    grad_blocks = _block_view(grad_rows, delta.shape[0])  # [N, tokens, out_block]
+    if x_rows.device.type == "cpu" and x_rows.dtype != torch.float32:
+        # oneDNN's half-precision products of strided blocks take up to twice as long as the
+        # copies and the product of contiguous ones (benchmarks/layer.py).
+        x_blocks, grad_blocks = x_blocks.contiguous(), grad_blocks.contiguous()
+    return torch.bmm(x_blocks.transpose(1, 2), grad_blocks)
 
 
 def _block_view(x: Tensor, num_blocks: int) -> Tensor:
