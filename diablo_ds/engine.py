@@ -90,7 +90,16 @@ def init_process_group() -> torch.device:
         quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
         with removing_stale_locks(), quietly:
             accelerator.set_device(distributed.local_rank())
-            deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False)
+            try:
+                deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False)
+            except torch.distributed.DistNetworkError as error:
+                if "EADDRINUSE" not in str(error):
+                    raise
+                raise ValueError(
+                    "master port must be free; got one in use, MASTER_PORT="
+                    f"{os.environ.get('MASTER_PORT')}; choose another with --master_port of "
+                    "deepspeed, or --master-port of diablo-ds"
+                ) from None
         _unlink_shared_memory()
     return torch.device(accelerator.current_device_name())
 

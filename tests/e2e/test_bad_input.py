@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 
 import pytest
 
@@ -33,6 +34,7 @@ def _fails(options, *changes, parts, command="train"):
         ("--config nowhere.json", ["nowhere.json"]),
         ("--learning-rate -1", ["learning_rate must be >= 0"]),
         ("--gradient-accumulation-steps 2", ["not both", "global_batch=4"]),
+        ("--memory-budget 1e-6", ["memory_budget must hold the run", "the least is 0.00 GB"]),
     ],
 )
 def test_wrong_settings_are_named(changes, parts, options, tmp_path):
@@ -127,3 +129,12 @@ def test_under_the_launcher_one_message_and_all_ranks_end(options, tmp_path):
     result = deepspeed(*options, "--targets", "w1", "--output", tmp_path, num_ranks=2, check=False)
     assert_user_error(result, "each target must match")
     assert (result.stdout + result.stderr).count("Error: each target must match") == 1
+
+
+def test_a_master_port_in_use_is_named(options, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        rank = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (rank | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, str(value))
+        _fails(options, parts=["master port must be free", f"MASTER_PORT={port}"])

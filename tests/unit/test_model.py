@@ -1,4 +1,4 @@
-"""What a model's head returns: logits as they are, or changed after it."""
+"""What a model's head returns, logits as they are or changed after it; which attention it gets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from diablo_ds.loss import LossHead, causal_lm_loss
-from diablo_ds.model import build_meta_model, install_loss_head
+from diablo_ds.model import build_meta_model, choose_attention, install_loss_head
 from tests.tiny import FAMILIES, build_model
 
 SHAPE = {
@@ -48,3 +48,21 @@ def test_a_model_that_changes_its_heads_output_keeps_whole_logits(config):
     model = AutoModelForCausalLM.from_config(config)
     assert not install_loss_head(model, build_meta_model(config))
     assert not isinstance(model.get_output_embeddings(), LossHead)
+
+
+def test_attention_that_cannot_run_is_refused():
+    shapes = build_meta_model(FAMILIES["llama"])
+    assert choose_attention("auto", shapes, "bf16", "cpu") == "sdpa"
+    assert choose_attention("eager", shapes, "bf16", "cpu") == "eager"
+    with pytest.raises(ValueError, match="needs a GPU and half precision; got precision='bf16'"):
+        choose_attention("flash_attention_2", shapes, "bf16", "cpu")
+    with pytest.raises(ValueError, match="needs a GPU and half precision; got precision='fp32'"):
+        choose_attention("flash_attention_2", shapes, "fp32", "cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="FlashAttention may be installed")
+def test_flash_attention_needs_its_package():
+    shapes = build_meta_model(FAMILIES["llama"])
+    assert choose_attention("auto", shapes, "bf16", "cuda") == "sdpa"
+    with pytest.raises(ValueError, match="needs its package; got none installed"):
+        choose_attention("flash_attention_2", shapes, "bf16", "cuda")
