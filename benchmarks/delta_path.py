@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from benchmarks.plots import plot_lines
+from benchmarks.ranks import free_port
 from benchmarks.report import table, write_report
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,8 @@ def train(path: str, precision: str, num_steps: int, seed: int) -> list[dict[str
             "--save-every": str(num_steps),
             "--seed": str(seed),
         }
-        command = [str(Path(sys.executable).with_name("deepspeed")), "launch/train.py"]
+        launcher = str(Path(sys.executable).with_name("deepspeed"))
+        command = [launcher, "--master_port", str(free_port()), "launch/train.py"]
         command += [word for option in options.items() for word in option]
         done = subprocess.run(command, cwd=ROOT, env=os.environ.copy(), capture_output=True)
         if done.returncode:

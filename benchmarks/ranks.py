@@ -40,11 +40,8 @@ def run_ranks(
     Raises:
         RuntimeError: if a rank fails.
     """
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        variables = _variables(world_size, port) | dict(environment)
+    with tempfile.TemporaryDirectory() as folder:
+        variables = _variables(world_size, free_port()) | dict(environment)
         ranks = [_start(module, settings, rank, variables, folder) for rank in range(world_size)]
         try:
             codes = [process.wait(timeout_s) for process in ranks]
@@ -55,6 +52,13 @@ def run_ranks(
             logs = [Path(folder, f"{rank}.log").read_text()[-6000:] for rank in range(world_size)]
             raise RuntimeError(f"{module} {settings} ended with {codes}:\n" + "\n".join(logs))
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _variables(world_size: int, port: int) -> dict[str, str]:
