@@ -34,9 +34,11 @@ def diablo_ds(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str
     return _run(["diablo-ds", *map(str, args)], check)
 
 
-def deepspeed(*args: Any, num_ranks: int, check: bool = True) -> subprocess.CompletedProcess[str]:
+def deepspeed(
+    *args: Any, num_ranks: int, check: bool = True, port: int | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `deepspeed launch/train.py` on ranks of this machine."""
-    port = free_port()
+    port = free_port() if port is None else port
     launcher = ["deepspeed", f"--num_accelerators={num_ranks}", f"--master_port={port}"]
     result = _run([*launcher, "launch/train.py", *map(str, args)], check)
     assert not list(Path("/dev/shm").glob(f"deepspeed*_{port}_*")), "memory is left behind"

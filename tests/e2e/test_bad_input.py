@@ -131,10 +131,8 @@ def test_under_the_launcher_one_message_and_all_ranks_end(options, tmp_path):
     assert (result.stdout + result.stderr).count("Error: each target must match") == 1
 
 
-def test_a_master_port_in_use_is_named(options, monkeypatch):
+def test_a_master_port_in_use_is_named(options):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        rank = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
-        for name, value in (rank | {"MASTER_PORT": port}).items():
-            monkeypatch.setenv(name, str(value))
-        _fails(options, parts=["master port must be free", f"MASTER_PORT={port}"])
+        result = deepspeed(*options, num_ranks=1, check=False, port=port)
+    assert_user_error(result, "master port must be free", f"MASTER_PORT={port}")
