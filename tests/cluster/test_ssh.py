@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 def _launch(hosts: SshHosts, folder: Path, *words: object) -> subprocess.Popen[str]:
     where = (
         f"--hostfile {hosts.hostfile()} --master-addr 127.0.0.2 --master-port {free_port()} "
-        f"--interface lo --env DS_ACCELERATOR=cpu --output {folder}"
+        f"--interface lo --env DS_ACCELERATOR=cpu --env OMP_NUM_THREADS=1 --output {folder}"
     )
     return subprocess.Popen(
         ["diablo-ds", "launch", *where.split(), *map(str, words)],
