@@ -26,11 +26,11 @@ from benchmarks.report import table, write_report
 from diablo_ds.batches import MicroBatch
 from diablo_ds.config import RunConfig
 from diablo_ds.model import decoder_layers, find_model, load_model_config
-from diablo_ds.planning.communication import Layout, gathers_per_micro_step
+from diablo_ds.planning.communication import LIMIT_KEYS, Layout, gathers_per_micro_step
 from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model
 from diablo_ds.planning.memory import DEFAULT_BUCKET_ELEMENTS, memory_dict, rank_memory
-from diablo_ds.planning.plan import DS_CONFIGS, LIMIT_KEYS
+from diablo_ds.planning.plan import DS_CONFIGS
 from diablo_ds.recomputation import Recomputation
 
 NUM_RANKS = 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+
+from diablo_ds.launcher.launch_command import free_port
 
 FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Makes freed memory go back to the system, so that peaks are of what is in use; costs time."""
@@ -52,13 +53,6 @@ def run_ranks(
             logs = [Path(folder, f"{rank}.log").read_text()[-6000:] for rank in range(world_size)]
             raise RuntimeError(f"{module} {settings} ended with {codes}:\n" + "\n".join(logs))
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world_size)]
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _variables(world_size: int, port: int) -> dict[str, str]:

@@ -44,10 +44,22 @@ class ActivationSizes:
             num_layers: decoder layers of the model.
             recomputation: which of them are recomputed.
         """
-        num_recomputed, keep_attention = recomputation
-        of_recomputed = self.layer_input + self.attention * keep_attention
-        kept = (num_layers - num_recomputed) * self.layer + num_recomputed * of_recomputed
-        return self.rest + kept + (self.layer - of_recomputed if num_recomputed else 0)
+        return self.kept(num_layers, recomputation) + self.again(recomputation)
+
+    def kept(self, num_layers: int, recomputation: Recomputation) -> int:
+        """Return the bytes that are kept up to the backward; arguments as for `total`."""
+        num_recomputed = recomputation.num_layers
+        whole = (num_layers - num_recomputed) * self.layer
+        return self.rest + whole + num_recomputed * self._of_recomputed(recomputation)
+
+    def again(self, recomputation: Recomputation) -> int:
+        """Return the bytes that a layer adds while it is recomputed; 0 where none is."""
+        if not recomputation.num_layers:
+            return 0
+        return self.layer - self._of_recomputed(recomputation)
+
+    def _of_recomputed(self, recomputation: Recomputation) -> int:
+        return self.layer_input + self.attention * recomputation.keep_attention
 
 
 def attention_share(config: Any, length: int) -> float:

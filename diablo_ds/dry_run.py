@@ -74,10 +74,7 @@ def _recomputing(config: RunConfig, model_config: Any, model: Any, complete: dic
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
         world_size = distributed.world_size()
         return fit_memory(config, model_config, complete, world_size, device_type).text()
-    recomputation = choose_recomputation(config, model)
-    num_layers = len(decoder_layers(model))
-    kept = ", their attention kept" if recomputation.keep_attention else ""
-    return f"{recomputation.num_layers} of {num_layers} decoder layers recomputed{kept}"
+    return choose_recomputation(config, model).text(len(decoder_layers(model)))
 
 
 def _target_lines(layers: dict[str, DiaBloLinear]) -> str:

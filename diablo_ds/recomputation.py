@@ -20,6 +20,11 @@ class Recomputation(NamedTuple):
     """Whether the attention's output is kept of them: as large as a layer's input, and the part
     whose computing time grows with the square of the length."""
 
+    def text(self, num_layers: int) -> str:
+        """Return it in words, for a model of ``num_layers`` decoder layers."""
+        kept = ", their attention kept" if self.keep_attention else ""
+        return f"{self.num_layers} of {num_layers} decoder layers recomputed{kept}"
+
 
 def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
     """Return which decoder layers a run config lets recompute, without a memory budget.

@@ -28,6 +28,14 @@ from diablo_ds.run_options import build_run_config, run_options
 _ENV_HELP = "Environment variable of the ranks: NAME=VALUE, or NAME for the value here; repeatable."
 _INTERFACE_HELP = "Network interface for NCCL and Gloo, e.g. ib0."
 
+max_restarts_option = click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Restarts after failures.",
+)
+
 
 @click.command(context_settings=CONTEXT)
 @click.option("--hostfile", type=click.Path(path_type=Path), help="Lines `name slots=gpus`.")
@@ -57,13 +65,7 @@ _INTERFACE_HELP = "Network interface for NCCL and Gloo, e.g. ib0."
     help="One log a rank, shared by all hosts.  [default: logs in the run folder]",
 )
 @click.option("--launcher-args", default="", help="Further arguments for pdsh, mpirun or srun.")
-@click.option(
-    "--max-restarts",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Restarts after failures.",
-)
+@max_restarts_option
 @click.option(
     "--min-nodes",
     type=click.IntRange(min=1),

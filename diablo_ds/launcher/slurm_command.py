@@ -13,7 +13,7 @@ from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.files import read_json
 from diablo_ds.launcher.cluster import interface_env, parse_env
-from diablo_ds.launcher.launch_command import with_output
+from diablo_ds.launcher.launch_command import max_restarts_option, with_output
 from diablo_ds.launcher.slurm import Job, build_script, submit
 from diablo_ds.run_options import build_run_config, run_options
 
@@ -37,13 +37,7 @@ from diablo_ds.run_options import build_run_config, run_options
 @click.option(
     "--chain", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs in a row."
 )
-@click.option(
-    "--max-restarts",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Restarts after failures.",
-)
+@max_restarts_option
 @click.option("--sweep", multiple=True, help="setting=value,value: an array job over the values.")
 @click.option("--setup", multiple=True, help="Shell line before the run; repeatable.")
 @click.option("--wrap", default="", help="Words before the command: apptainer exec --nv x.sif.")

@@ -10,13 +10,10 @@ from typing import Any
 from diablo_ds.activations import attention_share
 from diablo_ds.config import RunConfig
 from diablo_ds.distributed import local_world_size
-from diablo_ds.ds_config import offload_device, zero_stage
 from diablo_ds.planning.communication import Layout, gathers_per_micro_step
-from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.hardware import GB
 from diablo_ds.planning.measure import measure_model
 from diablo_ds.planning.memory import buckets, rank_memory
-from diablo_ds.planning.plan import LIMIT_KEYS
 from diablo_ds.recomputation import Recomputation
 
 
@@ -32,11 +29,9 @@ class MemoryFit:
 
     def text(self) -> str:
         """Return it as a line of text."""
-        count, keep_attention = self.recomputation
-        kept = ", their attention kept" if keep_attention else ""
         return (
-            f"Memory budget {self.budget:g} GB: {count} of {self.num_layers} decoder layers "
-            f"recomputed{kept}; planned peak {self.planned_bytes / GB:.2f} GB"
+            f"Memory budget {self.budget:g} GB: {self.recomputation.text(self.num_layers)}; "
+            f"planned peak {self.planned_bytes / GB:.2f} GB"
         )
 
 
@@ -65,16 +60,13 @@ def fit_memory(
         run = dataclasses.replace(run, micro_batch=rows, micro_batch_tokens=0)
     model = measure_model(model_config, run)
     zero = ds_config["zero_optimization"]
-    layout = Layout(
-        stage=zero_stage(ds_config),
+    layout = Layout.of(
+        zero,
         world_size=world_size,
         ranks_per_node=min(world_size, local_world_size()),
-        hpz=int(zero.get("zero_hpz_partition_size", 1)),
-        limits=Limits(*(int(zero.get(key, 0)) for key in LIMIT_KEYS)),
         num_micro_steps=num_micro_steps,
-        offload=offload_device(ds_config, "param") != "none",
     )
-    gathers = gathers_per_micro_step(model, layout) if layout.stage == 3 else None
+    gathers = gathers_per_micro_step(model, layout) if layout.gathers_base else None
     num_rows = run.micro_batch * run.max_length
     share = attention_share(model_config.get_text_config(), run.max_length)
 

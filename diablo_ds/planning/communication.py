@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from diablo_ds.ds_config import offload_device
 from diablo_ds.planning.gathers import Gathers, Limits, simulate
 from diablo_ds.planning.measure import ModelSizes
 from diablo_ds.traffic import BASE_GATHERS, DELTA_GATHERS, DELTA_GRADIENTS, Collective
 
 NO_LIMITS = Limits(0, 0, 0)
+LIMIT_KEYS = (
+    "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
+"""DeepSpeed's names for the fields of `Limits`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,26 @@ class Layout:
     num_micro_steps: int = 1
     offload: bool = False
     """Whether base shards and optimizer lie in the host's memory."""
+
+    @classmethod
+    def of(
+        cls, zero: Mapping[str, Any], *, world_size: int, ranks_per_node: int, num_micro_steps: int
+    ) -> Layout:
+        """Return the layout that the ZeRO section of a complete DeepSpeed config makes."""
+        return cls(
+            stage=int(zero.get("stage", 0)),
+            world_size=world_size,
+            ranks_per_node=ranks_per_node,
+            hpz=int(zero.get("zero_hpz_partition_size", 1)),
+            limits=Limits(*(int(zero.get(key, 0)) for key in LIMIT_KEYS)),
+            num_micro_steps=num_micro_steps,
+            offload=offload_device({"zero_optimization": zero}, "param") != "none",
+        )
+
+    @property
+    def gathers_base(self) -> bool:
+        """Whether weights come from elsewhere: a single rank's are all there."""
+        return self.stage == 3 and (self.world_size > 1 or self.offload)
 
     @property
     def num_nodes(self) -> int:

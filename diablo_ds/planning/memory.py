@@ -86,7 +86,8 @@ def rank_memory(
         # What comes from other ranks arrives in one flat buffer and is copied out of it.
         ahead = gathers.most_ahead if world > 1 else 0
         gathered = (gathers.most_elements + ahead) * size
-    kept, again = _activations(model, recomputation)
+    kept = model.activations.kept(model.num_layers, recomputation)
+    again = model.activations.again(recomputation)
     layer_backward = again + 3 * num_rows * model.widest * size
     bucket_elements, num_buckets = buckets
     # On a CPU a bucket takes what is written to it.
@@ -128,17 +129,6 @@ def _base(model: ModelSizes, layout: Layout) -> int:
         second = sum(padded(p.num_elements, layout.world_size) for p in base if p.sharded)
         num_bytes += second // layout.hpz * model.element_bytes
     return num_bytes
-
-
-def _activations(model: ModelSizes, recomputation: Recomputation) -> tuple[int, int]:
-    """Return what is kept up to the backward, and what a recomputed layer adds in it."""
-    sizes = model.activations
-    total = sizes.total(model.num_layers, recomputation)
-    if not recomputation.num_layers:
-        return total, 0
-    of_recomputed = sizes.layer_input + sizes.attention * recomputation.keep_attention
-    again = sizes.layer - of_recomputed
-    return total - again, again
 
 
 def _loss(model: ModelSizes, num_rows: int, device_type: str) -> int:

@@ -12,6 +12,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import complete_ds_config
 from diablo_ds.files import read_json
 from diablo_ds.planning.communication import (
+    LIMIT_KEYS,
     Layout,
     LinkBytes,
     gathers_per_micro_step,
@@ -30,12 +31,6 @@ DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 MOST_RANKS = 1024
 _BUCKET_ELEMENTS = 50_000_000
 """Largest bucket for gradients that a plan writes: 100 MB in bf16."""
-LIMIT_KEYS = (
-    "stage3_prefetch_bucket_size",
-    "stage3_max_live_parameters",
-    "stage3_max_reuse_distance",
-)
-"""DeepSpeed's names for the fields of `Limits`."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +167,11 @@ class Planner:
         recomputation: Recomputation,
     ) -> Candidate:
         model = self.model(run)
-        layout = Layout(
-            stage=variant.stage,
+        layout = Layout.of(
+            zero,
             world_size=cluster.world_size,
             ranks_per_node=cluster.ranks_per_node,
-            hpz=int(zero.get("zero_hpz_partition_size", 1)),
-            limits=Limits(*(int(zero.get(key, 0)) for key in LIMIT_KEYS)),
             num_micro_steps=run.accumulation_steps(cluster.world_size),
-            offload=variant.offload,
         )
         gathers = self._find_gathers(model, layout, run)
         traffic = step_traffic(model, layout, gathers)
@@ -206,7 +198,7 @@ class Planner:
         )
 
     def _find_gathers(self, model: ModelSizes, layout: Layout, run: RunConfig) -> Gathers | None:
-        if layout.stage < 3 or (layout.world_size == 1 and not layout.offload):
+        if not layout.gathers_base:
             return None
         key = (*_key(run), layout.limits, layout.num_micro_steps == 1)
         if key not in self._gathers:

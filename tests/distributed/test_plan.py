@@ -10,10 +10,9 @@ import pytest
 
 from diablo_ds import distributed
 from diablo_ds.model import load_model_config
-from diablo_ds.planning.communication import Layout, step_traffic
+from diablo_ds.planning.communication import LIMIT_KEYS, Layout, step_traffic
 from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model
-from diablo_ds.planning.plan import LIMIT_KEYS
 from diablo_ds.traffic import NORMS, counting_traffic
 from diablo_ds.train import train_step
 from tests.distributed.runner import run_distributed
