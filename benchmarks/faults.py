@@ -14,6 +14,7 @@ reaches, and everything on one of them dies at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -42,10 +43,19 @@ if TYPE_CHECKING:
 COMMAND = str(Path(sys.executable).with_name("diablo-ds"))
 ALL_GONE_S = 30.0
 SAVE_EVERY = 3
-HANG_TIMEOUT_S = 8
-START_TIMEOUT_S = 300.0
+LEAST_HANG_TIMEOUT_S = 8
+HANG_STEPS = 20
+"""A rank counts as hung after as many of the undisturbed run's longest steps: a busy machine is no
+fault."""
+START_TIMEOUT_S = 1800.0
+TRIES = 3
+"""Starts of a run that ends by itself before the fault, on a machine that is short of something."""
 INJECTION = Path(__file__).parent / "injection"
 LOSE_HOST = "lose a host"
+
+
+class BrokenOffError(RuntimeError):
+    """The soak cannot go on: the run fails without a fault."""
 
 
 @dataclass
@@ -72,12 +82,16 @@ class Bench:
         num_steps: steps of the run.
         seed: of the random moments.
         hosts: two ssh hosts, or none; needed for the fault "lose a host".
+        all_gone_s: seconds within which every process has to be gone after a fault.
     """
 
     folder: Path
     num_steps: int
     seed: int = 0
     hosts: SshHosts | None = None
+    all_gone_s: float = ALL_GONE_S
+    hang_timeout_s: int = 600
+    """Set by `undisturbed`, from the time that a step takes here."""
 
     def __post_init__(self) -> None:
         """Make the model and the data."""
@@ -89,6 +103,11 @@ class Bench:
             self.folder / "model", hidden_size=128, intermediate_size=512, num_hidden_layers=4
         )
         self.data = write_pairs(self.folder / "pairs.jsonl", 60)
+
+    @property
+    def log(self) -> Path:
+        """Return the file with the output of all starts."""
+        return self.folder / "launch.log"
 
     @property
     def wish(self) -> Path:
@@ -113,9 +132,9 @@ class Bench:
             f"--model {self.model} --data {self.data} --output {output} --num-blocks 4 "
             f"--micro-batch 2 --global-batch 16 --max-steps {self.num_steps} --dropout 0.1 "
             f"--precision fp32 --save-every {SAVE_EVERY} --eval-every 10 --keep-last 3 "
-            f"--hang-timeout {HANG_TIMEOUT_S}"
+            f"--hang-timeout {self.hang_timeout_s}"
         )
-        with (self.folder / "launch.log").open("ab") as log:
+        with self.log.open("ab") as log:
             return subprocess.Popen(
                 command.split(),
                 cwd=Path(__file__).parents[1],
@@ -128,7 +147,9 @@ class Bench:
         """Return the deltas of a run that is left alone."""
         output = self.folder / "undisturbed"
         if self.start(output).wait() != 0:
-            raise RuntimeError(f"the undisturbed run must end well; see {self.folder}/launch.log")
+            raise BrokenOffError(f"undisturbed run must end well; see {self.log}")
+        longest_s = max(point["step_s"] for point in _points(output) if "step_s" in point)
+        self.hang_timeout_s = max(LEAST_HANG_TIMEOUT_S, math.ceil(HANG_STEPS * longest_s))
         return load_adapter(output / "adapter")[0]
 
     # --- one fault -------------------------------------------------------------------------------
@@ -136,9 +157,9 @@ class Bench:
     def break_once(self, kind: str) -> Outcome:
         """Start the run, break it at a random moment, and look at what is left."""
         outcome = Outcome(kind)
-        saved_before = self._last_saved()
-        process = self.start(self.output, self.hosts if kind == LOSE_HOST else None)
-        step = self._wait_for_steps(process, self.random.randint(1, SAVE_EVERY + 1))
+        process, step, saved_before = self._start_until_it_trains(
+            self.hosts if kind == LOSE_HOST else None, self.random.randint(1, SAVE_EVERY + 1)
+        )
         outcome.resumed_step = step - 1
         if saved_before >= 0 and outcome.resumed_step != saved_before:
             outcome.problems.append(f"went on at {outcome.resumed_step}, not {saved_before}")
@@ -146,21 +167,19 @@ class Bench:
         undo = FAULTS[kind](self, process)
         start = time.monotonic()
         try:
-            outcome.exit_code = process.wait(timeout=ALL_GONE_S + HANG_TIMEOUT_S)
+            outcome.exit_code = process.wait(timeout=self.all_gone_s + self.hang_timeout_s)
         except subprocess.TimeoutExpired:
             outcome.problems.append("the launcher did not end")
             process.kill()
-        while self._processes() and time.monotonic() - start < ALL_GONE_S + HANG_TIMEOUT_S:
+        while (
+            self._processes() and time.monotonic() - start < self.all_gone_s + self.hang_timeout_s
+        ):
             time.sleep(0.1)
         outcome.seconds_to_end = time.monotonic() - start
         undo()
-        left = self._processes()
-        if left:
-            outcome.problems.append(f"{len(left)} processes are left")
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        limit = ALL_GONE_S + (HANG_TIMEOUT_S if kind == "stop a rank" else 0)
+        if num_left := self.end_all():
+            outcome.problems.append(f"{num_left} processes are left")
+        limit = self.all_gone_s + (self.hang_timeout_s if kind == "stop a rank" else 0)
         if outcome.seconds_to_end > limit:
             outcome.problems.append(f"all gone after {outcome.seconds_to_end:.0f} s only")
         if outcome.exit_code == 0:
@@ -172,17 +191,39 @@ class Bench:
             outcome.problems.append(str(error))
         return outcome
 
-    def _wait_for_steps(self, process: subprocess.Popen[bytes], count: int) -> int:
-        """Wait until this start took some steps; return the first of them."""
-        seen = len(_steps(self.output))
+    def _start_until_it_trains(
+        self, hosts: SshHosts | None, count: int
+    ) -> tuple[subprocess.Popen[bytes], int, int]:
+        """Start the run and wait until it has taken ``count`` steps.
+
+        A start that ends before is repeated: nothing was broken yet, so the machine was too busy,
+        and the same command has to go on all the same.
+
+        Raises:
+            BrokenOffError: if no start takes steps.
+        """
+        for _ in range(TRIES):
+            saved_before = self._last_saved()
+            process = self.start(self.output, hosts)
+            if first := self._first_step(process, count):
+                return process, first, saved_before
+            code = process.wait()
+            click.echo(f"a start ended with exit code {code} before it was broken; again")
+        raise BrokenOffError(f"run must take steps; got none in {TRIES} starts; see {self.log}")
+
+    def _first_step(self, process: subprocess.Popen[bytes], count: int) -> int:
+        """Wait until this start took ``count`` steps; return the first, 0 where the start ended."""
         deadline = time.monotonic() + START_TIMEOUT_S
         first = 0
         previous = _steps(self.output)
-        while time.monotonic() < deadline and process.poll() is None:
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+                return 0
             steps = _steps(self.output)
-            if steps != previous and not first and len(steps) >= 1:
+            if steps and steps != previous and not first:
                 # The start cuts off what came after the checkpoint and then adds its own.
-                log = (self.folder / "launch.log").read_text(errors="replace")
+                log = self.log.read_text(errors="replace")
                 marker = log.rfind("Starting 2 ranks")
                 resumed = log.rfind("Resuming after step ", marker)
                 text = log[resumed:].split()[3] if resumed > marker else "0"
@@ -190,7 +231,7 @@ class Bench:
             if first and steps and steps[-1] >= first + count - 1:
                 return first
             time.sleep(0.02)
-        raise RuntimeError(f"the run must take steps; it had {seen}; see {self.folder}/launch.log")
+        return 0
 
     def _last_saved(self) -> int:
         root = checkpoints_folder(self.output)
@@ -218,6 +259,14 @@ class Bench:
                         found[int(folder.name)] = text
         return found
 
+    def end_all(self) -> int:
+        """Kill every process of the run that still lives; return how many there were."""
+        left = self._processes()
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(left)
+
     def pids(self, part: str) -> list[int]:
         """Return the processes with some text in their command line."""
         return sorted(pid for pid, text in self._processes().items() if part in text)
@@ -229,12 +278,16 @@ class Bench:
         return lambda: None
 
 
-def _steps(output: Path) -> list[int]:
+def _points(output: Path) -> list[dict[str, Any]]:
+    """Return what a run has recorded so far; nothing while a line is half written."""
     try:
-        lines = (output / "metrics.jsonl").read_text().splitlines()
-        return [p["step"] for p in map(json.loads, lines) if "loss" in p]
+        return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError):
         return []
+
+
+def _steps(output: Path) -> list[int]:
+    return [point["step"] for point in _points(output) if "loss" in point]
 
 
 # --- the faults ----------------------------------------------------------------------------------
@@ -396,7 +449,12 @@ def main(faults: int, steps: int, seed: int, folder: Path | None, keep: bool) ->
 
     where = folder or Path(tempfile.mkdtemp(prefix="diablo-faults-"))
     with SshHosts(Path(tempfile.mkdtemp(prefix="diablo-hosts-"))) as hosts:
-        is_good = _run(Bench(where, steps, seed, hosts), faults, has_small_disk=folder is not None)
+        bench = Bench(where, steps, seed, hosts)
+        try:
+            is_good = _run(bench, faults, has_small_disk=folder is not None)
+        except BrokenOffError as error:
+            bench.end_all()
+            raise click.ClickException(str(error)) from None
     if not keep and folder is None:
         shutil.rmtree(where)
     sys.exit(0 if is_good else 1)

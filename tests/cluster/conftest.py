@@ -32,7 +32,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     text = (
         f"--model {model} --data {data} --num-blocks 4 --micro-batch 2 --global-batch 16 "
         "--max-steps 40 --save-every 10 --eval-every 10 --learning-rate 0.002 --dropout 0.1 "
-        "--precision fp32 --hang-timeout 20"
+        "--precision fp32 --hang-timeout 120"
     )
     return text.split()
 

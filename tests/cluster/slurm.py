@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tests.cluster.packages import require
 from tests.e2e.commands import BIN, free_port
+from tests.waiting import WAIT_S
 
 NODES = ("node-a", "node-b")
-START_TIMEOUT_S = 60
 _CONF = """\
 ClusterName=diablo
 SlurmctldHost={host}(127.0.0.1)
@@ -76,7 +76,7 @@ class SlurmCluster:
 
     # --- clients ---------------------------------------------------------------------------------
 
-    def run(self, *command: str, timeout: float = 60) -> str:
+    def run(self, *command: str, timeout: float = WAIT_S) -> str:
         """Run a client command and return what it prints."""
         done = subprocess.run(
             command, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
@@ -91,9 +91,9 @@ class SlurmCluster:
             word.partition("=")[2] for word in text.split() if word.partition("=")[0] == name
         )
 
-    def wait_for(self, job: int, states: Sequence[str], timeout: float) -> str:
+    def wait_for(self, job: int, states: Sequence[str]) -> str:
         """Wait until a job is in one of the states, and return it."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             if (state := self.job_field(job, "JobState")) in states:
                 return state
@@ -102,7 +102,7 @@ class SlurmCluster:
 
     def release(self, job: int) -> None:
         """Wait for a job to be requeued, and let it start at once instead of in two minutes."""
-        self.wait_for(job, ("PENDING",), timeout=60)
+        self.wait_for(job, ("PENDING",))
         time.sleep(3)  # the nodes refuse a job that was revoked in the same second
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -132,7 +132,7 @@ class SlurmCluster:
         self._spawn("slurmctld", "-D", "-f", str(conf))
         for node in NODES:
             self._spawn("slurmd", "-D", "-f", str(conf), "-N", node)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + WAIT_S
         states = ""
         while time.monotonic() < deadline:
             with suppress(AssertionError, subprocess.TimeoutExpired):
@@ -152,13 +152,13 @@ class SlurmCluster:
 
     def _stop(self) -> None:
         with suppress(AssertionError, subprocess.TimeoutExpired):
-            self.run("scancel", "--user=root", timeout=10)
+            self.run("scancel", "--user=root", timeout=60)
             time.sleep(1)
         for process in reversed(self.processes):
             process.terminate()
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
+                process.wait(timeout=60)
         self._kill_left()
 
     def _kill_left(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.cluster.packages import require
 from tests.e2e.commands import BIN, environment, free_port
+from tests.waiting import WAIT_S
 
 ADDRESSES = {"node-a": "127.0.0.2", "node-b": "127.0.0.3"}
 _SSHD_CONF = """\
@@ -93,7 +94,7 @@ class SshHosts:
         command = ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / f"sshd_config-{name}")]
         with (self.folder / f"sshd-{name}.log").open("ab") as log:
             self.servers[name] = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             done = subprocess.run(["ssh", name, "true"], env=self.env, check=False)
             if done.returncode == 0:

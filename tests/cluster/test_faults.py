@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import Bench, soak
+from tests.waiting import WAIT_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 KINDS = ("kill a rank", "stop a rank", "terminate the launcher", "flip a bit of a checkpoint")
@@ -31,6 +32,6 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 def test_a_run_survives_faults_and_ends_as_if_nothing_had_been(tmp_path):
     with _small_disk(tmp_path) as is_small:
         kinds = (*KINDS, "fill the disk") if is_small else KINDS
-        outcomes, problems = soak(Bench(tmp_path, num_steps=60), kinds)
+        outcomes, problems = soak(Bench(tmp_path, num_steps=60, all_gone_s=WAIT_S), kinds)
     assert [outcome for outcome in outcomes if outcome.problems] == []
     assert problems == []

@@ -10,8 +10,9 @@ import pytest
 
 from diablo_ds.checkpoint import list_checkpoints
 from tests.cluster.slurm import SlurmCluster
-from tests.cluster.watching import assert_same_run, processes_of, steps_taken, wait_until
+from tests.cluster.watching import assert_same_run, processes_of, steps_taken
 from tests.e2e.commands import ROOT
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 
@@ -23,7 +24,7 @@ def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
         env=slurm.env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -55,7 +56,7 @@ def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, t
         slurm.release(job)
         stops.append(steps_taken(folder))
         wait_until(lambda: steps_taken(folder) > stops[-1], "a step after the requeue")
-    state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=120)
+    state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"))
     log = _slurm_log(folder)
     assert state == "COMPLETED", log
     assert slurm.job_field(job, "Restarts") == "2"
@@ -65,7 +66,7 @@ def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, t
         assert f"Resuming after step {step} " in log
     assert_same_run(folder, undisturbed)
     assert "time left   done" in _diablo_ds(slurm, "status", folder)
-    wait_until(lambda: not processes_of(folder), "all processes to end", 30)
+    wait_until(lambda: not processes_of(folder), "all processes to end")
 
 
 def test_a_cancelled_job_saves_and_does_not_come_back(slurm, options, tmp_path):
@@ -73,8 +74,8 @@ def test_a_cancelled_job_saves_and_does_not_come_back(slurm, options, tmp_path):
     (job, *_) = _submit(slurm, options, folder, "--nodes", 2)
     wait_until(lambda: steps_taken(folder) >= 1, "a step")
     slurm.run("scancel", str(job))
-    slurm.wait_for(job, ("CANCELLED",), timeout=60)
-    wait_until(lambda: not processes_of(folder), "all processes to end", 30)
+    slurm.wait_for(job, ("CANCELLED",))
+    wait_until(lambda: not processes_of(folder), "all processes to end")
     assert slurm.job_field(job, "JobState") == "CANCELLED"
     assert slurm.job_field(job, "Restarts") == "0"
     assert list_checkpoints(folder / "checkpoints")
@@ -87,7 +88,7 @@ def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, t
     rank = [line for line in processes_of(folder) if "-m diablo_ds train" in line]
     assert len(rank) == 2
     subprocess.run(["pkill", "-KILL", "-n", "-f", f"diablo_ds train .*{folder}"], check=True)
-    state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=120)
+    state = slurm.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"))
     log = _slurm_log(folder)
     assert state == "COMPLETED", log
     assert re.search(r"Error: rank \d on \S+ failed first, in .* of step \d+: killed by", log)
@@ -102,7 +103,7 @@ def test_a_chain_and_an_array_run_to_their_ends(slurm, options, tmp_path):
     (array, *_) = _submit(slurm, short, tmp_path / "array", *sweep)
     assert len(chain) == 2
     for job in (*chain, array):
-        assert slurm.wait_for(job, ("COMPLETED", "FAILED"), timeout=180) == "COMPLETED"
+        assert slurm.wait_for(job, ("COMPLETED", "FAILED")) == "COMPLETED"
     assert "is done." in _slurm_log(tmp_path / "chain")
     for value in ("1e-3", "2e-3"):
         assert (tmp_path / "array" / f"learning_rate-{value}" / "adapter").is_dir()

@@ -13,9 +13,9 @@ from tests.cluster.watching import (
     output_of,
     processes_of,
     steps_taken,
-    wait_until,
 )
 from tests.e2e.commands import ROOT, free_port
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 
@@ -70,4 +70,4 @@ def test_a_run_goes_on_without_a_host_that_disappears(hosts, options, tmp_path):
     assert "global batch 16 = micro batch 2 x accumulation 8 x world size 1" in output
     assert "Resuming after step 10 " in output
     assert steps_taken(folder) == 40
-    wait_until(lambda: not processes_of(folder), "all processes to end", 30)
+    wait_until(lambda: not processes_of(folder), "all processes to end")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,14 +12,7 @@ import torch
 
 from diablo_ds.adapter import load_adapter
 from tests.e2e.commands import losses
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 120) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
-        time.sleep(0.05)
+from tests.waiting import WAIT_S
 
 
 def steps_taken(folder: Path) -> int:
@@ -53,7 +44,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
         assert torch.equal(delta, others[name]), name
 
 
-def output_of(process: subprocess.Popen[str], timeout: float = 180) -> str:
+def output_of(process: subprocess.Popen[str]) -> str:
     """Wait for a process and return what it printed."""
-    output, _ = process.communicate(timeout=timeout)
+    output, _ = process.communicate(timeout=WAIT_S)
     return output

@@ -15,25 +15,26 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.waiting import WAIT_S
+
 
 def run_distributed(
     function: Callable[..., None],
     world_size: int,
     tmp_path: Path,
     *args: Any,
-    timeout_s: float = 180,
 ) -> None:
     """Run ``function(rank, *args)`` in one process per rank; report failures in order."""
     folder = tmp_path / f"ranks-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
     ranks = mp.spawn(_worker, (function, world_size, folder, args), nprocs=world_size, join=False)
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + WAIT_S
     try:
         while not ranks.join(timeout=1):
             if time.monotonic() > deadline:
                 for process in ranks.processes:
                     process.kill()
-                raise TimeoutError(f"{function.__name__} still runs after {timeout_s} s")
+                raise TimeoutError(f"{function.__name__} still runs after {WAIT_S} s")
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
         # The cause first, then the ranks it took down.
         reports = sorted(folder.glob("failure-*"))

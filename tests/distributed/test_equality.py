@@ -58,7 +58,7 @@ def train_all(model_folder, tmp_path_factory):
             folder / str(number): (job.model or model_folder, job.ds_file, job.config)
             for number, job in enumerate(jobs.values())
         }
-        run_distributed(_train_in_turn, num_ranks, folder, filled, timeout_s=300)
+        run_distributed(_train_in_turn, num_ranks, folder, filled)
         return dict(zip(jobs, filled, strict=True))
 
     return train

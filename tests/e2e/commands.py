@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import WAIT_S
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ZERO3 = ROOT / "ds_configs" / "zero3.json"
-TIMEOUT_S = 300
 
 
 def free_port() -> int:
@@ -52,7 +53,7 @@ def _run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=WAIT_S,
         check=False,
     )
     if check:

@@ -20,7 +20,6 @@ from diablo_ds.data import TokenTable
 from tests.e2e.commands import (
     BIN,
     ROOT,
-    TIMEOUT_S,
     ZERO3,
     assert_user_error,
     deepspeed,
@@ -29,6 +28,7 @@ from tests.e2e.commands import (
     losses,
 )
 from tests.tiny import write_pairs
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -227,14 +227,6 @@ def _children(pid):
     return found
 
 
-def _wait_for(condition, what):
-    deadline = time.monotonic() + 60
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return value
-
-
 def _is_alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
@@ -258,8 +250,8 @@ def _start_and_wait_for_chunks(options, output):
     partial = output.with_name(f".{output.name}.partial")
     process = _start(*options, "--output", output, "--num-proc", 2)
     try:
-        _wait_for(lambda: len(list(partial.glob("chunk-*.arrow"))) > 5, "chunks")
-        workers = _wait_for(lambda: _children(process.pid), "workers")
+        wait_until(lambda: len(list(partial.glob("chunk-*.arrow"))) > 5, "chunks")
+        workers = wait_until(lambda: _children(process.pid), "workers")
     except BaseException:
         process.kill()
         raise
@@ -278,11 +270,11 @@ def test_a_killed_worker_is_named_and_its_work_goes_on_later(long_options, undis
     options, output = long_options, tmp_path / "out"
     process, workers = _start_and_wait_for_chunks(options, output)
     os.kill(workers[0], signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    stdout, stderr = process.communicate(timeout=WAIT_S)
     result = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
     assert_user_error(result, "a worker process ended before its work was done", "run the same")
     assert not output.exists()
-    _wait_for(lambda: not any(map(_is_alive, workers)), "the other worker's end")
+    wait_until(lambda: not any(map(_is_alive, workers)), "the other worker's end")
     _assert_goes_on_to(undisturbed, options, output)
 
 
@@ -293,7 +285,7 @@ def test_a_killed_command_leaves_no_worker_and_nothing_half_written(
     process, workers = _start_and_wait_for_chunks(options, output)
     process.kill()
     process.communicate()
-    _wait_for(lambda: not any(map(_is_alive, workers)), "the workers' end")
+    wait_until(lambda: not any(map(_is_alive, workers)), "the workers' end")
     assert not output.exists()
     _assert_goes_on_to(undisturbed, options, output)
 
@@ -301,10 +293,10 @@ def test_a_killed_command_leaves_no_worker_and_nothing_half_written(
 def test_control_c_ends_without_a_traceback(long_options, tmp_path):
     process, workers = _start_and_wait_for_chunks(long_options, tmp_path / "out")
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    stdout, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode != 0
     assert "Traceback" not in stdout + stderr
-    _wait_for(lambda: not any(map(_is_alive, workers)), "the workers' end")
+    wait_until(lambda: not any(map(_is_alive, workers)), "the workers' end")
 
 
 def test_a_full_disk_leaves_nothing_half_written(model, tmp_path):

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
 from tests.e2e.commands import (
     BIN,
     ROOT,
-    TIMEOUT_S,
     assert_user_error,
     deepspeed,
     diablo_ds,
@@ -26,6 +24,7 @@ from tests.e2e.commands import (
     free_port,
     losses,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 STEP_4, STEP_8 = "step-000004", "step-000008"
@@ -81,11 +80,11 @@ def test_a_killed_run_goes_on_with_the_same_command(options, tmp_path):
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + TIMEOUT_S
-    while not list_checkpoints(folder / "checkpoints"):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(
+        lambda: list_checkpoints(folder / "checkpoints") or process.poll() is not None,
+        "a checkpoint",
+    )
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     # The rank is in a session of its own; the launcher starts it so.
     subprocess.run(["pkill", "-KILL", "-f", str(folder)], check=False)

@@ -18,7 +18,7 @@ import sys, time
 from torch.utils.file_baton import FileBaton
 assert FileBaton(sys.argv[1]).try_acquire()
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

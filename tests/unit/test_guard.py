@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
 from diablo_ds.launcher.guard import rank_environment
 from diablo_ds.launcher.records import FAILED_FILE, STOP_FILE, describe_failure, log_file
+from tests.waiting import WAIT_S, wait_until
 
 BEAT = """
 import os, signal, sys, time
@@ -51,15 +51,11 @@ class GuardedRank:
         return log_file(self.folder, self.rank).read_text()
 
     def wait_for_log(self, text: str) -> None:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            if log_file(self.folder, self.rank).exists() and text in self.log():
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"the log must come to {text!r}")
+        log = log_file(self.folder, self.rank)
+        wait_until(lambda: log.exists() and text in self.log(), f"{text!r} in the log")
 
     def end(self) -> int:
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=WAIT_S)
 
 
 def _is_alive(pid: int) -> bool:
@@ -97,7 +93,7 @@ def test_a_killed_rank_is_told_from_one_that_failed(tmp_path):
 
 
 def test_a_hanging_rank_prints_its_stacks_and_is_ended(tmp_path):
-    rank = GuardedRank(tmp_path, "def lost():\n    beat(); time.sleep(60)\nlost()")
+    rank = GuardedRank(tmp_path, "def lost():\n    beat(); time.sleep(600)\nlost()")
     assert rank.end() == 128 + signal.SIGKILL
     assert "no sign of life" in rank.record()["cause"]
     assert "in lost" in rank.log()
@@ -110,24 +106,26 @@ def test_a_stopped_rank_is_ended_and_named(tmp_path):
 
 
 def test_a_rank_that_gives_signs_of_life_is_left_alone(tmp_path):
-    rank = GuardedRank(tmp_path, "for _ in range(8):\n    beat(); time.sleep(0.25)")
+    code = """
+        heartbeat.heart.limit_s = 3
+        for _ in range(40):
+            beat(); time.sleep(0.1)
+        """
+    rank = GuardedRank(tmp_path, code)
     assert rank.end() == 0
 
 
 def test_a_rank_does_not_outlive_its_guard(tmp_path):
-    rank = GuardedRank(tmp_path, "print('up'); time.sleep(60)")
+    rank = GuardedRank(tmp_path, "print('up'); time.sleep(600)")
     rank.wait_for_log("up")
     pid = rank.record()["pid"]
     rank.process.kill()
     rank.end()
-    deadline = time.monotonic() + 5
-    while _is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not _is_alive(pid)
+    wait_until(lambda: not _is_alive(pid), "the rank's end")
 
 
 def test_a_guard_does_not_outlive_its_launcher(tmp_path):
-    code = "print('up'); time.sleep(60)"
+    code = "print('up'); time.sleep(600)"
     main = (
         f"from tests.unit.test_guard import *; r = GuardedRank(Path({str(tmp_path)!r}), {code!r})"
     )
@@ -135,14 +133,11 @@ def test_a_guard_does_not_outlive_its_launcher(tmp_path):
         [sys.executable, "-c", f"{main}; r.end()"], cwd=Path(__file__).parents[2]
     )
     log = log_file(tmp_path, 1)
-    deadline = time.monotonic() + 20
-    while not (log.exists() and "up" in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: log.exists() and "up" in log.read_text(), "the rank's output")
     launcher.kill()
     launcher.wait()
     record = tmp_path / "rank-00001.json"
-    while '"exit_code": null' in record.read_text() and time.monotonic() < deadline + 10:
-        time.sleep(0.05)
+    wait_until(lambda: '"exit_code": null' not in record.read_text(), "the rank's end")
     ended = json.loads(record.read_text())
     assert ended["by_request"]
     assert "gone" in ended["cause"]
@@ -150,7 +145,7 @@ def test_a_guard_does_not_outlive_its_launcher(tmp_path):
 
 @pytest.mark.parametrize("name", [FAILED_FILE, STOP_FILE])
 def test_the_log_folder_can_end_a_rank(tmp_path, name):
-    rank = GuardedRank(tmp_path, "print('up'); time.sleep(60)")
+    rank = GuardedRank(tmp_path, "print('up'); time.sleep(600)")
     rank.wait_for_log("up")
     (tmp_path / name).touch()
     assert rank.end() == 128 + signal.SIGTERM
@@ -163,7 +158,7 @@ def test_a_warning_signal_waits_until_the_rank_can_take_it(tmp_path):
         """
         print('up'); time.sleep(1)
         signal.signal(signal.SIGUSR1, lambda *_: os._exit(85))
-        beat(); time.sleep(20)
+        beat(); time.sleep(600)
         """,
     )
     rank.wait_for_log("up")
@@ -200,7 +195,9 @@ def test_a_rank_runs_in_its_venv_behind_the_words_of_a_container(tmp_path):
 
 
 def test_without_a_guard_a_hanging_process_ends_itself_with_its_stacks():
-    code = BEAT + "def lost():\n    beat(); time.sleep(60)\nlost()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    code = BEAT + "def lost():\n    beat(); time.sleep(600)\nlost()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S
+    )
     assert done.returncode == 1
     assert "in lost" in done.stderr
