@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from diablo_ds.config import RunConfig
 from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
-from diablo_ds.corpora.sources import find_sources, read_rows
+from diablo_ds.corpora.reading import read_rows
+from diablo_ds.corpora.sources import find_sources
 from diablo_ds.files import read_json
 from diablo_ds.labels import Example, shorten
 from diablo_ds.packing import Ints, permutation

@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diablo_ds import strict_json
+
+MAX_SETTINGS_BYTES = 1 << 28
+
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a crash."""
@@ -57,20 +61,35 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, strictly; see `strict_json`.
 
     Raises:
         ValueError: if the file is missing or is not JSON; names the file, line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return strict_json.loads(read_bytes(path))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"file must be valid JSON; got {path}, line {error.lineno}, "
             f"column {error.colno}: {error.msg}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"file must be readable UTF-8 JSON; got {path}: {error}") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file of settings or of a record as a whole.
+
+    Raises:
+        ValueError: if it cannot be read or is far too large to be one.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SETTINGS_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"file must be readable; got {path}: {reason}") from None
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise ValueError(f"file must have at most {MAX_SETTINGS_BYTES:,} bytes; got more in {path}")
+    return data
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from pathlib import Path
 from diablo_ds.batches import Dealer, MicroBatch, Row
 from diablo_ds.config import RunConfig
 from diablo_ds.corpora.encoding import Rejected, RowEncoder
-from diablo_ds.corpora.sources import RawRow, read_rows
+from diablo_ds.corpora.raw_rows import RawRow
+from diablo_ds.corpora.reading import read_rows
 from diablo_ds.data import find_raw
 from diablo_ds.packing import permutation
 from diablo_ds.tokenization import Tokenizer

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from diablo_ds.corpora.families import Conversation, Exchange, Form, RowError, find_form
-from diablo_ds.corpora.sources import RawRow, Unreadable, parse
+from diablo_ds.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, parse, too_long
 from diablo_ds.labels import Example, has_target, shorten
 from diablo_ds.templates import CHAT, PROMPTS, Message, Segment
 from diablo_ds.tokenization import EncodableText, Tokenizer
-
-MAX_ROW_CHARACTERS = 1_000_000
-"""A longer row is damage, or a whole file in one field; it would stall a tokenizer."""
 
 
 class Rejected(NamedTuple):
@@ -93,7 +90,7 @@ class RowEncoder:
 
     def _render(self, row: RawRow) -> tuple[Form, str, EncodableText]:
         if isinstance(row.value, bytes) and len(row.value) > MAX_ROW_CHARACTERS:
-            raise _too_long(len(row.value))
+            raise RowError(too_long(len(row.value)).reason)
         fields = parse(row.value)
         if isinstance(fields, Unreadable):
             raise RowError(fields.reason)
@@ -105,7 +102,7 @@ class RowEncoder:
         else:
             question, text = self._render_exchange(meaning, template)
         if (length := sum(len(segment.text) for segment in text.segments)) > MAX_ROW_CHARACTERS:
-            raise _too_long(length)
+            raise RowError(too_long(length).reason)
         return form, question, text
 
     def _render_exchange(self, exchange: Exchange, template: str) -> tuple[str, EncodableText]:
@@ -140,7 +137,3 @@ class RowEncoder:
             raise RowError(str(error)) from None
         add_end = not chat.ends_turns(segments)
         return EncodableText(segments, add_start=False, add_end=add_end, parse_special=True)
-
-
-def _too_long(length: int) -> RowError:
-    return RowError(f"a row must have at most {MAX_ROW_CHARACTERS:,} characters: {length:,}")

@@ -22,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
-from diablo_ds.corpora.sources import RawRow, Source, read_rows
+from diablo_ds.corpora.raw_rows import RawRow
+from diablo_ds.corpora.reading import read_rows
+from diablo_ds.corpora.sources import Source
 from diablo_ds.files import new_file
 from diablo_ds.labels import Example
 from diablo_ds.prepare.decontamination import ExcludedQuestions

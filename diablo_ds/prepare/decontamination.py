@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.corpora.sources import Unreadable, parse, read_rows
+from diablo_ds.corpora.raw_rows import Unreadable, parse
+from diablo_ds.corpora.reading import read_rows
 
 NGRAM_WORDS = 13
 """Words in a row that two texts hardly share by chance; the length of GPT-3 (arXiv 2005.14165)."""

@@ -8,7 +8,7 @@ import pytest
 
 from diablo_ds import data
 from diablo_ds.config import RunConfig
-from diablo_ds.corpora.sources import read_rows
+from diablo_ds.corpora.reading import read_rows
 from diablo_ds.labels import Example
 from tests.tiny import encode_pairs, tiny_tokenizer, write_pairs
 

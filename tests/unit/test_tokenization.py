@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from diablo_ds.corpora.encoding import RowEncoder
-from diablo_ds.corpora.sources import RawRow
+from diablo_ds.corpora.raw_rows import RawRow
 from diablo_ds.labels import IGNORE_LABEL
 from diablo_ds.templates import Segment
 from diablo_ds.tokenization import EncodableText, find_tokenizer, fingerprint, load_tokenizer

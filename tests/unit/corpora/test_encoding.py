@@ -7,7 +7,7 @@ import pytest
 from diablo_ds.config import CORPORA
 from diablo_ds.corpora.encoding import MAX_ROW_CHARACTERS, Encoded, Rejected, RowEncoder
 from diablo_ds.corpora.families import FAMILIES
-from diablo_ds.corpora.sources import RawRow
+from diablo_ds.corpora.raw_rows import RawRow
 from diablo_ds.labels import IGNORE_LABEL
 from diablo_ds.templates import alpaca, gsm8k
 from tests.tiny import tiny_tokenizer

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diablo_ds.corpora.sources import Unreadable, find_sources, parse, read_rows
+from diablo_ds.corpora.raw_rows import Unreadable, parse
+from diablo_ds.corpora.reading import read_rows
+from diablo_ds.corpora.sources import find_sources
 
 ROWS = [{"a": "1\n\u00e9", "b": "x"}, {"a": "2", "b": "]},{"}, {"a": "3", "b": ""}]
 
@@ -78,7 +82,21 @@ def test_rows_know_their_line(tmp_path, name, text, lines):
         ("a.json", b"hello", "line 1: an array or an object must come first"),
         ("a.json", b'{\n"a": [1,\n}', "line 3: "),
         ("a.json", '[{"a": "\u00e9"}]'.encode("latin-1"), "must be UTF-8"),
-        ("a.json", '[{"a": 1}]'.encode("utf-16"), "must be UTF-8|must come first"),
+        ("a.json", b"[" * 100_000, "line 1: at most 100 lists and objects may be nested"),
+        ("a.json", b'{"a": ' * 100_000, "line 1: at most 100 lists and objects may be nested"),
+        ("a.json", b'{"a": ["x"], "a": ["y"]}', "line 1: each key of an object must be there once"),
+        ("a.csv", b"a,a\n1,2\n", "different names; got 'a' twice"),
+        ("a.csv", b'a\n"x' + (b"y" * 1000 + b"\n") * 17_000, "line 2: field larger than"),
+        ("a.csv", b"a\n" + b"y" * 17_000_000, "at most 16,000,000 characters.*line 2"),
+        ("a.jsonl.zst", _compress(b'{"a": 1}\n' * 1000, ".zst")[:-9], "must be whole"),
+        ("a.csv.zst", b"no zst", "must be whole"),
+        ("a.json.gz", gzip.compress(b"[" + b" " * 9999)[:20] + b"\0" * 50, "must be whole"),
+        *(
+            (f"a{form}", text.encode(encoding), "must be UTF-8; got .*, which is UTF-16")
+            for form, text in ((".jsonl", '{"a": 1}'), (".json", "[{}]"), (".csv", "a,b\n"))
+            for encoding in ("utf-16", "utf-16-le", "utf-16-be")
+        ),
+        ("a.jsonl.gz", gzip.compress('{"a": 1}'.encode("utf-16")), "which is UTF-16"),
         ("a.csv", "a\n\u00e9".encode("latin-1"), "must be UTF-8"),
         ("a.csv", b'a,b\n1,2\n3,"x', "valid CSV; got .*line 3"),
         ("a.parquet", b"PAR1 no", "valid parquet"),
@@ -108,6 +126,87 @@ def test_one_bad_row_does_not_hide_the_others(tmp_path, name, data, reasons):
     for value, reason in zip(values, reasons, strict=True):
         assert isinstance(value, Unreadable) == bool(reason)
         assert not reason or reason in value.reason
+
+
+_LONG, _HALF = b'{"n": ' + b"7" * 5000 + b"}", b'{"a": "\\ud83d"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (_LONG, "at most 4,300 digits: 5,000"),
+        (_HALF, "surrogate"),
+        (b'{"a": 1, "a": 2}', "there once: 'a'"),
+        (b"[" * 150 + b"]" * 150, "may be nested"),
+        (b'{"a": "' + b"x" * 1_000_001 + b'"}', "at most 1,000,000 characters: 1,000,"),
+    ],
+)
+def test_a_row_that_python_cannot_hold_is_one_bad_row(tmp_path, value, reason):
+    good = b'{"a": "b"}'
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, value, good]))
+    (tmp_path / "a.json").write_bytes(b"[" + b",\n".join([good, value, good]) + b"]")
+    for name in ("a.jsonl", "a.json"):
+        rows = [(row.line, parse(row.value)) for row in read_rows(tmp_path / name)]
+        assert [line for line, _ in rows] == [1, 2, 3]
+        assert rows[0][1] == rows[2][1] == {"a": "b"}
+        # The length of a row that was parsed is judged when it is rendered.
+        if name == "a.jsonl" or "characters" not in reason:
+            assert reason in rows[1][1].reason
+
+
+def test_half_a_surrogate_pair_in_columns_is_one_bad_row(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"a": ["x", "\\ud83d", "z"], "b": ["u", "v", "w"]}')
+    values = [row.value for row in read_rows(tmp_path / "a.json")]
+    assert values[0] == {"a": "x", "b": "u"}
+    assert isinstance(values[1], Unreadable)
+    assert values[2] == {"a": "z", "b": "w"}
+
+
+def test_a_line_without_end_is_not_read_whole(tmp_path):
+    """256 MB of one character, in 250 kB, between two good rows."""
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"a": 1}\n')
+        for _ in range(64):
+            file.write(b"x" * (1 << 22))
+        file.write(b'\n{"a": 2}\n')
+    tracemalloc.start()
+    try:
+        rows = list(read_rows(path))
+        assert tracemalloc.get_traced_memory()[1] < 12e6
+    finally:
+        tracemalloc.stop()
+    assert [row.line for row in rows] == [1, 2, 3]
+    assert "1,000,000 characters: 268,435,457" in rows[1].value.reason
+
+
+def test_a_csv_cell_may_be_as_long_as_a_row(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n" + "x" * 900_000 + ",y\n")
+    (row,) = read_rows(tmp_path / "a.csv")
+    assert len(row.value["a"]) == 900_000
+
+
+def test_parquet_values_that_python_cannot_hold_are_bad_rows(tmp_path):
+    far = pa.array([0, 10_000_000, 1], pa.int32()).view(pa.date32())
+    table = pa.table({"text": ["aa", "bb", "cc"], "date": far, "number": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = list(read_rows(tmp_path / "a.parquet"))
+    assert [row.line for row in rows] == [1, 2, 3]
+    assert [row.value["text"] for row in (rows[0], rows[2])] == ["aa", "cc"]
+    assert "column 'date'" in rows[1].value.reason
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_files_that_cannot_be_opened_are_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"source file must be readable; got .*: Is a directory"):
+        list(read_rows(tmp_path / name))
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"\xe9.jsonl")).touch()
+    with pytest.raises(ValueError, match="without control characters, in UTF-8"):
+        find_sources([str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.zst"])
