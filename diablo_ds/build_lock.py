@@ -1,8 +1,8 @@
-"""Locks that a killed process leaves in PyTorch's folder of compiled ops.
+"""PyTorch's folder of compiled ops: who may write it, and locks that a killed process left there.
 
-PyTorch takes a lock file whenever it loads an op that was compiled at run time, as DeepSpeed's for
-CPUs is at every start. A process that is killed meanwhile leaves the file, and all later ones wait
-for it for ever.
+What lies in it is loaded as code, so nobody else may change it. PyTorch takes a lock file whenever
+it loads an op that was compiled at run time, as DeepSpeed's for CPUs is at every start. A process
+that is killed meanwhile leaves the file, and all later ones wait for it for ever.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from diablo_ds import trust
 
 logger = logging.getLogger("diablo_ds")
 
@@ -24,24 +26,44 @@ _LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay",
 _POLL_S = 1.0
 
 
+def extensions_folder() -> Path:
+    """Return PyTorch's folder of compiled ops."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
+def check_extensions(folder: Path, *, shared: bool = False) -> None:
+    """Make the folder of compiled ops, or refuse one in which others could put code.
+
+    Raises:
+        ValueError: if another user can change the folder, or one in it that holds an op.
+    """
+    what = "folder of compiled ops (TORCH_EXTENSIONS_DIR)"
+    trust.make_folder(folder, what, shared=shared)
+    for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            trust.check_folder(inside, what, shared=shared)
+    for library in (*folder.glob("*/*.so"), *folder.glob("*/*/*.so")):
+        if not shared and library.exists() and not trust.is_own_file(library):
+            raise ValueError(f"a compiled op must be your own file; got {library}; remove it")
+
+
 @contextmanager
-def removing_stale_locks(folder: Path | None = None) -> Iterator[None]:
+def removing_stale_locks(folder: Path) -> Iterator[None]:
     """Remove locks whose process is gone, while this is entered.
 
     Args:
-        folder: of compiled ops; PyTorch's by default.
+        folder: of compiled ops.
     """
-    if folder is None:
-        from torch.utils.cpp_extension import get_default_build_root
-
-        folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     done = threading.Event()
 
     def watch() -> None:
         while not done.is_set():
             for lock in stale_locks(folder):
-                lock.unlink(missing_ok=True)
-                logger.warning(f"Removed {lock}, which a killed process had left")
+                with suppress(OSError):
+                    lock.unlink()
+                    logger.warning(f"Removed {lock}, which a killed process had left")
             done.wait(_POLL_S)
 
     watcher = threading.Thread(target=watch, name="build locks", daemon=True)
@@ -54,10 +76,17 @@ def removing_stale_locks(folder: Path | None = None) -> Iterator[None]:
 
 
 def stale_locks(folder: Path) -> list[Path]:
-    """Return the locks that no process of this host holds, and that are old enough."""
+    """Return the locks that no process of this host holds, and that are old enough.
+
+    Only this user's are looked at, in real folders: whether another user's process lives cannot be
+    seen, and a link leads to a file that is none of PyTorch's.
+    """
     least_age = LOCAL_AGE_S if _is_local(folder) else SHARED_AGE_S
     found = []
     for lock in [*folder.glob("*/lock"), *folder.glob("*/*/lock")]:
+        inside = [p for p in lock.parents if p != folder and p.is_relative_to(folder)]
+        if not trust.is_own_file(lock) or any(p.is_symlink() for p in inside):
+            continue
         try:
             age = time.time() - lock.stat().st_mtime
         except FileNotFoundError:

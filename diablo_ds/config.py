@@ -24,21 +24,9 @@ PRECISIONS = ("bf16", "fp16", "fp32")
 # Fields that may differ between a run and its continuation: they move work between ranks, or say
 # where and how often to write, but change no number beyond rounding.
 FREE_ON_RESUME = frozenset(
-    {
-        *(
-            "output",
-            "cache_folder",
-            "micro_batch",
-            "micro_batch_tokens",
-            "gradient_checkpointing",
-            "reentrant",
-            "checkpointed_layers",
-            "keep_attention",
-            "memory_budget",
-            "attention",
-        ),
-        *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
-    }
+    "output cache_folder shared_folders micro_batch micro_batch_tokens gradient_checkpointing "
+    "reentrant checkpointed_layers keep_attention memory_budget attention log_every eval_every "
+    "save_every keep_last hang_timeout".split()
 )
 
 
@@ -93,6 +81,11 @@ class RunConfig:
     output: str = setting("", "Run folder; empty makes a new one under runs/.")
     cache_folder: str = setting(
         "", "Folder for the converted default model; empty for the user's cache folder."
+    )
+    shared_folders: bool = setting(
+        False,
+        "Use folders for output, logs, cache and compiled ops that other users can write, or that "
+        "are somebody else's.",
     )
     num_blocks: str = setting(
         "64", "Diagonal blocks per target layer, or auto:<share> for a trainable share per layer."

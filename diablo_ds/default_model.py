@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from diablo_ds import trust
 from diablo_ds.files import new_folder
 
 logger = logging.getLogger(__name__)
@@ -31,16 +32,24 @@ def cache_folder(override: str = "") -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diablo_ds"
 
 
-def converted_model(cache: Path) -> Path:
+def converted_model(cache: Path, *, shared: bool = False) -> Path:
     """Return the folder of the converted default model, converting it first where it is missing.
 
     The conversion takes about 20 s. It is atomic: an interrupted one leaves no folder, and two at
     the same time are harmless.
 
+    Args:
+        cache: the folder that holds it.
+        shared: use one that other users can write, too.
+
     Raises:
-        ValueError: if a package the conversion needs is not installed.
+        ValueError: if a package the conversion needs is not installed, or others can change what
+            is in the folder.
     """
     folder = cache / FOLDER_NAME
+    for path in (cache, folder):
+        if path.exists():
+            trust.check_folder(path, "cache folder", shared=shared)
     if not (folder / "config.json").is_file():
         _convert(folder)
     return folder
@@ -85,6 +94,7 @@ def _convert(folder: Path) -> None:
             dtype=torch.float32,
         )
     model.config.name_or_path = "SmolLM2-135M-Instruct"
+    trust.make_folder(folder.parent, "cache folder", shared=True)
     with new_folder(folder) as temporary:
         model.to(torch.bfloat16).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

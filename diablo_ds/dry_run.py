@@ -39,7 +39,9 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     world_size = distributed.world_size()
     policy = ds_config.load_ds_config(ds_config_file)
     folder = choose_run_folder(config)
-    inputs = load_inputs(config, find_model(config.model, config.cache_folder))
+    inputs = load_inputs(
+        config, find_model(config.model, config.cache_folder, shared=config.shared_folders)
+    )
     model = build_meta_model(inputs.model_config).to(DTYPES[config.precision])
     complete = complete_ds_config(policy, config, model, ds_config_file)
     stage = ds_config.zero_stage(complete)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from diablo_ds import distributed
-from diablo_ds.build_lock import removing_stale_locks
+from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
 from diablo_ds.model import decoder_layer_classes
@@ -71,11 +71,17 @@ def _unlink_shared_memory() -> None:
         Path("/dev/shm", name).unlink(missing_ok=True)
 
 
-def init_process_group() -> torch.device:
+def init_process_group(*, shared_folders: bool = False) -> torch.device:
     """Join the process group that the launcher announced, or make one of this process alone.
+
+    Args:
+        shared_folders: load compiled ops from a folder that other users can write, too.
 
     Returns:
         The device of this rank.
+
+    Raises:
+        ValueError: if the master port is in use, or other users can change the compiled ops.
     """
     deepspeed = import_deepspeed()
     if "RANK" not in os.environ:
@@ -88,7 +94,9 @@ def init_process_group() -> torch.device:
         torch.set_num_threads(max(1, num_cores // distributed.local_world_size()))
     if not deepspeed.comm.is_initialized():
         quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
-        with removing_stale_locks(), quietly:
+        extensions = extensions_folder()
+        check_extensions(extensions, shared=shared_folders)
+        with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())
             try:
                 deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False)

@@ -103,7 +103,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     tag = uuid.uuid4().hex[:8]
     temporary = folder.with_name(f".{folder.name}.{tag}.tmp")
     old = folder.with_name(f".{folder.name}.{tag}.old")
-    temporary.mkdir()
+    temporary.mkdir(0o755)  # whatever the umask is, nobody else may write to it
     try:
         yield temporary
         for path in temporary.rglob("*"):

@@ -7,6 +7,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
+from diablo_ds import trust
 from diablo_ds.checkpoint import find_checkpoint
 from diablo_ds.config import RunConfig, differing_fields
 from diablo_ds.default_model import DEFAULT_MODEL_NAME
@@ -27,6 +28,8 @@ def choose_run_folder(config: RunConfig) -> Path:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder; got a file: output={config.output!r}")
+    if folder.exists():
+        trust.check_folder(folder, "run folder", shared=config.shared_folders)
     if not folder.exists() or all(path.name == LOGS for path in folder.iterdir()):
         return folder
     if not (folder / RUN_CONFIG_FILE).is_file():
@@ -53,7 +56,7 @@ def open_run_folder(config: RunConfig, folder: Path) -> tuple[Path | None, list[
         ValueError: if the folder cannot be written, or holds damaged checkpoints only.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        trust.make_folder(folder, "run folder", shared=config.shared_folders)
         dataclasses.replace(config, output=str(folder)).save(folder / RUN_CONFIG_FILE)
     except OSError as error:
         raise ValueError(

@@ -103,7 +103,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         ValueError: if a setting, file or folder is wrong; before the model is loaded.
     """
     heart.beat("joining the other ranks")
-    device = engine.init_process_group()
+    device = engine.init_process_group(shared_folders=config.shared_folders)
     world_size = distributed.world_size()
     set_up_logging(is_main_process=distributed.is_main_process())
     check_same_software()
@@ -114,7 +114,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     engine.check_quantized(policy, device.type)
     folder = distributed.on_main_process(lambda: choose_run_folder(config))
     model_folder = distributed.on_each_host_first(
-        lambda: find_model(config.model, config.cache_folder)
+        lambda: find_model(config.model, config.cache_folder, shared=config.shared_folders)
     )
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder))

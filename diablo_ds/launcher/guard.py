@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from diablo_ds import trust
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
 from diablo_ds.launcher.records import (
@@ -65,13 +66,23 @@ def main() -> None:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--venv", type=Path)
     parser.add_argument("--wrap", default="")
+    parser.add_argument("--shared-folders", "--shared_folders", action="store_true")
     own, train_arguments = parser.parse_known_args()
     environment = rank_environment({**os.environ, **dict(e.split("=", 1) for e in own.env)})
     if own.venv is not None:  # DeepSpeed looks for ninja there
         environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
-    guard = Guard(environment, own.log_folder)
+    if own.shared_folders:
+        train_arguments.append("--shared-folders")
     python = rank_python(own.venv, own.wrap)
-    sys.exit(guard.run([*python, "-u", "-m", "diablo_ds", "train", *train_arguments]))
+    try:
+        if own.log_folder is not None:
+            trust.make_folder(own.log_folder, "log folder", shared=own.shared_folders)
+        guard = Guard(environment, own.log_folder)
+        code = guard.run([*python, "-u", "-m", "diablo_ds", "train", *train_arguments])
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"Error: {error}\n")
+        code = EXIT_USER_ERROR if isinstance(error, ValueError) else 1
+    sys.exit(code)
 
 
 def rank_python(venv: Path | None, wrap: str) -> list[str]:
@@ -137,9 +148,9 @@ class Guard:
         beats, beats_end = os.pipe()
         os.set_blocking(beats, False)
         self.environment[DESCRIPTOR] = str(beats_end)
+        log = None
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        log = None if self.folder is None else log_file(self.folder, self.rank).open("ab")
+            log = trust.append_to_own_file(log_file(self.folder, self.rank))
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited until the rank has its handler
         self.process = subprocess.Popen(
             command,
@@ -247,11 +258,12 @@ class Guard:
             self._ask("the launcher's terminal or connection is gone", signal.SIGTERM, STOP_GRACE_S)
         elif self.folder is not None and now > self._next_folder_poll:
             self._next_folder_poll = now + FOLDER_POLL_S
-            if (self.folder / FAILED_FILE).exists() and _is_stopped(self.process.pid):
+            has_failed = trust.is_own_file(self.folder / FAILED_FILE)
+            if has_failed and _is_stopped(self.process.pid):
                 self._end_hanging(now)
-            elif (self.folder / FAILED_FILE).exists():
+            elif has_failed:
                 self._ask("stopped, since another rank failed", signal.SIGTERM, PEER_GRACE_S)
-            elif not self.asked_by and (self.folder / STOP_FILE).exists():
+            elif not self.asked_by and trust.is_own_file(self.folder / STOP_FILE):
                 self._ask("stopped by the launcher", signal.SIGTERM, STOP_GRACE_S)
 
     def _end_hanging(self, now: float) -> None:
@@ -292,7 +304,8 @@ class Guard:
     def _say(self, text: str) -> None:
         data = f"{text}\n".encode()
         if self.folder is not None:
-            with contextlib.suppress(OSError), log_file(self.folder, self.rank).open("ab") as file:
+            path = log_file(self.folder, self.rank)
+            with contextlib.suppress(OSError), trust.append_to_own_file(path) as file:
                 file.write(data)
         with contextlib.suppress(OSError):
             sys.stderr.buffer.write(data)

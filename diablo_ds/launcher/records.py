@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diablo_ds.files import read_json
+from diablo_ds import trust
 
 FAILED_FILE = "failed"
 """Made by the first rank that fails; tells the others to stop."""
@@ -66,7 +66,8 @@ def write_record(folder: Path, record: RankRecord) -> None:
     """
     text = json.dumps(asdict(record), indent=2)
     with contextlib.suppress(OSError):
-        descriptor = os.open(record_file(folder, record.rank), os.O_CREAT | os.O_WRONLY)
+        path = record_file(folder, record.rank)
+        descriptor = trust.open_own_file(path, os.O_CREAT | os.O_WRONLY)
         os.write(descriptor, f"{text:{RECORD_BYTES - 1}}\n".encode())
         os.fsync(descriptor)
         os.close(descriptor)
@@ -75,17 +76,18 @@ def write_record(folder: Path, record: RankRecord) -> None:
 def announce_failure(folder: Path, rank: int) -> None:
     """Tell all other ranks that one failed, unless another one did so first."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder / FAILED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        os.write(descriptor, f"{rank}\n".encode())
-        os.close(descriptor)
+        trust.write_new_file(folder / FAILED_FILE, f"{rank}\n".encode())
 
 
 def read_records(folder: Path) -> list[RankRecord]:
-    """Return the records in a log folder, by rank; one that is being written is left out."""
+    """Return the records in a log folder, by rank.
+
+    One that is being written is left out, and so is one that another user put there.
+    """
     records = []
     for path in sorted(folder.glob("rank-*.json")):
-        with contextlib.suppress(ValueError, TypeError):
-            records.append(RankRecord(**read_json(path)))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            records.append(RankRecord(**json.loads(trust.read_own_file(path))))
     return records
 
 
@@ -123,8 +125,8 @@ def describe_failure(folder: Path) -> str:
 def last_lines(path: Path, count: int = TAIL_LINES) -> list[str]:
     """Return the end of a log without blank lines; only its last 64 KiB are read."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
+        with os.fdopen(trust.open_own_file(path, os.O_RDONLY), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
             text = file.read().decode(errors="replace")
     except OSError:
         return ["(no log)"]

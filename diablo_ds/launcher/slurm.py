@@ -252,7 +252,7 @@ if [ -e "$run_folder/adapter/adapter.json" ]; then
 fi
 job_name="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
 logs="$run_folder/logs/$job_name-${{SLURM_RESTART_COUNT:-0}}"
-mkdir -p "$logs"
+(umask 077 && mkdir -p "$logs")
 export run_folder log_folder
 export hostfile="$logs/hostfile"
 export master_addr={master_addr}
@@ -267,7 +267,7 @@ trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' 
 
 run_once() {{
     log_folder="$logs/attempt-$attempt"
-    mkdir -p "$log_folder"
+    (umask 077 && mkdir -p "$log_folder")
     # A node that is done must not cut the others short; after a failure the guards end them.
     srun --kill-on-bad-exit=0 bash -c {command} &
     while :; do

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from diablo_ds import trust
 from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.files import read_json
@@ -99,7 +100,9 @@ def slurm(
             click.echo(text)
             return
         logs = Path(run.output) / "logs"
-        logs.mkdir(parents=True, exist_ok=True)  # SLURM drops a job that cannot write its output
+        # SLURM drops a job that cannot write its output.
+        for path, what in ((logs.parent, "run folder"), (logs, "log folder")):
+            trust.make_folder(path, what, shared=run.shared_folders)
         _write_and_submit(text, file or logs / "job.sbatch", job, must_submit)
         click.echo(f"Status: diablo-ds slurm status {run.output}")
 

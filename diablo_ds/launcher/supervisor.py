@@ -17,8 +17,10 @@ from types import FrameType
 
 import click
 
+from diablo_ds import trust
 from diablo_ds.config import RunConfig
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.files import write_text
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host, hostfile_text
 from diablo_ds.launcher.command import build_command, launcher_env, shell_text
 from diablo_ds.launcher.guard import PEER_GRACE_S, STOP_GRACE_S
@@ -65,6 +67,12 @@ def run_until_done(
     """
     for restarts in itertools.count():
         folder = next_log_folder(logs, cluster)
+        for path, what in (
+            (Path(run.output), "run folder"),
+            (logs, "log folder"),
+            (folder, "log folder"),
+        ):
+            trust.make_folder(path, what, shared=run.shared_folders)
         command = build_command(run, ds_config, cluster, folder)
         attempt = Attempt(command, cluster, folder)
         code = attempt.run()
@@ -108,7 +116,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
             f"{', '.join(lost)}"
         )
     hostfile = folder / "hostfile"
-    hostfile.write_text(hostfile_text(hosts), encoding="utf-8")
+    write_text(hostfile, hostfile_text(hosts))
     smaller = replace(cluster, hosts=hosts, hostfile=hostfile, num_nodes=None)
     if cluster.master_addr and cluster.hosts[0] != hosts[0]:
         smaller = replace(smaller, master_addr="")
@@ -148,7 +156,6 @@ class Attempt:
 
     def run(self) -> int:
         """Run the command and return the exit code: the first failing rank's, if one failed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         env = launcher_env(self.cluster)
         click.echo(f"Starting {self.cluster.describe()}; logs in {self.folder}\n", err=True)
         click.echo(shell_text(self.command, env) + "\n", err=True)
@@ -188,9 +195,10 @@ class Attempt:
         has_ended = self.process.poll() is not None
         if self.asked_by and self._stop_deadline == float("inf"):
             click.echo(f"\n{self.asked_by}: stopping at the next step border.", err=True)
-            (self.folder / STOP_FILE).touch()
+            with contextlib.suppress(OSError):
+                trust.append_to_own_file(self.folder / STOP_FILE).close()
             self._stop_deadline = now + STOP_GRACE_S + MARGIN_S
-        if (self.folder / FAILED_FILE).exists():
+        if trust.is_own_file(self.folder / FAILED_FILE):
             self._end_deadline = min(self._end_deadline, now + PEER_GRACE_S + MARGIN_S)
         if has_ended:
             self._end_deadline = min(self._end_deadline, now + STOP_GRACE_S + MARGIN_S)
@@ -309,7 +317,7 @@ class Printer:
     def flush_old(self) -> None:
         """Print what was held for long, where no rank failed."""
         is_old = bool(self._held) and time.monotonic() - self._held_since > HOLD_S
-        if is_old and not (self.folder / FAILED_FILE).exists():
+        if is_old and not trust.is_own_file(self.folder / FAILED_FILE):
             self.flush()
 
     def flush(self) -> None:
