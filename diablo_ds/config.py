@@ -24,9 +24,12 @@ PRECISIONS = ("bf16", "fp16", "fp32")
 # Fields that may differ between a run and its continuation: they move work between ranks, or say
 # where and how often to write, but change no number beyond rounding.
 FREE_ON_RESUME = frozenset(
-    "output cache_folder shared_folders micro_batch micro_batch_tokens gradient_checkpointing "
-    "reentrant checkpointed_layers keep_attention memory_budget attention log_every eval_every "
-    "save_every keep_last hang_timeout".split()
+    {
+        *("output", "cache_folder", "shared_folders"),
+        *("micro_batch", "micro_batch_tokens", "gradient_checkpointing", "reentrant"),
+        *("checkpointed_layers", "keep_attention", "memory_budget", "attention"),
+        *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
+    }
 )
 
 
