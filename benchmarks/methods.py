@@ -15,19 +15,15 @@ import torch
 
 from benchmarks.ranks import peak_memory, rank_main, reset_peak_memory
 from diablo_ds import adapter, distributed
+from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config
 from diablo_ds.batches import MicroBatch
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import load_ds_config, zero_stage
 from diablo_ds.engine import init_process_group
 from diablo_ds.layers import resolve_delta_path
 from diablo_ds.loss import causal_lm_loss
-from diablo_ds.model import (
-    DTYPES,
-    build_meta_model,
-    install_loss_head,
-    load_base,
-    load_model_config,
-)
+from diablo_ds.loss_head import install_loss_head
+from diablo_ds.model import load_base
 from diablo_ds.recomputation import Recomputation, choose_recomputation, recompute_layers
 from diablo_ds.startup import complete_ds_config, start_engine
 from diablo_ds.train import train_step

@@ -23,9 +23,10 @@ import click
 import torch
 
 from benchmarks.report import table, write_report
+from diablo_ds.architecture import decoder_layers, load_model_config
 from diablo_ds.batches import MicroBatch
 from diablo_ds.config import RunConfig
-from diablo_ds.model import decoder_layers, find_model, load_model_config
+from diablo_ds.model import find_model
 from diablo_ds.planning.communication import LIMIT_KEYS, Layout, gathers_per_micro_step
 from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model
@@ -75,7 +76,7 @@ def _warm_up(config: Any, stage: int) -> None:
     from diablo_ds import adapter
     from diablo_ds.engine import import_deepspeed
     from diablo_ds.labels import IGNORE_LABEL
-    from diablo_ds.model import install_loss_head
+    from diablo_ds.loss_head import install_loss_head
     from diablo_ds.recomputation import recompute_layers
 
     small = type(config).from_dict({**config.to_dict(), "num_hidden_layers": 1})
@@ -115,14 +116,11 @@ def _warm_up(config: Any, stage: int) -> None:
 def measure(stage: int, output: Path) -> None:
     """Train on this rank, and let rank 0 write the peaks of all cases."""
     from diablo_ds import adapter, distributed, engine
+    from diablo_ds.architecture import DTYPES, build_meta_model
     from diablo_ds.ds_config import load_ds_config
     from diablo_ds.layers import resolve_delta_path
-    from diablo_ds.model import (
-        DTYPES,
-        build_meta_model,
-        install_loss_head,
-        load_base,
-    )
+    from diablo_ds.loss_head import install_loss_head
+    from diablo_ds.model import load_base
     from diablo_ds.recomputation import recompute_layers
     from diablo_ds.startup import complete_ds_config, start_engine
     from diablo_ds.train import train_step

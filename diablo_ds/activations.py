@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diablo_ds.model import decoder_layers
+from diablo_ds.architecture import decoder_layers
 from diablo_ds.recomputation import Recomputation
 
 _COUNTED = "diablo_ds_counted"

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from diablo_ds import adapter, distributed, ds_config, placement
+from diablo_ds.architecture import DTYPES, build_meta_model, decoder_layers
 from diablo_ds.config import RunConfig
 from diablo_ds.engine import import_deepspeed
 from diablo_ds.layers import DiaBloLinear
-from diablo_ds.model import DTYPES, build_meta_model, decoder_layers, find_model
+from diablo_ds.model import find_model
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation
 from diablo_ds.run_folder import choose_run_folder

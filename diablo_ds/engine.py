@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from diablo_ds import distributed
+from diablo_ds.architecture import decoder_layer_classes
 from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
-from diablo_ds.model import decoder_layer_classes
 from diablo_ds.placement import can_place_by_name, gather_absent
 
 # What DeepSpeed says at each start and a user of this program cannot act on.

@@ -1,4 +1,4 @@
-"""Base models: find, fingerprint and load them; the one user of transformers' model classes."""
+"""Base models: find, fingerprint and load them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from diablo_ds import distributed
+from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config
 from diablo_ds.default_model import cache_folder, converted_model
-from diablo_ds.ds_config import BaseSizes
 from diablo_ds.hub import hub_folder, looks_like_hub_name
-from diablo_ds.loss import LossHead
 from diablo_ds.metrics import logger
 from diablo_ds.placement import can_place_by_name
 from diablo_ds.sharded_loading import fits_checkpoint, load_shards
 from diablo_ds.tensor_files import find_tensors, read_header
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FLASH_ATTENTION = "flash_attention"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _HUB_COPIES = ["consolidated*", "original/*"]
 """The same weights again, in their authors' own format."""
@@ -53,31 +49,6 @@ def find_model(name: str, cache: str = "", *, shared: bool = False) -> Path:
             f"model folder must hold *.safetensors files; got model={name!r} in {folder}"
         )
     return folder
-
-
-def load_model_config(folder: Path) -> Any:
-    """Load a model folder's Hugging Face config.
-
-    Raises:
-        ValueError: if it is missing, malformed or of an unknown model type.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"model config must be a known causal LM's; got {folder}: {error}"
-        ) from None
-
-
-def build_meta_model(config: Any) -> nn.Module:
-    """Build a model without weights, for shapes only."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
-    return model
 
 
 def load_base(
@@ -156,152 +127,6 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]
             f"{len(missing)} missing, e.g. {missing[:3]} in {folder}"
         )
     return model
-
-
-def choose_attention(setting: str, shapes: Any, precision: str, device_type: str) -> str:
-    """Return the name of the attention that transformers shall use.
-
-    Args:
-        setting: "auto" or a name. Auto takes the newest FlashAttention package that is installed,
-            on a GPU in half precision; else what transformers takes, PyTorch's own kernels.
-        shapes: the model on the meta device.
-        precision: "bf16", "fp16" or "fp32".
-        device_type: "cuda" or "cpu".
-
-    Raises:
-        ValueError: if the attention cannot run here, or the model does not support it.
-    """
-    import transformers.utils as utils
-
-    fits_flash = device_type == "cuda" and precision != "fp32"
-    installed = [
-        name
-        for name, is_installed in (
-            ("flash_attention_3", utils.is_flash_attn_3_available()),
-            ("flash_attention_2", utils.is_flash_attn_2_available()),
-        )
-        if is_installed
-    ]
-    supports_flash = getattr(shapes, "_supports_flash_attn", False)
-    if setting == "auto":
-        if fits_flash and supports_flash and installed:
-            return installed[0]
-        default: str = shapes.config.get_text_config()._attn_implementation
-        return default
-    if setting.startswith(FLASH_ATTENTION):
-        if not fits_flash:
-            raise ValueError(
-                f"{setting} needs a GPU and half precision; got precision={precision!r} on "
-                f"{device_type}; use sdpa"
-            )
-        if setting not in installed:
-            raise ValueError(
-                f"{setting} needs its package; got {', '.join(installed) or 'none'} installed; "
-                "use sdpa"
-            )
-    supports_sdpa = getattr(shapes, "_supports_sdpa", False)
-    if not {"sdpa": supports_sdpa, "eager": True}.get(setting, supports_flash):
-        raise ValueError(
-            f"attention must be one that the model supports; got attention={setting!r} for model "
-            f"type {shapes.config.model_type!r}; use auto"
-        )
-    return setting
-
-
-def attends_by_variable_length(model: Any) -> bool:
-    """Return whether packed examples are told apart by their lengths instead of by a mask."""
-    name: str = model.config.get_text_config()._attn_implementation
-    return name.startswith(FLASH_ATTENTION)
-
-
-class _NoOutput:
-    """What a model without layers returns: empty hidden states, and nothing else."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        self.last_hidden_state = hidden
-
-    def __getitem__(self, index: int) -> Any:
-        return self.last_hidden_state if index == 0 else None
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-class _NoLayers(nn.Module):
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-
-    def forward(self, *args: Any, **inputs: Any) -> _NoOutput:
-        return _NoOutput(torch.empty(1, 2, self.hidden_size, device="meta"))
-
-
-def install_loss_head(model: Any, shapes: Any) -> bool:
-    """Let the model's head compute the loss chunk by chunk, where its output is the logits.
-
-    Some models scale or cap what their head returns; those keep their logits whole.
-
-    Args:
-        model: the model.
-        shapes: the same on the meta device; its layers and head are lost.
-
-    Returns:
-        Whether it was done.
-    """
-    head = model.get_output_embeddings()
-    if type(head) is not nn.Linear:  # none, or a target of the adapter
-        return False
-    outputs: list[torch.Tensor] = []
-    probe = nn.Linear(head.in_features, head.out_features, device="meta")
-    probe.register_forward_hook(lambda module, args, output: outputs.append(output))
-    shapes.set_output_embeddings(probe)
-    setattr(shapes, shapes.base_model_prefix, _NoLayers(head.in_features))
-    try:
-        result = shapes(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False  # a model of another build
-    if len(outputs) != 1 or result.logits is not outputs[0]:
-        return False
-    model.set_output_embeddings(LossHead(head))
-    return True
-
-
-def num_elements(module: nn.Module) -> int:
-    """Return the elements of all parameters of a module, partitioned or not; a tied one once."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
-
-
-def decoder_layer_classes(model: nn.Module) -> list[type[nn.Module]]:
-    """Return the classes of the model's decoder layers, as transformers names them."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return list({type(m) for m in model.modules() if type(m).__name__ in names})
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the model's decoder layers in their order; none where transformers names no class."""
-    classes = tuple(decoder_layer_classes(model))
-    return [module for module in model.modules() if classes and isinstance(module, classes)]
-
-
-def measure_base(shapes: Any, dtype: torch.dtype) -> BaseSizes:
-    """Return the sizes of a model on the meta device, and of the cluster's smallest device.
-
-    Collective, where the ranks have joined: every rank must call this.
-    """
-    layer_sizes = [num_elements(layer) for layer in decoder_layers(shapes)]
-    head = shapes.get_output_embeddings()
-    mine = (distributed.device_memory_bytes(), distributed.local_world_size())
-    has_joined = torch.distributed.is_initialized()
-    memory, ranks = zip(*(distributed.gather_objects(mine) if has_joined else [mine]), strict=True)
-    return BaseSizes(
-        hidden_size=shapes.config.get_text_config().hidden_size,
-        total=num_elements(shapes),
-        layer=max(layer_sizes, default=0),
-        head=0 if head is None else num_elements(head),
-        element_bytes=dtype.itemsize,
-        ranks_per_node=int(min(ranks)) if min(ranks) == max(ranks) else 1,
-        device_bytes=min(memory),
-    )
 
 
 def fingerprint(folder: Path) -> str:

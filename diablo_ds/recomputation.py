@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from diablo_ds.architecture import decoder_layers, num_elements
 from diablo_ds.config import RunConfig
-from diablo_ds.model import decoder_layers, num_elements
 
 LARGE_MODEL_PARAMETERS = 1_000_000_000
 """From this size on gradient checkpointing is on by default; a guess at where activations hurt."""

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
+from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config, measure_base
+from diablo_ds.attention import choose_attention
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.checkpoint import Checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
@@ -18,18 +20,9 @@ from diablo_ds.data import load_data, load_heldout
 from diablo_ds.heartbeat import heart
 from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.layers import resolve_delta_path
+from diablo_ds.loss_head import install_loss_head
 from diablo_ds.metrics import logger, set_up_logging
-from diablo_ds.model import (
-    DTYPES,
-    build_meta_model,
-    choose_attention,
-    find_model,
-    fingerprint,
-    install_loss_head,
-    load_base,
-    load_model_config,
-    measure_base,
-)
+from diablo_ds.model import find_model, fingerprint, load_base
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.run_folder import choose_run_folder, open_run_folder

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from diablo_ds import adapter, distributed, engine, optimizer_state
+from diablo_ds.attention import attends_by_variable_length
 from diablo_ds.batches import MicroBatch
 from diablo_ds.checkpoint import (
     Checkpoint,
@@ -25,7 +26,6 @@ from diablo_ds.config import RunConfig
 from diablo_ds.heartbeat import heart
 from diablo_ds.loss import LossHead, causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, logger, peak_memory_bytes, plot_losses
-from diablo_ds.model import attends_by_variable_length
 from diablo_ds.run_folder import checkpoints_folder
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import Run, start_run

@@ -11,17 +11,17 @@ from torch import nn
 
 from diablo_ds import adapter
 from diablo_ds.activations import ActivationSizes, measure_activations
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import BaseSizes
-from diablo_ds.loss import LossHead
-from diablo_ds.model import (
+from diablo_ds.architecture import (
     DTYPES,
     build_meta_model,
     decoder_layer_classes,
     decoder_layers,
-    install_loss_head,
     measure_base,
 )
+from diablo_ds.config import RunConfig
+from diablo_ds.ds_config import BaseSizes
+from diablo_ds.loss import LossHead
+from diablo_ds.loss_head import install_loss_head
 from diablo_ds.placement import TensorPlacement, expected_placement
 from diablo_ds.planning.gathers import Visit
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.architecture import load_model_config
 from diablo_ds.hub import hub_folder, looks_like_hub_name
-from diablo_ds.model import load_model_config
 
 
 @dataclass(frozen=True, kw_only=True)

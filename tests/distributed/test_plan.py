@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from diablo_ds import distributed
-from diablo_ds.model import load_model_config
+from diablo_ds.architecture import load_model_config
 from diablo_ds.planning.communication import LIMIT_KEYS, Layout, step_traffic
 from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model

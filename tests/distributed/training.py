@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diablo_ds import adapter, distributed, optimizer_state
+from diablo_ds.architecture import DTYPES, build_meta_model
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples
@@ -19,12 +20,8 @@ from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config, z
 from diablo_ds.engine import init_process_group
 from diablo_ds.layers import resolve_delta_path
 from diablo_ds.loss import causal_lm_loss, count_targets
-from diablo_ds.model import (
-    DTYPES,
-    build_meta_model,
-    install_loss_head,
-    load_base,
-)
+from diablo_ds.loss_head import install_loss_head
+from diablo_ds.model import load_base
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import start_engine

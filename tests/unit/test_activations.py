@@ -11,10 +11,7 @@ from diablo_ds.activations import (
     attention_share,
     measure_activations,
 )
-from diablo_ds.model import (
-    build_meta_model,
-    decoder_layer_classes,
-)
+from diablo_ds.architecture import build_meta_model, decoder_layer_classes
 from diablo_ds.recomputation import Recomputation, recompute_layers, spread_evenly
 from tests.tiny import FAMILIES, build_model
 

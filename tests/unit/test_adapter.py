@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 
 from diablo_ds import adapter
 from diablo_ds.adapter import AdapterConfig
-from diablo_ds.model import build_meta_model, decoder_layer_classes
+from diablo_ds.architecture import build_meta_model, decoder_layer_classes
 from tests.tiny import FAMILIES, build_model
 
 

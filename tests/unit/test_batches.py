@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from transformers import AttentionInterface
 
+from diablo_ds.attention import attends_by_variable_length
 from diablo_ds.batches import PAD_TO_MULTIPLE, BatchSource, Dealer, collate
 from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples, TokenTable
 from diablo_ds.labels import IGNORE_LABEL, Example
 from diablo_ds.loss import causal_lm_loss, count_targets
-from diablo_ds.model import attends_by_variable_length, load_base
+from diablo_ds.model import load_base
 from tests.tiny import FAMILIES, save_model, tiny_examples
 
 PAD = 256

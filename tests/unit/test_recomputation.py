@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from diablo_ds.architecture import build_meta_model
 from diablo_ds.config import RunConfig
-from diablo_ds.model import build_meta_model
 from diablo_ds.recomputation import Recomputation, choose_recomputation
 from tests.tiny import FAMILIES
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from diablo_ds.architecture import DTYPES, build_meta_model, measure_base
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import complete_ds_config
-from diablo_ds.model import DTYPES, build_meta_model, measure_base
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.planning.shapes import Shape, find_config
 

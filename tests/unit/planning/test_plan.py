@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from diablo_ds.architecture import build_meta_model, num_elements
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import load_ds_config
-from diablo_ds.model import build_meta_model, num_elements
 from diablo_ds.planning import output
 from diablo_ds.planning.communication import Layout, link_bytes, step_traffic
 from diablo_ds.planning.hardware import Assumptions, ClusterSize

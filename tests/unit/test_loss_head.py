@@ -7,8 +7,10 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
+from diablo_ds.architecture import build_meta_model
+from diablo_ds.attention import choose_attention
 from diablo_ds.loss import LossHead, causal_lm_loss
-from diablo_ds.model import build_meta_model, choose_attention, install_loss_head
+from diablo_ds.loss_head import install_loss_head
 from tests.tiny import FAMILIES, build_model
 
 SHAPE = {

@@ -1,0 +1,63 @@
+"""Which attention kernels a model gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FLASH_ATTENTION = "flash_attention"
+
+
+def choose_attention(setting: str, shapes: Any, precision: str, device_type: str) -> str:
+    """Return the name of the attention that transformers shall use.
+
+    Args:
+        setting: "auto" or a name. Auto takes the newest FlashAttention package that is installed,
+            on a GPU in half precision; else what transformers takes, PyTorch's own kernels.
+        shapes: the model on the meta device.
+        precision: "bf16", "fp16" or "fp32".
+        device_type: "cuda" or "cpu".
+
+    Raises:
+        ValueError: if the attention cannot run here, or the model does not support it.
+    """
+    import transformers.utils as utils
+
+    fits_flash = device_type == "cuda" and precision != "fp32"
+    installed = [
+        name
+        for name, is_installed in (
+            ("flash_attention_3", utils.is_flash_attn_3_available()),
+            ("flash_attention_2", utils.is_flash_attn_2_available()),
+        )
+        if is_installed
+    ]
+    supports_flash = getattr(shapes, "_supports_flash_attn", False)
+    if setting == "auto":
+        if fits_flash and supports_flash and installed:
+            return installed[0]
+        default: str = shapes.config.get_text_config()._attn_implementation
+        return default
+    if setting.startswith(FLASH_ATTENTION):
+        if not fits_flash:
+            raise ValueError(
+                f"{setting} needs a GPU and half precision; got precision={precision!r} on "
+                f"{device_type}; use sdpa"
+            )
+        if setting not in installed:
+            raise ValueError(
+                f"{setting} needs its package; got {', '.join(installed) or 'none'} installed; "
+                "use sdpa"
+            )
+    supports_sdpa = getattr(shapes, "_supports_sdpa", False)
+    if not {"sdpa": supports_sdpa, "eager": True}.get(setting, supports_flash):
+        raise ValueError(
+            f"attention must be one that the model supports; got attention={setting!r} for model "
+            f"type {shapes.config.model_type!r}; use auto"
+        )
+    return setting
+
+
+def attends_by_variable_length(model: Any) -> bool:
+    """Return whether packed examples are told apart by their lengths instead of by a mask."""
+    name: str = model.config.get_text_config()._attn_implementation
+    return name.startswith(FLASH_ATTENTION)
