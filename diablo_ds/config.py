@@ -7,7 +7,6 @@ Memory and communication policy (ZeRO stage, offload, buckets) is not here but i
 from __future__ import annotations
 
 import dataclasses
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from diablo_ds.files import read_json, write_json
 from diablo_ds.labels import OVERLONG
 from diablo_ds.schedule import SCHEDULES
+from diablo_ds.settings import check_settings, setting
 from diablo_ds.templates import TEMPLATES
 
 CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
@@ -31,19 +31,6 @@ FREE_ON_RESUME = frozenset(
         *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
     }
 )
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """Declare a field of the run config: default, one sentence with the unit, legal range."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +150,7 @@ class RunConfig:
         "that allows; 0 for off.",
         minimum=0,
     )
-    seed: int = setting(0, "Seed of data order and dropout.", minimum=0)
+    seed: int = setting(0, "Seed of data order and dropout.", minimum=0, maximum=2**63 - 1)
     log_every: int = setting(1, "Steps between TensorBoard points.", minimum=1)
     eval_every: int = setting(
         0, "Steps between held-out evaluations; 0 for a quarter of the run.", minimum=0
@@ -179,21 +166,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        types = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            _check_type(field.name, value, types[field.name])
-            minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
-            choices = field.metadata["choices"]
-            if choices and value not in choices:
-                raise ValueError(
-                    f"{field.name} must be one of {', '.join(choices)}; got {field.name}={value!r}"
-                )
-            # Written so that NaN fails too.
-            if minimum is not None and not value >= minimum:
-                raise ValueError(f"{field.name} must be >= {minimum}; got {field.name}={value}")
-            if maximum is not None and not value <= maximum:
-                raise ValueError(f"{field.name} must be <= {maximum}; got {field.name}={value}")
+        check_settings(self)
         self._check_pairs()
 
     def _check_pairs(self) -> None:
@@ -367,21 +340,6 @@ class RunConfig:
                 f"run config must be a JSON object; got {type(values).__name__} in {path}"
             )
         return cls.from_dict(values, str(path))
-
-
-def _check_type(name: str, value: Any, wanted: Any) -> None:
-    """Raise ValueError unless the value has the field's type; an int may stand for a float."""
-    allowed = typing.get_args(wanted) or (wanted,)
-    if typing.get_origin(wanted) is tuple:
-        good = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-    elif isinstance(value, bool):
-        good = bool in allowed
-    else:
-        good = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
-    if not good:
-        shown = "a list of strings" if typing.get_origin(wanted) is tuple else str(wanted)
-        shown = getattr(wanted, "__name__", shown)
-        raise ValueError(f"{name} must be {shown}; got {name}={value!r}")
 
 
 def differing_fields(old: RunConfig, new: RunConfig) -> list[str]:

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.config import RunConfig
+from diablo_ds.ds_sections import (
+    MONITORS,
+    POLICY_KEYS,
+    WITHOUT_EFFECT,
+    check_known,
+    check_sections,
+)
 from diablo_ds.files import read_json
 
-# Sections and keys of the top level that are memory, communication or instrumentation.
-POLICY_KEYS = frozenset(
-    {
-        *("zero_optimization", "aio", "activation_checkpointing", "communication_data_type"),
-        *("comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown"),
-        *("steps_per_print", "dump_state", "disable_allgather", "disable_python_gc"),
-        *("log_level", "tensorboard", "wandb", "csv_monitor", "comet"),
-    }
-)
 # DeepSpeed knows these, but they would act on the numbers or on files that are ours.
 REFUSED_KEYS = frozenset(
     {
@@ -67,22 +65,24 @@ def load_ds_config(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if the file is missing or malformed (with line and column), a key is unknown,
-            or a section would change numbers that the run config owns.
+            a value is none that DeepSpeed takes, or a section has no effect, writes elsewhere or
+            would change numbers that the run config owns.
     """
     values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"ds_config must be a JSON object; got {type(values).__name__} in {path}")
-    known = POLICY_KEYS | REFUSED_KEYS | {name.split(".")[0] for name in _owned_values_names()}
-    _check_known(values, known, "ds_config", path)
-    _check_zero_section(values.get("zero_optimization", {}), path)
+    owned = {name.split(".")[0] for name in _owned_values_names()}
+    known = POLICY_KEYS | REFUSED_KEYS | owned
+    check_known(values, {*known}, "ds_config", path, and_also={*MONITORS, *WITHOUT_EFFECT})
     refused = sorted(REFUSED_KEYS & values.keys())
     if refused:
         key = refused[0]
         raise ValueError(
             "ds_config may hold memory and communication policy only; got "
-            f"{key}={values[key]!r} in {path}; the run config owns the optimizer, schedule and "
+            f"{key}={values[key]!r:.60} in {path}; the run config owns the optimizer, schedule and "
             f"precision: remove {key}"
         )
+    check_sections(values, path)
     return values
 
 
@@ -138,6 +138,11 @@ def complete_ds_config(
     if zero_stage(result) == 3:
         zero.setdefault("stage3_param_persistence_threshold", NO_PERSISTENCE)
     _fill_auto(zero, base, world_size, source)
+    if world_size % (group := zero.get("zero_hpz_partition_size", 1)):
+        raise ValueError(
+            "zero_hpz_partition_size must divide the world size; got "
+            f"zero_hpz_partition_size={group} in {source}, world size={world_size}"
+        )
     return result
 
 
@@ -191,47 +196,3 @@ def hpz_group_size(base: BaseSizes, world_size: int) -> int:
         return 1
     shards = base.total * base.element_bytes * (1 / world_size + 1 / group)
     return group if shards <= HPZ_SHARE * base.device_bytes else 1
-
-
-def _check_known(
-    values: Mapping[str, Any], known: frozenset[str] | set[str], what: str, path: Path
-) -> None:
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise ValueError(
-            f"{what} must have known keys only; got {', '.join(unknown)} in {path}; "
-            f"known are {', '.join(sorted(known))}"
-        )
-
-
-def _check_zero_section(zero: Any, path: Path) -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from deepspeed.runtime.zero.offload_config import (
-        DeepSpeedZeroOffloadOptimizerConfig,
-        DeepSpeedZeroOffloadParamConfig,
-    )
-
-    if not isinstance(zero, dict):
-        raise ValueError(f"zero_optimization must be a JSON object; got {zero!r} in {path}")
-    known = _field_names(DeepSpeedZeroConfig)
-    _check_known(zero, known, "zero_optimization", path)
-    if zero.get("stage", 0) not in (0, 1, 2, 3) or isinstance(zero.get("stage"), bool):
-        raise ValueError(f"ZeRO stage must be 0, 1, 2 or 3; got stage={zero['stage']!r} in {path}")
-    for key, section_type in (
-        ("offload_param", DeepSpeedZeroOffloadParamConfig),
-        ("offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig),
-    ):
-        section = zero.get(key)
-        if section is None:
-            continue
-        if not isinstance(section, dict):
-            raise ValueError(f"{key} must be a JSON object; got {section!r} in {path}")
-        _check_known(section, _field_names(section_type), key, path)
-        if zero.get("stage", 0) != 3 and section.get("device", "none") != "none":
-            raise ValueError(
-                f"{key} is supported with ZeRO stage 3; got stage={zero.get('stage', 0)} in {path}"
-            )
-
-
-def _field_names(model: Any) -> set[str]:
-    return {*model.model_fields, *(f.alias for f in model.model_fields.values() if f.alias)}

@@ -21,6 +21,16 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
         ("micro_batch", 0),
         ("learning_rate", -1.0),
         ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("learning_rate", 10**400),
+        ("weight_decay", float("-inf")),
+        ("max_length", 10**30),
+        ("max_steps", 2**31),
+        ("seed", 2**63),
+        ("model", "a\0b"),
+        ("output", "runs/a\nb"),
+        ("data", "caf\udce9.jsonl"),
+        ("targets", ("q_proj", "\x1b[2J")),
         ("dropout", 1.0),
         ("schedule", "step"),
         ("precision", "int8"),
@@ -34,6 +44,36 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
 def test_illegal_values_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} must be .*; got {field}="):
         RunConfig(**{field: value})
+
+
+def test_negative_zero_is_zero():
+    assert str(RunConfig(weight_decay=-0.0).weight_decay) == "0.0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"seed": 1, "seed": 2}', '{"learning_rate": NaN}', '{"learning_rate": 1e999}'),
+        *('{"seed": ' + "7" * 5000 + "}", '{"data": ["\\ud800"]}', '{"data": "\\ud800"}'),
+        *('{"targets": "q_proj"}', '{"targets": [1]}', '{"seed": null}', '{"seed": {}}'),
+        *('{"targets": null}', '{"precision": ["bf16"]}', '{"seed": 1.0}', "null", "", "7"),
+        *('{"a": ' * 100_000, "\0", '{"max_steps": "8"}', '{"stream": 1}', '{"": 1}'),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_run_configs_of_any_shape_are_refused_by_name(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"must|seed=") as caught:
+        RunConfig.load(tmp_path / "run.json")
+    assert type(caught.value) is ValueError
+
+
+def test_a_byte_order_mark_is_no_error_and_utf16_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": 3}', encoding="utf-8-sig")
+    assert RunConfig.load(tmp_path / "run.json").seed == 3
+    (tmp_path / "run.json").write_text('{"seed": 3}', encoding="utf-16")
+    with pytest.raises(ValueError, match=r"run\.json, line 1, .* it is UTF-16"):
+        RunConfig.load(tmp_path / "run.json")
 
 
 def test_settings_without_effect_are_refused():

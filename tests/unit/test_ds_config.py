@@ -86,6 +86,99 @@ def test_sections_that_the_run_config_owns_are_refused(tmp_path, key):
         _load(tmp_path, {key: {}})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"zero_optimization": {"reduce_bucket_size": "5e8"}}, "reduce_bucket_size='5e8' in"),
+        ({"zero_optimization": {"reduce_bucket_size": "500"}}, "must be a number; got '500'"),
+        ({"zero_optimization": {"reduce_bucket_size": True}}, "must be no boolean; got True"),
+        ({"zero_optimization": {"reduce_bucket_size": 10**30}}, "must be at most"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "reduce_bucket_size=0 in"),
+        ({"zero_optimization": {"reduce_bucket_size": 1.5}}, "reduce_bucket_size=1.5 in"),
+        ({"zero_optimization": {"overlap_comm": 1}}, "must be true or false; got 1"),
+        ({"zero_optimization": {"overlap_comm": "yes"}}, "must be true or false; got 'yes'"),
+        ({"zero_optimization": {"overlap_comm": []}}, r"overlap_comm=\[\] in"),
+        ({"zero_optimization": {"stage": 3.0}}, "ZeRO stage must be"),
+        ({"zero_optimization": {"sub_group_size": 0}}, "must be at least 1"),
+        ({"zero_optimization": {"cpu_offload": True}}, "deprecated; .* use offload_optimizer"),
+        ({"zero_optimization": {"prefetch_bucket_size": 1}}, "known keys only"),
+        ({"zero_optimization": {"zenflow": {}}}, "zenflow in .* changes numbers"),
+        ({"zero_optimization": {"elastic_checkpoint": True}}, "elastic_checkpoint has no effect"),
+        ({"zero_optimization": []}, "must be a JSON object"),
+        ({"bf16": True}, "bf16 must be a JSON object; got True"),
+        ({"fp16": None}, "fp16 must be a JSON object; got None"),
+        ({"bf16": {"enabeld": True}}, "bf16 must have known keys only; got enabeld"),
+        ({"fp16": {"loss_scale": "x"}}, "fp16.loss_scale='x' in .* must be a number"),
+        ({"fp16": {"loss_scale_window": "auto"}}, '"auto" must stand for'),
+        ({"fp16": {"initial_scale_power": 10**9}}, "must be from 0 to 127"),
+        ({"fp16": {"hysteresis": 0}}, "hysteresis must be at least 1"),
+        ({"fp16": {"auto_cast": True}}, "auto_cast in .* changes numbers"),
+        ({"bf16": {"bf16_optimizer_states": True}}, "changes numbers"),
+        ({"communication_data_type": "int8"}, "must be one of fp32, fp16, bf16; got 'int8'"),
+        ({"communication_data_type": 16}, "must be one of fp32, fp16, bf16; got 16"),
+        ({"log_level": "loud"}, "log_level must be one of debug"),
+        ({"steps_per_print": 0}, "steps_per_print must be a whole number from 1"),
+        ({"wall_clock_breakdown": "true"}, "must be true or false; got 'true'"),
+        ({"comms_logger": {"prof_ops": "all"}}, "comms_logger.prof_ops='all' in"),
+        ({"comms_logger": {"enabled": 1}}, "comms_logger.enabled must be true or false"),
+        ({"flops_profiler": {"enabled": "on"}}, "flops_profiler.enabled must be true or false"),
+        ({"flops_profiler": {"output_file": "/etc/x"}}, "got output_file in .*; remove it"),
+        ({"aio": {"block_size": 4096}}, "aio has no effect without offload to NVMe"),
+        ({"aio": {"block_size": "1M"}}, "aio.block_size must be a whole number from 1"),
+        ({"aio": {"thread_count": 1}}, "aio must have known keys only"),
+        ({"activation_checkpointing": {}}, "has no effect: .* --gradient-checkpointing"),
+        ({"disable_allgather": True}, "disable_allgather has no effect"),
+        *(
+            ({key: {"enabled": True, "output_path": "/tmp"}}, f"metrics elsewhere: .* got {key}")
+            for key in ("tensorboard", "wandb", "csv_monitor", "comet")
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_refused_with_file_key_and_rule(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        _load(tmp_path, values)
+    assert "ds.json" in str(caught.value)
+    assert type(caught.value) is ValueError
+
+
+@pytest.mark.parametrize(
+    ("key", "section", "message"),
+    [
+        ("offload_param", {"device": "disk"}, "offload_param.device='disk' in"),
+        ("offload_param", "cpu", "offload_param must be a JSON object; got 'cpu'"),
+        ("offload_param", {"pin_memory": "auto"}, '"auto" must stand for'),
+        ("offload_param", {"nvme_path": 7}, "offload_param.nvme_path=7 in"),
+        ("offload_param", {"buffer_size": -1}, "offload_param.buffer_size=-1 in"),
+        ("offload_optimizer", {"ratio": 2}, "offload_optimizer.ratio=2 in"),
+        ("offload_optimizer", {"ratio": "0.5"}, "ratio must be a number; got '0.5'"),
+        ("leaf_module", {"classes": 3}, "leaf_module.classes=3 in"),
+        ("leaf_module", [], r"leaf_module must be a JSON object; got \[\]"),
+    ],
+)
+def test_sections_inside_the_zero_section_are_checked(tmp_path, key, section, message):
+    with pytest.raises(ValueError, match=message):
+        _load(tmp_path, {"zero_optimization": {"stage": 3, key: section}})
+
+
+def test_legal_sections_are_taken(tmp_path):
+    values = {
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 5e8, "offload_param": None},
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "communication_data_type": "fp32",
+        "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]},
+        "flops_profiler": {"enabled": True, "profile_step": 2, "module_depth": -1},
+        "steps_per_print": 10,
+    }
+    assert _load(tmp_path, values) == values
+
+
+def test_shards_in_a_node_must_divide_the_ranks():
+    with pytest.raises(
+        ValueError, match=r"must divide the world size; got .*=3 in ds\.json, world"
+    ):
+        _complete({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}})
+
+
 def test_malformed_files_are_named_with_their_line(tmp_path):
     with pytest.raises(ValueError, match=r"ds\.json, line 2, column 1"):
         _load(tmp_path, '{"zero_optimization":\n}')

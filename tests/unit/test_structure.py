@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "diablo_ds").rglob("*.py"))
 METHOD = (
     *("blocks", "layers", "adapter", "loss", "schedule", "config", "files"),
-    "strict_json",
+    *("strict_json", "settings"),
     *("labels", "templates", "packing"),
 )
 HEAVY = {"deepspeed", "transformers", "datasets", "click"}
@@ -67,7 +67,7 @@ def test_no_module_imports_scripts_tests_or_heavy_packages_at_the_top(path):
 def test_only_the_modules_about_deepspeed_import_it():
     users = {_name(path) for path in MODULES if "deepspeed" in _roots(_imports(path))}
     assert users == {
-        "ds_config",
+        "ds_sections",
         "engine",
         "optimizer_state",
         "placement",
