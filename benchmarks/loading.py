@@ -73,7 +73,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
     init_process_group()
     file = Path(__file__).parents[1] / "ds_configs" / "zero3.json"
-    config = RunConfig(micro_batch=1, global_batch=world_size())
+    config = RunConfig(micro_batch=1, global_batch=world_size(), precision="bf16")
     base = BaseSizes(hidden_size=2048, total=0, layer=0, head=0)
     complete = complete_ds_config(
         load_ds_config(file), config, world_size=world_size(), base=base, source=str(file)

@@ -125,7 +125,7 @@ def measure(stage: int, output: Path) -> None:
     from diablo_ds.startup import complete_ds_config, start_engine
     from diablo_ds.train import train_step
 
-    run = RunConfig(micro_batch=1, global_batch=NUM_RANKS)
+    run = RunConfig(micro_batch=1, global_batch=NUM_RANKS, precision="bf16")
     device = engine.init_process_group()
     folder = find_model("default")
     shapes = build_meta_model(load_model_config(folder))
@@ -200,7 +200,9 @@ def _start_ranks(stage: int, output: Path) -> dict[str, Any]:
 def predict(stage: int, case: Mapping[str, int], limits: Sequence[int]) -> dict[str, int]:
     """Return the plan's bytes by kind for a case."""
     batch, length = case["micro_batch"], case["length"]
-    run = RunConfig(micro_batch=batch, global_batch=NUM_RANKS * batch, max_length=length)
+    run = RunConfig(
+        micro_batch=batch, global_batch=NUM_RANKS * batch, max_length=length, precision="bf16"
+    )
     model = measure_model(load_model_config(find_model("default")), run)
     layout = Layout(
         stage=stage, world_size=NUM_RANKS, ranks_per_node=NUM_RANKS, limits=Limits(*limits)

@@ -256,6 +256,7 @@ def measure_reading(steps: int) -> list[dict[str, Any]]:
             config = RunConfig(
                 data=str(output),
                 packing=packing,
+                micro_batch=4,
                 global_batch=8,
                 heldout_share=0.0,
                 max_steps=steps + 1,

@@ -64,8 +64,7 @@ def measure_base(shapes: Any, dtype: torch.dtype) -> BaseSizes:
     layer_sizes = [num_elements(layer) for layer in decoder_layers(shapes)]
     head = shapes.get_output_embeddings()
     mine = (distributed.device_memory_bytes(), distributed.local_world_size())
-    has_joined = torch.distributed.is_initialized()
-    memory, ranks = zip(*(distributed.gather_objects(mine) if has_joined else [mine]), strict=True)
+    memory, ranks = zip(*distributed.gather_objects(mine), strict=True)
     return BaseSizes(
         hidden_size=shapes.config.get_text_config().hidden_size,
         total=num_elements(shapes),

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 FLASH_ATTENTION = "flash_attention"
 
 
-def choose_attention(setting: str, shapes: Any, precision: str, device_type: str) -> str:
+def installed_flash_attention() -> tuple[str, ...]:
+    """Return the FlashAttention packages that this machine can use, newest first."""
+    import transformers.utils as utils
+
+    found = {
+        "flash_attention_3": utils.is_flash_attn_3_available(),
+        "flash_attention_2": utils.is_flash_attn_2_available(),
+    }
+    return tuple(name for name, is_installed in found.items() if is_installed)
+
+
+def choose_attention(
+    setting: str,
+    shapes: Any,
+    precision: str,
+    device_type: str,
+    installed: Sequence[str],
+) -> str:
     """Return the name of the attention that transformers shall use.
 
     Args:
@@ -16,21 +34,12 @@ def choose_attention(setting: str, shapes: Any, precision: str, device_type: str
         shapes: the model on the meta device.
         precision: "bf16", "fp16" or "fp32".
         device_type: "cuda" or "cpu".
+        installed: FlashAttention packages that can be used, newest first.
 
     Raises:
         ValueError: if the attention cannot run here, or the model does not support it.
     """
-    import transformers.utils as utils
-
     fits_flash = device_type == "cuda" and precision != "fp32"
-    installed = [
-        name
-        for name, is_installed in (
-            ("flash_attention_3", utils.is_flash_attn_3_available()),
-            ("flash_attention_2", utils.is_flash_attn_2_available()),
-        )
-        if is_installed
-    ]
     supports_flash = getattr(shapes, "_supports_flash_attn", False)
     if setting == "auto":
         if fits_flash and supports_flash and installed:

@@ -1,5 +1,8 @@
 """The run config: every value that changes the numbers of a run, checked, and saved as JSON.
 
+Some settings may be left open: `resolution.py` chooses them when a run starts, for its ranks and
+their machines. What was chosen is in the `run.json` of a run, and stays when the run goes on.
+
 Memory and communication policy (ZeRO stage, offload, buckets) is not here but in a file of
 `ds_configs/`.
 """
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.batch_sizes import accumulation_steps
 from diablo_ds.files import read_json, write_json
 from diablo_ds.labels import OVERLONG
 from diablo_ds.schedule import SCHEDULES
@@ -20,6 +24,17 @@ from diablo_ds.templates import TEMPLATES
 CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
 PRECISIONS = ("bf16", "fp16", "fp32")
+
+OPEN_SETTINGS: dict[str, Any] = {
+    "precision": "auto",
+    "delta_path": "auto",
+    "attention": "auto",
+    "micro_batch": 0,
+    "global_batch": 0,
+}
+"""Settings that may be left open, by the value that says so."""
+_FORMER_MICRO_BATCH = 4
+"""The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 
 # Fields that may differ between a run and its continuation: they move work between ranks, or say
 # where and how often to write, but change no number beyond rounding.
@@ -109,14 +124,22 @@ class RunConfig:
         False, "Make each global batch of examples of similar length, for less padding."
     )
     micro_batch: int = setting(
-        4, "Sequences that one rank puts through one forward: examples, or packs.", minimum=1
+        0,
+        "Sequences that one rank puts through one forward: examples, or packs; 0 for the most up "
+        "to 4 that divide the global batch.",
+        minimum=0,
     )
     micro_batch_tokens: int = setting(
         0,
         "Tokens of a micro batch, padding included, instead of micro_batch; 0 for off.",
         minimum=0,
     )
-    global_batch: int = setting(8, "Sequences per optimizer step over all ranks.", minimum=1)
+    global_batch: int = setting(
+        0,
+        "Sequences per optimizer step over all ranks; 0 for the least from 8 on that is a multiple "
+        "of micro batch times ranks.",
+        minimum=0,
+    )
     num_epochs: float = setting(1.0, "Passes over the training data.", minimum=0)
     max_steps: int = setting(
         0, "Optimizer steps; 0 derives them from the number of epochs.", minimum=0
@@ -132,7 +155,10 @@ class RunConfig:
         1.0, "Gradient norm to clip to, over all deltas; 0 for no clipping.", minimum=0
     )
     precision: str = setting(
-        "bf16", "Dtype of base and deltas; the optimizer is fp32.", choices=PRECISIONS
+        "auto",
+        "Dtype of base and deltas; the optimizer is fp32. Auto is bf16, or fp16 on a GPU that has "
+        "no bf16, or fp32 on a CPU where that is faster.",
+        choices=("auto", *PRECISIONS),
     )
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in backward. Default: from 1 billion parameters on."
@@ -221,8 +247,7 @@ class RunConfig:
             raise ValueError(
                 "group_by_length has no effect with packing, which leaves no padding; got both"
             )
-        default = type(self).micro_batch
-        if self.micro_batch_tokens and self.micro_batch != default:
+        if self.micro_batch_tokens and self.micro_batch:
             raise ValueError(
                 "give micro_batch or micro_batch_tokens, not both; got "
                 f"micro_batch={self.micro_batch}, micro_batch_tokens={self.micro_batch_tokens}"
@@ -260,22 +285,7 @@ class RunConfig:
         """
         if self.micro_batch_tokens:
             return 1
-        per_micro_step = self.micro_batch * world_size
-        if self.global_batch % per_micro_step:
-            fitting = [
-                size
-                for size in range(1, self.global_batch + 1)
-                if self.global_batch % (size * world_size) == 0
-            ]
-            repair = f"micro_batch may be {', '.join(map(str, fitting))}"
-            if not fitting:
-                repair = f"global_batch may be {per_micro_step} or a multiple of it"
-            raise ValueError(
-                "global_batch must be a multiple of micro_batch x world size; got "
-                f"global_batch={self.global_batch}, micro_batch={self.micro_batch}, "
-                f"world size={world_size}; {repair}"
-            )
-        return self.global_batch // per_micro_step
+        return accumulation_steps(self.global_batch, self.micro_batch, world_size)
 
     def batch_equation(self, world_size: int) -> str:
         """Return the batch arithmetic as a line of text."""
@@ -325,6 +335,8 @@ class RunConfig:
             )
         if isinstance(values.get("targets"), list):
             values = {**values, "targets": tuple(values["targets"])}
+        if values.get("micro_batch_tokens") and values.get("micro_batch") == _FORMER_MICRO_BATCH:
+            values = {**values, "micro_batch": 0}
         return cls(**values)
 
     @classmethod
@@ -342,8 +354,22 @@ class RunConfig:
         return cls.from_dict(values, str(path))
 
 
+def keep_recorded(config: RunConfig, recorded: RunConfig) -> RunConfig:
+    """Return a run config whose open settings are those of the run that it continues.
+
+    Settings that may differ in a continuation stay open, to be chosen for its ranks.
+    """
+    kept = {
+        name: getattr(recorded, name)
+        for name, is_open in OPEN_SETTINGS.items()
+        if name not in FREE_ON_RESUME and getattr(config, name) == is_open
+    }
+    return dataclasses.replace(config, **kept)
+
+
 def differing_fields(old: RunConfig, new: RunConfig) -> list[str]:
     """List the settings that forbid continuing a run, as "name: old value, new value"."""
+    new = keep_recorded(new, old)
     return [
         f"{field.name}: {getattr(old, field.name)!r}, now {getattr(new, field.name)!r}"
         for field in dataclasses.fields(old)

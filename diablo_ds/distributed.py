@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +43,11 @@ def device_memory_bytes() -> int:
     return host_bytes // max(1, local_world_size())
 
 
+def host_name() -> str:
+    """Return the name by which messages call this machine."""
+    return socket.gethostname()
+
+
 def is_main_process() -> bool:
     """Return whether this is rank 0."""
     return rank() == 0
@@ -72,11 +78,30 @@ def gather_floats(values: list[float], device: torch.device | str) -> list[list[
 
 def gather_objects(value: T) -> list[T]:
     """Gather a picklable value from every rank. Collective: every rank must call this."""
-    if world_size() == 1:
+    if _is_alone():
         return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def check_same(facts: Mapping[str, object], place: str = "rank") -> None:
+    """Raise ValueError on every rank unless all have the same facts; names two that differ.
+
+    Collective: every rank must call this.
+
+    Args:
+        facts: what this rank found on its machine, by name.
+        place: where it has to be the same: "rank" or "host".
+    """
+    first, *others = gather_objects((host_name(), dict(facts)))
+    for rank, (host, found) in enumerate(others, 1):
+        for name, value in found.items():
+            if value != first[1][name]:
+                raise ValueError(
+                    f"{name} must be the same on every {place}; got {first[1][name]} on rank 0 "
+                    f"({first[0]}) and {value} on rank {rank} ({host})"
+                )
 
 
 def on_main_process(function: Callable[[], T]) -> T:
@@ -104,8 +129,8 @@ def on_main_process(function: Callable[[], T]) -> T:
 def on_every_rank(function: Callable[[], T]) -> T:
     """Run a function on every rank; an error on any rank is raised on all of them.
 
-    Meant for reading and checking input, which may be wrong on one host only. Collective: every
-    rank must call this.
+    Meant for reading and checking input, which may be wrong on one host only: the message then
+    names it. Collective: every rank must call this.
     """
     if _is_alone():
         return function()
@@ -140,6 +165,13 @@ def _call(function: Callable[[], T]) -> list[Any]:
 
 
 def _raise_first_error(error: BaseException | None) -> None:
-    errors = gather_objects(error)
-    if first := next((e for e in errors if e is not None), None):
-        raise first
+    errors = gather_objects((host_name(), error))
+    first = next((e for _, e in errors if e is not None), None)
+    if first is None:
+        return
+    failing = [rank for rank, (_, e) in enumerate(errors) if e is not None]
+    if type(first) is ValueError and len(failing) < len(errors):
+        hosts = ", ".join(dict.fromkeys(errors[rank][0] for rank in failing))
+        ranks = ", ".join(map(str, failing))
+        raise ValueError(f"{first} (on {hosts}, rank {ranks}; not on the others)")
+    raise first

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from diablo_ds import adapter, distributed, ds_config, placement
-from diablo_ds.architecture import DTYPES, build_meta_model, decoder_layers
+from diablo_ds.architecture import DTYPES, build_meta_model, decoder_layers, load_model_config
 from diablo_ds.config import RunConfig
-from diablo_ds.engine import import_deepspeed
+from diablo_ds.engine import check_precision, import_deepspeed
 from diablo_ds.layers import DiaBloLinear
+from diablo_ds.machine import look_at_machines
 from diablo_ds.model import find_model
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation
-from diablo_ds.run_folder import choose_run_folder
+from diablo_ds.resolution import resolve_batch, resolve_run
+from diablo_ds.run_folder import choose_run_folder, recorded_config
 from diablo_ds.startup import (
     PERSISTENCE_THRESHOLD,
     complete_ds_config,
@@ -30,7 +32,8 @@ from diablo_ds.startup import (
 def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     """Check the inputs as a run would, and return what it would do.
 
-    The world size is what the launcher announced, 1 without one. A default model that was never
+    The world size is what the launcher announced, 1 without one; what a run would find on its
+    machines is looked for on this one. A default model that was never
     used is converted first.
 
     Raises:
@@ -39,11 +42,19 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     import_deepspeed()
     world_size = distributed.world_size()
     policy = ds_config.load_ds_config(ds_config_file)
+    recorded = recorded_config(config)
+    resolve_batch(config, world_size, recorded=recorded, policy=policy)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_precision(config.precision, device.type, ds_config.zero_stage(policy))
     folder = choose_run_folder(config)
-    inputs = load_inputs(
-        config, find_model(config.model, config.cache_folder, shared=config.shared_folders)
-    )
-    model = build_meta_model(inputs.model_config).to(DTYPES[config.precision])
+    model_folder = find_model(config.model, config.cache_folder, shared=config.shared_folders)
+    model_config = load_model_config(model_folder)
+    model = build_meta_model(model_config)
+    machines = look_at_machines(config, model, device)
+    resolution = resolve_run(config, machines, model, recorded=recorded, policy=policy)
+    config = resolution.config
+    inputs = load_inputs(config, model_folder, model_config)
+    model = model.to(DTYPES[config.precision])
     complete = complete_ds_config(policy, config, model, ds_config_file)
     stage = ds_config.zero_stage(complete)
     recomputing = _recomputing(config, inputs.model_config, model, complete)
@@ -59,6 +70,8 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     )
     return "\n\n".join(
         [
+            "\n".join(["Chosen:", *(f"  {line}" for line in resolution.lines)]),
+            *(f"Warning: {line}" for line in resolution.warnings),
             "Run config:\n" + json.dumps(dataclasses.asdict(config), indent=2),
             f"DeepSpeed config, from {ds_config_file}:\n" + json.dumps(complete, indent=2),
             inputs.describe(config, world_size) + f"\noutput folder {folder}\n{recomputing}",

@@ -130,7 +130,8 @@ def complete_ds_config(
     # The loop accumulates by itself and reduces gradients once per step, so DeepSpeed sees a step
     # as a single micro step. train.py divides the loss once, by the global number of targets.
     result["gradient_accumulation_steps"] = 1
-    result["train_batch_size"] = run.micro_batch * world_size
+    micro_batch = run.micro_batch or 1  # where it is counted in tokens, DeepSpeed still wants one
+    result["train_batch_size"] = micro_batch * world_size
     result["zero_allow_untested_optimizer"] = True  # torch's AdamW
     result["zero_force_ds_cpu_optimizer"] = False
     result.setdefault("steps_per_print", 2**31 - 1)
@@ -148,7 +149,7 @@ def complete_ds_config(
 
 def _owned_values(run: RunConfig, world_size: int) -> dict[str, Any]:
     return {
-        "train_micro_batch_size_per_gpu": run.micro_batch,
+        "train_micro_batch_size_per_gpu": run.micro_batch or 1,
         "gradient_accumulation_steps": run.accumulation_steps(world_size),
         "train_batch_size": run.global_batch,
         "gradient_clipping": run.max_grad_norm,

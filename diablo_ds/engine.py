@@ -118,6 +118,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Return whether a device has bf16 instructions; a CPU's speed tells it better."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(import_deepspeed().get_accelerator().is_bf16_supported())
+
+
 def check_precision(precision: str, device_type: str, stage: int) -> None:
     """Raise ValueError where a precision cannot be trained in, on this device or at this stage."""
     if precision != "fp16":

@@ -46,6 +46,16 @@ def choose_run_folder(config: RunConfig) -> Path:
     return folder
 
 
+def recorded_config(config: RunConfig) -> RunConfig | None:
+    """Return the run config that the output folder holds, as it was chosen; None where it is new.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    path = Path(config.output) / RUN_CONFIG_FILE
+    return RunConfig.load(path) if config.output and path.is_file() else None
+
+
 def open_run_folder(config: RunConfig, folder: Path) -> tuple[Path | None, list[str]]:
     """Create the run folder with `run.json`, and find the checkpoint to resume from.
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from diablo_ds.config import RunConfig
+from diablo_ds.batch_sizes import MOST_MICRO_BATCH
+from diablo_ds.config import OPEN_SETTINGS, RunConfig
 
 DEFAULT_DS_CONFIG = Path(__file__).parent.parent / "ds_configs" / "zero3.json"
 _FILES = (
@@ -42,7 +43,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         is_flag = wanted is bool or bool in typing.get_args(wanted)
         many = typing.get_origin(wanted) is tuple
         declaration = f"--{name}/--no-{name}" if is_flag else f"--{name}"
-        shown = "" if many or field.default in ("", None) else f"  [default: {field.default}]"
+        default = "open" if OPEN_SETTINGS.get(field.name) == 0 else field.default
+        shown = "" if many or default in ("", None) else f"  [default: {default}]"
         command = click.option(
             declaration,
             field.name,
@@ -76,12 +78,17 @@ def build_run_config(
     base = RunConfig() if file is None else RunConfig.load(file)
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if gradient_accumulation_steps is not None:
-        if "global_batch" in given:
+        if given.get("global_batch"):
             raise ValueError(
                 "give global_batch or gradient_accumulation_steps, not both; got "
                 f"global_batch={given['global_batch']}, "
                 f"gradient_accumulation_steps={gradient_accumulation_steps}"
             )
-        micro_batch = given.get("micro_batch", base.micro_batch)
+        if given.get("micro_batch_tokens", base.micro_batch_tokens):
+            raise ValueError(
+                "gradient_accumulation_steps has no effect with micro_batch_tokens, where the "
+                "number of micro batches varies; got both; give global_batch instead"
+            )
+        micro_batch = given.get("micro_batch", base.micro_batch) or MOST_MICRO_BATCH
         given["global_batch"] = micro_batch * gradient_accumulation_steps * world_size
     return dataclasses.replace(base, **given)

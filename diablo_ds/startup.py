@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import socket
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,20 @@ from torch import nn
 
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
 from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config, measure_base
-from diablo_ds.attention import choose_attention
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.checkpoint import Checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.heartbeat import heart
 from diablo_ds.launcher.probe import code_digest, versions
-from diablo_ds.layers import resolve_delta_path
 from diablo_ds.loss_head import install_loss_head
+from diablo_ds.machine import look_at_machines
 from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import find_model, fingerprint, load_base
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
-from diablo_ds.run_folder import choose_run_folder, open_run_folder
+from diablo_ds.resolution import resolve_batch, resolve_run
+from diablo_ds.run_folder import choose_run_folder, open_run_folder, recorded_config
 from diablo_ds.streaming import StreamSource, open_stream
 from diablo_ds.tokenization import load_tokenizer
 
@@ -100,24 +101,36 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     world_size = distributed.world_size()
     set_up_logging(is_main_process=distributed.is_main_process())
     check_same_software()
-    config.accumulation_steps(world_size)
     policy = distributed.on_every_rank(lambda: ds_config.load_ds_config(ds_config_file))
+    given = {**dataclasses.asdict(config), "DeepSpeed config": json.dumps(policy)}
+    distributed.check_same(given)
+    recorded = distributed.on_main_process(lambda: recorded_config(config))
+    resolve_batch(config, world_size, recorded=recorded, policy=policy)
     engine.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
-    engine.check_offload(policy)
+    distributed.on_every_rank(lambda: engine.check_offload(policy))
     engine.check_quantized(policy, device.type)
     folder = distributed.on_main_process(lambda: choose_run_folder(config))
     model_folder = distributed.on_each_host_first(
         lambda: find_model(config.model, config.cache_folder, shared=config.shared_folders)
     )
+    model_config = distributed.on_every_rank(lambda: load_model_config(model_folder))
+    shapes = build_meta_model(model_config)
+    machines = look_at_machines(config, shapes, device)
+    resolution = resolve_run(config, machines, shapes, recorded=recorded, policy=policy)
+    config = resolution.config
+    for line in resolution.lines:
+        logger.info(f"Chosen: {line}")
+    for line in resolution.warnings:
+        logger.warning(line)
     heart.beat("reading data")
-    inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder))
-    shapes = build_meta_model(inputs.model_config)
+    inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder, model_config))
     complete = complete_ds_config(policy, config, shapes, ds_config_file)
     adapter_config = describe_adapter(shapes, config, model_folder)
-    attention = choose_attention(config.attention, shapes, config.precision, device.type)
     recomputation = choose_recomputation(config, shapes)
     if config.memory_budget:
-        fit = fit_memory(config, inputs.model_config, complete, world_size, device.type)
+        fit = distributed.on_main_process(
+            lambda: fit_memory(config, model_config, complete, world_size, device.type)
+        )
         logger.info(fit.text())
         recomputation = fit.recomputation
     logger.info(inputs.describe(config, world_size))
@@ -130,13 +143,13 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         model_folder,
         config.precision,
         complete if stage == 3 else None,
-        attention=attention,
+        attention=config.attention,
     )
     deltas = adapter.attach(
         model,
         adapter_config.num_blocks,
         dropout=config.dropout,
-        delta_path=resolve_delta_path(config.delta_path, DTYPES[config.precision], config.dropout),
+        delta_path=config.delta_path,
         device=device,
     )
     recompute_layers(model, recomputation, reentrant=config.reentrant)
@@ -171,24 +184,20 @@ def check_same_software() -> None:
 
     Collective: every rank must call this.
     """
-    mine = {"host": socket.gethostname(), **versions(), "source files": code_digest()}
-    first, *others = distributed.gather_objects(mine)
-    for rank, other in enumerate(others, 1):
-        for name, value in other.items():
-            if name != "host" and value != first[name]:
-                raise ValueError(
-                    f"{name} must be the same on every host; got {first[name]} on rank 0 "
-                    f"({first['host']}) and {value} on rank {rank} ({other['host']})"
-                )
+    distributed.check_same({**versions(), "source files": code_digest()}, "host")
 
 
-def load_inputs(config: RunConfig, model_folder: Path) -> Inputs:
-    """Read the model's config, the tokenizer and the data.
+def load_inputs(config: RunConfig, model_folder: Path, model_config: Any) -> Inputs:
+    """Read the tokenizer and the data.
+
+    Args:
+        config: the run config, without open values.
+        model_folder: the base model's folder.
+        model_config: its Hugging Face config.
 
     Raises:
         ValueError: if one of them is missing or wrong.
     """
-    model_config = load_model_config(model_folder)
     tokenizer = load_tokenizer(model_folder)
     dealer = Dealer(config, tokenizer.pad_id, distributed.rank(), distributed.world_size())
     vocab_size = model_config.get_text_config().vocab_size

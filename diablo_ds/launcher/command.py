@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diablo_ds.config import RunConfig
 from diablo_ds.launcher.cluster import Cluster
+from diablo_ds.resolution import resolve_batch
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 
@@ -26,7 +27,7 @@ def build_command(run: RunConfig, ds_config: Path, cluster: Cluster, log_folder:
     Raises:
         ValueError: if the global batch does not divide, or a value cannot pass through the runner.
     """
-    run.accumulation_steps(cluster.world_size)
+    resolve_batch(run, cluster.world_size)
     script = ["--ds_config", shown_path(ds_config), "--log-folder", str(log_folder)]
     for name, value in cluster.rank_env().items():
         script += ["--env", f"{name}={value}"]

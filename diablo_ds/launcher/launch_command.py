@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from diablo_ds.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config import RunConfig
 from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.exit_codes import EXIT_USER_ERROR
@@ -106,9 +109,7 @@ def launch(
                 f"min_nodes={min_nodes}, max_restarts={max_restarts}, runner={cluster.runner!r}"
             )
         run = build_run_config(config, options, gradient_accumulation_steps, cluster.world_size)
-        run.accumulation_steps(cluster.world_size)
-        read_json(ds_config)  # the ranks look into it; here at least it must be there
-        run = with_output(run)
+        run = with_global_batch(with_output(run), ds_config, [cluster.world_size])
         sys.exit(
             _launch(
                 run,
@@ -256,6 +257,43 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+def with_global_batch(run: RunConfig, ds_config: Path, world_sizes: Sequence[int]) -> RunConfig:
+    """Return the run config with a global batch, so that all starts of the run have the same.
+
+    The ranks choose what else is open. The batch equation is printed where something was chosen.
+
+    Args:
+        run: the run config, with its run folder.
+        ds_config: DeepSpeed config file.
+        world_sizes: the numbers of ranks that the run may get; an open global batch suits all.
+
+    Raises:
+        ValueError: if a given batch does not divide, or the file cannot be read.
+    """
+    from diablo_ds.resolution import resolve_batch
+    from diablo_ds.run_folder import recorded_config
+
+    values = read_json(ds_config)
+    policy = values if isinstance(values, dict) else {}  # the ranks name what is wrong with it
+    recorded = recorded_config(run)
+    if not run.global_batch and recorded is not None:
+        run = replace(run, global_batch=recorded.global_batch)
+    if not run.global_batch:
+        common = resolve_batch(run, math.lcm(*world_sizes), policy=policy).config.global_batch
+        if len(world_sizes) > 1 and common > MOST_MICRO_BATCH * max(world_sizes):
+            raise ValueError(
+                "global_batch must be given where no moderate one divides over every number of "
+                f"ranks; got ranks={', '.join(map(str, world_sizes))}, the least that does is "
+                f"{common}"
+            )
+        run = replace(run, global_batch=common)
+    for world_size in world_sizes:
+        resolution = resolve_batch(run, world_size, recorded=recorded, policy=policy)
+        if resolution.lines:
+            click.echo(resolution.config.batch_equation(world_size), err=True)
+    return run
 
 
 def with_output(run: RunConfig) -> RunConfig:

@@ -13,6 +13,7 @@ from typing import Any
 from diablo_ds.config import RunConfig
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.launcher.command import SCRIPT, run_options, shown_path
+from diablo_ds.resolution import resolve_batch
 
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -85,14 +86,16 @@ class Job:
             raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
         return int(match[1]), int(match[2] or match[1])
 
-    def sweep_runs(self, run: RunConfig) -> tuple[str, list[str]]:
-        """Return the field that an array goes over and its values, each checked.
+    def sweep_runs(self, run: RunConfig) -> tuple[str, list[str], list[RunConfig]]:
+        """Return the field that an array goes over, its values, and the run config of each.
+
+        Without a sweep these are no field, no values, and the run config itself.
 
         Raises:
             ValueError: if there is no such field, or a value is not one of its.
         """
         if not self.sweep:
-            return "", []
+            return "", [], [run]
         name, _, text = self.sweep[0].partition("=")
         field = name.replace("-", "_")
         known = {f.name: f for f in fields(RunConfig)}
@@ -103,12 +106,13 @@ class Job:
             )
         values = text.split(",")
         kind: type[Any] = type(known[field].default)
+        runs = []
         for value in values:
             try:
-                replace(run, **{field: kind(value)})
+                runs.append(replace(run, **{field: kind(value)}))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"sweep: {error}") from None
-        return field, values
+        return field, values, runs
 
 
 def build_script(
@@ -132,9 +136,10 @@ def build_script(
         ValueError: if the global batch does not divide over the ranks.
     """
     low, high = job.node_range()
+    field, values, runs = job.sweep_runs(run)
     for nodes in range(low, high + 1):
-        run.accumulation_steps(nodes * job.slots)
-    field, values = job.sweep_runs(run)
+        for each in runs:
+            resolve_batch(each, nodes * job.slots)
     sections = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _sbatch_options(run, job, len(values))),

@@ -14,7 +14,11 @@ from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.files import read_json
 from diablo_ds.launcher.cluster import interface_env, parse_env
-from diablo_ds.launcher.launch_command import max_restarts_option, with_output
+from diablo_ds.launcher.launch_command import (
+    max_restarts_option,
+    with_global_batch,
+    with_output,
+)
 from diablo_ds.launcher.slurm import Job, build_script, submit
 from diablo_ds.run_options import build_run_config, run_options
 
@@ -90,9 +94,12 @@ def slurm(
             gpus=gpus_per_node is not None,
             options=options_,
         )
-        world_size = job.node_range()[1] * job.slots
-        run = build_run_config(config, options, gradient_accumulation_steps, world_size)
+        low, high = job.node_range()
+        world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
+        run = build_run_config(config, options, gradient_accumulation_steps, world_sizes[-1])
         run = with_output(run)
+        if not job.sweep:  # whose runs each have their own
+            run = with_global_batch(run, ds_config, world_sizes)
         variables = {**interface_env(interface), **parse_env(env)}
         read_json(ds_config)  # the ranks look into it; here at least it must be there
         text = build_script(run, ds_config, job, variables, Path.cwd())

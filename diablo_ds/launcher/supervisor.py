@@ -34,6 +34,7 @@ from diablo_ds.launcher.records import (
     read_records,
     record_file,
 )
+from diablo_ds.resolution import resolve_batch
 
 POLL_S = 0.2
 MARGIN_S = 4.0
@@ -120,9 +121,10 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
     smaller = replace(cluster, hosts=hosts, hostfile=hostfile, num_nodes=None)
     if cluster.master_addr and cluster.hosts[0] != hosts[0]:
         smaller = replace(smaller, master_addr="")
+    fitting = resolve_batch(run, smaller.world_size).config
     click.echo(
         f"Lost {', '.join(lost)}; going on with {smaller.describe()}; "
-        f"{run.batch_equation(smaller.world_size)}",
+        f"{fitting.batch_equation(smaller.world_size)}",
         err=True,
     )
     return smaller
@@ -133,7 +135,7 @@ def fitting_hosts(run: RunConfig, hosts: Sequence[Host]) -> tuple[Host, ...]:
     for count in range(len(hosts), 0, -1):
         chosen = tuple(hosts[:count])
         with contextlib.suppress(ValueError):
-            run.accumulation_steps(sum(host.slots for host in chosen))
+            resolve_batch(run, sum(host.slots for host in chosen))
             return chosen
     return ()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from diablo_ds.batch_sizes import MOST_MICRO_BATCH, choose_batch_sizes
 from diablo_ds.config import PRECISIONS, RunConfig
 from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
@@ -18,7 +19,6 @@ _SHAPE = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "vocab_size"),
 )
-_DEFAULT = RunConfig()
 _GPU_HELP = f"GPU model, for figures that are not given: {', '.join(DEVICES)}."
 
 
@@ -79,9 +79,7 @@ def _assumption_options(command: Any) -> Any:
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),
-    default=_DEFAULT.micro_batch,
-    show_default=True,
-    help="Sequences of one forward.",
+    help=f"Sequences of one forward.  [default: the most up to {MOST_MICRO_BATCH} that divide]",
 )
 @click.option(
     "--global-batch",
@@ -95,7 +93,13 @@ def _assumption_options(command: Any) -> Any:
     show_default=True,
     help="Tokens of a sequence.",
 )
-@click.option("--precision", type=click.Choice(PRECISIONS), default="bf16", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", *PRECISIONS)),
+    default="auto",
+    show_default=True,
+    help="Auto is bf16, or fp16 on a GPU without it.",
+)
 @_assumption_options
 @click.option(
     "--output",
@@ -197,20 +201,25 @@ def _runs(options: dict[str, Any], cluster: ClusterSize) -> list[RunConfig]:
     Raises:
         ValueError: if the global batch does not divide.
     """
-    micro_batch = options["micro_batch"]
-    runs = [
+    micro_batch, global_batch = options["micro_batch"] or 0, options["global_batch"] or 0
+    if not global_batch:  # one micro batch a rank
+        micro_batch = micro_batch or MOST_MICRO_BATCH
+        global_batch = micro_batch * cluster.world_size
+    sizes = choose_batch_sizes(micro_batch, global_batch, cluster.world_size)
+    precision = options["precision"]
+    if precision == "auto":
+        precision = "bf16" if DEVICES[options["gpu"]].has_bf16 else "fp16"
+    return [
         RunConfig(
             num_blocks=num_blocks,
             targets=tuple(options["targets"]),
-            micro_batch=micro_batch,
-            global_batch=options["global_batch"] or micro_batch * cluster.world_size,
+            micro_batch=sizes.micro_batch,
+            global_batch=sizes.global_batch,
             max_length=options["max_length"],
-            precision=options["precision"],
+            precision=precision,
         )
         for num_blocks in dict.fromkeys(options["num_blocks"])
     ]
-    runs[0].accumulation_steps(cluster.world_size)
-    return runs
 
 
 def _legal(planner: Any, runs: list[RunConfig], options: dict[str, Any]) -> list[RunConfig]:

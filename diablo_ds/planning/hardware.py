@@ -20,10 +20,12 @@ class Device:
     """To the other GPUs of a node, in one direction, in GB/s."""
     between_gbs: float
     """A node's network in the usual build of eight GPUs, in one direction, in GB/s."""
+    has_bf16: bool = True
+    """Whether it has bf16 instructions."""
 
 
 DEVICES = {
-    "v100": Device(32, 125, 900, 150, 12.5),
+    "v100": Device(32, 125, 900, 150, 12.5, has_bf16=False),
     "a10g": Device(24, 70, 600, 16, 12.5),
     "l40s": Device(48, 362, 864, 32, 50),
     "rtx4090": Device(24, 165, 1008, 16, 3),

@@ -125,6 +125,8 @@ class Planner:
         run = run or self.run
         num_layers = self.model(run).num_layers
         for variant in VARIANTS:
+            if run.precision == "fp16" and variant.stage == 0:  # refused, see `check_precision`
+                continue
             if variant.hpz and not 1 < cluster.ranks_per_node < cluster.world_size:
                 continue
             zero = self.zero_section(variant, cluster, run)

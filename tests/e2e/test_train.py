@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def finished(model, data, tmp_path_factory):
-    """A finished run on two ranks under ZeRO-3, in bf16."""
+    """A finished run on two ranks under ZeRO-3, in the precision that auto takes."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = (
         f"--ds_config {ZERO3} --model {model} --data {data} --output {folder} --num_blocks 4 "

@@ -46,8 +46,8 @@ MODES = [
     {},
     {"packing": True},
     {"group_by_length": True},
-    {"micro_batch": 4, "micro_batch_tokens": 64},
-    {"micro_batch": 4, "micro_batch_tokens": 64, "packing": True},
+    {"micro_batch": 0, "micro_batch_tokens": 64},
+    {"micro_batch": 0, "micro_batch_tokens": 64, "packing": True},
 ]
 
 
@@ -135,7 +135,7 @@ def test_examples_of_similar_length_share_a_micro_batch():
 
 def test_micro_batches_by_tokens_hold_as_many_examples_as_fit():
     lengths = np.random.default_rng(0).integers(1, 64, 200)
-    source = _source(_examples(lengths), micro_batch=4, micro_batch_tokens=128, global_batch=64)
+    source = _source(_examples(lengths), micro_batch=0, micro_batch_tokens=128, global_batch=64)
     shapes = [tuple(batch.input_ids.shape) for batch in source.step(0)]
     assert all(rows * width <= 128 for rows, width in shapes)
     assert sum(rows for rows, _ in shapes) == 64

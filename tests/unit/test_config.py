@@ -18,7 +18,7 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("micro_batch", 0),
+        ("micro_batch", -1),
         ("learning_rate", -1.0),
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
@@ -112,7 +112,7 @@ def test_batch_equation(world_size, accumulation):
 def test_a_batch_that_does_not_divide_names_what_does():
     with pytest.raises(ValueError, match=r"world size=2; micro_batch may be 1, 2, 4"):
         RunConfig(micro_batch=3, global_batch=8).accumulation_steps(2)
-    with pytest.raises(ValueError, match=r"global_batch may be 12 or a multiple"):
+    with pytest.raises(ValueError, match=r"global_batch may be 12 or another multiple of 12"):
         RunConfig(micro_batch=4, global_batch=8).accumulation_steps(3)
 
 

@@ -19,7 +19,7 @@ def _load(tmp_path, values):
 
 
 def _complete(values, world_size=2, **run):
-    config = RunConfig(micro_batch=2, global_batch=8, **run)
+    config = RunConfig(**{"micro_batch": 2, "global_batch": 8, "precision": "bf16", **run})
     return complete_ds_config(values, config, world_size=world_size, base=BASE, source="ds.json")
 
 

@@ -223,7 +223,7 @@ def test_batch_scripts_are_correct_bash(job, tmp_path):
         ({"sweep": ("learning-rate=1e-3,-1",)}, "learning_rate must be"),
         ({"sweep": ("colour=1",)}, "a setting of the run config"),
         ({"sweep": ("seed=1",), "chain": 2}, "not both"),
-        ({"nodes": "1-5", "slots": 4}, "world size=16"),
+        ({"nodes": "1-5", "slots": 4}, "world size=20"),
     ],
 )
 def test_wrong_jobs_are_refused_before_anything_is_written(job, message):

@@ -54,17 +54,16 @@ def test_a_model_that_changes_its_heads_output_keeps_whole_logits(config):
 
 def test_attention_that_cannot_run_is_refused():
     shapes = build_meta_model(FAMILIES["llama"])
-    assert choose_attention("auto", shapes, "bf16", "cpu") == "sdpa"
-    assert choose_attention("eager", shapes, "bf16", "cpu") == "eager"
+    assert choose_attention("auto", shapes, "bf16", "cpu", ()) == "sdpa"
+    assert choose_attention("eager", shapes, "bf16", "cpu", ()) == "eager"
     with pytest.raises(ValueError, match="needs a GPU and half precision; got precision='bf16'"):
-        choose_attention("flash_attention_2", shapes, "bf16", "cpu")
+        choose_attention("flash_attention_2", shapes, "bf16", "cpu", ())
     with pytest.raises(ValueError, match="needs a GPU and half precision; got precision='fp32'"):
-        choose_attention("flash_attention_2", shapes, "fp32", "cuda")
+        choose_attention("flash_attention_2", shapes, "fp32", "cuda", ())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="FlashAttention may be installed")
 def test_flash_attention_needs_its_package():
     shapes = build_meta_model(FAMILIES["llama"])
-    assert choose_attention("auto", shapes, "bf16", "cuda") == "sdpa"
+    assert choose_attention("auto", shapes, "bf16", "cuda", ()) == "sdpa"
     with pytest.raises(ValueError, match="needs its package; got none installed"):
-        choose_attention("flash_attention_2", shapes, "bf16", "cuda")
+        choose_attention("flash_attention_2", shapes, "bf16", "cuda", ())

@@ -124,7 +124,7 @@ def test_data_that_hardly_fits_is_refused_at_the_start(tmp_path):
         ({"max_steps": 0}, "needs raw files as data, and max_steps"),
         ({"packing": True}, "packing needs the lengths of all examples"),
         ({"group_by_length": True}, "group_by_length needs the lengths"),
-        ({"micro_batch": 4, "micro_batch_tokens": 64}, "micro_batch_tokens needs the lengths"),
+        ({"micro_batch": 0, "micro_batch_tokens": 64}, "micro_batch_tokens needs the lengths"),
         ({"overlong": "error"}, "overlong must not be error"),
     ],
 )

@@ -20,7 +20,7 @@ from diablo_ds.recomputation import Recomputation
 from diablo_ds.traffic import BASE_GATHERS
 from tests.tiny import FAMILIES
 
-RUN = RunConfig(num_blocks="4", micro_batch=2, global_batch=16, max_length=64)
+RUN = RunConfig(num_blocks="4", micro_batch=2, global_batch=16, max_length=64, precision="bf16")
 CLUSTER = ClusterSize(
     num_nodes=2,
     ranks_per_node=4,

@@ -1,0 +1,248 @@
+"""Open settings become chosen ones: one room for the run, the dry run, and the launchers.
+
+What goes in: the run config with open values, the run config of the run that is continued, the
+DeepSpeed config file, the number of ranks, and what each rank found on its machine. What comes out
+is a run config without open values, the same on every rank, with a reason for each choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diablo_ds.architecture import DTYPES
+from diablo_ds.attention import choose_attention
+from diablo_ds.batch_sizes import choose_batch_sizes
+from diablo_ds.config import OPEN_SETTINGS, RunConfig, keep_recorded
+from diablo_ds.ds_config import zero_stage
+from diablo_ds.layers import resolve_delta_path
+from diablo_ds.machine import Machine
+
+WARNING_FACTOR = 1.5
+"""From this factor on a bf16 that was asked for is warned of: bf16 instructions make it faster."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A run config without open values."""
+
+    config: RunConfig
+    lines: tuple[str, ...]
+    """What was chosen, and why."""
+    warnings: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Return what was chosen as lines of text."""
+        return "\n".join(self.lines)
+
+
+def resolve_batch(
+    config: RunConfig,
+    world_size: int,
+    *,
+    recorded: RunConfig | None = None,
+    policy: Mapping[str, Any] | None = None,
+) -> Resolution:
+    """Choose the batch sizes that a run config leaves open; also takes what a continued run has.
+
+    Args:
+        config: the run config.
+        world_size: number of ranks.
+        recorded: the run config of the run that is continued.
+        policy: the DeepSpeed config file's values; sizes that it gives count as given.
+
+    Raises:
+        ValueError: if what is given does not divide.
+    """
+    lines = []
+    if recorded is not None:
+        kept = keep_recorded(config, recorded)
+        lines += [
+            f"{_words(name)} {getattr(kept, name)}: as this run has it"
+            for name in OPEN_SETTINGS
+            if getattr(kept, name) != getattr(config, name)
+        ]
+        config = kept
+    config = _with_given(config, policy or {}, world_size)
+    sizes = choose_batch_sizes(
+        config.micro_batch,
+        config.global_batch,
+        world_size,
+        counted_in_tokens=bool(config.micro_batch_tokens),
+    )
+    config = dataclasses.replace(
+        config, micro_batch=sizes.micro_batch, global_batch=sizes.global_batch
+    )
+    if sizes.reason:
+        lines.append(f"{config.batch_equation(world_size)}: {sizes.reason}")
+    return Resolution(config, tuple(lines))
+
+
+def _with_given(config: RunConfig, policy: Mapping[str, Any], world_size: int) -> RunConfig:
+    """Return the run config with open values as a DeepSpeed config file gives them.
+
+    Wrong types are left for DeepSpeed's own check of the file.
+    """
+    micro_batch = policy.get("train_micro_batch_size_per_gpu")
+    accumulation = policy.get("gradient_accumulation_steps")
+    global_batch = policy.get("train_batch_size")
+    if _is_size(micro_batch) and _is_size(accumulation) and not _is_size(global_batch):
+        global_batch = int(micro_batch or 0) * int(accumulation or 0) * world_size
+    sizes = {"micro_batch": micro_batch, "global_batch": global_batch}
+    given: dict[str, Any] = {name: value for name, value in sizes.items() if _is_size(value)}
+    for precision in ("bf16", "fp16"):
+        section = policy.get(precision)
+        if isinstance(section, dict) and section.get("enabled") is True:
+            given["precision"] = precision
+    if config.micro_batch_tokens:
+        given.pop("micro_batch", None)
+    changes = {k: v for k, v in given.items() if getattr(config, k) == OPEN_SETTINGS[k]}
+    return dataclasses.replace(config, **changes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def resolve_run(
+    config: RunConfig,
+    machines: Sequence[Machine],
+    shapes: Any,
+    *,
+    recorded: RunConfig | None = None,
+    policy: Mapping[str, Any] | None = None,
+) -> Resolution:
+    """Choose every setting that a run config leaves open. A pure function: all ranks agree.
+
+    Args:
+        config: the run config.
+        machines: what each rank found, in the order of the ranks.
+        shapes: the base model on the meta device.
+        recorded: the run config of the run that is continued.
+        policy: the DeepSpeed config file's values.
+
+    Raises:
+        ValueError: if a setting cannot be used on every rank; names the hosts.
+    """
+    batch = resolve_batch(config, len(machines), recorded=recorded, policy=policy)
+    config, lines, warnings = batch.config, list(batch.lines), []
+    device_type = _agreed_device_type(machines)
+    if config.precision == "auto":
+        precision, reason = _choose_precision(machines, zero_stage(policy or {}))
+        config = dataclasses.replace(config, precision=precision)
+        lines.append(f"precision {precision}: {reason}")
+    elif config.precision == "bf16":
+        warnings += _bf16_warnings(machines)
+    if config.delta_path == "auto":
+        path = resolve_delta_path("auto", DTYPES[config.precision], config.dropout)
+        config = dataclasses.replace(config, delta_path=path)
+        lines.append(f"delta path {path}: {_DELTA_PATH_REASONS[path]}")
+    attention, reason = _resolve_attention(config, machines, shapes, device_type, recorded)
+    if config.attention == "auto":
+        lines.append(f"attention {attention}: {reason}")
+    config = dataclasses.replace(config, attention=attention)
+    return Resolution(config, tuple(lines), tuple(warnings))
+
+
+_DELTA_PATH_REASONS = {
+    "merged": "in fp32 it equals fused up to rounding, and is faster",
+    "fused": "half precision and dropout keep delta and weight apart",
+}
+
+
+def _agreed_device_type(machines: Sequence[Machine]) -> str:
+    for rank, machine in enumerate(machines):
+        if machine.device_type != machines[0].device_type:
+            raise ValueError(
+                "device type must be the same on every rank; got "
+                f"{machines[0].device_type} on rank 0 ({machines[0].host}) and "
+                f"{machine.device_type} on rank {rank} ({machine.host})"
+            )
+    return machines[0].device_type
+
+
+def _choose_precision(machines: Sequence[Machine], stage: int) -> tuple[str, str]:
+    """Return a precision for all ranks, and why."""
+    if machines[0].device_type == "cpu":
+        slowest = max(machines, key=_bf16_factor)
+        factor = _bf16_factor(slowest)
+        where = "this CPU" if _is_one_host(machines) else f"the CPU of {slowest.host}"
+        measured = f"products of the model's width take {factor:.2g} times as long as in fp32"
+        return ("bf16" if factor <= 1 else "fp32"), f"in bf16 {measured} on {where}"
+    without = _hosts(machine for machine in machines if not machine.has_bf16)
+    if not without:
+        return "bf16", "the GPU has it" if len(machines) == 1 else "all GPUs have it"
+    if stage == 0:
+        return "fp32", f"no bf16 on the GPU of {without}, and fp16 needs ZeRO stage 1, 2 or 3"
+    return "fp16", f"no bf16 on the GPU of {without}"
+
+
+def _bf16_factor(machine: Machine) -> float:
+    return machine.bf16_factor or 0.0
+
+
+def _bf16_warnings(machines: Sequence[Machine]) -> list[str]:
+    if machines[0].device_type != "cpu":
+        without = _hosts(machine for machine in machines if not machine.has_bf16)
+        if not without:
+            return []
+        return [f"bf16 is slow on the GPU of {without}, which has no bf16; use --precision fp16"]
+    slowest = max(machines, key=_bf16_factor)
+    if _bf16_factor(slowest) < WARNING_FACTOR:
+        return []
+    where = "this CPU" if _is_one_host(machines) else f"the CPU of {slowest.host}"
+    return [
+        f"bf16 is slow on {where}: products of the model's width take {slowest.bf16_factor:.2g} "
+        "times as long as in fp32; use --precision fp32"
+    ]
+
+
+def _resolve_attention(
+    config: RunConfig,
+    machines: Sequence[Machine],
+    shapes: Any,
+    device_type: str,
+    recorded: RunConfig | None,
+) -> tuple[str, str]:
+    """Return the attention of all ranks, and why it was chosen where it was left open."""
+    first = machines[0]
+    for rank, machine in enumerate(machines):
+        if machine.flash_attention != first.flash_attention:
+            raise ValueError(
+                "FlashAttention must be the same on every host; got "
+                f"{_package_names(first)} on rank 0 ({first.host}) and {_package_names(machine)} "
+                f"on rank {rank} ({machine.host})"
+            )
+
+    def choose(setting: str) -> str:
+        return choose_attention(
+            setting, shapes, config.precision, device_type, first.flash_attention
+        )
+
+    if config.attention == "auto" and recorded is not None and recorded.attention != "auto":
+        try:
+            return choose(recorded.attention), "as this run has it"
+        except ValueError:  # another machine; a continuation may differ in it
+            return choose("auto"), f"{recorded.attention}, which this run had, is not to be had"
+    name = choose(config.attention)
+    if name.startswith("flash"):
+        return name, "it is installed"
+    return name, "transformers' choice for this model"
+
+
+def _package_names(machine: Machine) -> str:
+    return ", ".join(machine.flash_attention) or "none"
+
+
+def _hosts(machines: Any) -> str:
+    return ", ".join(dict.fromkeys(machine.host for machine in machines))
+
+
+def _is_one_host(machines: Sequence[Machine]) -> bool:
+    return len({machine.host for machine in machines}) == 1
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
