@@ -36,6 +36,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.corpora.encoding import RowEncoder
 from diablo_ds.corpora.sources import find_sources
 from diablo_ds.data import load_data
+from diablo_ds.encoders import Encoder
 from diablo_ds.loss import causal_lm_loss
 from diablo_ds.prepare.chunks import Chunk, ChunkEncoder, split_chunks
 from diablo_ds.prepare.decontamination import ExcludedQuestions
@@ -58,9 +59,11 @@ class Batch(NamedTuple):
 class Recorder:
     """Passes calls on to an encoder and keeps their arguments, to repeat them."""
 
-    def __init__(self, encoder: tokenization.Encoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.vocab_size = encoder.vocab_size
+        self.control = encoder.control
+        self.unknown_id = encoder.unknown_id
         self.batches: list[Batch] = []
 
     def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:

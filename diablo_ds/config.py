@@ -19,7 +19,7 @@ from diablo_ds.files import read_json, write_json
 from diablo_ds.labels import OVERLONG
 from diablo_ds.schedule import SCHEDULES
 from diablo_ds.settings import check_settings, setting
-from diablo_ds.templates import TEMPLATES
+from diablo_ds.templates import AUTO, CONTROL_TOKENS, TEMPLATES, check_control_tokens
 
 CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
@@ -73,6 +73,11 @@ class RunConfig:
         "auto",
         "Prompt template of raw files; auto takes the corpus's own.",
         choices=("auto", *TEMPLATES),
+    )
+    control_tokens: str = setting(
+        AUTO,
+        "Control tokens in raw files: read, text, or auto for read where a row begins or ends so.",
+        choices=CONTROL_TOKENS,
     )
     stream: bool = setting(
         False, "Tokenise raw files while training, in bounded memory; needs max_steps."
@@ -206,16 +211,14 @@ class RunConfig:
             )
         self._check_batching()
         self._check_stream()
-        if self.data == "default" and (self.corpus or self.template != "auto"):
-            raise ValueError(
-                "corpus and template have no effect on the default data; got "
-                f"corpus={self.corpus!r}, template={self.template!r}; name the training data too"
-            )
-        if self.data == "default" and self.heldout_data:
-            raise ValueError(
-                "heldout_data has no effect on the default data, which has a held-out part; got "
-                f"heldout_data={self.heldout_data!r}; name the training data too"
-            )
+        check_control_tokens(self.control_tokens, self.template)
+        for name in ("corpus", "template", "control_tokens", "heldout_data"):
+            value = getattr(self, name)
+            if self.data == "default" and value != getattr(type(self), name):
+                raise ValueError(
+                    f"{name} has no effect on the default data, which has a form and a held-out "
+                    f"part; got {name}={value!r}; name the training data too"
+                )
 
     def _check_checkpointing(self) -> None:
         for name in ("reentrant", "checkpointed_layers", "keep_attention"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from diablo_ds.config import RunConfig
-from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
+from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes, count_rows
 from diablo_ds.corpora.reading import read_rows
 from diablo_ds.corpora.sources import find_sources
 from diablo_ds.files import read_json
 from diablo_ds.labels import Example, shorten
 from diablo_ds.packing import Ints, permutation
 from diablo_ds.prepare.manifest import MANIFEST_FILE
+from diablo_ds.templates import AUTO
 from diablo_ds.tokenization import Tokenizer
 
 SAMPLES_FOLDER = Path(__file__).parent / "samples"
@@ -133,6 +135,8 @@ class Examples:
     """Start tokens that a cut keeps."""
     num_dropped: int = 0
     num_cut: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """Rows of raw files by what was done with them."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -167,6 +171,8 @@ class Examples:
             text += f"; {self.num_dropped:,} longer than max_length dropped"
         if self.num_cut:
             text += f"; {self.num_cut:,} longer than max_length cut"
+        for note, number in self.notes.items():
+            text += f"\n  {count_rows(number, note)}"
         return text
 
 
@@ -212,18 +218,29 @@ def _load(
     name: str, part: str, config: RunConfig, tokenizer: Tokenizer, vocab_size: int
 ) -> Examples:
     if _is_prepared(Path(name)):
-        if part == "train" and (config.corpus or config.template != "auto"):
+        rendering = (config.corpus, config.template, config.control_tokens)
+        if part == "train" and rendering != ("", AUTO, AUTO):
             raise ValueError(
-                "corpus and template have no effect on a prepared dataset; got "
-                f"corpus={config.corpus!r}, template={config.template!r}, data={name!r}"
+                "corpus, template and control_tokens have no effect on a prepared dataset; got "
+                f"corpus={config.corpus!r}, template={config.template!r}, "
+                f"control_tokens={config.control_tokens!r}, data={name!r}"
             )
         table, source = _load_prepared(Path(name), part, tokenizer, vocab_size)
+        notes: dict[str, int] = {}
     else:
-        encoder = RowEncoder(config.corpus or "jsonl", config.template, tokenizer, NO_LIMIT, "drop")
-        table, source = _load_raw(name, encoder, vocab_size), name
-    return _limit_length(
+        encoder = RowEncoder(
+            config.corpus or "jsonl",
+            config.template,
+            tokenizer,
+            NO_LIMIT,
+            "drop",
+            config.control_tokens,
+        )
+        (table, notes), source = _load_raw(name, encoder, vocab_size), name
+    examples = _limit_length(
         table, source, config.max_length, config.overlong, num_start=len(tokenizer.start_ids)
     )
+    return replace(examples, notes=notes)
 
 
 def _is_prepared(path: Path) -> bool:
@@ -248,17 +265,20 @@ def _load_prepared(
     return table, f"{path} ({part})"
 
 
-def _load_raw(name: str, encoder: RowEncoder, vocab_size: int) -> TokenTable:
-    """Read and tokenise raw files; all rows must fit."""
+def _load_raw(name: str, encoder: RowEncoder, vocab_size: int) -> tuple[TokenTable, dict[str, int]]:
+    """Read and tokenise raw files; all rows must fit. Returns counts of notes on them too."""
     examples: list[Example] = []
+    notes: Counter[str] = Counter()
     for source in find_raw(name):
-        for result in encoder.encode(list(read_rows(source))):
-            examples.append(_accept(result, source))
+        results = encoder.encode(list(read_rows(source)))
+        notes.update(count_notes(results))
+        for result in results:
+            examples += _accept(result, source)
     if not examples:
         raise ValueError(f"data must have at least one row; got none in {name}")
     table = TokenTable.from_examples(examples)
     _check_vocabulary(table.largest_id(), vocab_size, name)
-    return table
+    return table, dict(sorted(notes.items()))
 
 
 def find_raw(name: str) -> list[Path]:
@@ -275,13 +295,12 @@ def find_raw(name: str) -> list[Path]:
         ) from None
 
 
-def _accept(result: Encoded | Rejected, path: Path) -> Example:
+def _accept(result: Encoded | Rejected, path: Path) -> list[Example]:
     if isinstance(result, Rejected):
         raise ValueError(
             f"each row must fit its corpus; got {path}, line {result.line}: {result.reason}"
         )
-    assert result.example is not None
-    return result.example
+    return [fitted.example for fitted in result.examples if fitted.example is not None]
 
 
 def _check_vocabulary(largest_id: int, vocab_size: int, source: str) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from diablo_ds.batches import Dealer, MicroBatch, Row
 from diablo_ds.config import RunConfig
-from diablo_ds.corpora.encoding import Rejected, RowEncoder
+from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes, count_rows
 from diablo_ds.corpora.raw_rows import RawRow
 from diablo_ds.corpora.reading import read_rows
 from diablo_ds.data import find_raw
+from diablo_ds.labels import Example
 from diablo_ds.packing import permutation
 from diablo_ds.tokenization import Tokenizer
 
@@ -59,7 +60,9 @@ class StreamSource:
                 f"rows of a stream must fit its corpus; got {len(rejected)} of the first "
                 f"{len(rows)} that do not, such as {rejected[0]}"
             )
-        if not any(not isinstance(r, Rejected) and r.example is not None for r in results):
+        for note, number in count_notes(results).items():
+            logger.info(f"Of the first {len(rows)} rows, {count_rows(number, note)}")
+        if not any(_example(result) is not None for result in results):
             raise ValueError(
                 f"data must have examples of at most {self.config.max_length} tokens; got only "
                 f"longer ones among the first {len(rows)} rows of {self.files[0]}"
@@ -85,8 +88,8 @@ class StreamSource:
 
     def _encode(self, path: Path, row: RawRow) -> Row:
         (result,) = self.encoder.encode([row])
-        if not isinstance(result, Rejected) and result.example is not None:
-            return [result.example]
+        if (example := _example(result)) is not None:
+            return [example]
         self.num_left_out += 1
         if self.num_left_out in (1, 10, 100) or self.num_left_out % 1000 == 0:
             reason = result.reason if isinstance(result, Rejected) else "longer than max_length"
@@ -115,6 +118,14 @@ class StreamSource:
                 yield path, row
 
 
+def _example(result: Encoded | Rejected) -> Example | None:
+    """Return the one example of a row of a stream; None where it was left out."""
+    if isinstance(result, Rejected):
+        return None
+    (fitted,) = result.examples
+    return fitted.example
+
+
 def open_stream(config: RunConfig, tokenizer: Tokenizer, dealer: Dealer) -> StreamSource:
     """Open the raw files that the run config names, and check the first rows.
 
@@ -122,7 +133,13 @@ def open_stream(config: RunConfig, tokenizer: Tokenizer, dealer: Dealer) -> Stre
         ValueError: if there is no such file, or most of the rows do not fit.
     """
     encoder = RowEncoder(
-        config.corpus or "jsonl", config.template, tokenizer, config.max_length, config.overlong
+        config.corpus or "jsonl",
+        config.template,
+        tokenizer,
+        config.max_length,
+        config.overlong,
+        config.control_tokens,
+        last_answer_only=True,  # a step is a set of rows, each with one sequence
     )
     stream = StreamSource(find_raw(config.data), config, encoder, dealer)
     stream.check()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from diablo_ds.chat_template import ChatTemplate
+from diablo_ds.control_tokens import ControlToken, ControlTokens
 from diablo_ds.default_model import cache_folder, converted_model
+from diablo_ds.encoders import Encoder, HuggingFaceEncoder, SentencePieceEncoder
 from diablo_ds.hub import hub_folder, looks_like_hub_name
 from diablo_ds.labels import IGNORE_LABEL, Example
-from diablo_ds.templates import ChatTemplate, Message, Segment
+from diablo_ds.templates import Segment
 
 _FILES = (
     "tokenizer.json",
@@ -41,107 +43,6 @@ class EncodableText(NamedTuple):
     """Whether text such as "<|im_end|>" is read as a control token, or as plain characters."""
 
 
-class Encoder(Protocol):
-    """What turns pieces of text into token ids, without adding any of its own."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-
-    def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
-        """Encode each text as the beginning of a document, or as what continues one."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, control tokens included."""
-
-
-@dataclass(frozen=True)
-class HuggingFaceEncoder:
-    """A fast tokenizer of Hugging Face, from its JSON form."""
-
-    backend_json: str
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.backend_json,)
-
-    @cached_property
-    def _backends(self) -> tuple[Any, Any]:
-        from tokenizers import Tokenizer
-
-        description = json.loads(self.backend_json)
-        for key in ("normalizer", "pre_tokenizer"):
-            description[key] = _without_prefix(description[key])
-        first = Tokenizer.from_str(self.backend_json)
-        rest = Tokenizer.from_str(json.dumps(description))
-        for backend in (first, rest):
-            backend.no_truncation()
-            backend.no_padding()
-        return first, rest
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return 1 + max(map(int, self._backends[0].get_vocab().values()))
-
-    def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
-        """Encode each text as the beginning of a document, or as what continues one."""
-        backend = self._backends[continues]
-        backend.encode_special_tokens = not parse_special
-        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, control tokens included."""
-        text: str = self._backends[0].decode(list(ids), skip_special_tokens=False)
-        return text
-
-
-@dataclass(frozen=True)
-class SentencePieceEncoder:
-    """A bare SentencePiece model, from its bytes."""
-
-    model: bytes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.model,)
-
-    @cached_property
-    def _processors(self) -> tuple[Any, Any]:
-        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-
-        messages: Any = sentencepiece_model_pb2  # its classes are made at run time
-        description = messages.ModelProto.FromString(self.model)
-        # Without these a completion would get a space in front, or lose the one it has.
-        description.normalizer_spec.add_dummy_prefix = False
-        description.normalizer_spec.remove_extra_whitespaces = False
-        rest = SentencePieceProcessor(model_proto=description.SerializeToString())
-        return SentencePieceProcessor(model_proto=self.model), rest
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return int(self._processors[0].vocab_size())
-
-    def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
-        """Encode each text; SentencePiece never reads control tokens from text."""
-        ids: list[list[int]] = self._processors[continues].encode(texts, num_threads=1)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, control tokens included."""
-        processor = self._processors[0]
-        text = ""
-        plain: list[int] = []
-        for token in [*ids, None]:
-            if token is None or processor.is_control(token):
-                text += processor.decode(plain)
-                text += "" if token is None else processor.id_to_piece(token)
-                plain = []
-            else:
-                plain.append(token)
-        return text
-
-
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer with all that training needs; small, and fast to send to another process."""
@@ -152,13 +53,31 @@ class Tokenizer:
     end_id: int
     pad_id: int
     """Token for padding, which is masked out; the end token where there is none of its own."""
-    chat_folder: str = ""
-    """Folder of the chat template; empty where there is none."""
+    chat: ChatTemplate | None = None
+    """The tokenizer's own template for conversations, if it has one."""
+    turn_end: ControlToken | None = None
+    """The token that ends the template's answers."""
 
     @property
-    def chat(self) -> ChatTemplate | None:
-        """The tokenizer's own template for conversations, if it has one."""
-        return _chat_template(self.chat_folder) if self.chat_folder else None
+    def control(self) -> ControlTokens:
+        """The control tokens."""
+        return self.encoder.control
+
+    @cached_property
+    def start_text(self) -> str:
+        """The text of the start tokens; empty where there are none."""
+        texts = {token.id: token.text for token in self.control.tokens}
+        return "".join(texts.get(token_id, "") for token_id in self.start_ids)
+
+    @cached_property
+    def end_text(self) -> str:
+        """The text of the end token; empty where it has none."""
+        return next((t.text for t in self.control.tokens if t.id == self.end_id), "")
+
+    @cached_property
+    def forbidden_in_text(self) -> frozenset[int]:
+        """The tokens that must not arise from characters."""
+        return self.control.ids - {self.encoder.unknown_id}
 
     def encode(self, texts: Sequence[EncodableText]) -> list[Example]:
         """Tokenise texts segment by segment, so that no token spans a border between two.
@@ -272,13 +191,29 @@ def _load_hugging_face(folder: Path) -> Tokenizer:
     plain = backend.encode("a", add_special_tokens=False).ids
     full = backend.encode("a").ids
     num_start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+    encoder = HuggingFaceEncoder(backend.to_str())
+    chat, turn_end = _chat_template(loaded), None
+    if chat is not None:
+        # Some files do not mark as special what their template begins and ends turns with.
+        turn_tokens, turn_end = chat.turn_tokens(encoder.added)
+        encoder = encoder.with_control(turn_tokens)
     return Tokenizer(
-        HuggingFaceEncoder(backend.to_str()),
+        encoder,
         tuple(full[:num_start]),
         loaded.eos_token_id,
         loaded.eos_token_id if loaded.pad_token_id is None else loaded.pad_token_id,
-        str(folder) if loaded.chat_template else "",
+        chat,
+        turn_end,
     )
+
+
+def _chat_template(loaded: Any) -> ChatTemplate | None:
+    template = loaded.chat_template
+    if not template:
+        return None
+    sources = template if isinstance(template, dict) else {"default": template}
+    named = {k: v for k, v in loaded.special_tokens_map.items() if isinstance(v, str)}
+    return ChatTemplate(tuple(sources.items()), tuple(named.items()))
 
 
 def _load_sentencepiece(path: Path) -> Tokenizer:
@@ -313,44 +248,3 @@ def _auto_tokenizer(folder: str) -> Any:
     except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"folder must hold a tokenizer; got {folder}: {reason}") from None
-
-
-@lru_cache(maxsize=2)
-def _chat_template(folder: str) -> ChatTemplate:
-    import jinja2
-
-    loaded = _auto_tokenizer(folder)
-
-    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        try:
-            text: str = loaded.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except jinja2.TemplateError as error:  # such as: roles must alternate
-            raise ValueError(f"chat template must accept the messages: {error}") from None
-        return text
-
-    return ChatTemplate(render, tuple(loaded.all_special_tokens))
-
-
-def _without_prefix(step: Any) -> Any:
-    """Return a normalizer or pre-tokenizer that puts no space before a text.
-
-    A tokenizer that was made for beginnings of documents adds one, which inside a document would
-    be a space that nobody wrote.
-    """
-    if not isinstance(step, dict):
-        return step
-    if step["type"] == "Sequence":
-        key = "normalizers" if "normalizers" in step else "pretokenizers"
-        kept = [_without_prefix(part) for part in step[key]]
-        return {**step, key: [part for part in kept if part is not None]}
-    if step["type"] == "Prepend":
-        return None
-    if step["type"] == "Metaspace":
-        return {**step, "prepend_scheme": "never"}
-    if step["type"] == "ByteLevel":
-        return {**step, "add_prefix_space": False}
-    return step

@@ -10,6 +10,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tests.chat_templates import Family
+
 TEXT = (
     "the cat sat on the mat and the dog sat on the log; it cost $3.50 in 2024.\n"
     "def add(a, b):\n    return a + b\n  what is 12 + 30? the answer is 42, is it not?\n"
@@ -72,6 +74,53 @@ def _save(folder: Path, tokenizer: tokenizers.Tokenizer, bos: bool) -> Path:
         extra_special_tokens=["<|start|>"],
     )
     saved.chat_template = CHAT
+    saved.save_pretrained(folder)
+    return folder
+
+
+def save_chat(folder: Path, family: Family, *, legacy: bool = False) -> Path:
+    """A tokenizer with the chat template and control tokens of a family.
+
+    Args:
+        folder: where it goes.
+        family: the family.
+        legacy: whether it is one that puts a space before each text, also after control tokens.
+    """
+    if legacy:
+        tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+        steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+        alphabet = ["\u2581"]
+        first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    else:
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet, first = pre_tokenizers.ByteLevel.alphabet(), []
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=first, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.add_special_tokens(
+        [
+            tokenizers.AddedToken(text, rstrip=text in family.stripping, normalized=False)
+            for text in family.control
+        ]
+    )
+    tokenizer.add_tokens([tokenizers.AddedToken(t, normalized=False) for t in family.plain])
+    if family.bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{family.bos} $A",
+            special_tokens=[(family.bos, tokenizer.token_to_id(family.bos))],
+        )
+    # Only these two are named: the others are special in tokenizer.json alone.
+    saved = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=family.bos, eos_token=family.eos
+    )
+    saved.chat_template = family.template
     saved.save_pretrained(folder)
     return folder
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from diablo_ds.corpora.families import Conversation, Exchange, Form, RowError, find_form
+from diablo_ds.chat_encoding import encode_chats
+from diablo_ds.conversations import (
+    Conversation,
+    RenderedChat,
+    render_conversation,
+)
+from diablo_ds.corpora.chats import unused_keys
+from diablo_ds.corpora.families import Exchange, find_form
+from diablo_ds.corpora.own_tokens import plain_text, without_own_ends, without_own_ends_in_chat
 from diablo_ds.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, parse, too_long
+from diablo_ds.corpora.rows import RowError
 from diablo_ds.labels import Example, has_target, shorten
-from diablo_ds.templates import CHAT, PROMPTS, Message, Segment
+from diablo_ds.templates import AUTO, CHAT, PLAIN, PROMPTS, Segment
 from diablo_ds.tokenization import EncodableText, Tokenizer
 
 
@@ -20,6 +30,14 @@ class Rejected(NamedTuple):
     reason: str
 
 
+class Fitted(NamedTuple):
+    """An example after the limit on its length."""
+
+    example: Example | None
+    """None where it is longer than the limit, and was dropped."""
+    is_cut: bool
+
+
 class Encoded(NamedTuple):
     """A tokenised row."""
 
@@ -27,9 +45,20 @@ class Encoded(NamedTuple):
     form: str
     question: str
     """What is asked, without the template; compared with the questions of tests."""
-    example: Example | None
-    """None where it is longer than the limit, and was dropped."""
-    is_cut: bool
+    examples: tuple[Fitted, ...]
+    """One, or for a conversation that its template does not continue, one for each answer."""
+    notes: tuple[str, ...]
+    """What was done with the row, to be counted and shown."""
+
+
+class _Rendered(NamedTuple):
+    """A row's text, before it is tokenised."""
+
+    line: int
+    form: str
+    question: str
+    texts: Sequence[EncodableText | RenderedChat]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +71,8 @@ class RowEncoder:
         tokenizer: the tokenizer.
         max_length: longest example, in tokens.
         overlong: "drop", "cut-prompt" or "cut-completion".
+        control_tokens: one of `CONTROL_TOKENS`, for the template plain.
+        last_answer_only: whether a conversation gives one example, whatever its template does.
     """
 
     family: str
@@ -49,6 +80,8 @@ class RowEncoder:
     tokenizer: Tokenizer
     max_length: int
     overlong: str
+    control_tokens: str = AUTO
+    last_answer_only: bool = False
 
     def __post_init__(self) -> None:
         if self.template == CHAT and self.tokenizer.chat is None:
@@ -59,36 +92,48 @@ class RowEncoder:
 
     def encode(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
         """Encode rows; one result for each, in their order."""
-        results: list[Encoded | Rejected | None] = []
-        texts: list[EncodableText] = []
-        meanings: list[tuple[int, str, str]] = []
+        rendered: list[_Rendered | Rejected] = []
         for row in rows:
             try:
-                form, question, text = self._render(row)
+                rendered.append(self._render(row))
             except RowError as error:
-                results.append(Rejected(row.line, str(error)))
-                continue
-            results.append(None)
-            texts.append(text)
-            meanings.append((row.line, form.name, question))
-        examples = iter(
-            self._limit(line, form, question, example)
-            for (line, form, question), example in zip(
-                meanings, self.tokenizer.encode(texts), strict=True
-            )
-        )
-        return [next(examples) if result is None else result for result in results]
+                rendered.append(Rejected(row.line, str(error)))
+        texts = [text for row in rendered if isinstance(row, _Rendered) for text in row.texts]
+        examples = iter(self._tokenise(texts))
+        return [
+            row if isinstance(row, Rejected) else self._finish(row, examples) for row in rendered
+        ]
 
-    def _limit(self, line: int, form: str, question: str, example: Example) -> Encoded | Rejected:
-        if not has_target(example.labels):
-            return Rejected(line, "an example must have a token to predict, and one before it")
+    def _tokenise(self, texts: Sequence[EncodableText | RenderedChat]) -> list[Example | str]:
+        """Tokenise texts; for each an example, or why there is none."""
+        exchanges = [text for text in texts if isinstance(text, EncodableText)]
+        chats = [text for text in texts if isinstance(text, RenderedChat)]
+        of_exchanges = iter(self.tokenizer.encode(exchanges))
+        of_chats = iter(encode_chats(self.tokenizer, chats) if chats else [])
+        return [
+            next(of_chats if isinstance(text, RenderedChat) else of_exchanges) for text in texts
+        ]
+
+    def _finish(self, row: _Rendered, examples: Iterator[Example | str]) -> Encoded | Rejected:
+        mine = [next(examples) for _ in row.texts]
+        fitted = []
+        for example in mine:
+            if isinstance(example, str):
+                return Rejected(row.line, example)
+            if not has_target(example.labels):
+                reason = "an example must have a token to predict, and one before it"
+                return Rejected(row.line, reason)
+            fitted.append(self._fit(example))
+        return Encoded(row.line, row.form, row.question, tuple(fitted), row.notes)
+
+    def _fit(self, example: Example) -> Fitted:
         start = list(self.tokenizer.start_ids)
         num_start = len(start) if example.input_ids[: len(start)] == start else 0
         kept = shorten(example, self.max_length, self.overlong, num_start=num_start)
         is_cut = kept is not None and len(kept.input_ids) < len(example.input_ids)
-        return Encoded(line, form, question, kept, is_cut)
+        return Fitted(kept, is_cut)
 
-    def _render(self, row: RawRow) -> tuple[Form, str, EncodableText]:
+    def _render(self, row: RawRow) -> _Rendered:
         if isinstance(row.value, bytes) and len(row.value) > MAX_ROW_CHARACTERS:
             raise RowError(too_long(len(row.value)).reason)
         fields = parse(row.value)
@@ -96,44 +141,74 @@ class RowEncoder:
             raise RowError(fields.reason)
         form = find_form(self.family, fields)
         meaning = form.read(fields)
-        template = form.template if self.template == "auto" else self.template
+        template = form.template if self.template == AUTO else self.template
         if isinstance(meaning, Conversation):
-            question, text = self._render_conversation(meaning, template)
+            if template != CHAT:
+                raise RowError(f"messages need the template chat: {template}")
+            asked = (m["content"] for m in meaning.messages if m["role"] == "user")
+            rendered = _Rendered(row.line, form.name, next(asked, ""), *self._render_chat(meaning))
         else:
-            question, text = self._render_exchange(meaning, template)
-        if (length := sum(len(segment.text) for segment in text.segments)) > MAX_ROW_CHARACTERS:
+            rendered = self._render_exchange(row.line, form.name, meaning, template)
+        if (length := max(map(_num_characters, rendered.texts))) > MAX_ROW_CHARACTERS:
             raise RowError(too_long(length).reason)
-        return form, question, text
+        return rendered
 
-    def _render_exchange(self, exchange: Exchange, template: str) -> tuple[str, EncodableText]:
+    def _render_exchange(
+        self, line: int, form: str, exchange: Exchange, template: str
+    ) -> _Rendered:
         question = f"{exchange.instruction}\n{exchange.context}"
         if template == CHAT:
-            content = PROMPTS["plain"](exchange.instruction, exchange.context)
+            content = PROMPTS[PLAIN](exchange.instruction, exchange.context)
             messages = [
                 {"role": "user", "content": content},
                 {"role": "assistant", "content": exchange.response},
             ]
-            return question, self._render_chat(messages)
+            conversation = Conversation(messages, [False, True])
+            return _Rendered(line, form, question, *self._render_chat(conversation))
+        if template == PLAIN:
+            prompt = PROMPTS[PLAIN](exchange.instruction, exchange.context)
+            text, notes = plain_text(prompt, exchange.response, self.tokenizer, self.control_tokens)
+            return _Rendered(line, form, question, [text], notes)
+        exchange, notes = without_own_ends(exchange, self.tokenizer)
         prompt = PROMPTS[template](exchange.instruction, exchange.context)
         segments = (Segment(prompt, False), Segment(exchange.response, True))
-        # A plain text is the user's own template, and may write control tokens.
-        return question, EncodableText(segments, parse_special=template == "plain")
+        return _Rendered(line, form, question, [EncodableText(segments)], notes)
 
-    def _render_conversation(
-        self, conversation: Conversation, template: str
-    ) -> tuple[str, EncodableText]:
-        if template != CHAT:
-            raise RowError(f"messages need the template chat: {template}")
-        asked = (m["content"] for m in conversation.messages if m["role"] == "user")
-        return next(asked, ""), self._render_chat(conversation.messages)
-
-    def _render_chat(self, messages: Sequence[Message]) -> EncodableText:
-        chat = self.tokenizer.chat
+    def _render_chat(
+        self, conversation: Conversation
+    ) -> tuple[Sequence[RenderedChat], tuple[str, ...]]:
+        tokenizer, chat = self.tokenizer, self.tokenizer.chat
         if chat is None:
             raise RowError("messages need a tokenizer with a chat template")
+        conversation = without_own_ends_in_chat(conversation, tokenizer)
+        unused = unused_keys(conversation, chat)
         try:
-            segments = chat.segments(messages)
+            rendered = render_conversation(
+                conversation,
+                chat,
+                tokenizer.control,
+                tokenizer.turn_end,
+                last_only=self.last_answer_only,
+            )
         except ValueError as error:
             raise RowError(str(error)) from None
-        add_end = not chat.ends_turns(segments)
-        return EncodableText(segments, add_start=False, add_end=add_end, parse_special=True)
+        return rendered.chats, (*rendered.notes, *unused)
+
+
+def count_notes(results: Iterable[Encoded | Rejected]) -> dict[str, int]:
+    """Return how many rows have each note, the notes in alphabetical order."""
+    counts = Counter(
+        note for result in results if isinstance(result, Encoded) for note in result.notes
+    )
+    return dict(sorted(counts.items()))
+
+
+def count_rows(number: int, note: str) -> str:
+    """Return a note and how many rows have it, as text."""
+    return f"{number:,} row{'' if number == 1 else 's'}: {note}"
+
+
+def _num_characters(text: EncodableText | RenderedChat) -> int:
+    if isinstance(text, RenderedChat):
+        return len(text.text)
+    return sum(len(segment.text) for segment in text.segments)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from diablo_ds.templates import Message
-
-Row = Mapping[str, Any]
-
-
-class RowError(ValueError):
-    """A row does not fit its corpus; the message is the reason."""
+from diablo_ds.conversations import Conversation
+from diablo_ds.corpora.chats import read_conversation
+from diablo_ds.corpora.rows import Row, RowError, text
 
 
 class Exchange(NamedTuple):
@@ -21,12 +17,6 @@ class Exchange(NamedTuple):
     instruction: str
     context: str
     response: str
-
-
-class Conversation(NamedTuple):
-    """A row that is a conversation of several turns, for the tokenizer's chat template."""
-
-    messages: list[Message]
 
 
 class Form(NamedTuple):
@@ -45,21 +35,6 @@ class Form(NamedTuple):
     def fits(self, row: Row) -> bool:
         """Return whether a row has the form's fields."""
         return all(field in row for field in self.fields)
-
-
-def text(row: Row, field: str, *, may_be_empty: bool = False) -> str:
-    """Return a text field.
-
-    Raises:
-        RowError: if it is missing, not text, or empty.
-    """
-    value = row.get(field)
-    if not isinstance(value, str):
-        shown = f"{value!r:.60}" if field in row else "no such field"
-        raise RowError(f"field {field!r} must be text: {shown}")
-    if not value.strip() and not may_be_empty:
-        raise RowError(f"field {field!r} must not be empty")
-    return value
 
 
 def _optional(row: Row, field: str) -> str:
@@ -141,27 +116,6 @@ def _text(row: Row) -> Exchange:
     return Exchange("", "", text(row, "text"))
 
 
-_ROLES = ("system", "user", "assistant", "tool")
-
-
-def _messages(row: Row) -> Conversation:
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise RowError("field 'messages' must be a list, not empty")
-    for turn, message in enumerate(messages, start=1):
-        if not isinstance(message, dict):
-            raise RowError(f"message {turn} must be an object with role and content")
-        if message.get("role") not in _ROLES:
-            raise RowError(
-                f"message {turn}: role must be one of {', '.join(_ROLES)}: {message.get('role')!r}"
-            )
-        if not isinstance(message.get("content"), str):
-            raise RowError(f"message {turn}: content must be text")
-    if messages[-1]["role"] != "assistant":
-        raise RowError("the last message must be the assistant's")
-    return Conversation([{"role": m["role"], "content": m["content"]} for m in messages])
-
-
 _UNKNOWN = "not known; see the corpus's own terms"
 _LLM_ADAPTERS = "LLM-Adapters: Apache-2.0, data ODC-By 1.0; each task keeps its own licence"
 _CODE_ALPACA = "CodeAlpaca: CC BY-NC 4.0; others with these fields have their own"
@@ -181,7 +135,7 @@ FAMILIES: dict[str, tuple[Form, ...]] = {
         Form("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, "MBPP: CC BY 4.0"),
         Form("codefeedback", ("query", "answer"), "alpaca", _query("answer"), _UNKNOWN),
         Form("codealpaca", ("instruction", "output"), "alpaca", _instruction, _CODE_ALPACA),
-        Form("messages", ("messages",), "chat", _messages, _UNKNOWN),
+        Form("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
     ),
     "safety": (
         Form("alpaca", ("instruction", "output"), "alpaca", _instruction, _ALPACA),
@@ -191,7 +145,7 @@ FAMILIES: dict[str, tuple[Form, ...]] = {
     ),
     "jsonl": (
         Form("pairs", ("prompt", "completion"), "plain", _pair("completion"), _UNKNOWN),
-        Form("messages", ("messages",), "chat", _messages, _UNKNOWN),
+        Form("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
         Form("text", ("text",), "plain", _text, _UNKNOWN),
     ),
 }

@@ -124,6 +124,7 @@ def _describe(
             "start_ids": list(tokenizer.start_ids),
             "end_id": tokenizer.end_id,
             "pad_id": tokenizer.pad_id,
+            "turn_end": None if tokenizer.turn_end is None else tokenizer.turn_end.text,
             "probe": tokenizer.probe(),
         },
         "licences": [options.licence]
@@ -140,6 +141,7 @@ def _describe(
             "too_long": dropped.pop(TOO_LONG, 0),
             "in_tests": dropped,
         },
+        "notes": _sum(count.notes for count in counts),
         "bad_rows": bad_row_lines(counts, sources)[:MAX_SHOWN],
     }
 

@@ -69,6 +69,8 @@ class ChunkCounts(NamedTuple):
     dropped: dict[str, int]
     """Good rows left out, by reason."""
     forms: dict[str, int]
+    notes: dict[str, int]
+    """Good rows by what was done with them."""
 
 
 def split_chunks(
@@ -132,10 +134,12 @@ class ChunkEncoder:
         for row in encoded:
             if reason := self._tests.match(row.question) if compare else "":
                 dropped[reason] += 1
-            elif row.example is None:
-                dropped[TOO_LONG] += 1
-            else:
-                kept.append((row.example, row.is_cut))
+                continue
+            for example, is_cut in row.examples:
+                if example is None:
+                    dropped[TOO_LONG] += 1
+                else:
+                    kept.append((example, is_cut))
         counts = ChunkCounts(
             file=chunk.file,
             num_rows=len(results),
@@ -144,6 +148,7 @@ class ChunkEncoder:
             shown=[(row.line, row.reason) for row in rejected[:MAX_SHOWN]],
             dropped=dropped,
             forms=Counter(row.form for row in encoded),
+            notes=Counter(note for row in encoded for note in row.notes),
         )
         with new_file(path) as temporary:
             _write(temporary, kept, counts)

@@ -11,7 +11,7 @@ import click
 from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.corpora.families import FAMILIES
 from diablo_ds.labels import OVERLONG
-from diablo_ds.templates import TEMPLATES
+from diablo_ds.templates import CONTROL_TOKENS, TEMPLATES
 
 _HELP = {
     "commonsense": "Commonsense170K, or its eight tasks as LLM-Adapters publishes them.",
@@ -78,6 +78,14 @@ def _command(family: str) -> click.Command:
         default="auto",
         show_default=True,
         help="Prompt template; auto takes the corpus's own.",
+    )
+    @click.option(
+        "--control-tokens",
+        type=click.Choice(CONTROL_TOKENS),
+        default="auto",
+        show_default=True,
+        help="Control tokens in plain rows: read them, keep them as text, or (auto) read them in "
+        "rows that begin or end with one.",
     )
     @click.option(
         "--max-length", default=512, show_default=True, help="Longest example, in tokens."

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds import __version__
+from diablo_ds.corpora.encoding import count_rows
 from diablo_ds.corpora.sources import Source
 from diablo_ds.files import read_json, sha256_file, write_json
 
 MANIFEST_FILE = "manifest.json"
 FILE_TIMES = ".file_times.json"
 """Sizes and times of the source files, so that unchanged ones need not be read again."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _LIBRARIES = ("datasets", "pyarrow", "sentencepiece", "tokenizers", "transformers")
 
 
@@ -106,6 +107,7 @@ def describe(manifest: dict[str, Any]) -> str:
     }
     if shown := {name: number for name, number in numbers.items() if number}:
         lines.append(f"{sum(shown.values()):,} left out: " + _list(shown))
+    lines += [count_rows(number, note) for note, number in manifest.get("notes", {}).items()]
     for part, described in manifest["parts"].items():
         cut = f", {described['cut']:,} cut" if described["cut"] else ""
         lines.append(

@@ -9,7 +9,7 @@ from typing import Any
 
 from diablo_ds.corpora.families import FAMILIES
 from diablo_ds.labels import OVERLONG
-from diablo_ds.templates import TEMPLATES
+from diablo_ds.templates import AUTO, CONTROL_TOKENS, TEMPLATES, check_control_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class PrepareOptions:
     output: Path
     max_length: int = 512
     overlong: str = "drop"
-    template: str = "auto"
+    template: str = AUTO
+    control_tokens: str = AUTO
     mix: tuple[str, ...] = ()
     limit: int = 0
     val_share: float = 0.0
@@ -42,8 +43,11 @@ class PrepareOptions:
         self._check("source", bool(self.source), "at least one file, folder, glob or hub name")
         self._check("max_length", self.max_length >= 2, ">= 2")
         self._check("overlong", self.overlong in OVERLONG, f"one of {', '.join(OVERLONG)}")
-        choices = ("auto", *TEMPLATES)
+        choices = (AUTO, *TEMPLATES)
         self._check("template", self.template in choices, f"one of {', '.join(choices)}")
+        choices = CONTROL_TOKENS
+        self._check("control_tokens", self.control_tokens in choices, f"one of {choices}")
+        check_control_tokens(self.control_tokens, self.template)
         self._check("limit", self.limit >= 0, ">= 0")
         self._check("val_share", 0 <= self.val_share <= 0.5, "from 0 to 0.5")
         self._check("max_bad_rows", 0 <= self.max_bad_rows <= 1, "from 0 to 1")

@@ -168,7 +168,12 @@ def _encode_all(
     """Tokenise every chunk that has no file yet."""
     encoder = ChunkEncoder(
         RowEncoder(
-            options.family, options.template, tokenizer, options.max_length, options.overlong
+            options.family,
+            options.template,
+            tokenizer,
+            options.max_length,
+            options.overlong,
+            options.control_tokens,
         ),
         ExcludedQuestions(load_questions(source.path for source in excluded)),
         num_heldout_files,

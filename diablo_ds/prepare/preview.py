@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from diablo_ds.encoders import Encoder
 from diablo_ds.files import new_file, read_json
 from diablo_ds.labels import IGNORE_LABEL, Example
 from diablo_ds.prepare.manifest import MANIFEST_FILE, describe
 from diablo_ds.prepare.writing import NUM_BINS
-from diablo_ds.tokenization import Encoder, find_tokenizer, load_tokenizer
+from diablo_ds.tokenization import find_tokenizer, load_tokenizer
 
 PLOT_FILE = "lengths.png"
 _BAR_WIDTH = 50

@@ -23,8 +23,8 @@ def _encode(family, *rows, template="auto", max_length=100_000, overlong="drop")
 def _texts(result):
     assert isinstance(result, Encoded), result
     decode = tiny_tokenizer().encoder.decode
-    num_masked = list(result.example.labels).count(IGNORE_LABEL)
-    ids = result.example.input_ids
+    num_masked = list(result.examples[0].example.labels).count(IGNORE_LABEL)
+    ids = result.examples[0].example.input_ids
     return decode(ids[:num_masked]), decode(ids[num_masked:])
 
 
@@ -161,10 +161,10 @@ def test_overlong_rows_follow_the_policy():
 
     def text(overlong, max_length=30):
         (result,) = _encode("jsonl", row, max_length=max_length, overlong=overlong)
-        if result.example is None:
+        if result.examples[0].example is None:
             return None
-        assert result.is_cut == (max_length < 61)
-        return tiny_tokenizer().encoder.decode(result.example.input_ids)
+        assert result.examples[0].is_cut == (max_length < 61)
+        return tiny_tokenizer().encoder.decode(result.examples[0].example.input_ids)
 
     assert text("drop") is None
     assert text("cut-prompt") == "p" * 19 + "c" * 10 + END
@@ -173,8 +173,10 @@ def test_overlong_rows_follow_the_policy():
     assert text("drop", 61) == "p" * 50 + "c" * 10 + END
 
 
-def test_control_tokens_are_read_in_the_user_s_own_texts_only():
-    (plain,) = _encode("jsonl", {"prompt": f"a{END}b", "completion": "c"})
-    (framed,) = _encode("jsonl", {"prompt": f"a{END}b", "completion": "c"}, template="alpaca")
-    assert list(plain.example.input_ids).count(256) == 2
-    assert list(framed.example.input_ids).count(256) == 1
+def test_control_tokens_are_read_in_rows_that_were_rendered_before_only():
+    rows = [{"prompt": f"a{END}b", "completion": f"c{end}"} for end in ("", END)]
+    counts = [
+        [list(row.examples[0].example.input_ids).count(256) for row in _encode("jsonl", *rows, **o)]
+        for o in ({}, {"template": "alpaca"})
+    ]
+    assert counts == [[1, 2], [1, 1]]

@@ -9,13 +9,16 @@ import datasets
 import pytest
 
 from diablo_ds.config import RunConfig
+from diablo_ds.conversations import EACH_ANSWER
 from diablo_ds.data import TokenTable, load_data
 from diablo_ds.labels import IGNORE_LABEL
 from diablo_ds.prepare import chunks, pipeline, writing
+from diablo_ds.prepare.manifest import describe
 from diablo_ds.prepare.options import PrepareOptions
 from diablo_ds.tokenization import load_tokenizer
+from tests.chat_templates import QWEN3
 from tests.tiny import byte_tokenizer
-from tests.tokenizers_for_tests import save_bytelevel, save_sentencepiece
+from tests.tokenizers_for_tests import save_bytelevel, save_chat, save_sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +365,7 @@ def test_too_many_bad_rows_do_not_wait_for_the_end(prepare, tmp_path, monkeypatc
         ({"max_length": 3}, "the part train must have at least one row; got none of 5 rows"),
         ({"exclude": ("nowhere.json",)}, "nowhere.json"),
         ({"template": "chat"}, "needs a tokenizer with a chat template"),
+        ({"template": "chat", "control_tokens": "read"}, "control_tokens needs the template plain"),
     ],
 )
 def test_wrong_options_are_named(prepare, tmp_path, changes, message):
@@ -401,3 +405,32 @@ def test_every_option_but_places_and_means_is_recorded(prepare):
         *("source", "val_source", "exclude", "tokenizer"),  # recorded by their content
         *("output", "num_proc", "max_bad_rows"),
     }
+
+
+def test_what_was_done_with_chats_is_counted(prepare, tmp_path):
+    tokenizer = str(save_chat(tmp_path / "tokenizer", QWEN3))
+    asked, thought = {"role": "user", "content": "hi"}, {"reasoning_content": "hm", "mood": "glad"}
+    answers = [{"role": "assistant", "content": f"{i}", **thought} for i in range(9)]
+    rows = [{"messages": [asked, answer]} for answer in answers]
+    rows += [{"messages": [asked, answers[0], asked, answers[1]]}]
+    path = _write(tmp_path / "d.jsonl", rows)
+    for num_proc in (1, 2):
+        manifest = prepare(path, tokenizer=tokenizer, output=f"out{num_proc}", num_proc=num_proc)
+    assert manifest["parts"]["train"]["rows"] == 10  # the first answer of the last row is a copy
+    assert manifest["rows_left_out"]["duplicates"] == 1
+    assert manifest["notes"] == {
+        "message key 'mood', which the chat template does not use": 10,
+        EACH_ANSWER: 1,
+    }
+    assert f"1 row: {EACH_ANSWER}" in describe(manifest)
+    assert _files(tmp_path / "out1") == _files(tmp_path / "out2")
+    # Raw rows in training give the same examples, and say the same.
+    config = RunConfig(data=str(path), heldout_share=0.0)
+    raw, _ = load_data(config, load_tokenizer(Path(tokenizer)), 1000)
+    assert len(raw) == 11
+    assert raw.notes == manifest["notes"]
+    assert f"1 row: {EACH_ANSWER}" in raw.describe()
+    unique = dict.fromkeys((tuple(e.input_ids), tuple(e.labels)) for e in raw)
+    table = TokenTable.load(tmp_path / "out1", "train")
+    prepared = [table[i] for i in range(len(table))]
+    assert list(unique) == [(tuple(e.input_ids), tuple(e.labels)) for e in prepared]

@@ -1,0 +1,293 @@
+"""Conversations to texts: rendered by the tokenizer's template, with the answers marked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from diablo_ds.chat_template import ChatTemplate, Message, Span
+from diablo_ds.control_tokens import ControlToken, ControlTokens, Place, escape, strings, unescape
+
+EACH_ANSWER = "split into one example per answer, as the chat template changes earlier turns"
+LAST_ANSWER = "loss on the last answer only, as the chat template changes earlier turns"
+CONTROL_TEXT = "control tokens in the text, kept as plain characters"
+REASONING = "reasoning_content"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation of several turns, for the tokenizer's chat template."""
+
+    messages: Sequence[Message]
+    has_loss: Sequence[bool]
+    """For each message, whether it is an answer to learn from."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """What the assistant may call, as JSON schemas."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """What the row itself gives the template, such as enable_thinking."""
+    notes: tuple[str, ...] = ()
+    """What was done with the row, to be counted."""
+
+
+class LeftOutError(ValueError):
+    """A chat template leaves out part of a conversation."""
+
+
+class RenderedChat(NamedTuple):
+    """A conversation, or a part of it, as text."""
+
+    text: str
+    targets: tuple[Span, ...]
+    """Where the characters are that carry loss: answers, each with its end of turn."""
+    originals: Mapping[str, str]
+    """Control text of messages, by the placeholder that stands for it in ``text``."""
+    is_closed: bool
+    """Whether the last answer ends with a control token; else it needs the end token."""
+
+
+class RenderedConversation(NamedTuple):
+    """All examples that one conversation gives."""
+
+    chats: list[RenderedChat]
+    notes: tuple[str, ...]
+
+
+def render_conversation(
+    conversation: Conversation,
+    template: ChatTemplate,
+    control: ControlTokens,
+    turn_end: ControlToken | None,
+    *,
+    last_only: bool = False,
+) -> RenderedConversation:
+    """Render a conversation, with the loss on each answer and its end of turn.
+
+    Where the template marks what a model generates, by {% generation %}, loss is there, from the
+    opening of the answer to its end of turn. Else an answer is what the template renders beyond
+    the opening of an answer after the messages before it. Where the template renders earlier turns
+    differently once others follow, as those do that drop earlier thoughts, each answer has an
+    example of its own, with the history that a model would see at that point.
+
+    Args:
+        conversation: the conversation.
+        template: the tokenizer's template.
+        control: the tokenizer's control tokens.
+        turn_end: the one that ends the template's answers.
+        last_only: whether to keep only the last of several examples.
+
+    Raises:
+        ValueError: if the template does not accept the messages or leaves out part of them.
+    """
+    known = [_with_known_role(message, template) for message in conversation.messages]
+    values = {"messages": known, "tools": conversation.tools}
+    escaped = escape({**values, "variables": dict(conversation.variables)}, control)
+    renderer = _Renderer(
+        template,
+        control,
+        turn_end,
+        conversation.has_loss,
+        escaped.value["tools"],
+        escaped.value["variables"],
+        escaped.originals,
+    )
+    chats: list[RenderedChat] = []
+    errors: list[ValueError] = []
+    for messages in _variants(escaped.value["messages"]):
+        try:
+            chats = renderer.render(messages)
+            break
+        except ValueError as error:
+            errors.append(error)
+    else:
+        # What is left out of a text says more than that a template does not know another form.
+        raise next((e for e in errors if isinstance(e, LeftOutError)), errors[0])
+    notes = list(conversation.notes)
+    if len(chats) > 1:
+        notes.append(LAST_ANSWER if last_only else EACH_ANSWER)
+    if escaped.has_control_text:
+        notes.append(CONTROL_TEXT)
+    return RenderedConversation(chats[-1:] if last_only else chats, tuple(notes))
+
+
+def _with_known_role(message: Message, template: ChatTemplate) -> dict[str, Any]:
+    """Call the developer the system for a template that does not know the newer name."""
+    if message["role"] == "developer" and not template.mentions("developer"):
+        return {**message, "role": "system"}
+    return dict(message)
+
+
+def _variants(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the forms of tool calls that templates expect, the usual one first.
+
+    Content that is null beside calls may be left out, empty or null; arguments may be an object or
+    JSON text.
+    """
+    if not any(message.get("tool_calls") for message in messages):
+        yield messages
+        return
+    for as_text in (False, True):
+        for content in ({}, {"content": ""}, {"content": None}):
+            yield [
+                {**({} if "content" in m else content), **_with_arguments(m, as_text)}
+                if m.get("tool_calls")
+                else m
+                for m in messages
+            ]
+
+
+def _with_arguments(message: dict[str, Any], as_text: bool) -> dict[str, Any]:
+    if not as_text:
+        return message
+    calls = [
+        {
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            },
+        }
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+@dataclass(frozen=True)
+class _Renderer:
+    template: ChatTemplate
+    control: ControlTokens
+    turn_end: ControlToken | None
+    has_loss: Sequence[bool]
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any]
+    originals: Mapping[str, str]
+
+    def render(self, messages: list[dict[str, Any]]) -> list[RenderedChat]:
+        chats = None
+        if self.template.has_marks(self.tools):
+            chats = self._by_marks(messages)
+        if chats is None:
+            chats = self._by_answers(messages)
+        last = max(turn for turn, has_loss in enumerate(self.has_loss) if has_loss)
+        for turn, message in enumerate(messages[:last], start=1):
+            if message["role"] != "assistant" and not _shows(chats[-1].text, message["content"]):
+                raise self._left_out(f"the content of message {turn} ({message['role']})")
+        for tool in self.tools or ():
+            name = tool["function"]["name"]
+            if name not in chats[-1].text:
+                raise self._left_out("tools", name)
+        return chats
+
+    def _by_marks(self, messages: list[dict[str, Any]]) -> list[RenderedChat] | None:
+        """Take the template's own marks; None where they are not one for each answer."""
+        text, marks = self.template.render_marked(messages, self.tools, variables=self.variables)
+        answers = [turn for turn, m in enumerate(messages) if m["role"] == "assistant"]
+        if len(marks) != len(answers):
+            return None
+        targets = []
+        is_closed = False
+        for turn, (start, end) in zip(answers, marks, strict=True):
+            opening = self._render(messages[:turn], add_generation_prompt=True)
+            if start < len(opening) <= end and text.startswith(opening):
+                start = len(opening)  # a model never writes the opening
+            last, is_closed = self._end(text[:end], start)
+            if not is_closed and (place := self._control_at(text, end)):
+                last, is_closed = place.end, True
+            # Thoughts of earlier answers are the template's to drop.
+            thoughts = turn == answers[-1]
+            self._check_answer(turn, messages[turn], text[start:last], thoughts=thoughts)
+            if self.has_loss[turn]:
+                targets.append((start, last, is_closed))
+        spans = tuple((start, end) for start, end, _ in targets)
+        _, last, is_closed = targets[-1]
+        return [RenderedChat(text[:last], spans, self.originals, is_closed)]
+
+    def _control_at(self, text: str, start: int) -> Place | None:
+        place = next(self.control.find(text[start:]), None)
+        if place is None or place.start:
+            return None
+        return Place(start, start + place.end, place.token)
+
+    def _by_answers(self, messages: list[dict[str, Any]]) -> list[RenderedChat]:
+        chats: list[RenderedChat] = []
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render(messages[:turn], add_generation_prompt=True)
+            whole = self._render(messages[: turn + 1])
+            if not whole.startswith(prompt):
+                raise ValueError(
+                    "chat template must render an answer behind the opening that a model gets; "
+                    f"got another text for message {turn + 1}: it opens an answer with "
+                    f"{_last_line(prompt)!r}"
+                )
+            end, is_closed = self._end(whole, len(prompt))
+            text = whole[:end]
+            self._check_answer(turn, message, text[len(prompt) :])
+            targets: tuple[Span, ...] = ((len(prompt), end),) if self.has_loss[turn] else ()
+            if chats and prompt.startswith(chats[-1].text):
+                targets = chats.pop().targets + targets
+            chats.append(RenderedChat(text, targets, self.originals, is_closed))
+        return [self._without_tail(chat) for chat in chats if chat.targets]
+
+    def _without_tail(self, chat: RenderedChat) -> RenderedChat:
+        """Cut answers without loss off the end, which nothing learns from."""
+        end = chat.targets[-1][1]
+        if end == len(chat.text):
+            return chat
+        is_closed = self.control.at_end(chat.text[:end]) is not None
+        return chat._replace(text=chat.text[:end], is_closed=is_closed)
+
+    def _render(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False
+    ) -> str:
+        return self.template.render(
+            messages,
+            self.tools,
+            add_generation_prompt=add_generation_prompt,
+            variables=self.variables,
+        )
+
+    def _end(self, text: str, start: int) -> tuple[int, bool]:
+        """Return where an answer's end of turn ends, and whether there is one."""
+        place = self.control.end_of_turn(text, start, self.turn_end)
+        return (len(text), False) if place is None else (place.end, True)
+
+    def _check_answer(
+        self, turn: int, message: dict[str, Any], answer: str, *, thoughts: bool = True
+    ) -> None:
+        """Raise ValueError unless all of an answer is in what the template renders of it."""
+        number = turn + 1
+        content = message.get("content")
+        if content and not _shows(answer, content):
+            raise self._left_out(f"the content of message {number} (assistant)")
+        if thoughts and (thought := message.get(REASONING)) and not _shows(answer, thought):
+            raise self._left_out(f"{REASONING} of message {number}")
+        for call in message.get("tool_calls") or ():
+            function = call["function"]
+            arguments = function["arguments"]
+            values = [] if isinstance(arguments, str) else list(strings(arguments))
+            missing = [v for v in values if not _shows(answer, v)]
+            as_python = arguments and isinstance(arguments, dict) and str(arguments) in answer
+            if function["name"] not in answer or missing or as_python:
+                raise self._left_out(f"tool_calls of message {number}", function["name"])
+            if not content and answer.count("None") > "".join(strings(message)).count("None"):
+                raise ValueError(
+                    f"chat template must render message {number} without content; got 'None' for it"
+                )
+
+    def _left_out(self, what: str, value: str = "") -> LeftOutError:
+        shown = f": {unescape(value, self.originals)!r:.60}" if value else ""
+        return LeftOutError(f"chat template must render {what}, and leaves it out{shown}")
+
+
+def _shows(text: str, value: str) -> bool:
+    """Return whether a rendered text shows a message's text, which it may trim or quote."""
+    words = re.findall(r"\w+", value.rsplit("</think>", 1)[-1])
+    return not words or max(words, key=len) in text
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip("\n").rsplit("\n", 1)[-1][-60:]
