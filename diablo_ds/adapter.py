@@ -10,18 +10,18 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diablo_ds.blocks import legal_num_blocks, nearest_num_blocks, num_blocks_for_share
 from diablo_ds.files import new_folder, read_json, write_json
 from diablo_ds.layers import DiaBloLinear
+from diablo_ds.strict_json import key_list
+from diablo_ds.whole_tensors import load_tensors, save_tensors
 
 ADAPTER_FORMAT = 1
 TENSOR_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json"
@@ -334,12 +334,24 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
     value = read_json(folder / CONFIG_FILE)
     if not isinstance(value, dict) or value.get("format") != ADAPTER_FORMAT:
         raise ValueError(f"adapter must have format {ADAPTER_FORMAT}; got {folder / CONFIG_FILE}")
-    try:
-        return AdapterConfig(**value)
-    except TypeError as error:
+    fields_wanted = {field.name for field in fields(AdapterConfig)}
+    if value.keys() != fields_wanted:
         raise ValueError(
-            f"adapter.json must have the known fields; got {folder}: {error}"
-        ) from None
+            f"adapter.json must have the fields {', '.join(sorted(fields_wanted))}; got "
+            f"{key_list(value, 12)} in {folder}"
+        )
+    config = AdapterConfig(**value)
+    blocks, dropout = config.num_blocks, config.dropout
+    rules = {
+        "base_model must be text": isinstance(config.base_model, str),
+        "base_fingerprint must be text": isinstance(config.base_fingerprint, str),
+        "num_blocks must be a whole number from 1 for each layer": isinstance(blocks, dict)
+        and all(type(number) is int and number >= 1 for number in blocks.values()),
+        "dropout must be from 0 to 1": type(dropout) in (int, float) and 0 <= dropout < 1,
+    }
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise ValueError(f"{broken[0]}; got another value in {folder / CONFIG_FILE}")
+    return config
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
@@ -350,35 +362,26 @@ def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
     """
     config = load_adapter_config(folder)
     tensors = load_tensors(folder / TENSOR_FILE)
-    check_same_keys("adapter.safetensors", tensors, {f"{n}.delta": 0 for n in config.num_blocks})
+    shapes = {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
+    check_shapes(shapes, config, folder)
     return tensors, config
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file; OSError where that fails, e.g. on a full disk."""
-    flat = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    try:
-        save_file(flat, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"could not write {path}: {error}") from error
+def check_shapes(
+    shapes: Mapping[str, tuple[list[int], str]], config: AdapterConfig, folder: Path
+) -> None:
+    """Raise ValueError unless an adapter's tensors are the deltas that its config names.
 
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Load a safetensors file, with a ValueError that names it where it is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"file must be a whole safetensors file; got {path}: {error}") from None
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[list[int], str]]:
-    """Read names, shapes and dtypes from a safetensors header, without the data."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {
-                name: (view.get_shape(), str(view.get_dtype()))
-                for name in file.keys()  # noqa: SIM118 - not a dict
-                for view in [file.get_slice(name)]
-            }
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"file must be a whole safetensors file; got {path}: {error}") from None
+    Args:
+        shapes: shape and dtype of each tensor.
+        config: the config.
+        folder: the adapter's.
+    """
+    check_same_keys(TENSOR_FILE, shapes, {f"{name}.delta": 0 for name in config.num_blocks})
+    for name, number in config.num_blocks.items():
+        shape, _ = shapes[f"{name}.delta"]
+        if len(shape) != 3 or shape[0] != number:
+            raise ValueError(
+                "a delta must have the shape [num_blocks, in_block, out_block]; got "
+                f"{shape} for {name}.delta with num_blocks={number} in {folder}"
+            )

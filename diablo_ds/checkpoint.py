@@ -17,14 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from diablo_ds.adapter import (
-    AdapterConfig,
-    load_adapter,
-    load_tensors,
-    save_tensors,
-    write_adapter_files,
-)
+from diablo_ds.adapter import AdapterConfig, load_adapter, write_adapter_files
 from diablo_ds.files import new_folder, read_json, sha256_file, write_json
+from diablo_ds.whole_tensors import load_tensors, save_tensors
 
 CHECKPOINT_FORMAT = 1
 STATE_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "state.json", "optimizer.safetensors", "manifest.json"

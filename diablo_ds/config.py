@@ -19,6 +19,7 @@ from diablo_ds.files import read_json, write_json
 from diablo_ds.labels import OVERLONG
 from diablo_ds.schedule import SCHEDULES
 from diablo_ds.settings import check_settings, setting
+from diablo_ds.strict_json import key_list
 from diablo_ds.templates import AUTO, CONTROL_TOKENS, TEMPLATES, check_control_tokens
 
 CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
@@ -333,7 +334,7 @@ class RunConfig:
         unknown = sorted(values.keys() - known)
         if unknown:
             raise ValueError(
-                f"run config must have known keys only; got {', '.join(unknown)} in {source}; "
+                f"run config must have known keys only; got {key_list(unknown)} in {source}; "
                 f"known are {', '.join(sorted(known))}"
             )
         if isinstance(values.get("targets"), list):

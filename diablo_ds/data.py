@@ -2,121 +2,26 @@
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diablo_ds.config import RunConfig
 from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes, count_rows
 from diablo_ds.corpora.reading import read_rows
 from diablo_ds.corpora.sources import find_sources
-from diablo_ds.files import read_json
 from diablo_ds.labels import Example, shorten
 from diablo_ds.packing import Ints, permutation
-from diablo_ds.prepare.manifest import MANIFEST_FILE
+from diablo_ds.prepare.manifest import MANIFEST_FILE, load_manifest
 from diablo_ds.templates import AUTO
+from diablo_ds.token_table import TokenTable
 from diablo_ds.tokenization import Tokenizer
 
 SAMPLES_FOLDER = Path(__file__).parent / "samples"
 NO_LIMIT = 1 << 31
-Tokens = npt.NDArray[np.int32]
-
-
-class TokenTable:
-    """Tokens and labels of many examples, in flat arrays; memory-mapped where they lie on disk.
-
-    Args:
-        chunks: offsets ``[rows + 1]``, token ids and labels, both flat, of consecutive rows.
-    """
-
-    def __init__(self, chunks: Sequence[tuple[npt.NDArray[Any], Tokens, Tokens]]) -> None:
-        self._chunks = [chunk for chunk in chunks if len(chunk[0]) > 1]
-        ends = np.cumsum([len(offsets) - 1 for offsets, _, _ in self._chunks])
-        self._starts: list[int] = [0, *ends.tolist()]
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return self._starts[-1]
-
-    def __getitem__(self, index: int) -> Example:
-        """Return a row, without a copy."""
-        number = bisect.bisect_right(self._starts, index) - 1
-        offsets, ids, labels = self._chunks[number]
-        row = index - self._starts[number]
-        start, end = offsets[row], offsets[row + 1]
-        return Example(ids[start:end], labels[start:end])
-
-    def lengths(self) -> Ints:
-        """Return the number of tokens of each row."""
-        parts = [np.diff(offsets).astype(np.int64) for offsets, _, _ in self._chunks]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
-
-    def largest_id(self) -> int:
-        """Return the largest token id; reads everything."""
-        return max((int(ids[o[0] : o[-1]].max(initial=0)) for o, ids, _ in self._chunks), default=0)
-
-    @classmethod
-    def from_examples(cls, examples: Sequence[Example]) -> TokenTable:
-        """Copy examples into a table."""
-        offsets = np.cumsum([0, *(len(example.input_ids) for example in examples)])
-        flat = (
-            np.fromiter((t for example in examples for t in example[part]), np.int32, offsets[-1])
-            for part in (0, 1)
-        )
-        ids, labels = flat
-        return cls([(offsets, ids, labels)])
-
-    @classmethod
-    def load(cls, path: Path, part: str) -> TokenTable:
-        """Open one part of a dataset of Hugging Face `datasets`, memory-mapped.
-
-        Raises:
-            ValueError: if there is none, or it has not the right columns.
-        """
-        import datasets
-
-        try:
-            rows = datasets.load_from_disk(str(path))
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"data folder must be a prepared dataset; got {path}: {error}"
-            ) from None
-        if isinstance(rows, datasets.DatasetDict):
-            if part not in rows:
-                raise ValueError(
-                    f"prepared dataset must have a part {part!r}; got {', '.join(rows)} in {path}"
-                )
-            rows = rows[part]
-        if not {"input_ids", "labels"} <= set(rows.column_names):
-            raise ValueError(
-                "prepared dataset must have columns input_ids and labels; got "
-                f"{', '.join(rows.column_names)} in {path}; make it with diablo-ds prepare"
-            )
-        table = rows.flatten_indices().data if rows._indices is not None else rows.data
-        ids, labels = table.column("input_ids").chunks, table.column("labels").chunks
-        if [len(chunk) for chunk in ids] != [len(chunk) for chunk in labels]:
-            ids, labels = ([table.column(c).combine_chunks()] for c in ("input_ids", "labels"))
-        chunks = []
-        for ids_chunk, labels_chunk in zip(ids, labels, strict=True):
-            offsets = ids_chunk.offsets.to_numpy()
-            if not np.array_equal(np.diff(offsets), np.diff(labels_chunk.offsets.to_numpy())):
-                raise ValueError(
-                    f"input_ids and labels must have equal lengths in each row; got {path}"
-                )
-            chunks.append(
-                (
-                    offsets - offsets[0],
-                    ids_chunk.flatten().to_numpy(zero_copy_only=False),
-                    labels_chunk.flatten().to_numpy(zero_copy_only=False),
-                )
-            )
-        return cls(chunks)
 
 
 @dataclass(frozen=True)
@@ -250,9 +155,10 @@ def _is_prepared(path: Path) -> bool:
 def _load_prepared(
     path: Path, part: str, tokenizer: Tokenizer, vocab_size: int
 ) -> tuple[TokenTable, str]:
-    manifest = read_json(path / MANIFEST_FILE) if (path / MANIFEST_FILE).is_file() else None
+    manifest = load_manifest(path) if (path / MANIFEST_FILE).is_file() else None
     table = TokenTable.load(path, part)
     if manifest is None:
+        table.check_tokens(str(path))
         largest_id = table.largest_id()
     else:
         if manifest["tokenizer"]["probe"] != tokenizer.probe():
@@ -260,7 +166,15 @@ def _load_prepared(
                 "prepared dataset must be made with the model's tokenizer; got "
                 f"{manifest['tokenizer']['name']} in {path}, which reads a text as other tokens"
             )
-        largest_id = manifest["parts"].get(part, {}).get("largest_id", 0)
+        described = manifest["parts"].get(part, {"rows": 0, "tokens": 0, "largest_id": 0})
+        found = {"rows": len(table), "tokens": int(table.lengths().sum())}
+        wanted = {name: described[name] for name in found}
+        if found != wanted:
+            raise ValueError(
+                f"prepared dataset must be as its {MANIFEST_FILE} says; got {found} instead of "
+                f"{wanted} in {path / part}; prepare it again"
+            )
+        largest_id = described["largest_id"]
     _check_vocabulary(largest_id, vocab_size, str(path))
     return table, f"{path} ({part})"
 

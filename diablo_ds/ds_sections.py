@@ -13,8 +13,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diablo_ds.strict_json import key_list
+
 LARGEST = 2**63 - 1
 """Largest whole number that a tensor's size or index can be."""
+LARGEST_BUCKET = 2**36
 
 # What DeepSpeed would do with these is not done by DeepSpeed here.
 WITHOUT_EFFECT = {
@@ -81,6 +84,8 @@ _PLAIN_SECTIONS = {
 }
 SECTIONS = ("zero_optimization", "bf16", "fp16", "comms_logger", *_PLAIN_SECTIONS)
 POLICY_KEYS = frozenset({*_PLAIN_KEYS, *_PLAIN_SECTIONS, "zero_optimization", "comms_logger"})
+_OF_CPU_ADAM = {"ratio": 1, "super_offload": False, "cpuadam_cores_perc": 0.8}
+"""Keys of an offloaded optimizer that DeepSpeedCPUAdam alone heeds, with their defaults."""
 _MAX_SCALE_POWER = 127
 """Of two, in fp32."""
 
@@ -147,7 +152,7 @@ def check_known(
     """
     if unknown := sorted(values.keys() - known - {*and_also}):
         raise ValueError(
-            f"{what} must have known keys only; got {', '.join(unknown)} in {path}; "
+            f"{what} must have known keys only; got {key_list(unknown)} in {path}; "
             f"known are {', '.join(sorted(known))}"
         )
 
@@ -246,11 +251,16 @@ def _check_type(name: str, value: Any, parsed: Any, path: Path) -> None:
         wanted = "true or false" if isinstance(parsed, bool) else "no boolean"
     elif isinstance(value, str) and not as_text:
         wanted = "a number"
-    elif isinstance(value, int | float) and abs(value) > LARGEST:
-        wanted = f"at most {LARGEST}"
+    elif isinstance(value, int | float) and abs(value) > _largest(name):
+        wanted = f"at most {_largest(name)}"
     else:
         return
     raise ValueError(f"{name} must be {wanted}; got {value!r:.60} in {path}")
+
+
+def _largest(name: str) -> int:
+    """Return the largest number for a key: buckets are memory, of so many elements."""
+    return LARGEST_BUCKET if "bucket_size" in name or "buffer" in name else LARGEST
 
 
 # --- values that depend on each other ------------------------------------------------------------
@@ -268,6 +278,18 @@ def _check_combinations(values: Mapping[str, Any], path: Path) -> None:
         raise ValueError(
             f"aio has no effect without offload to NVMe; got it in {path}; remove it, or see "
             "ds_configs/zero3_nvme.json"
+        )
+    offload = zero.get("offload_optimizer") or {}
+    for key, default in _OF_CPU_ADAM.items():
+        if offload.get(key, default) != default:
+            raise ValueError(
+                f"offload_optimizer.{key} needs DeepSpeed's own optimizer, and here it is torch's "
+                f"AdamW; got {key}={offload[key]} in {path}; remove it"
+            )
+    if not zero.get("compute_grad_norm", True):
+        raise ValueError(
+            "the gradient norm must be computed, since it is checked and reported; got "
+            f"compute_grad_norm=false in {path}; remove it"
         )
     power = values.get("fp16", {}).get("initial_scale_power", 0)
     if power != "auto" and not 0 <= power <= _MAX_SCALE_POWER:

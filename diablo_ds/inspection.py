@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from diablo_ds.adapter import (
-    CONFIG_FILE,
-    TENSOR_FILE,
-    check_same_keys,
-    load_adapter_config,
-    tensor_shapes,
-)
+from diablo_ds.adapter import CONFIG_FILE, TENSOR_FILE, check_shapes, load_adapter_config
 from diablo_ds.checkpoint import MANIFEST_FILE, STATE_FILE, list_checkpoints, verify_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.files import read_json
 from diablo_ds.metrics import read_metrics
 from diablo_ds.run_folder import RUN_CONFIG_FILE, checkpoints_folder
+from diablo_ds.whole_tensors import tensor_shapes
 
 
 def describe(path: Path) -> str:
@@ -40,7 +35,7 @@ def describe(path: Path) -> str:
 def _describe_adapter(folder: Path) -> str:
     config = load_adapter_config(folder)
     shapes = tensor_shapes(folder / TENSOR_FILE)
-    check_same_keys(TENSOR_FILE, shapes, {f"{name}.delta": 0 for name in config.num_blocks})
+    check_shapes(shapes, config, folder)
     num_parameters = sum(n * i * o for (n, i, o), _ in shapes.values())
     kinds = Counter((n.split(".")[-2], *s, dtype) for n, (s, dtype) in shapes.items())
     base = f"{config.base_model} (fingerprint {config.base_fingerprint[:12] or 'none'})"

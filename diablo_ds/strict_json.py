@@ -11,6 +11,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from json import JSONDecodeError
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ TOO_DEEP = f"at most {MAX_DEPTH} lists and objects may be nested"
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = " \t\r\n"
+_UNSHOWN = re.compile(r"[^ -~]")
 
 
 class Decoded(NamedTuple):
@@ -165,6 +167,12 @@ def is_one_line(text: str) -> bool:
     Names with them cannot be written down: in a record, on a screen, or in a job script.
     """
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def key_list(keys: Iterable[str], most: int = 5) -> str:
+    """Return keys of a file, which may be anything, as a short text for an error."""
+    names = [_UNSHOWN.sub("?", key)[:60] for key in sorted(keys)]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _is_deep(value: Any) -> bool:

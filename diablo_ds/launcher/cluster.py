@@ -6,16 +6,19 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from json import JSONDecodeError
 from pathlib import Path
 
+from diablo_ds.files import read_bytes
 from diablo_ds.launcher.guard import rank_python
+from diablo_ds.strict_json import decode_text
 
 RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
 """How ranks get to their hosts: DeepSpeed's own runners, and "no-ssh", where `diablo-ds launch` is
 started on each host."""
 SSH_RUNNERS = ("pdsh", "openmpi", "mpich")
 DEFAULT_PORT = 29500
-_HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)\s+slots=(?P<slots>\d+)\s*(#.*)?")
+_HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)\s+slots=(?P<slots>\d{1,6})\s*(#.*)?")
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -140,9 +143,11 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         ValueError: if it cannot be read or a line is wrong; names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"hostfile must be a readable text file; got {path}: {error}") from None
+        lines = decode_text(read_bytes(path)).splitlines()
+    except JSONDecodeError as error:
+        raise ValueError(
+            f"hostfile must be a text file; got {path}, line {error.lineno}: {error.msg}"
+        ) from None
     hosts: dict[str, Host] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.strip().startswith("#"):
@@ -151,12 +156,12 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         if match is None or int(match["slots"]) == 0:
             raise ValueError(
                 "a line of a hostfile must read `name slots=number`, with at least one slot; got "
-                f"{line.strip()!r} in {path}, line {number}"
+                f"{line.strip()!r:.60} in {path}, line {number}"
             )
         name = match["name"]
         if name in hosts:
             raise ValueError(
-                f"a host must be named once; got {name} again in {path}, line {number}"
+                f"a host must be named once; got {name:.60} again in {path}, line {number}"
             )
         hosts[name] = Host(name, int(match["slots"]))
     if not hosts:

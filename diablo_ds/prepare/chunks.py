@@ -123,8 +123,8 @@ class ChunkEncoder:
     def __call__(self, chunk: Chunk) -> ChunkCounts:
         """Write a chunk's file, unless it is there already, and return its counts."""
         path = chunk_file(self._folder, chunk.number)
-        if path.is_file():
-            return read_counts(path)
+        if found := _finished(path):
+            return found
         results = self._encoder.encode(chunk.rows)
         rejected = [result for result in results if isinstance(result, Rejected)]
         encoded = [result for result in results if isinstance(result, Encoded)]
@@ -192,6 +192,17 @@ def read_counts(path: Path) -> ChunkCounts:
     """Return a chunk's counts."""
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
         return ChunkCounts(**json.loads(reader.schema.metadata[b"counts"]))
+
+
+def _finished(path: Path) -> ChunkCounts | None:
+    """Return the counts of a chunk that an earlier run wrote; None where it is not whole."""
+    if not path.is_file():
+        return None
+    try:
+        read_chunk(path)
+        return read_counts(path)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 # --- worker processes ----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class FileHashes:
     """
 
     def __init__(self, known: Path) -> None:
-        self._known: dict[str, list[Any]] = read_json(known) if known.is_file() else {}
+        self._known = _load_file_times(known)
         self._seen: dict[str, list[Any]] = {}
 
     def __call__(self, path: Path) -> str:
@@ -50,6 +50,19 @@ class FileHashes:
         write_json(path, self._seen)
 
 
+def _load_file_times(path: Path) -> dict[str, Any]:
+    """Return what `FileHashes.save` wrote; nothing where that is absent or damaged."""
+    try:
+        known = read_json(path)
+    except ValueError:
+        return {}
+    if not isinstance(known, dict) or not all(
+        isinstance(entry, list) and len(entry) == 3 for entry in known.values()
+    ):
+        return {}
+    return known
+
+
 def describe_files(sources: Iterable[Source], sha256: FileHashes) -> list[dict[str, Any]]:
     """Return name, path, size and SHA-256 of each source file."""
     return [
@@ -61,6 +74,59 @@ def describe_files(sources: Iterable[Source], sha256: FileHashes) -> list[dict[s
         }
         for source in sources
     ]
+
+
+_COUNT, _TEXT = int, str
+_FILES = [{"name": _TEXT, "sha256": _TEXT}]
+_PART = dict.fromkeys(("rows", "cut", "tokens", "target_tokens", "longest", "largest_id"), _COUNT)
+_SHAPE = {
+    "tokenizer": {"name": _TEXT, "fingerprint": _TEXT, "probe": [_COUNT]},
+    **dict.fromkeys(("sources", "val_sources", "excluded"), _FILES),
+    "rows_in": {...: _COUNT},
+    "rows_left_out": {
+        **dict.fromkeys(("bad", "too_long", "duplicates", "not_in_mix"), _COUNT),
+        "in_tests": {...: _COUNT},
+    },
+    "licences": [_TEXT],
+    "parts": {...: {**_PART, "length_histogram": {"bin_width": _COUNT, "counts": [_COUNT]}}},
+}
+"""What is read of a manifest: types, lists of one form, and objects; ... stands for any key."""
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """Read the record of a prepared dataset.
+
+    Raises:
+        ValueError: if it is missing, or is not what this program writes.
+    """
+    path = folder / MANIFEST_FILE
+    manifest: dict[str, Any] = read_json(path)
+    if wrong := _misfit(manifest, _SHAPE, "manifest"):
+        raise ValueError(
+            f"{wrong}; got another in {path}; prepare the dataset again, with diablo-ds prepare"
+        )
+    return manifest
+
+
+def _misfit(value: Any, shape: Any, name: str) -> str:
+    """Return the rule that a value breaks, or ""."""
+    if shape is _COUNT:
+        is_count = type(value) is int and value >= 0
+        return "" if is_count else f"{name} must be a whole number from 0"
+    if shape is _TEXT:
+        return "" if isinstance(value, str) else f"{name} must be text"
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name} must be a list"
+        wrong = (_misfit(item, shape[0], f"{name}[{i}]") for i, item in enumerate(value))
+        return next(filter(None, wrong), "")
+    if not isinstance(value, dict):
+        return f"{name} must be an object"
+    keys = value if ... in shape else shape
+    if missing := [key for key in keys if key not in value]:
+        return f"{name} must have a field {missing[0]}"
+    wrong = (_misfit(value[key], shape.get(key, shape.get(...)), f"{name}.{key}") for key in keys)
+    return next(filter(None, wrong), "")
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

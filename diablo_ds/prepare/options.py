@@ -9,6 +9,8 @@ from typing import Any
 
 from diablo_ds.corpora.families import FAMILIES
 from diablo_ds.labels import OVERLONG
+from diablo_ds.settings import LARGEST
+from diablo_ds.strict_json import is_one_line
 from diablo_ds.templates import AUTO, CONTROL_TOKENS, TEMPLATES, check_control_tokens
 
 
@@ -41,18 +43,24 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         self._check("family", self.family in FAMILIES, f"one of {', '.join(FAMILIES)}")
         self._check("source", bool(self.source), "at least one file, folder, glob or hub name")
-        self._check("max_length", self.max_length >= 2, ">= 2")
+        self._check("max_length", 2 <= self.max_length <= LARGEST, f"from 2 to {LARGEST}")
         self._check("overlong", self.overlong in OVERLONG, f"one of {', '.join(OVERLONG)}")
         choices = (AUTO, *TEMPLATES)
         self._check("template", self.template in choices, f"one of {', '.join(choices)}")
         choices = CONTROL_TOKENS
         self._check("control_tokens", self.control_tokens in choices, f"one of {choices}")
         check_control_tokens(self.control_tokens, self.template)
-        self._check("limit", self.limit >= 0, ">= 0")
+        self._check("limit", 0 <= self.limit < 2**63, "from 0 to 2**63 - 1")
         self._check("val_share", 0 <= self.val_share <= 0.5, "from 0 to 0.5")
         self._check("max_bad_rows", 0 <= self.max_bad_rows <= 1, "from 0 to 1")
-        self._check("seed", self.seed >= 0, ">= 0")
+        self._check("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         self._check("num_proc", self.num_proc >= 1, ">= 1")
+        texts = (str(self.output), self.licence, self.tokenizer, *self.source, *self.mix)
+        for text in (*texts, *self.val_source, *self.exclude):
+            if not is_one_line(text):
+                raise ValueError(
+                    f"options must be text without control characters, in UTF-8; got {text!a}"
+                )
         if self.val_share and self.val_source:
             raise ValueError(
                 "give val_share or val_source, not both; got "

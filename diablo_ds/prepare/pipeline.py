@@ -31,6 +31,7 @@ from diablo_ds.prepare.manifest import (
     describe_files,
     differences,
     library_versions,
+    load_manifest,
     without_paths,
 )
 from diablo_ds.prepare.options import PrepareOptions
@@ -110,7 +111,7 @@ def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest of an output folder that came from the same inputs."""
     if not (output / MANIFEST_FILE).is_file():
         raise ValueError(f"output must be a new folder; got output={str(output)!r}")
-    manifest: dict[str, Any] = read_json(output / MANIFEST_FILE)
+    manifest = load_manifest(output)
     made_from = {key: manifest.get(key) for key in inputs}
     found = differences(without_paths(made_from), without_paths(json.loads(json.dumps(inputs))))
     if found:

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from diablo_ds.encoders import Encoder
-from diablo_ds.files import new_file, read_json
+from diablo_ds.files import new_file
 from diablo_ds.labels import IGNORE_LABEL, Example
-from diablo_ds.prepare.manifest import MANIFEST_FILE, describe
+from diablo_ds.prepare.manifest import MANIFEST_FILE, describe, load_manifest
 from diablo_ds.prepare.writing import NUM_BINS
 from diablo_ds.tokenization import find_tokenizer, load_tokenizer
 
@@ -29,14 +29,14 @@ def inspect_dataset(folder: Path, num_examples: int, tokenizer: str) -> None:
     Raises:
         ValueError: if the folder holds no prepared dataset, or its tokenizer is not to be found.
     """
-    from diablo_ds.data import TokenTable
+    from diablo_ds.token_table import TokenTable
 
     if not (folder / MANIFEST_FILE).is_file():
         raise ValueError(
             f"path must be a dataset made by diablo-ds prepare; got {folder}, without a "
             f"{MANIFEST_FILE}"
         )
-    manifest = read_json(folder / MANIFEST_FILE)
+    manifest = load_manifest(folder)
     loaded = load_tokenizer(find_tokenizer(tokenizer or manifest["tokenizer"]["name"]))
     if loaded.probe() != manifest["tokenizer"]["probe"]:
         raise ValueError(

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING
 from diablo_ds import adapter
 from diablo_ds.adapter import AdapterConfig
 from diablo_ds.architecture import build_meta_model, decoder_layer_classes
+from diablo_ds.inspection import describe
 from tests.tiny import FAMILIES, build_model
 
 
@@ -209,3 +210,35 @@ def test_damaged_adapter_files_are_named(tmp_path):
     config_file.write_text("{")
     with pytest.raises(ValueError, match=r"adapter\.json, line 1"):
         adapter.load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_blocks": [4]}, "num_blocks must be a whole number from 1 for each layer"),
+        ({"num_blocks": {"a": "4"}}, "num_blocks must be a whole number from 1 for each layer"),
+        ({"num_blocks": {"a": True}}, "num_blocks must be a whole number from 1 for each layer"),
+        ({"base_model": 7}, "base_model must be text"),
+        ({"base_fingerprint": None}, "base_fingerprint must be text"),
+        ({"dropout": "0"}, "dropout must be from 0 to 1"),
+        ({"rank": 8}, r"must have the fields .*; got .*rank"),
+        ({"format": [1]}, "must have format 1"),
+    ],
+)
+def test_an_adapter_config_of_another_form_is_refused(tmp_path, changes, message):
+    config = AdapterConfig("m", "f", {"a": 4})
+    adapter.write_adapter_files(tmp_path, {"a.delta": torch.zeros(4, 2, 2)}, config)
+    assert adapter.load_adapter(tmp_path)[1] == config
+    path = tmp_path / adapter.CONFIG_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=message):
+        adapter.load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 4), (4,)])
+def test_deltas_of_another_shape_than_their_config_says_are_refused(tmp_path, shape):
+    config = AdapterConfig("m", "f", {"a": 4})
+    adapter.write_adapter_files(tmp_path, {"a.delta": torch.zeros(shape)}, config)
+    for read in (adapter.load_adapter, describe):
+        with pytest.raises(ValueError, match=r"num_blocks, in_block, out_block.* for a\.delta"):
+            read(tmp_path)

@@ -63,6 +63,8 @@ def test_a_hostfile_is_read_as_it_is_written(tmp_path):
     [
         ("a slots=1\nb 4\n", "got 'b 4' in .*hosts, line 2"),
         ("a slots=0\n", "at least one slot"),
+        ("a slots=" + "9" * 5000, "at least one slot; got 'a slots=999"),
+        ("\ufeffa slots=1\nb\0 slots=1", r"got 'b\\x00 slots=1' in .*hosts, line 2"),
         ("a slots=1\n\na slots=2\n", "a again in .*, line 3"),
         ("# nothing\n", "at least one host; got none"),
     ],
@@ -72,6 +74,17 @@ def test_a_wrong_hostfile_is_named_with_its_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_hostfile(path)
+
+
+def test_a_hostfile_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "hosts").write_text("a slots=1\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"text file; got .*hosts, line 1: .* it is UTF-16"):
+        read_hostfile(tmp_path / "hosts")
+    (tmp_path / "hosts").write_bytes(b"a slots=1\nb\xe9 slots=1\n")
+    with pytest.raises(ValueError, match="hosts, line 2: the text must be UTF-8"):
+        read_hostfile(tmp_path / "hosts")
+    with pytest.raises(ValueError, match=r"must be readable; got .*: Is a directory"):
+        read_hostfile(tmp_path)
 
 
 def test_env_takes_values_from_here(monkeypatch):

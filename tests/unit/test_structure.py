@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "diablo_ds").rglob("*.py"))
 METHOD = (
     *("blocks", "layers", "adapter", "loss", "schedule", "config", "files"),
-    *("strict_json", "settings", "batch_sizes"),
+    *("strict_json", "settings", "batch_sizes", "whole_tensors"),
     *("labels", "templates", "packing"),
 )
 HEAVY = {"deepspeed", "transformers", "datasets", "click"}

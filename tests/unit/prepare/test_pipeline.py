@@ -15,6 +15,7 @@ from diablo_ds.labels import IGNORE_LABEL
 from diablo_ds.prepare import chunks, pipeline, writing
 from diablo_ds.prepare.manifest import describe
 from diablo_ds.prepare.options import PrepareOptions
+from diablo_ds.prepare.preview import inspect_dataset
 from diablo_ds.tokenization import load_tokenizer
 from tests.chat_templates import QWEN3
 from tests.tiny import byte_tokenizer
@@ -349,10 +350,53 @@ def test_too_many_bad_rows_do_not_wait_for_the_end(prepare, tmp_path, monkeypatc
         prepare(path)
 
 
+def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(prepare, tmp_path, monkeypatch):
+    source = _write(tmp_path / "d.jsonl", _rows(25))
+    whole = prepare(source, output="whole")
+    with monkeypatch.context() as context:
+        context.setattr(pipeline, "assemble", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(source)
+    damaged = sorted((tmp_path / ".out.partial").glob("chunk-*"))
+    damaged[0].write_bytes(damaged[0].read_bytes()[:-400])
+    damaged[1].write_bytes(b"")
+    assert prepare(source)["parts"] == whole["parts"]
+    assert _files(tmp_path / "out") == _files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("parts.train.rows", "9", r"manifest\.parts\.train\.rows must be a whole number"),
+        ("parts.train", None, r"manifest\.parts\.train must be an object"),
+        ("tokenizer.probe", "abc", r"manifest\.tokenizer\.probe must be a list"),
+        ("rows_in.d", -1, r"manifest\.rows_in\.d must be a whole number"),
+        ("licences", [7], r"manifest\.licences\[0\] must be text"),
+        ("sources", [{}], r"manifest\.sources\[0\] must have a field name"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(prepare, tmp_path, path, value, message):
+    source = _write(tmp_path / "d.jsonl", _rows(5))
+    manifest = prepare(source)
+    *parents, last = path.split(".")
+    inner = manifest
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    for read in (lambda: prepare(source), lambda: inspect_dataset(tmp_path / "out", 1, "")):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_length": 1}, "max_length must be >= 2; got max_length=1"),
+        ({"max_length": 1}, "max_length must be from 2 to 2147483647; got max_length=1"),
+        ({"max_length": 10**30}, "max_length must be from 2 to 2147483647"),
+        ({"seed": 2**64}, "seed must be from 0"),
+        ({"val_share": float("nan")}, "val_share must be from 0 to 0.5"),
+        ({"licence": "a\nb"}, "without control characters"),
         ({"val_share": 0.9}, "val_share must be from 0 to 0.5"),
         ({"val_share": 0.1, "val_source": ("x",)}, "val_share or val_source, not both"),
         ({"template": "alpacca"}, "template must be one of auto, alpaca, gsm8k, plain, chat"),

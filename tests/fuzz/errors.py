@@ -1,0 +1,25 @@
+"""What every reader promises: a result, or an error of our own that names the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.console import is_user_error
+
+
+def result_or_our_error(function: Callable[[], Any], path: Path | None = None) -> Any:
+    """Call a function; return its result, or None where it raised an error for the user."""
+    try:
+        return function()
+    except ValueError as error:
+        # A subclass is a library's: of JSON, of an encoding, of Arrow.
+        if type(error) is not ValueError or not is_user_error(error):
+            raise
+        text = str(error)
+        assert path is None or str(path) in text, text
+        assert "; got" in text, text
+        assert len(text) < 5000, text[:500]
+        text.encode()
+        return None

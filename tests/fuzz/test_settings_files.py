@@ -1,0 +1,148 @@
+"""Any file of settings or records: what it says, or an error that names file and rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diablo_ds import adapter
+from diablo_ds.config import RunConfig
+from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
+from diablo_ds.ds_sections import SECTIONS
+from diablo_ds.launcher.cluster import read_hostfile
+from diablo_ds.prepare.manifest import load_manifest
+from tests.fuzz.errors import result_or_our_error
+from tests.fuzz.mutations import VALUES, mutated
+
+FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
+SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
+BASE = BaseSizes(hidden_size=32, total=10_000, layer=2_000, head=1_000)
+ZERO_KEYS = (
+    *("stage", "reduce_bucket_size", "overlap_comm", "contiguous_gradients", "sub_group_size"),
+    *("offload_param", "offload_optimizer", "stage3_prefetch_bucket_size", "leaf_module"),
+    *("stage3_max_live_parameters", "zero_hpz_partition_size", "zero_quantized_weights"),
+    *("stage3_param_persistence_threshold", "round_robin_gradients", "cpu_offload"),
+)
+OFFLOAD_KEYS = ("device", "nvme_path", "pin_memory", "buffer_count", "ratio", "max_in_cpu")
+SECTION_KEYS = (
+    *("enabled", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis"),
+    *("min_loss_scale", "verbose", "prof_ops", "profile_step", "module_depth", "block_size"),
+)
+TOP_KEYS = (
+    *("train_batch_size", "gradient_clipping", "steps_per_print", "communication_data_type"),
+    *("wall_clock_breakdown", "log_level", "tensorboard", "optimizer", "activation_checkpointing"),
+)
+
+
+def _objects(keys, values):
+    return st.dictionaries(st.sampled_from(keys), values, max_size=5)
+
+
+ZERO = st.one_of(
+    _objects(ZERO_KEYS, st.one_of(VALUES, _objects(OFFLOAD_KEYS, VALUES))),
+    _objects(ZERO_KEYS, VALUES).map(lambda section: {**section, "stage": 3}),
+)
+DS_CONFIGS = st.one_of(
+    st.fixed_dictionaries({"zero_optimization": st.one_of(ZERO, VALUES)}),
+    _objects(SECTIONS, st.one_of(_objects(SECTION_KEYS, VALUES), VALUES)),
+    _objects(TOP_KEYS, VALUES),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@given(values=st.one_of(_objects(FIELDS, VALUES), VALUES))
+def test_any_values_in_a_run_config(values, folder):
+    path = folder / "run.json"
+    path.write_text(json.dumps(values))
+    config = result_or_our_error(lambda: RunConfig.load(path))
+    if config is not None:
+        config.save(path)
+        assert RunConfig.load(path) == config
+
+
+@given(data=mutated([json.dumps(dataclasses.asdict(RunConfig()), indent=1).encode()]))
+def test_damaged_run_configs(data, folder):
+    path = folder / "run.json"
+    path.write_bytes(data)
+    result_or_our_error(lambda: RunConfig.load(path))
+
+
+def _read_ds_config(path):
+    values = result_or_our_error(lambda: load_ds_config(path), path)
+    run = RunConfig(micro_batch=2, global_batch=8)
+    if values is not None:
+        result_or_our_error(
+            lambda: complete_ds_config(values, run, world_size=2, base=BASE, source="ds.json")
+        )
+
+
+@given(values=DS_CONFIGS)
+def test_any_values_in_a_deepspeed_config(values, folder):
+    (folder / "ds.json").write_text(json.dumps(values))
+    _read_ds_config(folder / "ds.json")
+
+
+@given(data=mutated([path.read_bytes() for path in SHIPPED]))
+def test_damaged_deepspeed_configs(data, folder):
+    (folder / "ds.json").write_bytes(data)
+    _read_ds_config(folder / "ds.json")
+
+
+@given(data=mutated([b"# hosts\nnode-a slots=4\nnode-b slots=4 # old\n", b"10.0.0.1 slots=1"]))
+def test_damaged_hostfiles(data, folder):
+    (folder / "hosts").write_bytes(data)
+    result_or_our_error(lambda: read_hostfile(folder / "hosts"), folder / "hosts")
+
+
+ADAPTER = dataclasses.asdict(
+    adapter.AdapterConfig(base_model="m", base_fingerprint="f", num_blocks={"a.q_proj": 4})
+)
+
+
+@given(values=_objects(list(ADAPTER), VALUES))
+def test_any_values_in_an_adapter_config(values, folder):
+    (folder / adapter.CONFIG_FILE).write_text(json.dumps({**ADAPTER, **values}))
+    result_or_our_error(lambda: adapter.load_adapter_config(folder), folder)
+
+
+MANIFEST = json.dumps(
+    {
+        "tokenizer": {"name": "t", "fingerprint": "f", "probe": [1, 2]},
+        **{key: [{"name": "n", "sha256": "s"}] for key in ("sources", "val_sources", "excluded")},
+        "rows_in": {"n": 3},
+        "rows_left_out": {
+            **dict.fromkeys(("bad", "too_long", "duplicates", "not_in_mix"), 0),
+            "in_tests": {},
+        },
+        "licences": ["l"],
+        "parts": {
+            "train": {
+                **dict.fromkeys(("rows", "cut", "tokens", "target_tokens", "longest"), 3),
+                "largest_id": 9,
+                "length_histogram": {"bin_width": 1, "counts": [3]},
+            }
+        },
+    }
+).encode()
+
+
+@given(data=mutated([MANIFEST]))
+def test_damaged_manifests(data, folder):
+    (folder / "manifest.json").write_bytes(data)
+    result_or_our_error(lambda: load_manifest(folder), folder)
+
+
+def test_the_valid_forms_are_valid(folder):
+    (folder / "manifest.json").write_bytes(MANIFEST)
+    assert load_manifest(folder)["rows_in"] == {"n": 3}
+    (folder / adapter.CONFIG_FILE).write_text(json.dumps(ADAPTER))
+    assert adapter.load_adapter_config(folder).num_blocks == {"a.q_proj": 4}
