@@ -9,6 +9,9 @@ and step.
 
 from __future__ import annotations
 
+import contextlib
+import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from diablo_ds.whole_tensors import load_tensors, save_tensors
 
 CHECKPOINT_FORMAT = 1
 STATE_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "state.json", "optimizer.safetensors", "manifest.json"
+_STEP_NAME = re.compile(r"step-[0-9]{1,18}")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -91,9 +95,54 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
             for path in sorted(temporary.iterdir())
         }
         write_json(temporary / MANIFEST_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
-    for old in list_checkpoints(root)[keep_last:]:
-        shutil.rmtree(old)
+    for old in _by_worth(root, folder)[keep_last:]:
+        _remove(old)
     return folder
+
+
+def _by_worth(root: Path, newest: Path) -> list[Path]:
+    """Return the checkpoints, the one that is best to keep first.
+
+    ``newest``, just written, is the first; others are worth less if they are damaged. Those of
+    later steps are: the run was resumed before them. For the rest, sizes have to do, since
+    checksums would take as long as writing.
+    """
+    step = step_of(newest)
+
+    def worth(folder: Path) -> tuple[bool, bool, int]:
+        is_good = step_of(folder) < step and _has_right_sizes(folder)
+        return folder == newest, is_good, step_of(folder)
+
+    return sorted(list_checkpoints(root), key=worth, reverse=True)
+
+
+def _has_right_sizes(folder: Path) -> bool:
+    """Return whether each file of a checkpoint is as long as its manifest says."""
+    try:
+        files = read_json(folder / MANIFEST_FILE)["files"]
+        return all(
+            (folder / name).stat().st_size == entry["bytes"] for name, entry in files.items()
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, so that one which is half removed is not taken for a damaged one."""
+    hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    with contextlib.suppress(FileNotFoundError):  # someone else removed it
+        folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a killed process left: half-written and half-removed checkpoints."""
+    for path in root.glob(".step-*"):
+        name, suffix = path.name[1:].split(".")[0], path.suffix
+        if suffix == ".old" and not (root / name).exists():  # replaced by no new one yet
+            path.rename(root / name)
+        elif suffix in (".old", ".tmp"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -103,8 +152,13 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Return checkpoint folders, the latest first; half-written ones are not among them."""
-    found = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    found = [path for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def verify_checkpoint(folder: Path) -> None:

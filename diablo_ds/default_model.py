@@ -35,8 +35,8 @@ def cache_folder(override: str = "") -> Path:
 def converted_model(cache: Path, *, shared: bool = False) -> Path:
     """Return the folder of the converted default model, converting it first where it is missing.
 
-    The conversion takes about 20 s. It is atomic: an interrupted one leaves no folder, and two at
-    the same time are harmless.
+    The conversion takes about 20 s. It is atomic: an interrupted one leaves no folder, and of two
+    at the same time the result of the first stays.
 
     Args:
         cache: the folder that holds it.
@@ -81,7 +81,7 @@ def _convert(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = _gguf_folder()
+    source, is_missing = _gguf_folder(), not folder.exists()
     logger.info(f"Converting SmolLM2-135M-Instruct to {folder}, once; about 20 s ...")
     # The reader draws progress bars, which only a terminal can show.
     bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
@@ -95,6 +95,8 @@ def _convert(folder: Path) -> None:
         )
     model.config.name_or_path = "SmolLM2-135M-Instruct"
     trust.make_folder(folder.parent, "cache folder", shared=True)
-    with new_folder(folder) as temporary:
+    # A folder of another process that was as quick may be in use already; one without a config is
+    # broken, and replaced.
+    with new_folder(folder, keep_first=is_missing) as temporary:
         model.to(torch.bfloat16).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -93,11 +94,16 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, keep_first: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``folder`` when the block ends without an error.
 
-    Every file in it is synced before the rename. An existing ``folder`` is replaced. On an error
-    nothing is left behind, and ``folder`` is as it was.
+    Every file in it is synced before the rename. On an error nothing is left behind, and ``folder``
+    is as it was.
+
+    Args:
+        folder: the new folder; one that exists is replaced.
+        keep_first: whether one that another process has made meanwhile stays instead, since it may
+            be in use.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     tag = uuid.uuid4().hex[:8]
@@ -110,9 +116,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if path.is_file():
                 sync_file(path)
         sync_folder(temporary)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
+        if keep_first:
+            if not _rename_unless_there(temporary, folder):
+                shutil.rmtree(temporary, ignore_errors=True)
+                return
+        else:
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
         sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -120,6 +131,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename_unless_there(folder: Path, name: Path) -> bool:
+    """Rename a folder; return False where there is one of that name that holds something."""
+    try:
+        folder.rename(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def sha256_file(path: Path) -> str:

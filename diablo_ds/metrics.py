@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from diablo_ds.config import FREE_ON_RESUME, RunConfig
 from diablo_ds.files import new_file, write_json, write_text
+from diablo_ds.ownership import FolderOwner
 
 logger = logging.getLogger("diablo_ds")
 PROGRESS_FILE = "progress.json"
@@ -63,12 +64,21 @@ class Reporter:
         num_steps: steps of the whole run.
         start_step: steps taken before this process; later points of an earlier process are cut.
         enabled: whether this is rank 0.
+        owner: of the folder; where it was lost, another process writes the metrics file.
     """
 
     def __init__(
-        self, folder: Path, run: RunConfig, *, num_steps: int, start_step: int, enabled: bool
+        self,
+        folder: Path,
+        run: RunConfig,
+        *,
+        num_steps: int,
+        start_step: int,
+        enabled: bool,
+        owner: FolderOwner | None = None,
     ) -> None:
         self.enabled = enabled
+        self._owner = owner
         self.run = run
         self.num_steps = num_steps
         self._start_step = start_step
@@ -170,6 +180,8 @@ class Reporter:
 
     def _write(self, point: dict[str, float]) -> None:
         self.history.append(point)
+        if self._owner is not None and self._owner.is_lost:  # the next save says so and ends
+            return
         with self._metrics_file.open("a", encoding="utf-8") as file:
             finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
             file.write(json.dumps(finite) + "\n")

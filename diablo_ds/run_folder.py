@@ -1,37 +1,98 @@
-"""The folder of a run: what may be in it, and where a run goes on."""
+"""The folder of a run: its name, what may be in it, and its one owner."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import shutil
+import itertools
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from diablo_ds import trust
-from diablo_ds.checkpoint import find_checkpoint
+from diablo_ds.checkpoint import remove_leftovers
 from diablo_ds.config import RunConfig, differing_fields
 from diablo_ds.default_model import DEFAULT_MODEL_NAME
+from diablo_ds.ownership import OWNER_FOLDER, FolderOwner, claim, refuse_owned
 
 RUN_CONFIG_FILE = "run.json"
 LOGS = "logs"
+_NOT_A_RUN = (LOGS, OWNER_FOLDER)
+"""What a folder may hold before its run has begun."""
 
 
 def choose_run_folder(config: RunConfig) -> Path:
     """Decide the run folder and refuse one that holds something else. Creates nothing.
 
     Raises:
-        ValueError: if the folder holds another run or other files, or is not a folder.
+        ValueError: if the folder holds another run or other files, is not a folder, or is in use.
     """
     if not config.output:
-        name = DEFAULT_MODEL_NAME if config.model == "default" else Path(config.model).name
-        return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        return next(path for path in _new_names(config) if not path.exists())
     folder = Path(config.output)
+    _refuse_other_content(config, folder)
+    refuse_owned(folder, "run folder")
+    return folder
+
+
+def reserve_run_folder(config: RunConfig) -> Path:
+    """Return the run folder as `choose_run_folder` does, and create one that gets a new name.
+
+    Two runs that start in the same second, on any hosts, get two folders.
+
+    Raises:
+        ValueError: if the folder holds something else, is in use, or cannot be created.
+    """
+    folder = choose_run_folder(config)
+    if config.output:
+        return folder
+    for folder in _new_names(config):
+        with contextlib.suppress(FileExistsError), _naming_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(trust.PRIVATE_FOLDER)
+            return folder
+    raise AssertionError
+
+
+def own_run_folder(config: RunConfig) -> FolderOwner:
+    """Create the run folder where there is none, become its owner, and write `run.json`.
+
+    Nothing in it is written or removed before this process is the owner. What killed processes
+    left half-written is removed.
+
+    Raises:
+        ValueError: if the folder holds something else, is in use, or cannot be written.
+    """
+    folder = reserve_run_folder(config)
+    with _naming_errors(folder):
+        trust.make_folder(folder, "run folder", shared=config.shared_folders)
+        owner = claim(folder, "run folder")
+        try:
+            _refuse_other_content(config, folder)  # another run may have been there meanwhile
+            dataclasses.replace(config, output=str(folder)).save(folder / RUN_CONFIG_FILE)
+            remove_leftovers(checkpoints_folder(folder))
+        except BaseException:
+            owner.release()
+            raise
+    return owner
+
+
+def _new_names(config: RunConfig) -> Iterator[Path]:
+    """Yield names for a new run folder, the plainest first."""
+    model = DEFAULT_MODEL_NAME if config.model == "default" else Path(config.model).name
+    name = f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    yield Path("runs") / name
+    for number in itertools.count(2):
+        yield Path("runs") / f"{name}-{number}"
+
+
+def _refuse_other_content(config: RunConfig, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder; got a file: output={config.output!r}")
     if folder.exists():
         trust.check_folder(folder, "run folder", shared=config.shared_folders)
-    if not folder.exists() or all(path.name == LOGS for path in folder.iterdir()):
-        return folder
+    if not folder.exists() or all(path.name in _NOT_A_RUN for path in folder.iterdir()):
+        return
     if not (folder / RUN_CONFIG_FILE).is_file():
         raise ValueError(
             "output folder must be new, empty or hold this run; got other files in "
@@ -43,7 +104,6 @@ def choose_run_folder(config: RunConfig) -> Path:
             f"output folder must not hold another run; got output={config.output!r} with "
             f"{'; '.join(differing)}; choose another folder, or the old settings to resume"
         )
-    return folder
 
 
 def recorded_config(config: RunConfig) -> RunConfig | None:
@@ -56,25 +116,17 @@ def recorded_config(config: RunConfig) -> RunConfig | None:
     return RunConfig.load(path) if config.output and path.is_file() else None
 
 
-def open_run_folder(config: RunConfig, folder: Path) -> tuple[Path | None, list[str]]:
-    """Create the run folder with `run.json`, and find the checkpoint to resume from.
-
-    Returns:
-        The latest whole checkpoint or None, and a message for each damaged one passed over.
-
-    Raises:
-        ValueError: if the folder cannot be written, or holds damaged checkpoints only.
-    """
+@contextlib.contextmanager
+def _naming_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's errors into one that names the folder and the rule."""
     try:
-        trust.make_folder(folder, "run folder", shared=config.shared_folders)
-        dataclasses.replace(config, output=str(folder)).save(folder / RUN_CONFIG_FILE)
+        yield
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ValueError(
             f"output folder must be writable; got output={str(folder)!r}: {error}"
         ) from None
-    for half_written in checkpoints_folder(folder).glob(".step-*.tmp"):  # by a killed process
-        shutil.rmtree(half_written, ignore_errors=True)
-    return find_checkpoint(checkpoints_folder(folder))
 
 
 def logs_folder(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import nn
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
 from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config, measure_base
 from diablo_ds.batches import BatchSource, Dealer
-from diablo_ds.checkpoint import Checkpoint, load_checkpoint
+from diablo_ds.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.heartbeat import heart
@@ -23,10 +24,16 @@ from diablo_ds.loss_head import install_loss_head
 from diablo_ds.machine import look_at_machines
 from diablo_ds.metrics import logger, set_up_logging
 from diablo_ds.model import find_model, fingerprint, load_base
+from diablo_ds.ownership import FolderOwner
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.resolution import resolve_batch, resolve_run
-from diablo_ds.run_folder import choose_run_folder, open_run_folder, recorded_config
+from diablo_ds.run_folder import (
+    checkpoints_folder,
+    choose_run_folder,
+    own_run_folder,
+    recorded_config,
+)
 from diablo_ds.streaming import StreamSource, open_stream
 from diablo_ds.tokenization import load_tokenizer
 
@@ -76,6 +83,13 @@ class Run:
     placement: list[placement.TensorPlacement]
     num_steps: int
     start_step: int = 0
+    owner: FolderOwner | None = None
+    """Of the run folder, on rank 0."""
+
+    def check_owner(self) -> None:
+        """Raise ValueError on rank 0 where the run folder is no longer this process's."""
+        if self.owner is not None:
+            self.owner.check()
 
     def verify_placement(self, when: str) -> None:
         """Raise RuntimeError unless the base is sharded and the deltas are replicated."""
@@ -88,10 +102,15 @@ class Run:
         )
 
 
-def start_run(config: RunConfig, ds_config_file: Path) -> Run:
+def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.ExitStack) -> Run:
     """Check every input, then load the model and hand it to DeepSpeed.
 
     Collective: every rank must call this.
+
+    Args:
+        config: the run config.
+        ds_config_file: DeepSpeed config file.
+        resources: holds the run folder until it is closed.
 
     Raises:
         ValueError: if a setting, file or folder is wrong; before the model is loaded.
@@ -109,7 +128,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
     engine.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
     distributed.on_every_rank(lambda: engine.check_offload(policy))
     engine.check_quantized(policy, device.type)
-    folder = distributed.on_main_process(lambda: choose_run_folder(config))
+    distributed.on_main_process(lambda: choose_run_folder(config))  # before anything takes time
     model_folder = distributed.on_each_host_first(
         lambda: find_model(config.model, config.cache_folder, shared=config.shared_folders)
     )
@@ -134,7 +153,8 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         logger.info(fit.text())
         recomputation = fit.recomputation
     logger.info(inputs.describe(config, world_size))
-    checkpoint = _find_checkpoint(config, folder, adapter_config)
+    folder, owner = _own_run_folder(config, resources)
+    checkpoint = _find_checkpoint(folder, adapter_config)
 
     heart.beat("loading the model")
     logger.info(f"Loading {model_folder} in {config.precision} ...")
@@ -176,6 +196,7 @@ def start_run(config: RunConfig, ds_config_file: Path) -> Run:
         placement=expected,
         num_steps=inputs.num_steps(config),
         start_step=0 if checkpoint is None else checkpoint.step,
+        owner=owner,
     )
 
 
@@ -315,11 +336,31 @@ def start_engine(
     return ds_engine, expected
 
 
-def _find_checkpoint(
-    config: RunConfig, folder: Path, adapter_config: adapter.AdapterConfig
-) -> Checkpoint | None:
-    """Open the run folder and load its latest whole checkpoint. Collective."""
-    found, problems = distributed.on_main_process(lambda: open_run_folder(config, folder))
+def _own_run_folder(
+    config: RunConfig, resources: contextlib.ExitStack
+) -> tuple[Path, FolderOwner | None]:
+    """Make rank 0 the owner of the run folder until ``resources`` are closed. Collective.
+
+    Returns:
+        The folder and, on rank 0, its owner.
+    """
+    owners: list[FolderOwner] = []
+
+    def own() -> Path:
+        owner = own_run_folder(config)
+        resources.callback(owner.release)
+        owners.append(owner)
+        return owner.folder
+
+    folder = distributed.on_main_process(own)
+    return folder, owners[0] if owners else None
+
+
+def _find_checkpoint(folder: Path, adapter_config: adapter.AdapterConfig) -> Checkpoint | None:
+    """Load the latest whole checkpoint. Collective."""
+    found, problems = distributed.on_main_process(
+        lambda: find_checkpoint(checkpoints_folder(folder))
+    )
     for problem in problems:
         logger.warning(f"Passing over a damaged checkpoint: {problem}")
     if found is None:

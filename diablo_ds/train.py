@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -177,17 +178,18 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
     Collective: every rank must call this.
 
     Raises:
-        ValueError: if a setting, file or folder is wrong; the same on every rank.
+        ValueError: if a setting, file or folder is wrong, or the run folder is another process's;
+            the same on every rank.
         NonFiniteError: if the training diverges.
         OSError: if a checkpoint cannot be written; earlier ones are kept.
         Stopped: if a signal asked for it; the last step taken is saved.
     """
-    with heart.beating(), StopRequests() as requests:
-        return _run(config, ds_config_file, requests)
+    with heart.beating(), StopRequests() as requests, contextlib.ExitStack() as resources:
+        return _run(start_run(config, ds_config_file, resources), requests)
 
 
-def _run(config: RunConfig, ds_config_file: Path, requests: StopRequests) -> Summary:
-    run = start_run(config, ds_config_file)
+def _run(run: Run, requests: StopRequests) -> Summary:
+    config = run.config
     requests.start_training()
     heart.limit_s = config.hang_timeout
     reporter = Reporter(
@@ -196,6 +198,7 @@ def _run(config: RunConfig, ds_config_file: Path, requests: StopRequests) -> Sum
         num_steps=run.num_steps,
         start_step=run.start_step,
         enabled=distributed.is_main_process(),
+        owner=run.owner,
     )
     interval = max(1, -(-run.num_steps // EVALS_PER_RUN))
     eval_every, save_every = config.eval_every or interval, config.save_every or interval
@@ -288,8 +291,12 @@ def save(run: Run, step: int) -> None:
         state=state,
         loss_scaler=optimizer_state.loss_scaler_state(run.engine),
     )
-    root, keep_last = checkpoints_folder(run.folder), run.config.keep_last
-    distributed.on_main_process(lambda: save_checkpoint(root, checkpoint, keep_last))
+
+    def write() -> None:
+        run.check_owner()
+        save_checkpoint(checkpoints_folder(run.folder), checkpoint, run.config.keep_last)
+
+    distributed.on_main_process(write)
 
 
 def _finish(run: Run, reporter: Reporter) -> Summary:
@@ -299,6 +306,7 @@ def _finish(run: Run, reporter: Reporter) -> Summary:
     """
 
     def write() -> Summary:
+        run.check_owner()
         last_checkpoint = checkpoint_folder(checkpoints_folder(run.folder), run.num_steps)
         masters, adapter_config = adapter.load_adapter(last_checkpoint)
         adapter.save_adapter(run.folder / "adapter", masters, adapter_config)

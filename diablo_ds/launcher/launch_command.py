@@ -99,8 +99,6 @@ def launch(
         *("master_port", "ssh_port", "interface", "env", "venv", "wrap", "launcher_args"),
     )
     with clean_errors():
-        from diablo_ds.run_folder import logs_folder
-
         _refuse_several(check=check, skip_checks=skip_checks, dry_run=dry_run)
         cluster = build_cluster(**{name: options.pop(name) for name in names})
         if min_nodes is not None and (cluster.runner == "local" or not max_restarts):
@@ -109,13 +107,17 @@ def launch(
                 f"min_nodes={min_nodes}, max_restarts={max_restarts}, runner={cluster.runner!r}"
             )
         run = build_run_config(config, options, gradient_accumulation_steps, cluster.world_size)
-        run = with_global_batch(with_output(run), ds_config, [cluster.world_size])
+        run = with_global_batch(run, ds_config, [cluster.world_size])
+        if not run.output and cluster.node_rank is not None and len(cluster.hosts) > 1:
+            raise ValueError(
+                "a run that is started on each host by hand needs output, the same on all; got none"
+            )
         sys.exit(
             _launch(
                 run,
                 ds_config,
                 cluster,
-                log_folder or logs_folder(Path(run.output)),
+                log_folder,
                 max_restarts=max_restarts,
                 min_nodes=min_nodes or len(cluster.hosts),
                 check=check,
@@ -129,7 +131,7 @@ def _launch(
     run: RunConfig,
     ds_config: Path,
     cluster: Cluster,
-    logs: Path,
+    log_folder: Path | None,
     *,
     max_restarts: int,
     min_nodes: int,
@@ -138,8 +140,11 @@ def _launch(
     dry_run: bool,
 ) -> int:
     from diablo_ds.launcher import checks, command, supervisor
+    from diablo_ds.run_folder import logs_folder
 
+    asked, run = run, with_output(run, reserve=False)
     if dry_run:
+        logs = log_folder or logs_folder(Path(run.output))
         folder = supervisor.next_log_folder(logs, cluster)
         words = command.build_command(run, ds_config, cluster, folder)
         click.echo(command.shell_text(words, command.launcher_env(cluster)))
@@ -154,6 +159,8 @@ def _launch(
             click.echo(checks.table(found), err=not check)
         if check or not is_good:
             return 0 if is_good else EXIT_USER_ERROR
+    run = with_output(asked, reserve=True)
+    logs = log_folder or logs_folder(Path(run.output))
     return supervisor.run_until_done(
         run, ds_config, cluster, logs, max_restarts=max_restarts, min_nodes=min_nodes
     )
@@ -296,12 +303,16 @@ def with_global_batch(run: RunConfig, ds_config: Path, world_sizes: Sequence[int
     return run
 
 
-def with_output(run: RunConfig) -> RunConfig:
+def with_output(run: RunConfig, *, reserve: bool) -> RunConfig:
     """Return the run config with a run folder, so that a restart finds it.
 
-    Raises:
-        ValueError: if the folder that it names holds something else.
-    """
-    from diablo_ds.run_folder import choose_run_folder
+    Args:
+        run: the run config.
+        reserve: whether to create the folder where its name is new, so that no other run gets it.
 
-    return replace(run, output=str(choose_run_folder(run)))
+    Raises:
+        ValueError: if the folder that it names holds something else, or is in use.
+    """
+    from diablo_ds.run_folder import choose_run_folder, reserve_run_folder
+
+    return replace(run, output=str(reserve_run_folder(run) if reserve else choose_run_folder(run)))

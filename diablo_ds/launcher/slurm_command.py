@@ -97,7 +97,7 @@ def slurm(
         low, high = job.node_range()
         world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
         run = build_run_config(config, options, gradient_accumulation_steps, world_sizes[-1])
-        run = with_output(run)
+        run = with_output(run, reserve=not dry_run)
         if not job.sweep:  # whose runs each have their own
             run = with_global_batch(run, ds_config, world_sizes)
         variables = {**interface_env(interface), **parse_env(env)}

@@ -67,13 +67,10 @@ def run_until_done(
         ValueError: if the run and the cluster do not go together.
     """
     for restarts in itertools.count():
-        folder = next_log_folder(logs, cluster)
-        for path, what in (
-            (Path(run.output), "run folder"),
-            (logs, "log folder"),
-            (folder, "log folder"),
-        ):
+        for path, what in ((Path(run.output), "run folder"), (logs, "log folder")):
             trust.make_folder(path, what, shared=run.shared_folders)
+        folder = make_log_folder(logs, cluster)
+        trust.make_folder(folder, "log folder", shared=run.shared_folders)
         command = build_command(run, ds_config, cluster, folder)
         attempt = Attempt(command, cluster, folder)
         code = attempt.run()
@@ -96,6 +93,23 @@ def next_log_folder(logs: Path, cluster: Cluster) -> Path:
     for number in itertools.count(1):
         folder = logs / f"attempt-{number:03d}"
         if not record_file(folder, first_rank).exists():
+            return folder
+    raise AssertionError
+
+
+def make_log_folder(logs: Path, cluster: Cluster) -> Path:
+    """Choose the next log folder; one that is new, where this launcher starts all ranks.
+
+    The folder of all logs must exist. Two launchers that shared one of the folders in it would end
+    each other's ranks.
+    """
+    folder = next_log_folder(logs, cluster)
+    if cluster.node_rank is not None:  # the launchers of all hosts meet in the same folder
+        return folder
+    for number in itertools.count(int(folder.name.removeprefix("attempt-"))):
+        folder = logs / f"attempt-{number:03d}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(trust.PRIVATE_FOLDER)
             return folder
     raise AssertionError
 

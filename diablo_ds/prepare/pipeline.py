@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from diablo_ds import tokenization
 from diablo_ds.corpora.encoding import RowEncoder
 from diablo_ds.corpora.sources import Source, find_sources
 from diablo_ds.files import read_json, write_json
+from diablo_ds.ownership import OWNER_FOLDER, FolderOwner, claim
 from diablo_ds.prepare.assembly import assemble, bad_row_lines
 from diablo_ds.prepare.chunks import (
     TOO_LONG,
@@ -86,15 +87,18 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     }
     if options.output.exists():
         return _load_same(options.output, inputs)
-    with _work_folder(partial, inputs) as work:
+    with _work_folder(partial, inputs) as owner:
+        work = owner.folder
+        if options.output.exists():  # another process has just finished it
+            return _load_same(options.output, inputs)
         # The held-out files come first: of two equal rows the held-out one is kept.
         sources = [*val_sources, *train_sources]
         num_heldout_files = len(val_sources)
         tokenizer = load_tokenizer(tokenizer_path)
         _encode_all(options, tokenizer, sources, excluded, num_heldout_files, work)
+        owner.check()
         manifest = assemble(options, inputs, tokenizer, sources, num_heldout_files, work)
         sha256.save(options.output / FILE_TIMES)
-    shutil.rmtree(partial)
     return manifest
 
 
@@ -123,36 +127,42 @@ def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-@contextmanager
-def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[Path]:
-    """Yield the folder of finished chunks, emptied if they came from other inputs.
+@contextlib.contextmanager
+def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
+    """Own the folder of finished chunks, emptied if they came from other inputs.
 
     It stays when the run is interrupted, if there is a chunk to keep. Only one process at a time
     may use it.
+
+    Raises:
+        ValueError: if another process uses it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"output must be prepared by one process at a time; got {folder} in use"
-            ) from None
+    owner = claim(folder, "output that is being prepared")
+    is_done = False
+    try:
         same = json.loads(json.dumps(without_paths(inputs)))
         inputs_file = folder / INPUTS_FILE
         if inputs_file.is_file() and read_json(inputs_file) == same:
             say(f"Going on with an interrupted run: {folder}")
         else:
             for path in folder.glob("*.*"):
-                if path.name != ".lock":
+                if path.name != OWNER_FOLDER:
                     path.unlink()
             write_json(inputs_file, same)
-        try:
-            yield folder
-        except BaseException:
-            if not any(folder.glob("chunk-*")):
-                shutil.rmtree(folder)
-            raise
+        yield owner
+        is_done = True
+    finally:
+        if is_done or not any(folder.glob("chunk-*")):
+            _remove(folder)
+        owner.release()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder under another name, so that a process may make it anew meanwhile."""
+    removed = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 # --- raw rows to chunks --------------------------------------------------------------------------
@@ -230,7 +240,7 @@ class _Judge:
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(num_bytes: int) -> Iterator[Any]:
     """Yield a progress bar over bytes read; off a terminal, a line now and then."""
     from tqdm import tqdm

@@ -109,7 +109,7 @@ def test_the_last_checkpoints_are_kept_and_are_no_larger_than_the_adapter_and_it
     assert checkpoint_bytes < 3 * adapter_bytes + 10_000
     assert {p.name for p in folder.iterdir()} == {
         *("run.json", "metrics.jsonl", "tensorboard", "loss.png", "adapter", "checkpoints"),
-        "progress.json",
+        *("progress.json", ".owner"),
     }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -88,7 +89,44 @@ def test_a_failed_save_leaves_the_older_checkpoints_and_nothing_else(tmp_path):
     checkpoint.verify_checkpoint(old)
 
 
+def _damage(folder, *, keep_size):
+    path = folder / "optimizer.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)) if keep_size else whole[:-1])
+
+
+@pytest.mark.parametrize("keep_size", [True, False])
+@pytest.mark.parametrize("num_damaged", [1, 2])
+def test_damaged_newer_checkpoints_go_before_good_ones(num_damaged, keep_size, tmp_path):
+    newer = [_save(tmp_path, 10 + step) for step in range(num_damaged)]
+    for folder in newer:
+        _damage(folder, keep_size=keep_size)
+    good = _save(tmp_path, 4, keep_last=num_damaged)  # the run was resumed before the damaged ones
+    assert checkpoint.find_checkpoint(tmp_path)[0] == good
+    assert len(checkpoint.list_checkpoints(tmp_path)) == num_damaged
+    second = _save(tmp_path, 5, keep_last=2)
+    assert checkpoint.list_checkpoints(tmp_path) == [second, good]
+
+
+def test_a_damaged_older_checkpoint_goes_before_a_good_older_one(tmp_path):
+    good, damaged = _save(tmp_path, 1), _save(tmp_path, 2)
+    _damage(damaged, keep_size=False)
+    newest = _save(tmp_path, 3, keep_last=2)
+    assert checkpoint.list_checkpoints(tmp_path) == [newest, good]
+
+
+def test_what_a_killed_save_left_is_put_right(tmp_path):
+    (tmp_path / ".step-000009.abcd.tmp").mkdir()
+    replaced, kept = _save(tmp_path, 3), _save(tmp_path, 5)
+    replaced.rename(tmp_path / ".step-000003.abcd.old")  # killed between two renames
+    shutil.copytree(kept, tmp_path / ".step-000005.abcd.old")  # killed after them
+    checkpoint.remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [replaced, kept]
+    checkpoint.verify_checkpoint(replaced)
+
+
 def test_half_written_folders_are_not_taken_for_checkpoints(tmp_path):
     (tmp_path / ".step-000009.abcd.tmp").mkdir()
-    (tmp_path / "step-12x").mkdir()
+    for name in ("step-12x", "step-", "step-\u00b2", f"step-{10**30}"):
+        (tmp_path / name).mkdir()
     assert checkpoint.list_checkpoints(tmp_path) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from diablo_ds.launcher.command import build_command, run_options
 from diablo_ds.launcher.launch_command import build_cluster
 from diablo_ds.launcher.records import STOPPED, RankRecord, first_failure, write_record
 from diablo_ds.launcher.slurm import Job, build_script
-from diablo_ds.launcher.supervisor import fitting_hosts, next_log_folder
+from diablo_ds.launcher.supervisor import fitting_hosts, make_log_folder, next_log_folder
 from diablo_ds.run_options import DEFAULT_DS_CONFIG, build_run_config
 
 RUN = RunConfig(
@@ -272,6 +273,13 @@ def test_all_hosts_of_a_start_come_to_the_same_log_folder(tmp_path):
     write_record(expected, _record(0))  # the first host has started already
     assert next_log_folder(tmp_path, second) == expected
     assert next_log_folder(tmp_path, first) == tmp_path / "attempt-002"
+    assert make_log_folder(tmp_path, second) == expected
+
+
+def test_two_launchers_never_share_a_log_folder(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: make_log_folder(tmp_path, _cluster()), range(8)))
+    assert sorted(path.name for path in folders) == [f"attempt-{n:03d}" for n in range(1, 9)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -264,11 +265,36 @@ def test_finished_work_of_other_inputs_is_not_used(prepare, tmp_path, monkeypatc
     assert all(text.startswith("Below is an instruction") for text in _texts(tmp_path / "out"))
 
 
+def test_a_dataset_that_another_process_finished_meanwhile_is_left_alone(
+    prepare, tmp_path, monkeypatch
+):
+    path = _write(tmp_path / "d.jsonl", _rows(5))
+    work_folder = pipeline._work_folder
+
+    @contextlib.contextmanager
+    def after_another_one(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "_work_folder", work_folder)
+            prepare(path)
+        before = _times(tmp_path / "out")
+        with work_folder(*args) as owner:
+            yield owner
+        assert _times(tmp_path / "out") == before
+
+    monkeypatch.setattr(pipeline, "_work_folder", after_another_one)
+    assert prepare(path)["parts"]["train"]["rows"]
+    assert sorted(p.name for p in tmp_path.glob("*out*")) == ["out"]
+
+
+def _times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def test_two_at_a_time_are_refused(prepare, tmp_path, monkeypatch):
     path = _write(tmp_path / "d.jsonl", _rows(5))
 
     def also(*_):
-        with pytest.raises(ValueError, match="by one process at a time"):
+        with pytest.raises(ValueError, match="being prepared must not be in use"):
             prepare(path)
         raise _InterruptedError
 

@@ -1,0 +1,69 @@
+"""Runs that meet in one folder: one goes on, the other says whose it is and touches nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
+from diablo_ds.ownership import OWNER_FOLDER
+from tests.e2e.commands import ROOT, TIMEOUT_S, environment, losses
+
+pytestmark = pytest.mark.e2e
+
+
+def _start(*args: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["diablo-ds", "train", *map(str, args)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert "Traceback" not in output, output
+    return process.returncode, output
+
+
+def test_of_two_starts_into_one_folder_one_runs(options, tmp_path):
+    folder = tmp_path / "run"
+    # Long enough for the second, however late, to find the first at work.
+    options = [*options, "--output", folder, "--save-every", 1, "--max-steps", 3000]
+    processes = [_start(*options), _start(*options)]
+    _wait_until(lambda: any(process.poll() is not None for process in processes))
+    loser = next(process for process in processes if process.poll() is not None)
+    (winner,) = (process for process in processes if process is not loser)
+    code, output = _end(loser)
+    assert code == 2, output
+    assert f"run folder must not be in use by another process; got {folder}" in output
+    assert f"in use by process {winner.pid} of " in output
+
+    _wait_until(lambda: len(list_checkpoints(folder / "checkpoints")) == 2)
+    # Another process takes the folder over, as one on another host may after a long pause.
+    (mine,) = (folder / OWNER_FOLDER).iterdir()
+    successor = json.loads(mine.read_text()) | {"token": "x", "host": "node17", "pid": 4711}
+    (folder / OWNER_FOLDER / "000000002.json").write_text(json.dumps(successor))
+    code, output = _end(winner)
+    assert code == 2, output
+    assert "run folder must stay this process's" in output
+    assert "taken over by process 4711 of " in output
+    steps = list(losses(folder))
+    assert steps == list(range(1, len(steps) + 1))
+    for checkpoint in list_checkpoints(folder / "checkpoints"):
+        verify_checkpoint(checkpoint)
+    assert not (folder / "adapter").exists()
+
+
+def _wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
