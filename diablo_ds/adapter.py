@@ -329,7 +329,7 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
     """Read `adapter.json`.
 
     Raises:
-        ValueError: if the file is missing, is not JSON or is of another format.
+        ValueError: if the file is missing, is not JSON, is of another format, or a value is wrong.
     """
     value = read_json(folder / CONFIG_FILE)
     if not isinstance(value, dict) or value.get("format") != ADAPTER_FORMAT:

@@ -13,19 +13,27 @@ import contextlib
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from diablo_ds.adapter import AdapterConfig, load_adapter, write_adapter_files
+from diablo_ds.adapter import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    AdapterConfig,
+    load_adapter,
+    write_adapter_files,
+)
+from diablo_ds.content_checks import check_position, check_tensors
 from diablo_ds.files import new_folder, read_json, sha256_file, write_json
 from diablo_ds.whole_tensors import load_tensors, save_tensors
 
 CHECKPOINT_FORMAT = 1
 STATE_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "state.json", "optimizer.safetensors", "manifest.json"
+_FILES = {STATE_FILE, OPTIMIZER_FILE, TENSOR_FILE, CONFIG_FILE}
 _STEP_NAME = re.compile(r"step-[0-9]{1,18}")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -165,13 +173,18 @@ def verify_checkpoint(folder: Path) -> None:
     """Compare every file with the manifest.
 
     Raises:
-        ValueError: if a file is missing, truncated or changed; names it.
+        ValueError: if a file is missing, truncated, changed, or not in the manifest; names it.
     """
     manifest = read_json(folder / MANIFEST_FILE)
     try:
-        files = {str(name): entry["sha256"] for name, entry in manifest["files"].items()}
+        files = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except (TypeError, KeyError, AttributeError):
         raise ValueError(f"manifest must list files with a sha256; got {folder}") from None
+    if files.keys() != _FILES:
+        raise ValueError(
+            f"manifest must list exactly {', '.join(sorted(_FILES))}; got "
+            f"{', '.join(sorted(files)[:9])} in {folder}"
+        )
     for name, checksum in files.items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != checksum:
@@ -181,8 +194,14 @@ def verify_checkpoint(folder: Path) -> None:
             )
 
 
-def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
+def find_checkpoint(
+    root: Path, accept: Callable[[Path], object] = lambda folder: load_checkpoint(folder)
+) -> tuple[Path | None, list[str]]:
     """Return the latest whole checkpoint, and a message for each damaged one passed over.
+
+    Args:
+        root: folder of the run's checkpoints.
+        accept: raises ValueError where the content of a checkpoint does not fit.
 
     Raises:
         ValueError: if there are checkpoints and none is whole: starting over would lose a run.
@@ -191,6 +210,7 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     for folder in list_checkpoints(root):
         try:
             verify_checkpoint(folder)
+            accept(folder)
         except ValueError as error:
             problems.append(str(error))
         else:
@@ -204,21 +224,35 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Checkpoint:
     """Load a checkpoint that `verify_checkpoint` accepted, onto the CPU.
 
+    Args:
+        folder: the checkpoint.
+        shapes: of the run's deltas by name; by default those that the adapter in it has.
+
     Raises:
-        ValueError: if the files disagree or have another format.
+        ValueError: if the files disagree, have another format, or hold something that cannot be
+            trained on, such as a tensor of another shape or dtype.
     """
-    position: dict[str, Any] = read_json(folder / STATE_FILE)
-    if position.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"checkpoint must have format {CHECKPOINT_FORMAT}; got {folder}")
+    position = read_position(folder)
     masters, adapter = load_adapter(folder)
+    wanted = {name: tuple(master.shape) for name, master in masters.items()}
+    check_tensors(masters, wanted if shapes is None else shapes, folder / TENSOR_FILE)
     moments = load_tensors(folder / OPTIMIZER_FILE)
+    moment_shapes = {f"{name}.{key}": wanted[name] for name in wanted for key in MOMENTS}
+    check_tensors(moments, moment_shapes, folder / OPTIMIZER_FILE)
     state = {
         name: {"master": master, **{key: moments[f"{name}.{key}"] for key in MOMENTS}}
         for name, master in masters.items()
     }
+    negative = next((n for n, tensors in state.items() if (tensors[MOMENTS[1]] < 0).any()), None)
+    if negative is not None:
+        raise ValueError(
+            f"second moments must not be negative; got {negative} in {folder / OPTIMIZER_FILE}"
+        )
     return Checkpoint(
         step=position["step"],
         global_batch=position["global_batch"],
@@ -228,3 +262,20 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         state=state,
         loss_scaler=position["loss_scaler"],
     )
+
+
+def read_position(folder: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's `state.json`.
+
+    Raises:
+        ValueError: if it is of another format or step, or a value is missing or wrong.
+    """
+    file = folder / STATE_FILE
+    position = check_position(read_json(file), file)
+    if position.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"checkpoint must have format {CHECKPOINT_FORMAT}; got {folder}")
+    if _STEP_NAME.fullmatch(folder.name) and position["step"] != step_of(folder):
+        raise ValueError(
+            f"checkpoint must hold the step of its name; got step={position['step']} in {folder}"
+        )
+    return position

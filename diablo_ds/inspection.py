@@ -6,9 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 from diablo_ds.adapter import CONFIG_FILE, TENSOR_FILE, check_shapes, load_adapter_config
-from diablo_ds.checkpoint import MANIFEST_FILE, STATE_FILE, list_checkpoints, verify_checkpoint
+from diablo_ds.checkpoint import (
+    MANIFEST_FILE,
+    list_checkpoints,
+    read_position,
+    verify_checkpoint,
+)
 from diablo_ds.config import RunConfig
-from diablo_ds.files import read_json
 from diablo_ds.metrics import read_metrics
 from diablo_ds.run_folder import RUN_CONFIG_FILE, checkpoints_folder
 from diablo_ds.whole_tensors import tensor_shapes
@@ -37,7 +41,9 @@ def _describe_adapter(folder: Path) -> str:
     shapes = tensor_shapes(folder / TENSOR_FILE)
     check_shapes(shapes, config, folder)
     num_parameters = sum(n * i * o for (n, i, o), _ in shapes.values())
-    kinds = Counter((n.split(".")[-2], *s, dtype) for n, (s, dtype) in shapes.items())
+    kinds = Counter(
+        (n.removesuffix(".delta").rpartition(".")[2], *s, dtype) for n, (s, dtype) in shapes.items()
+    )
     base = f"{config.base_model} (fingerprint {config.base_fingerprint[:12] or 'none'})"
     lines = [
         f"Adapter {folder}",
@@ -55,11 +61,11 @@ def _describe_adapter(folder: Path) -> str:
 
 def _describe_checkpoint(folder: Path) -> str:
     verify_checkpoint(folder)
-    state = read_json(folder / STATE_FILE)
+    state = read_position(folder)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     lines = [
         f"Checkpoint {folder}: whole, {num_bytes:,} bytes",
-        f"  step         {state['step']}, {state['examples_seen']:,} examples seen",
+        f"  step         {state['step']}, {state['step'] * state['global_batch']:,} examples seen",
         f"  seed         {state['seed']}",
     ]
     return "\n".join([*lines, _describe_adapter(folder)])
@@ -68,9 +74,9 @@ def _describe_checkpoint(folder: Path) -> str:
 def _describe_run(folder: Path) -> str:
     config = RunConfig.load(folder / RUN_CONFIG_FILE)
     lines = [f"Run {folder}", f"  model        {config.model}", f"  data         {config.data}"]
-    points = read_metrics(folder / "metrics.jsonl")
+    points, _ = read_metrics(folder / "metrics.jsonl")
     for name, label in (("loss", "loss        "), ("heldout_loss", "held-out    ")):
-        values = [(p["step"], p[name]) for p in points if name in p]
+        values = [(int(p["step"]), p[name]) for p in points if name in p]
         if values:
             (first_step, first), (last_step, last) = values[0], values[-1]
             lines.append(f"  {label} {first:.4f} at step {first_step}, {last:.4f} at {last_step}")

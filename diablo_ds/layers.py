@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -151,3 +154,22 @@ class DiaBloLinear(nn.Linear):
         """Describe the layer in ``print(model)``."""
         own = f"num_blocks={self.num_blocks}, dropout={self.dropout}, {self.delta_path}"
         return f"{super().extra_repr()}, {own}"
+
+
+def delta_shapes(
+    model: nn.Module, num_blocks: Mapping[str, int]
+) -> dict[str, tuple[int, int, int]]:
+    """Return the shapes that the deltas of a model's layers have or would have.
+
+    Args:
+        model: a model with or without deltas.
+        num_blocks: block count by the full module name of the layer.
+
+    Returns:
+        ``(num_blocks, in_block, out_block)`` by parameter name.
+    """
+    shapes = {}
+    for name, count in num_blocks.items():
+        layer: Any = model.get_submodule(name)
+        shapes[f"{name}.delta"] = (count, layer.in_features // count, layer.out_features // count)
+    return shapes

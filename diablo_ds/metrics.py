@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from diablo_ds.config import FREE_ON_RESUME, RunConfig
-from diablo_ds.files import new_file, write_json, write_text
+from diablo_ds.files import new_file, read_json, write_json, write_text
 from diablo_ds.ownership import FolderOwner
 
 logger = logging.getLogger("diablo_ds")
@@ -90,8 +90,11 @@ class Reporter:
 
         # A start from step 0 evaluates and records that step again.
         last = start_step or -1
-        self.history = [p for p in read_metrics(self._metrics_file) if p["step"] <= last]
-        write_text(self._metrics_file, "".join(json.dumps(point) + "\n" for point in self.history))
+        points, num_bad = read_metrics(self._metrics_file)
+        if num_bad:
+            logger.warning(f"Left out of {self._metrics_file}: {num_bad} lines that are no points")
+        self.history = [point for point in points if point["step"] <= last]
+        write_text(self._metrics_file, "".join(map(_format_point, self.history)))
         write_json(folder / PROGRESS_FILE, {"num_steps": num_steps, "start_step": start_step})
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
         if not start_step:
@@ -183,19 +186,49 @@ class Reporter:
         if self._owner is not None and self._owner.is_lost:  # the next save says so and ends
             return
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
-            file.write(json.dumps(finite) + "\n")
+            file.write(_format_point(point))
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read a metrics file; a last line that a crash cut short is left out."""
-    points = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            points.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return points
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
+    """Read a metrics file.
+
+    Returns:
+        Its points, each with a step, and the number of lines that are none, as the last one that a
+        crash cut short. Values that were not finite are NaN.
+    """
+    points, num_bad = [], 0
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        point = _parse_point(line)
+        if point is None:
+            num_bad += 1
+        else:
+            points.append(point)
+    return points, num_bad
+
+
+def _parse_point(line: str) -> dict[str, float] | None:
+    try:
+        values = json.loads(line)
+        point = {name: math.nan if v is None else float(v) for name, v in values.items()}
+        step = int(point["step"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    return {**point, "step": step} if step == point["step"] and step >= 0 else None
+
+
+def _format_point(point: Mapping[str, float]) -> str:
+    finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
+    return json.dumps(finite) + "\n"
+
+
+def read_num_steps(path: Path) -> int | None:
+    """Return the number of steps that a progress file tells; None where it tells none."""
+    try:
+        num_steps = read_json(path)["num_steps"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return num_steps if type(num_steps) is int and num_steps > 0 else None
 
 
 def plot_losses(history: list[dict[str, float]], path: Path) -> None:

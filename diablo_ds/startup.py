@@ -15,7 +15,6 @@ from torch import nn
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
 from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config, measure_base
 from diablo_ds.batches import BatchSource, Dealer
-from diablo_ds.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.heartbeat import heart
@@ -28,12 +27,8 @@ from diablo_ds.ownership import FolderOwner
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.resolution import resolve_batch, resolve_run
-from diablo_ds.run_folder import (
-    checkpoints_folder,
-    choose_run_folder,
-    own_run_folder,
-    recorded_config,
-)
+from diablo_ds.resuming import find_resume_point, own_folder
+from diablo_ds.run_folder import choose_run_folder, recorded_config
 from diablo_ds.streaming import StreamSource, open_stream
 from diablo_ds.tokenization import load_tokenizer
 
@@ -153,8 +148,15 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         logger.info(fit.text())
         recomputation = fit.recomputation
     logger.info(inputs.describe(config, world_size))
-    folder, owner = _own_run_folder(config, resources)
-    checkpoint = _find_checkpoint(folder, adapter_config)
+    folder, owner = own_folder(config, resources)
+    checkpoint = find_resume_point(config, folder, adapter_config, shapes)
+    start_step = 0 if checkpoint is None else checkpoint.step
+    num_steps = inputs.num_steps(config)
+    if start_step > num_steps:
+        logger.warning(
+            f"The run has taken {start_step} steps already, and its data or settings make "
+            f"{num_steps}: it ends here"
+        )
 
     heart.beat("loading the model")
     logger.info(f"Loading {model_folder} in {config.precision} ...")
@@ -194,8 +196,8 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         train_batches=inputs.train,
         heldout_batches=inputs.heldout,
         placement=expected,
-        num_steps=inputs.num_steps(config),
-        start_step=0 if checkpoint is None else checkpoint.step,
+        num_steps=max(num_steps, start_step),
+        start_step=start_step,
         owner=owner,
     )
 
@@ -334,38 +336,3 @@ def start_engine(
         when="after initialisation",
     )
     return ds_engine, expected
-
-
-def _own_run_folder(
-    config: RunConfig, resources: contextlib.ExitStack
-) -> tuple[Path, FolderOwner | None]:
-    """Make rank 0 the owner of the run folder until ``resources`` are closed. Collective.
-
-    Returns:
-        The folder and, on rank 0, its owner.
-    """
-    owners: list[FolderOwner] = []
-
-    def own() -> Path:
-        owner = own_run_folder(config)
-        resources.callback(owner.release)
-        owners.append(owner)
-        return owner.folder
-
-    folder = distributed.on_main_process(own)
-    return folder, owners[0] if owners else None
-
-
-def _find_checkpoint(folder: Path, adapter_config: adapter.AdapterConfig) -> Checkpoint | None:
-    """Load the latest whole checkpoint. Collective."""
-    found, problems = distributed.on_main_process(
-        lambda: find_checkpoint(checkpoints_folder(folder))
-    )
-    for problem in problems:
-        logger.warning(f"Passing over a damaged checkpoint: {problem}")
-    if found is None:
-        return None
-    checkpoint = distributed.on_every_rank(lambda: load_checkpoint(found))
-    adapter.check_adapter(checkpoint.adapter, adapter_config)
-    logger.info(f"Resuming after step {checkpoint.step} from {found}")
-    return checkpoint

@@ -313,8 +313,9 @@ def _finish(run: Run, reporter: Reporter) -> Summary:
         plot_losses(reporter.history, run.folder / "loss.png")
         heldout = [p["heldout_loss"] for p in reporter.history if "heldout_loss" in p]
         first, last = (heldout[0], heldout[-1]) if heldout else (None, None)
-        losses = [p["loss"] for p in reporter.history if "loss" in p]
-        final = {"loss": losses[-1]} | ({} if last is None else {"heldout_loss": last})
+        last_loss = next((p["loss"] for p in reversed(reporter.history) if "loss" in p), None)
+        named = {"loss": last_loss, "heldout_loss": last}
+        final = {name: value for name, value in named.items() if value is not None}
         reporter.close(final)
         return Summary(run.folder, run.num_steps, first, last)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from pathlib import Path
 
 from diablo_ds.checkpoint import list_checkpoints
-from diablo_ds.files import read_json
 from diablo_ds.launcher.records import read_records
-from diablo_ds.metrics import PROGRESS_FILE, format_seconds, read_metrics
+from diablo_ds.metrics import PROGRESS_FILE, format_seconds, read_metrics, read_num_steps
 from diablo_ds.run_folder import RUN_CONFIG_FILE, checkpoints_folder, logs_folder
 
 RECENT_STEPS = 50
@@ -26,22 +26,26 @@ def describe_status(folder: Path) -> str:
             return f"Run {folder}\n  it has not started to train yet"
         raise ValueError(f"folder must be that of a run; got {folder}, without {RUN_CONFIG_FILE}")
     metrics = folder / "metrics.jsonl"
-    points = read_metrics(metrics)
-    steps = [point for point in points if "loss" in point]
+    points, _ = read_metrics(metrics)
+    wanted = {"loss", "step_s", "tokens_per_s"}
+    steps = [point for point in points if wanted <= point.keys()]
     lines = [f"Run {folder}"]
     if steps:
         last = steps[-1]
         recent = steps[-RECENT_STEPS:]
-        num_steps = read_json(folder / PROGRESS_FILE)["num_steps"]
+        num_steps = read_num_steps(folder / PROGRESS_FILE)
         step_s = statistics.median(point["step_s"] for point in recent)
         rate = statistics.median(point["tokens_per_s"] for point in recent)
         ago = format_seconds(max(0.0, time.time() - metrics.stat().st_mtime))
         is_done = (folder / "adapter").is_dir()
-        left = "done" if is_done else format_seconds((num_steps - last["step"]) * step_s)
+        if is_done or num_steps is None or not math.isfinite(step_s):
+            left = "done" if is_done else "unknown"
+        else:
+            left = format_seconds((num_steps - last["step"]) * step_s)
+        of_all = "" if num_steps is None else f"/{num_steps} ({last['step'] / num_steps:.1%})"
         heldout = [p for p in points if "heldout_loss" in p][-1:]
         lines += [
-            f"  step        {last['step']}/{num_steps} ({last['step'] / num_steps:.1%}), "
-            f"written {ago} ago",
+            f"  step        {last['step']}{of_all}, written {ago} ago",
             f"  loss        {last['loss']:.4f}"
             + "".join(f"; held-out {p['heldout_loss']:.4f} at step {p['step']}" for p in heldout),
             f"  rate        {step_s:.2f} s a step, {rate:,.0f} tokens/s",

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diablo_ds import checkpoint
 from diablo_ds.adapter import AdapterConfig
 from diablo_ds.checkpoint import Checkpoint
+from diablo_ds.files import sha256_file
 
 
 def _checkpoint(step=4) -> Checkpoint:
     names = ("a.delta", "b.delta")
     state = {
-        name: {key: torch.randn(2, 3, 4) for key in ("master", "exp_avg", "exp_avg_sq")}
+        name: {key: torch.rand(2, 3, 4) for key in ("master", "exp_avg", "exp_avg_sq")}
         for name in names
     }
     adapter = AdapterConfig("tiny", "abc", {"a": 2, "b": 2})
@@ -130,3 +133,102 @@ def test_half_written_folders_are_not_taken_for_checkpoints(tmp_path):
     for name in ("step-12x", "step-", "step-\u00b2", f"step-{10**30}"):
         (tmp_path / name).mkdir()
     assert checkpoint.list_checkpoints(tmp_path) == []
+
+
+# --- checksums that hold, and content that does not fit ------------------------------------------
+
+
+def _renew_checksums(folder):
+    path = folder / checkpoint.MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    manifest["files"] = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in folder.iterdir()
+        if file != path
+    }
+    path.write_text(json.dumps(manifest))
+
+
+def _edit_json(name, change):
+    def edit(folder):
+        value = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(change(value)))
+
+    return edit
+
+
+def _edit_tensors(name, change):
+    def edit(folder):
+        tensors = load_file(folder / name)
+        change(tensors)
+        save_file(tensors, folder / name)
+
+    return edit
+
+
+def _state(**values):
+    return _edit_json("state.json", lambda state: state | values)
+
+
+def _tensor(file, key, change):
+    def edit(tensors):
+        tensors[key] = change(tensors[key])
+
+    return _edit_tensors(file, edit)
+
+
+ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_edit_json("state.json", lambda state: [state]), "must be a JSON object; got list"),
+        (_edit_json("state.json", lambda _: {}), "must have a whole number step"),
+        (_state(step=-2), "must have a whole number step >= 0; got step=-2"),
+        (_state(step="2"), "got step='2'"),
+        (_state(step=True), "got step=True"),
+        (_state(step=7), "must hold the step of its name; got step=7"),
+        (_state(global_batch=0), "whole number global_batch >= 1"),
+        (_state(num_optimizer_steps=9), "num_optimizer_steps must be at most step"),
+        (_state(loss_scaler=[1]), "loss_scaler must be an object of numbers"),
+        (_state(loss_scaler={"cur_scale": "big"}), "loss_scaler must be an object of numbers"),
+        (_state(format=2), "must have format 1"),
+        (_state(data=[1]), "data must be an object"),
+        (_edit_json("adapter.json", lambda _: []), "adapter must have format 1"),
+        (_edit_json("adapter.json", lambda v: v | {"num_blocks": [2]}), "num_blocks"),
+        (_edit_json("adapter.json", lambda v: v | {"num_blocks": {"a": 2, "b": 3}}), "num_blocks"),
+        (_edit_json("adapter.json", lambda v: v | {"dropout": "x"}), "dropout"),
+        (_edit_json("adapter.json", lambda v: v | {"surprise": 1}), "must have the fields"),
+        (_edit_tensors(ADAPTER, lambda t: t.pop("a.delta")), "1 missing"),
+        (_edit_tensors(OPTIMIZER, lambda t: t.pop("a.delta.exp_avg")), "1 missing"),
+        (_edit_tensors(OPTIMIZER, lambda t: t.update(x=torch.ones(1))), "1 unknown"),
+        (_tensor(ADAPTER, "a.delta", lambda t: t[:1].clone()), "for a.delta with num_blocks=2"),
+        (_tensor(ADAPTER, "a.delta", lambda t: t.half()), "a.delta of shape"),
+        (_tensor(ADAPTER, "a.delta", lambda t: t * torch.nan), "NaN or infinity in a.delta"),
+        (_tensor(OPTIMIZER, "a.delta.exp_avg", lambda _: torch.ones(())), "of shape [2, 3, 4]"),
+        (_tensor(OPTIMIZER, "a.delta.exp_avg", lambda _: torch.ones(1, 1, 1)), "[2, 3, 4]"),
+        (_tensor(OPTIMIZER, "a.delta.exp_avg", lambda t: t.double()), "in float64"),
+        (_tensor(OPTIMIZER, "a.delta.exp_avg", lambda t: t / 0), "NaN or infinity"),
+        (_tensor(OPTIMIZER, "a.delta.exp_avg_sq", lambda t: -t - 1), "must not be negative"),
+    ],
+)
+def test_content_that_does_not_fit_is_passed_over_whatever_the_checksums_say(
+    edit, message, tmp_path
+):
+    old, new = _save(tmp_path, 1), _save(tmp_path, 2)
+    edit(new)
+    _renew_checksums(new)
+    checkpoint.verify_checkpoint(new)
+    found, problems = checkpoint.find_checkpoint(tmp_path)
+    assert found == old
+    assert message in problems[0]
+    assert str(new) in problems[0] or "missing" in message or "unknown" in message
+
+
+@pytest.mark.parametrize("files", [{}, [], {"state.json": "x"}, {"../../x": {"sha256": ""}}])
+def test_a_manifest_must_list_exactly_the_files_of_a_checkpoint(files, tmp_path):
+    folder = _save(tmp_path, 1)
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+    with pytest.raises(ValueError, match="manifest must list"):
+        checkpoint.verify_checkpoint(folder)
