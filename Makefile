@@ -15,7 +15,7 @@ LAUNCHER_NOISE := /\[INFO\] \[(runner|launch)\.py/d; /Unable to find hostfile/d;
 train: setup
 	@echo 'deepspeed launch/train.py --ds_config ds_configs/zero3.json'
 	@set -o pipefail; \
-	deepspeed launch/train.py --ds_config ds_configs/zero3.json | sed -u -E '$(LAUNCHER_NOISE)'
+	PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | sed -u -E '$(LAUNCHER_NOISE)'
 
 test: check
 	python -m pytest

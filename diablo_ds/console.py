@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from diablo_ds.default_model import cache_folder
 from diablo_ds.exit_codes import EXIT_USER_ERROR
 
 CONTEXT = {
@@ -26,6 +27,7 @@ def run(command: click.Command) -> None:
     A rank leaves without shutting the interpreter down: with gloo's threads alive that aborts
     about one time in ten, after everything was written.
     """
+    _keep_torch_out_of_tmp()
     try:
         command()
     except SystemExit as error:
@@ -36,6 +38,17 @@ def run(command: click.Command) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _keep_torch_out_of_tmp() -> None:
+    """Give PyTorch's cache of compiled kernels a folder that nobody else can make first.
+
+    By default it is in /tmp, under the user's name, whoever made it.
+    """
+    folder = cache_folder() / "inductor"
+    existing = next(parent for parent in folder.parents if parent.exists())
+    if os.access(existing, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def echo(text: str) -> None:

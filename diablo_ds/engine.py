@@ -7,7 +7,6 @@ import copy
 import io
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diablo_ds import distributed
+from diablo_ds import distributed, rendezvous, trust
 from diablo_ds.architecture import decoder_layer_classes
 from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
 from diablo_ds.config import RunConfig
@@ -81,13 +80,12 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
         The device of this rank.
 
     Raises:
-        ValueError: if the master port is in use, or other users can change the compiled ops.
+        ValueError: if the master port is in use, other users can change the compiled ops, or a
+            process joined that has not the run's key.
     """
     deepspeed = import_deepspeed()
     if "RANK" not in os.environ:
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": _free_port()}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        rendezvous.announce_alone()
     accelerator = deepspeed.get_accelerator()
     if accelerator.device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         num_cores = len(os.sched_getaffinity(0))
@@ -98,24 +96,10 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
         check_extensions(extensions, shared=shared_folders)
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())
-            try:
-                deepspeed.init_distributed(accelerator.communication_backend_name(), verbose=False)
-            except torch.distributed.DistNetworkError as error:
-                if "EADDRINUSE" not in str(error):
-                    raise
-                raise ValueError(
-                    "master port must be free; got one in use, MASTER_PORT="
-                    f"{os.environ.get('MASTER_PORT')}; choose another with --master_port of "
-                    "deepspeed, or --master-port of diablo-ds"
-                ) from None
+            rendezvous.join(deepspeed, accelerator.communication_backend_name())
+        rendezvous.check_key(accelerator.current_device_name())
         _unlink_shared_memory()
     return torch.device(accelerator.current_device_name())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -149,8 +133,11 @@ def check_quantized(ds_config: Mapping[str, Any], device_type: str) -> None:
             )
 
 
-def check_offload(ds_config: Mapping[str, Any]) -> None:
-    """Raise ValueError where NVMe offload is wanted and libaio or the folder is missing."""
+def check_offload(ds_config: Mapping[str, Any], *, shared_folders: bool = False) -> None:
+    """Raise ValueError where NVMe offload is wanted and libaio or the folder is missing.
+
+    The folder in it that DeepSpeed uses, whoever made it, must not be one that others can change.
+    """
     zero = ds_config.get("zero_optimization", {})
     for what in ("param", "optimizer"):
         if offload_device(ds_config, what) != "nvme":
@@ -158,6 +145,8 @@ def check_offload(ds_config: Mapping[str, Any]) -> None:
         folder = zero[f"offload_{what}"].get("nvme_path")
         if not folder or not os.path.isdir(folder):
             raise ValueError(f"NVMe offload needs an existing folder; got nvme_path={folder!r}")
+        for used in (Path(folder), *Path(folder).glob("zero_stage_*")):
+            trust.check_folder(used, "nvme_path", shared=shared_folders)
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         with contextlib.redirect_stdout(io.StringIO()):

@@ -48,6 +48,19 @@ def check_settings(settings: Any) -> None:
             _check_range(name, value, field.metadata["minimum"], field.metadata["maximum"])
             if value == 0:
                 object.__setattr__(settings, name, abs(value))
+        check_text(**{name: value})
+
+
+def check_text(**settings: object) -> None:
+    """Refuse control characters, by which a line of a script or a log would become two.
+
+    Args:
+        settings: values by name; texts and tuples of texts are looked at.
+
+    Raises:
+        ValueError: if one is text that cannot be written on one line.
+    """
+    for name, value in settings.items():
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and not is_one_line(text):
                 raise ValueError(

@@ -121,7 +121,9 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     recorded = distributed.on_main_process(lambda: recorded_config(config))
     resolve_batch(config, world_size, recorded=recorded, policy=policy)
     engine.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
-    distributed.on_every_rank(lambda: engine.check_offload(policy))
+    distributed.on_every_rank(
+        lambda: engine.check_offload(policy, shared_folders=config.shared_folders)
+    )
     engine.check_quantized(policy, device.type)
     distributed.on_main_process(lambda: choose_run_folder(config))  # before anything takes time
     model_folder = distributed.on_each_host_first(

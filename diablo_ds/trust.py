@@ -16,12 +16,13 @@ from typing import IO
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 """Modes of what a run makes, whatever the umask is."""
+_REPAIR = "choose another, or give --shared-folders to use it as it is"
 _PARENT_FOLDER = 0o755
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MAX_READ_BYTES = 1 << 20
 
 
-def check_folder(folder: Path, what: str, *, shared: bool = False) -> None:
+def check_folder(folder: Path, what: str, *, shared: bool = False, repair: str = _REPAIR) -> None:
     """Refuse a folder whose content other users can change.
 
     It has to belong to this user or to root, and others must not write to it, unless the sticky bit
@@ -31,6 +32,7 @@ def check_folder(folder: Path, what: str, *, shared: bool = False) -> None:
         folder: an existing folder.
         what: its name in the error, such as "log folder".
         shared: accept it as it is: the user knows who the others are.
+        repair: what to do if it cannot be made one's own, for the error.
 
     Raises:
         ValueError: if others can change it; names owner, group and mode.
@@ -46,12 +48,11 @@ def check_folder(folder: Path, what: str, *, shared: bool = False) -> None:
         return
     raise ValueError(
         f"{what} must belong to you and be writable by nobody else; got {folder}, "
-        f"{describe_access(found)}; `chmod go-w` it if it is yours, choose another, or give "
-        "--shared-folders to use it as it is"
+        f"{describe_access(found)}; `chmod go-w` it if it is yours, {repair}"
     )
 
 
-def make_folder(folder: Path, what: str, *, shared: bool = False) -> None:
+def make_folder(folder: Path, what: str, *, shared: bool = False, repair: str = _REPAIR) -> None:
     """Make a folder for this user alone, mode 0700, or check the one that is there.
 
     Missing parents are made too, with mode 0755 or what the umask leaves of it.
@@ -64,7 +65,7 @@ def make_folder(folder: Path, what: str, *, shared: bool = False) -> None:
     for parent in reversed(missing):
         parent.mkdir(_PARENT_FOLDER, exist_ok=True)
     folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
-    check_folder(folder, what, shared=shared)
+    check_folder(folder, what, shared=shared, repair=repair)
 
 
 def describe_access(found: os.stat_result) -> str:
@@ -125,6 +126,11 @@ def is_own_file(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(found.st_mode) and _is_own(found.st_uid, path.parent)
+
+
+def has_trusted_owner(path: Path) -> bool:
+    """Return whether what a path leads to, and the last link to it, is this user's or root's."""
+    return _is_trusted(os.stat(path).st_uid) and _is_trusted(os.lstat(path).st_uid)
 
 
 def write_new_file(path: Path, data: bytes) -> None:

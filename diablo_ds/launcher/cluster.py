@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from diablo_ds.files import read_bytes
 from diablo_ds.launcher.guard import rank_python
+from diablo_ds.settings import check_text
 from diablo_ds.strict_json import decode_text
 
 RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
@@ -19,6 +19,7 @@ started on each host."""
 SSH_RUNNERS = ("pdsh", "openmpi", "mpich")
 DEFAULT_PORT = 29500
 _HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)\s+slots=(?P<slots>\d{1,6})\s*(#.*)?")
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:@/+=-]*")
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -55,7 +56,9 @@ class Cluster:
     interface: str = ""
     """Network interface for NCCL and Gloo; empty lets them choose."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the ranks."""
+    """Environment variables of the ranks, which may be seen."""
+    hidden_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """More of them, which must not be seen by other users, on screens or in files."""
     venv: Path | None = None
     """Virtual environment of the ranks; by default they get the launching Python."""
     wrap: str = ""
@@ -100,6 +103,14 @@ class Cluster:
                 "launcher_args are for pdsh, mpirun and srun; got "
                 f"launcher_args={self.launcher_args!r} with runner {self.runner!r}"
             )
+        for name in ("master_addr", "interface"):
+            check_word(name, getattr(self, name))
+        check_text(
+            wrap=self.wrap,
+            launcher_args=self.launcher_args,
+            venv=str(self.venv),
+            hostfile=str(self.hostfile),
+        )
         if len({host.slots for host in self.hosts}) > 1 and self.runner in ("mpich", "slurm"):
             slots = ", ".join(f"{host.name} {host.slots}" for host in self.hosts)
             raise ValueError(f"runner {self.runner} needs equally many slots a host; got {slots}")
@@ -110,7 +121,7 @@ class Cluster:
         return sum(host.slots for host in self.hosts)
 
     def rank_env(self) -> dict[str, str]:
-        """Return the environment variables that ranks get."""
+        """Return the environment variables that ranks get by their command."""
         env = interface_env(self.interface)
         if self.runner in ("openmpi", "slurm"):  # these tell ranks their number, but not where
             env |= {"MASTER_ADDR": self.first_address, "MASTER_PORT": str(self.master_port)}
@@ -129,6 +140,14 @@ class Cluster:
         """Return the hosts as a line of text."""
         hosts = ", ".join(f"{host.name} x {host.slots}" for host in self.hosts)
         return f"{self.world_size} ranks on {hosts}"
+
+
+def check_word(name: str, value: str) -> None:
+    """Raise ValueError unless a setting is empty or one plain word that is no option."""
+    if value and not _WORD.fullmatch(value):
+        raise ValueError(
+            f"{name} must be a word of letters, digits and _ . , : @ / + = -; got {name}={value!r}"
+        )
 
 
 def interface_env(interface: str) -> dict[str, str]:
@@ -172,21 +191,3 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 def hostfile_text(hosts: tuple[Host, ...]) -> str:
     """Return hosts in the form of a hostfile."""
     return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
-
-
-def parse_env(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Read environment variables: NAME=VALUE, or NAME for the value it has here.
-
-    Raises:
-        ValueError: if one is neither.
-    """
-    env = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name.isidentifier() or (not equals and name not in os.environ):
-            raise ValueError(
-                "env must be NAME=VALUE, or the NAME of a variable that is set here; got "
-                f"env={pair!r}"
-            )
-        env[name] = value if equals else os.environ[name]
-    return env

@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diablo_ds.config import RunConfig
-from diablo_ds.launcher.cluster import Cluster
+from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
+from diablo_ds.launcher.environment import home_exports
 from diablo_ds.resolution import resolve_batch
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 
 
-def build_command(run: RunConfig, ds_config: Path, cluster: Cluster, log_folder: Path) -> list[str]:
+def build_command(
+    run: RunConfig,
+    ds_config: Path,
+    cluster: Cluster,
+    log_folder: Path,
+    *,
+    hidden_file: Path | None = None,
+) -> list[str]:
     """Return the words of the `deepspeed` command that starts a run on a cluster.
 
     Args:
@@ -23,6 +31,7 @@ def build_command(run: RunConfig, ds_config: Path, cluster: Cluster, log_folder:
         ds_config: DeepSpeed config file.
         cluster: where the run goes.
         log_folder: for one log and one record a rank; shared by all hosts.
+        hidden_file: in it, with the variables that must not be on a command line.
 
     Raises:
         ValueError: if the global batch does not divide, or a value cannot pass through the runner.
@@ -31,12 +40,15 @@ def build_command(run: RunConfig, ds_config: Path, cluster: Cluster, log_folder:
     script = ["--ds_config", shown_path(ds_config), "--log-folder", str(log_folder)]
     for name, value in cluster.rank_env().items():
         script += ["--env", f"{name}={value}"]
+    if hidden_file is not None:
+        script += ["--env-file", str(hidden_file)]
     if cluster.venv is not None:
         script += ["--venv", str(cluster.venv)]
     if cluster.wrap:
         script += ["--wrap", cluster.wrap]
     script += run_options(run)
     if cluster.runner == "pdsh":
+        _check_remote_folder(Path.cwd())
         script = [_for_remote_shell(word) for word in script]
     return ["deepspeed", *_launcher_options(cluster), shown_path(SCRIPT), *script]
 
@@ -59,15 +71,25 @@ def run_options(run: RunConfig) -> list[str]:
     return words
 
 
-def shell_text(command: Sequence[str], env: dict[str, str] | None = None) -> str:
+def shell_text(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     """Return a command as a line for a shell, with variables before it."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()]
     return " ".join([*variables, shlex.join(command)])
 
 
-def launcher_env(cluster: Cluster) -> dict[str, str]:
-    """Return the environment variables that the `deepspeed` command itself needs."""
-    wanted = {name: value for name, value in cluster.env.items() if name == "DS_ACCELERATOR"}
+def launcher_env(cluster: Cluster, exports_file: Path | None = None) -> dict[str, str]:
+    """Return the environment variables that the `deepspeed` command itself needs.
+
+    Args:
+        cluster: where the command goes.
+        exports_file: what DeepSpeed exports on other hosts; by default the file at home only, not
+            the one in the working folder.
+    """
+    # Python imports what lies in the working folder first where it starts a module by its name.
+    wanted = {"PYTHONSAFEPATH": "1"}
+    wanted |= {name: value for name, value in cluster.env.items() if name == "DS_ACCELERATOR"}
+    if cluster.runner in SSH_RUNNERS or cluster.runner == "slurm":
+        wanted["DS_ENV_FILE"] = str(exports_file or home_exports())
     if cluster.runner == "pdsh":  # a host that went down must not hold the launcher for hours
         keep_alive = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
         wanted |= {"PDSH_RCMD_TYPE": "ssh", "PDSH_SSH_ARGS_APPEND": keep_alive}
@@ -84,7 +106,9 @@ def shown_path(path: Path) -> str:
 def _launcher_options(cluster: Cluster) -> list[str]:
     options = ["--master_port", str(cluster.master_port)]
     if cluster.runner == "local":
-        return ["--num_gpus", str(cluster.hosts[0].slots), *options, "--log_level", "warning"]
+        # Without a hostfile DeepSpeed takes /job/hostfile, whoever wrote it.
+        here = ["--hostfile", os.devnull, "--num_gpus", str(cluster.hosts[0].slots)]
+        return [*here, *options, "--log_level", "warning"]
     options = [
         "--hostfile",
         str(cluster.hostfile),
@@ -112,6 +136,15 @@ def _launcher_args(cluster: Cluster) -> str:
     if cluster.runner == "openmpi" and cluster.interface:  # DeepSpeed would have MPI use eth0
         return f"--mca btl_tcp_if_include {cluster.interface} {cluster.launcher_args}".strip()
     return cluster.launcher_args
+
+
+def _check_remote_folder(folder: Path) -> None:
+    """Raise ValueError where the shell of another host would read more into a folder's name."""
+    if shlex.quote(str(folder)) != str(folder):
+        raise ValueError(
+            "the working folder of a run through pdsh must have a name without blanks, quotes and "
+            f"other characters that a shell understands; got {str(folder)!r}"
+        )
 
 
 def _for_remote_shell(word: str) -> str:

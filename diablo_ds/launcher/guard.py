@@ -31,6 +31,7 @@ from typing import IO
 from diablo_ds import trust
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
+from diablo_ds.launcher.environment import read_hidden
 from diablo_ds.launcher.records import (
     FAILED_FILE,
     STOP_FILE,
@@ -64,17 +65,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--log-folder", "--log_folder", type=Path)
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--env-file", type=Path)
     parser.add_argument("--venv", type=Path)
     parser.add_argument("--wrap", default="")
     parser.add_argument("--shared-folders", "--shared_folders", action="store_true")
     own, train_arguments = parser.parse_known_args()
-    environment = rank_environment({**os.environ, **dict(e.split("=", 1) for e in own.env)})
-    if own.venv is not None:  # DeepSpeed looks for ninja there
-        environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
     if own.shared_folders:
         train_arguments.append("--shared-folders")
     python = rank_python(own.venv, own.wrap)
+    guard = None
     try:
+        environment = {**os.environ, **dict(e.split("=", 1) for e in own.env)}
+        if own.env_file is not None:
+            environment |= read_hidden(own.env_file)
+        environment = rank_environment(environment)
+        if own.venv is not None:  # DeepSpeed looks for ninja there
+            environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
         if own.log_folder is not None:
             trust.make_folder(own.log_folder, "log folder", shared=own.shared_folders)
         guard = Guard(environment, own.log_folder)
@@ -82,13 +88,19 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"Error: {error}\n")
         code = EXIT_USER_ERROR if isinstance(error, ValueError) else 1
+    finally:
+        if own.env_file is not None and guard is not None and guard.is_orphan:
+            own.env_file.unlink(missing_ok=True)
     sys.exit(code)
 
 
 def rank_python(venv: Path | None, wrap: str) -> list[str]:
-    """Return the words that start a rank's Python: this one, a venv's, or a container's own."""
+    """Return the words that start a rank's Python: this one, a venv's, or a container's own.
+
+    It imports nothing from the working folder (-P), where a file may be named like a module.
+    """
     inside = "python3" if wrap else sys.executable
-    return [*shlex.split(wrap), inside if venv is None else str(venv / "bin" / "python")]
+    return [*shlex.split(wrap), inside if venv is None else str(venv / "bin" / "python"), "-P"]
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -137,6 +149,7 @@ class Guard:
         self.rank = int(environment.get("RANK", "0"))
         self.watch = _Watch()
         self.asked_by = ""
+        self.is_orphan = False
         self._kill_at = float("inf")
         self._forward_later: int | None = None
         self._next_folder_poll = 0.0
@@ -253,8 +266,10 @@ class Guard:
         elif not self._has_hung and self.watch.is_late(now):
             self._end_hanging(now)
         elif not self.asked_by and _ancestors() != self._ancestors:
+            self.is_orphan = True
             self._ask("the launcher is gone", signal.SIGTERM, STOP_GRACE_S)
         elif not self.asked_by and _reader_is_gone():
+            self.is_orphan = True
             self._ask("the launcher's terminal or connection is gone", signal.SIGTERM, STOP_GRACE_S)
         elif self.folder is not None and now > self._next_folder_poll:
             self._next_folder_poll = now + FOLDER_POLL_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Sequence
@@ -23,13 +24,18 @@ from diablo_ds.launcher.cluster import (
     RUNNERS,
     Cluster,
     Host,
-    parse_env,
     read_hostfile,
 )
+from diablo_ds.launcher.environment import RankVariables, parse_env
 from diablo_ds.run_options import build_run_config, run_options
 
-_ENV_HELP = "Environment variable of the ranks: NAME=VALUE, or NAME for the value here; repeatable."
+ENV_HELP = (
+    "Environment variable of the ranks: NAME=VALUE, or NAME for the value here, which is never "
+    "shown or written; repeatable."
+)
 _INTERFACE_HELP = "Network interface for NCCL and Gloo, e.g. ib0."
+
+FIRST_PORT, NUM_PORTS = 20000, 12000
 
 max_restarts_option = click.option(
     "--max-restarts",
@@ -55,11 +61,11 @@ max_restarts_option = click.option(
 @click.option(
     "--master-port",
     type=click.IntRange(1, 65535),
-    help=f"[default: {DEFAULT_PORT}; locally a free one]",
+    help=f"[default: a random one; {DEFAULT_PORT} with --no-ssh]",
 )
 @click.option("--ssh-port", type=int, help="Port of the hosts' ssh servers.")
 @click.option("--interface", default="", help=_INTERFACE_HELP)
-@click.option("--env", multiple=True, help=_ENV_HELP)
+@click.option("--env", multiple=True, help=ENV_HELP)
 @click.option("--venv", type=click.Path(path_type=Path), help="Virtual environment of the ranks.")
 @click.option("--wrap", default="", help="Words before a rank's Python: apptainer exec --nv x.sif.")
 @click.option(
@@ -148,6 +154,11 @@ def _launch(
         folder = supervisor.next_log_folder(logs, cluster)
         words = command.build_command(run, ds_config, cluster, folder)
         click.echo(command.shell_text(words, command.launcher_env(cluster)))
+        if cluster.hidden_env:
+            names = ", ".join(cluster.hidden_env)
+            click.echo(
+                f"Not in the command, and handed over by diablo-ds launch: {names}", err=True
+            )
         return 0
     if check or not skip_checks:
         missing = checks.missing_command(cluster)
@@ -186,6 +197,7 @@ def build_cluster(
     if no_ssh and runner is not None:
         raise ValueError(f"give --no-ssh or --runner, not both; got runner={runner!r}")
     variables = parse_env(env)
+    warn_of_secrets(variables)
     if hostfile is None:
         _refuse_local(nodes, runner, no_ssh)
         slots = gpus_per_node or local_slots()
@@ -193,7 +205,8 @@ def build_cluster(
             hosts=(Host("localhost", slots),),
             node_rank=node_rank,
             master_port=master_port or free_port(),
-            env=variables,
+            env=variables.shown,
+            hidden_env=variables.hidden,
             **others,
         )
     hosts = read_hostfile(hostfile)
@@ -222,10 +235,21 @@ def build_cluster(
         num_nodes=nodes,
         num_gpus=gpus_per_node,
         node_rank=node_rank,
-        master_port=master_port or DEFAULT_PORT,
-        env=variables,
+        master_port=master_port or (DEFAULT_PORT if no_ssh else random_port()),
+        env=variables.shown,
+        hidden_env=variables.hidden,
         **others,
     )
+
+
+def warn_of_secrets(variables: RankVariables) -> None:
+    """Say which secrets this process's own command line shows to everybody."""
+    for name in variables.written_out:
+        click.echo(
+            f"Warning: every user of this machine can read {name} in the command line; export it "
+            f"and give --env {name}",
+            err=True,
+        )
 
 
 def _refuse_several(**flags: bool) -> None:
@@ -301,6 +325,11 @@ def with_global_batch(run: RunConfig, ds_config: Path, world_sizes: Sequence[int
         if resolution.lines:
             click.echo(resolution.config.batch_equation(world_size), err=True)
     return run
+
+
+def random_port() -> int:
+    """Return a port that strangers cannot guess, below those that systems give to connections."""
+    return FIRST_PORT + secrets.randbelow(NUM_PORTS)
 
 
 def with_output(run: RunConfig, *, reserve: bool) -> RunConfig:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from diablo_ds.config import RunConfig
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.launcher.cluster import check_word
 from diablo_ds.launcher.command import SCRIPT, run_options, shown_path
+from diablo_ds.launcher.environment import RUN_KEY, secret_assignment
 from diablo_ds.resolution import resolve_batch
+from diablo_ds.settings import check_text
 
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -61,10 +65,23 @@ class Job:
     master_addr: str = ""
     """Where rank 0 listens; empty for the first node's name."""
     master_port: int | None = None
-    """None for one that follows from the job's number."""
+    """None for a free one that is chosen for each start."""
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_text(**{field.name: getattr(self, field.name) for field in fields(self)})
+        for name in ("partition", "account", "time", "master_addr"):
+            check_word(name, getattr(self, name))
+        if not self.name or self.name.startswith("-") or set(self.name) & set("/%"):
+            raise ValueError(f"name must be a job name, without / and %; got name={self.name!r}")
+        for option in self.options:
+            if not option.startswith("-"):
+                raise ValueError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
+        if name := next(filter(None, map(secret_assignment, self.setup)), ""):
+            raise ValueError(
+                f"setup must not hold a secret, since batch scripts are kept; got one that sets "
+                f"{name}; export it where you submit, and give --env {name}"
+            )
         low, high = self.node_range()
         if not 1 <= low <= high:
             raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
@@ -116,7 +133,13 @@ class Job:
 
 
 def build_script(
-    run: RunConfig, ds_config: Path, job: Job, env: dict[str, str], folder: Path
+    run: RunConfig,
+    ds_config: Path,
+    job: Job,
+    env: Mapping[str, str],
+    folder: Path,
+    *,
+    inherited: Sequence[str] = (),
 ) -> str:
     """Return the text of a batch script.
 
@@ -131,9 +154,12 @@ def build_script(
         job: what SLURM is asked for.
         env: environment variables of the ranks.
         folder: the folder in which the job works.
+        inherited: names of variables that they get from where the job is submitted; their values
+            are not in the script.
 
     Raises:
-        ValueError: if the global batch does not divide over the ranks.
+        ValueError: if the global batch does not divide over the ranks, or a folder's name cannot
+            be that of SLURM's log.
     """
     low, high = job.node_range()
     field, values, runs = job.sweep_runs(run)
@@ -142,17 +168,19 @@ def build_script(
             resolve_batch(each, nodes * job.slots)
     sections = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _sbatch_options(run, job, len(values))),
+        *(f"#SBATCH {option}" for option in _sbatch_options(run, job, len(values), folder)),
         "",
         f"cd {shlex.quote(str(folder))}",
         *job.setup,
         "set -u",  # not before: modules and conda use variables that are not set
+        *(_INHERITED.format(name=name, user_error=EXIT_USER_ERROR) for name in inherited),
         *_run_folder_lines(run, job, field, values),
         _START.format(
             slots=job.slots,
             master_addr=shlex.quote(job.master_addr) if job.master_addr else _FIRST_NODE,
-            master_port=job.master_port or "$((10000 + SLURM_JOB_ID % 20000))",
+            run_key=RUN_KEY,
         ),
+        _FIXED_PORT.format(port=job.master_port) if job.master_port else _FREE_PORT,
         _RUN_ONCE.format(command=shlex.quote(_command(run, ds_config, job, env, field))),
         _END.format(
             max_restarts=job.max_restarts,
@@ -164,8 +192,13 @@ def build_script(
     return "\n".join(sections)
 
 
-def submit(script: Path, job: Job) -> list[int]:
+def submit(script: Path, job: Job, hidden: Mapping[str, str]) -> list[int]:
     """Hand the script to SLURM, once for each link of the chain; return the jobs' numbers.
+
+    Args:
+        script: the batch script.
+        job: what it was made from.
+        hidden: variables that the job takes from the environment in which it is submitted.
 
     Raises:
         ValueError: if sbatch is missing or refuses it.
@@ -175,7 +208,8 @@ def submit(script: Path, job: Job) -> list[int]:
         after = [f"--dependency=afterany:{numbers[-1]}"] if numbers else []
         try:
             done = subprocess.run(
-                ["sbatch", "--parsable", *after, str(script)],
+                ["sbatch", "--parsable", *after, *(["--export=ALL"] * bool(hidden)), str(script)],
+                env={**os.environ, **hidden},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -188,13 +222,20 @@ def submit(script: Path, job: Job) -> list[int]:
     return numbers
 
 
-def _sbatch_options(run: RunConfig, job: Job, num_values: int) -> list[str]:
+def _sbatch_options(run: RunConfig, job: Job, num_values: int, folder: Path) -> list[str]:
     number = "%A_%a" if num_values else "%j"
+    logs = folder / run.output / "logs"
+    if "\\" in str(logs):
+        raise ValueError(
+            "output must have no backslash for SLURM, which would not fill in the job's number; "
+            f"got output={run.output!r} in {folder}"
+        )
+    log = f"{str(logs).replace('%', '%%')}/slurm-{number}.out"
     options = [
-        f"--job-name={job.name}",
+        f"--job-name={_sbatch_quoted(job.name)}",
         f"--nodes={job.nodes}",
         "--ntasks-per-node=1",
-        f"--output={run.output}/logs/slurm-{number}.out",
+        f"--output={_sbatch_quoted(log)}",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{job.warning_s}",
@@ -210,6 +251,12 @@ def _sbatch_options(run: RunConfig, job: Job, num_values: int) -> list[str]:
     return [*options, *(f"--{k}={v}" for k, v in optional.items() if v), *job.options]
 
 
+def _sbatch_quoted(value: str) -> str:
+    """Quote a value of an #SBATCH line, which sbatch takes apart by rules of its own."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return value if re.fullmatch(r"[\w./%:@+=,-]+", value, re.ASCII) else f'"{escaped}"'
+
+
 def _run_folder_lines(run: RunConfig, job: Job, field: str, values: Sequence[str]) -> list[str]:
     folder = shlex.quote(run.output)
     if not values:
@@ -221,7 +268,7 @@ def _run_folder_lines(run: RunConfig, job: Job, field: str, values: Sequence[str
     ]
 
 
-def _command(run: RunConfig, ds_config: Path, job: Job, env: dict[str, str], field: str) -> str:
+def _command(run: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], field: str) -> str:
     """Return what each node runs, as a line for bash."""
     words: list[str] = [
         *shlex.split(job.wrap),
@@ -250,6 +297,12 @@ def _quoted(word: str) -> str:
 
 _FIRST_NODE = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
 
+_INHERITED = """\
+if [ -z "${{{name}+set}}" ]; then
+    echo "Error: {name} must be set where the job is submitted, and be exported to it" >&2
+    exit {user_error}
+fi"""
+
 _START = """\
 if [ -e "$run_folder/adapter/adapter.json" ]; then
     echo "$run_folder is done."
@@ -258,11 +311,28 @@ fi
 job_name="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
 logs="$run_folder/logs/$job_name-${{SLURM_RESTART_COUNT:-0}}"
 (umask 077 && mkdir -p "$logs")
-export run_folder log_folder
+export run_folder log_folder master_port
+# Python imports what lies in the working folder first where it starts a module by its name.
+export PYTHONSAFEPATH=1
+export {run_key}="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
 export hostfile="$logs/hostfile"
 export master_addr={master_addr}
-export master_port={master_port}
 scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/ slots={slots}/' > "$hostfile"
+"""
+
+_FIXED_PORT = """\
+choose_port() {{
+    master_port=$(({port} + attempt))
+}}
+"""
+
+_FREE_PORT = """\
+choose_port() {  # on this node, which is the first
+    while :; do
+        master_port=$((20000 + RANDOM % 12000))
+        (: < "/dev/tcp/127.0.0.1/$master_port") 2> /dev/null || break
+    done
+}
 """
 
 _RUN_ONCE = """\
@@ -273,8 +343,9 @@ trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' 
 run_once() {{
     log_folder="$logs/attempt-$attempt"
     (umask 077 && mkdir -p "$log_folder")
+    choose_port
     # A node that is done must not cut the others short; after a failure the guards end them.
-    srun --kill-on-bad-exit=0 bash -c {command} &
+    srun --export=ALL --kill-on-bad-exit=0 bash -c {command} &
     while :; do
         before=$signals
         wait $!
@@ -297,7 +368,6 @@ while :; do
     fi
     [ "$attempt" -ge {max_restarts} ] && break
     attempt=$((attempt + 1))
-    master_port=$((master_port + 1))
     echo "Restart $attempt of {max_restarts}, from the last checkpoint."
 done
 {requeue}exit $code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -12,10 +13,13 @@ import click
 from diablo_ds import trust
 from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.exit_codes import EXIT_STOPPED
-from diablo_ds.files import read_json
-from diablo_ds.launcher.cluster import interface_env, parse_env
+from diablo_ds.files import read_json, write_text
+from diablo_ds.launcher.cluster import check_word, interface_env
+from diablo_ds.launcher.environment import MASK, RankVariables, parse_env
 from diablo_ds.launcher.launch_command import (
+    ENV_HELP,
     max_restarts_option,
+    warn_of_secrets,
     with_global_batch,
     with_output,
 )
@@ -48,11 +52,9 @@ from diablo_ds.run_options import build_run_config, run_options
 @click.option("--wrap", default="", help="Words before the command: apptainer exec --nv x.sif.")
 @click.option("--sbatch-option", "options_", multiple=True, help="Further option; repeatable.")
 @click.option("--master-addr", default="", help="Where rank 0 listens.  [default: first node]")
-@click.option(
-    "--master-port", type=click.IntRange(1, 65535), help="[default: follows from the job's number]"
-)
+@click.option("--master-port", type=click.IntRange(1, 65535), help="[default: a free one]")
 @click.option("--interface", default="", help="Network interface for NCCL and Gloo.")
-@click.option("--env", multiple=True, help="NAME=VALUE, or NAME for the value here; repeatable.")
+@click.option("--env", multiple=True, help=ENV_HELP)
 @click.option("--file", type=click.Path(path_type=Path), help="[default: logs/job.sbatch]")
 @click.option("--submit", "must_submit", is_flag=True, help="Hand it to SLURM too.")
 @click.option("--dry-run", is_flag=True, help="Print the script; write nothing.")
@@ -100,9 +102,20 @@ def slurm(
         run = with_output(run, reserve=not dry_run)
         if not job.sweep:  # whose runs each have their own
             run = with_global_batch(run, ds_config, world_sizes)
-        variables = {**interface_env(interface), **parse_env(env)}
+        check_word("interface", interface)
+        variables = parse_env(env)
+        warn_of_secrets(variables)
+        if not (must_submit or dry_run):
+            _refuse_written_out(variables)
         read_json(ds_config)  # the ranks look into it; here at least it must be there
-        text = build_script(run, ds_config, job, variables, Path.cwd())
+        text = build_script(
+            run,
+            ds_config,
+            job,
+            {**interface_env(interface), **variables.shown},
+            Path.cwd(),
+            inherited=tuple(variables.hidden),
+        )
         if dry_run:
             click.echo(text)
             return
@@ -110,21 +123,25 @@ def slurm(
         # SLURM drops a job that cannot write its output.
         for path, what in ((logs.parent, "run folder"), (logs, "log folder")):
             trust.make_folder(path, what, shared=run.shared_folders)
-        _write_and_submit(text, file or logs / "job.sbatch", job, must_submit)
+        file = file or logs / "job.sbatch"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+        click.echo(f"Wrote {file}")
+        if must_submit:
+            numbers = submit(file, job, variables.hidden)
+            click.echo(f"Submitted: {', '.join(map(str, numbers))}")
+        else:
+            click.echo(f"Submit: {shlex.join(['sbatch', str(file)])}")
         click.echo(f"Status: diablo-ds slurm status {run.output}")
 
 
-def _write_and_submit(text: str, file: Path, job: Job, must_submit: bool) -> None:
-    from diablo_ds.files import write_text
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, text)
-    click.echo(f"Wrote {file}")
-    if must_submit:
-        numbers = submit(file, job)
-        click.echo(f"Submitted: {', '.join(map(str, numbers))}")
-    else:
-        click.echo(f"Submit: sbatch {file}")
+def _refuse_written_out(variables: RankVariables) -> None:
+    """Raise ValueError for a secret that only a batch script could hold until it is submitted."""
+    for name in variables.written_out:
+        raise ValueError(
+            f"a secret must not be in a batch script; got env={name}={MASK}; export it where you "
+            f"submit and give --env {name}, or add --submit"
+        )
 
 
 @slurm.command(context_settings=CONTEXT)

@@ -22,7 +22,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.files import write_text
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host, hostfile_text
-from diablo_ds.launcher.command import build_command, launcher_env, shell_text
+from diablo_ds.launcher.command import shell_text
 from diablo_ds.launcher.guard import PEER_GRACE_S, STOP_GRACE_S
 from diablo_ds.launcher.hosts import reachable_hosts
 from diablo_ds.launcher.records import (
@@ -34,6 +34,7 @@ from diablo_ds.launcher.records import (
     read_records,
     record_file,
 )
+from diablo_ds.launcher.starting import Start, prepared_start
 from diablo_ds.resolution import resolve_batch
 
 POLL_S = 0.2
@@ -71,9 +72,9 @@ def run_until_done(
             trust.make_folder(path, what, shared=run.shared_folders)
         folder = make_log_folder(logs, cluster)
         trust.make_folder(folder, "log folder", shared=run.shared_folders)
-        command = build_command(run, ds_config, cluster, folder)
-        attempt = Attempt(command, cluster, folder)
-        code = attempt.run()
+        attempt = Attempt(cluster, folder)
+        with attempt.signals(), prepared_start(run, ds_config, cluster, folder) as start:
+            code = attempt.run(start)
         if not attempt.is_worth_a_restart(code) or restarts >= max_restarts:
             return code
         click.echo(f"Restart {restarts + 1} of {max_restarts}, from the last checkpoint.", err=True)
@@ -85,14 +86,19 @@ def run_until_done(
 
 
 def next_log_folder(logs: Path, cluster: Cluster) -> Path:
-    """Return the first log folder that has no record of this host's first rank.
+    """Return the first log folder of which no start has made use.
 
-    Started on each host by hand, all hosts come to the same folder that way.
+    Where each host is started by hand, that is the first without a record of this host's first
+    rank: all hosts come to the same folder that way.
     """
-    first_rank = sum(host.slots for host in cluster.hosts[: cluster.node_rank or 0])
     for number in itertools.count(1):
         folder = logs / f"attempt-{number:03d}"
-        if not record_file(folder, first_rank).exists():
+        if cluster.node_rank is None:
+            is_used = folder.exists()
+        else:
+            first_rank = sum(host.slots for host in cluster.hosts[: cluster.node_rank])
+            is_used = record_file(folder, first_rank).exists()
+        if not is_used:
             return folder
     raise AssertionError
 
@@ -158,41 +164,46 @@ class Attempt:
     """One start of the command, until all its ranks are gone.
 
     Args:
-        command: the words of the command.
         cluster: where it goes.
         folder: for logs and records.
     """
 
-    def __init__(self, command: Sequence[str], cluster: Cluster, folder: Path) -> None:
-        self.command = command
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster = cluster
         self.folder = folder
         self.asked_by = ""
+        self._is_started = False
         self._stop_deadline = self._end_deadline = float("inf")
 
-    def run(self) -> int:
-        """Run the command and return the exit code: the first failing rank's, if one failed."""
-        env = launcher_env(self.cluster)
+    def run(self, start: Start) -> int:
+        """Run the command and return the exit code: the first failing rank's, if one failed.
+
+        `signals` must be entered.
+        """
         click.echo(f"Starting {self.cluster.describe()}; logs in {self.folder}\n", err=True)
-        click.echo(shell_text(self.command, env) + "\n", err=True)
-        with self._signals():
-            self.process = subprocess.Popen(
-                self.command,
-                env={**os.environ, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            printer = Printer(self.folder)
-            reader = threading.Thread(target=self._read, args=[printer], daemon=True)
-            reader.start()
-            while not self._is_over(time.monotonic()):
-                printer.flush_old()
-                time.sleep(POLL_S)
-            self._kill(signal.SIGKILL)
-            self.process.wait()
-            reader.join(timeout=5)
+        click.echo(shell_text(start.command, start.shown_environment) + "\n", err=True)
+        self.process = subprocess.Popen(
+            start.command,
+            env=start.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._is_started = True
+        printer = Printer(self.folder)
+        reader = threading.Thread(target=self._read, args=[printer], daemon=True)
+        reader.start()
+        hidden_file = start.hidden_file
+        while not self._is_over(time.monotonic()):
+            if hidden_file is not None and len(self._records()) >= self.cluster.world_size:
+                hidden_file.unlink(missing_ok=True)  # every guard has read it
+                hidden_file = None
+            printer.flush_old()
+            time.sleep(POLL_S)
+        self._kill(signal.SIGKILL)
+        self.process.wait()
+        reader.join(timeout=5)
         code = self._exit_code()
         self._report(code, printer)
         return code
@@ -220,7 +231,9 @@ class Attempt:
             self._end_deadline = min(self._end_deadline, now + STOP_GRACE_S + MARGIN_S)
             return self._all_ended() or self._is_group_gone() or now > self._end_deadline
         if now > min(self._stop_deadline, self._end_deadline):
-            self._kill(signal.SIGTERM)  # DeepSpeed's launcher then stops other hosts' ranks
+            # DeepSpeed's launcher stops other hosts' ranks on TERM; with pdsh it would end all runs
+            # of this user there, where guards see by themselves that their connection is gone.
+            self._kill(signal.SIGKILL if self.cluster.runner == "pdsh" else signal.SIGTERM)
             self._end_deadline = now + MARGIN_S
             self._stop_deadline = float("inf")
             self._kill_later(MARGIN_S)
@@ -255,7 +268,7 @@ class Attempt:
     # --- input and output ------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def signals(self) -> Iterator[None]:
         """Turn signals into a request to stop; a second control-C ends this process."""
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         old = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -266,7 +279,7 @@ class Attempt:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked_by and number == signal.SIGINT:
+        if self.asked_by and number == signal.SIGINT and self._is_started:
             self._kill(signal.SIGKILL)
         self.asked_by = self.asked_by or f"Received {signal.Signals(number).name}"
 

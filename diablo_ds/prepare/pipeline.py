@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diablo_ds import tokenization
+from diablo_ds import tokenization, trust
 from diablo_ds.corpora.encoding import RowEncoder
 from diablo_ds.corpora.sources import Source, find_sources
 from diablo_ds.files import read_json, write_json
-from diablo_ds.ownership import OWNER_FOLDER, FolderOwner, claim
+from diablo_ds.ownership import FolderOwner, claim
 from diablo_ds.prepare.assembly import assemble, bad_row_lines
 from diablo_ds.prepare.chunks import (
     TOO_LONG,
@@ -137,6 +137,9 @@ def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
     Raises:
         ValueError: if another process uses it.
     """
+    if folder.is_symlink():  # of somebody who wants another folder to be emptied
+        raise ValueError(f"the work folder must be no link; got {folder}; remove it")
+    trust.make_folder(folder, "work folder", repair="remove it, or choose another output")
     owner = claim(folder, "output that is being prepared")
     is_done = False
     try:
@@ -145,9 +148,9 @@ def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
         if inputs_file.is_file() and read_json(inputs_file) == same:
             say(f"Going on with an interrupted run: {folder}")
         else:
-            for path in folder.glob("*.*"):
-                if path.name != OWNER_FOLDER:
-                    path.unlink()
+            inputs_file.unlink(missing_ok=True)
+            for path in (*folder.glob("chunk-*.arrow"), *folder.glob(".chunk-*.tmp")):
+                path.unlink()
             write_json(inputs_file, same)
         yield owner
         is_done = True

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from diablo_ds.trust import append_to_own_file
+
 _LOCK = Path("/tmp/diablo_ds-apt.lock")
 _ENV = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # starts no service
 
@@ -20,7 +22,7 @@ def require(commands: tuple[str, ...], packages: tuple[str, ...]) -> None:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip(f"needs {', '.join(packages)}, and root on Debian to install them")
-    with _LOCK.open("w") as lock:
+    with append_to_own_file(_LOCK) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
         if not _run(install) and not (_run(["apt-get", "update", "-qq"]) and _run(install)):

@@ -31,7 +31,7 @@ def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
     return done.stdout
 
 
-def _submit(slurm: SlurmCluster, options: list[str], folder: Path, *words: object) -> list[int]:
+def submit(slurm: SlurmCluster, options: list[str], folder: Path, *words: object) -> list[int]:
     where = "--ranks-per-node 1 --interface lo --master-addr 127.0.0.1 --env DS_ACCELERATOR=cpu"
     output = _diablo_ds(slurm, "--submit", *where.split(), *words, *options, "--output", folder)
     (line,) = (line for line in output.splitlines() if line.startswith("Submitted: "))
@@ -44,7 +44,7 @@ def _slurm_log(folder: Path) -> str:
 
 def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    (job, *_) = _submit(slurm, options, folder, "--nodes", 2)
+    (job, *_) = submit(slurm, options, folder, "--nodes", 2)
     wait_until(lambda: steps_taken(folder) >= 1, "a step")
     status = _diablo_ds(slurm, "status", folder)
     assert re.search(r"step +\d+/40", status), status
@@ -71,7 +71,7 @@ def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, t
 
 def test_a_cancelled_job_saves_and_does_not_come_back(slurm, options, tmp_path):
     folder = tmp_path / "run"
-    (job, *_) = _submit(slurm, options, folder, "--nodes", 2)
+    (job, *_) = submit(slurm, options, folder, "--nodes", 2)
     wait_until(lambda: steps_taken(folder) >= 1, "a step")
     slurm.run("scancel", str(job))
     slurm.wait_for(job, ("CANCELLED",))
@@ -83,7 +83,7 @@ def test_a_cancelled_job_saves_and_does_not_come_back(slurm, options, tmp_path):
 
 def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    (job, *_) = _submit(slurm, options, folder, "--nodes", 2, "--max-restarts", 1)
+    (job, *_) = submit(slurm, options, folder, "--nodes", 2, "--max-restarts", 1)
     wait_until(lambda: steps_taken(folder) >= 12, "12 steps")
     rank = [line for line in processes_of(folder) if "-m diablo_ds train" in line]
     assert len(rank) == 2
@@ -98,9 +98,9 @@ def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, t
 
 def test_a_chain_and_an_array_run_to_their_ends(slurm, options, tmp_path):
     short = [*options, "--max-steps", "3"]
-    chain = _submit(slurm, short, tmp_path / "chain", "--chain", 2)
+    chain = submit(slurm, short, tmp_path / "chain", "--chain", 2)
     sweep = ("--sweep", "learning-rate=1e-3,2e-3")
-    (array, *_) = _submit(slurm, short, tmp_path / "array", *sweep)
+    (array, *_) = submit(slurm, short, tmp_path / "array", *sweep)
     assert len(chain) == 2
     for job in (*chain, array):
         assert slurm.wait_for(job, ("COMPLETED", "FAILED")) == "COMPLETED"

@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 
 
-def _launch(hosts: SshHosts, folder: Path, *words: object) -> subprocess.Popen[str]:
+def launch(hosts: SshHosts, folder: Path, *words: object) -> subprocess.Popen[str]:
     where = (
         f"--hostfile {hosts.hostfile()} --master-addr 127.0.0.2 --master-port {free_port()} "
         f"--interface lo --env DS_ACCELERATOR=cpu --env OMP_NUM_THREADS=1 --output {folder}"
@@ -37,12 +37,12 @@ def _launch(hosts: SshHosts, folder: Path, *words: object) -> subprocess.Popen[s
 
 def test_two_hosts_are_checked_and_train_as_one_does(hosts, options, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    checked = _launch(hosts, folder, "--check", *options)
+    checked = launch(hosts, folder, "--check", *options)
     table = output_of(checked)
     assert checked.returncode == 0, table
     assert "node-b" in table
     assert not folder.exists()
-    run = _launch(hosts, folder, *options)
+    run = launch(hosts, folder, *options)
     output = output_of(run)
     assert run.returncode == 0, output
     assert "node-a: step 40/40" in output
@@ -51,7 +51,7 @@ def test_two_hosts_are_checked_and_train_as_one_does(hosts, options, undisturbed
 
 def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(hosts, options, tmp_path):
     hosts.stop_host("node-b")
-    run = _launch(hosts, tmp_path / "run", *options)
+    run = launch(hosts, tmp_path / "run", *options)
     output = output_of(run)
     assert run.returncode != 0
     assert "node-b: could not be reached by ssh" in output
@@ -61,7 +61,7 @@ def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(hosts, op
 
 def test_a_run_goes_on_without_a_host_that_disappears(hosts, options, tmp_path):
     folder = tmp_path / "run"
-    run = _launch(hosts, folder, "--max-restarts", 1, "--min-nodes", 1, *options)
+    run = launch(hosts, folder, "--max-restarts", 1, "--min-nodes", 1, *options)
     wait_until(lambda: steps_taken(folder) >= 12, "12 steps")
     hosts.stop_host("node-b")
     output = output_of(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import torch
 
 from diablo_ds.adapter import load_adapter
 from tests.e2e.commands import losses
-from tests.waiting import WAIT_S
+from tests.waiting import WAIT_S, wait_until
+
+SECRET = "hf_Kx81mDzSentinel"
+"""What must not be seen."""
 
 
 def steps_taken(folder: Path) -> int:
@@ -48,3 +52,40 @@ def output_of(process: subprocess.Popen[str]) -> str:
     """Wait for a process and return what it printed."""
     output, _ = process.communicate(timeout=WAIT_S)
     return output
+
+
+class Observer:
+    """Another user, who looks again and again for the secret while a run is on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: set[str] = set()
+        self.reached: set[int] = set()
+
+    def watch(self, condition: Callable[[], object]) -> None:
+        def look() -> object:
+            self.look()
+            return condition()
+
+        wait_until(look, "the run to go on")
+
+    def look(self) -> None:
+        for process in Path("/proc").iterdir():
+            if not process.name.isdigit() or int(process.name) == os.getpid():
+                continue
+            with suppress(OSError):
+                command = (process / "cmdline").read_bytes()
+                if SECRET.encode() in command:
+                    self.seen.add(command.decode())
+                is_rank = b"diablo_ds\0train" in command and str(self.folder).encode() in command
+                given = f"HF_TOKEN={SECRET}".encode()
+                if is_rank and given in (process / "environ").read_bytes():
+                    self.reached.add(int(process.name))
+
+    def files_with_secret(self) -> list[str]:
+        found = []
+        for path in self.folder.rglob("*"):
+            with suppress(OSError):
+                if path.is_file() and SECRET.encode() in path.read_bytes():
+                    found.append(path.name)
+        return found

@@ -190,7 +190,16 @@ def test_a_rank_runs_in_its_venv_behind_the_words_of_a_container(tmp_path):
     )
     path, *words = (tmp_path / "words").read_text().split()
     assert path.startswith(f"{venv}/bin:")
-    assert words == ["-u", f"{venv}/bin/python", "-u", "-m", "diablo_ds", "train", "--version"]
+    assert words == [
+        "-u",
+        f"{venv}/bin/python",
+        "-P",
+        "-u",
+        "-m",
+        "diablo_ds",
+        "train",
+        "--version",
+    ]
     assert done.returncode != 0  # "-u" is no command
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from diablo_ds.cli import train
 from diablo_ds.config import RunConfig
-from diablo_ds.launcher.cluster import Cluster, Host, hostfile_text, parse_env, read_hostfile
+from diablo_ds.launcher.cluster import Cluster, Host, hostfile_text, read_hostfile
 from diablo_ds.launcher.command import build_command, run_options
 from diablo_ds.launcher.launch_command import build_cluster
 from diablo_ds.launcher.records import STOPPED, RankRecord, first_failure, write_record
@@ -88,13 +88,6 @@ def test_a_hostfile_in_another_encoding_is_named(tmp_path):
         read_hostfile(tmp_path)
 
 
-def test_env_takes_values_from_here(monkeypatch):
-    monkeypatch.setenv("PRESENT", "1=2")
-    assert parse_env(("A=b=c", "PRESENT")) == {"A": "b=c", "PRESENT": "1=2"}
-    with pytest.raises(ValueError, match="got env='ABSENT_HERE'"):
-        parse_env(("ABSENT_HERE",))
-
-
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -119,9 +112,9 @@ def test_a_rank_gets_the_python_of_its_venv_or_container():
     words = _command(cluster)
     assert words[words.index("--venv") + 1] == "/v"
     assert words[words.index("--wrap") + 1] == "apptainer exec x.sif"
-    assert cluster.python() == ["apptainer", "exec", "x.sif", "/v/bin/python"]
-    assert _cluster(wrap="c run").python() == ["c", "run", "python3"]  # the container's own
-    assert _cluster().python() == [sys.executable]
+    assert cluster.python() == ["apptainer", "exec", "x.sif", "/v/bin/python", "-P"]
+    assert _cluster(wrap="c run").python() == ["c", "run", "python3", "-P"]  # the container's own
+    assert _cluster().python() == [sys.executable, "-P"]
 
 
 def test_every_host_starts_its_own_ranks_without_ssh():
@@ -143,6 +136,22 @@ def test_options_reach_the_ranks_through_pdsh_as_they_are():
     assert shown.stdout.splitlines() == [*expected, *run_options(RUN)]
 
 
+def test_a_working_folder_that_a_remote_shell_would_change_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "w$(id)"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="working folder of a run through pdsh"):
+        _command(_cluster())
+
+
+def test_no_command_holds_what_is_hidden():
+    for runner in ("pdsh", "openmpi", "mpich", "slurm"):
+        cluster = _cluster(runner, hidden_env={"HF_TOKEN": "xyz"})
+        words = build_command(RUN, DEFAULT_DS_CONFIG, cluster, LOGS, hidden_file=LOGS / "e")
+        assert "xyz" not in " ".join(words)
+        assert words[words.index("--env-file") + 1] == str(LOGS / "e")
+
+
 def test_what_a_remote_shell_would_change_is_refused():
     with pytest.raises(ValueError, match="through pdsh"):
         _command(_cluster(env={"A": "$(date) x"}))
@@ -161,6 +170,8 @@ def test_the_global_batch_must_divide_over_the_cluster():
         ({"runner": "openmpi", "ssh_port": 22}, "ssh_port is for the runner pdsh"),
         ({"runner": "local", "master_addr": "1.2.3.4"}, "master_addr is for the hosts"),
         ({"runner": "no-ssh", "node_rank": 2}, "from 0 to 1"),
+        ({"runner": "pdsh", "interface": "ib0;id"}, "interface must be a word"),
+        ({"runner": "pdsh", "wrap": "a\nb"}, "wrap must be text without control characters"),
         ({"runner": "pdsh", "hostfile": None}, "needs a hostfile"),
     ],
 )
@@ -243,6 +254,94 @@ def test_batch_scripts_are_correct_bash(job, tmp_path):
 def test_wrong_jobs_are_refused_before_anything_is_written(job, message):
     with pytest.raises(ValueError, match=message):
         build_script(RUN, DEFAULT_DS_CONFIG, Job(**job), {}, Path())
+
+
+def _script(run: RunConfig = RUN, folder: str = "/home/me", **changes) -> str:
+    return build_script(run, DEFAULT_DS_CONFIG, Job(**changes), {}, Path(folder))
+
+
+def _output_line(text: str) -> str:
+    (line,) = (line for line in text.splitlines() if line.startswith("#SBATCH --output="))
+    return line.removeprefix("#SBATCH --output=")
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ("runs/x", "/home/me/runs/x/logs/slurm-%j.out"),
+        ("/data/x", "/data/x/logs/slurm-%j.out"),
+        ("my run", '"/home/me/my run/logs/slurm-%j.out"'),
+        ("a'b\"c", '"/home/me/a\'b\\"c/logs/slurm-%j.out"'),
+        ("100%5", "/home/me/100%%5/logs/slurm-%j.out"),
+        ("#x", '"/home/me/#x/logs/slurm-%j.out"'),
+    ],
+)
+def test_slurms_log_is_in_the_run_folder_whatever_its_name(output, line):
+    run = dataclasses.replace(RUN, output=output, micro_batch=1)
+    assert _output_line(_script(run)) == line
+
+
+def test_a_folder_that_slurm_cannot_write_its_log_to_is_refused():
+    with pytest.raises(ValueError, match="output must have no backslash"):
+        _script(dataclasses.replace(RUN, output="a\\b", micro_batch=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"partition": "p --uid=0"}, "partition must be a word"),
+        ({"partition": "--uid=0"}, "partition must be a word"),
+        ({"account": "a\nb"}, "account must be text without control characters"),
+        ({"time": "1:00 --nice"}, "time must be a word"),
+        ({"name": "a\n#SBATCH --uid=0"}, "name must be text without control characters"),
+        ({"name": "-x"}, "name must be a job name"),
+        ({"setup": ("module load a\nb",)}, "setup must be text without control characters"),
+        ({"setup": ("export HF_TOKEN=abc",)}, "one that sets HF_TOKEN"),
+        ({"wrap": "a\rb"}, "wrap must be text without control characters"),
+        ({"options": ("exclusive",)}, "sbatch_option must begin with -"),
+        ({"master_addr": "h;id"}, "master_addr must be a word"),
+    ],
+)
+def test_what_would_be_more_than_one_option_of_sbatch_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Job(**changes)
+
+
+def test_a_name_with_blanks_is_one_word_of_sbatch():
+    text = _script(dataclasses.replace(RUN, micro_batch=1), name='my "job" --uid=0')
+    assert '#SBATCH --job-name="my \\"job\\" --uid=0"' in text.splitlines()
+
+
+def test_a_job_names_the_variables_that_it_inherits_and_holds_no_value():
+    run = dataclasses.replace(RUN, micro_batch=1)
+    text = build_script(run, DEFAULT_DS_CONFIG, Job(), {"A": "1"}, Path("/"), inherited=("B_KEY",))
+    check, _, _ = text.partition("run_folder=")
+    shown = subprocess.run(
+        ["bash", "-c", check[check.index("set -u") :]], capture_output=True, text=True, env={}
+    )
+    assert shown.returncode == 2
+    assert "B_KEY must be set where the job is submitted" in shown.stderr
+    assert "--env A=1" in text
+    assert "--env B_KEY" not in text
+
+
+@pytest.mark.parametrize("port", [None, 12345])
+def test_each_attempt_of_a_job_has_a_port_of_its_own(port):
+    text = _script(dataclasses.replace(RUN, micro_batch=1), master_port=port)
+    start = text.index("choose_port() {")
+    function = text[start : text.index("\n}\n", start) + 3]
+    script = f"{function}\nfor attempt in 0 1; do choose_port; echo $master_port; done"
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    ports = [int(line) for line in shown.stdout.split()]
+    assert ports == [12345, 12346] if port else all(20000 <= p < 32000 for p in ports)
+
+
+@pytest.mark.parametrize("line", ["a\nb", "a\x1bb", "a\udc80b"])
+def test_settings_hold_no_control_characters(line):
+    with pytest.raises(ValueError, match="output must be text without control characters"):
+        RunConfig(output=line)
+    with pytest.raises(ValueError, match="targets must be text without control characters"):
+        RunConfig(targets=("a", line))
 
 
 # --- who failed first ----------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from diablo_ds.launcher.records import (
     record_file,
     write_record,
 )
-from diablo_ds.run_folder import choose_run_folder, open_run_folder
+from diablo_ds.prepare.pipeline import _work_folder
+from diablo_ds.run_folder import choose_run_folder, own_run_folder
 from tests.unit.test_guard import GuardedRank
 
 NOBODY = 65534
@@ -164,7 +165,7 @@ def test_a_run_folder_that_others_can_write_is_refused(folder):
     with pytest.raises(ValueError, match="run folder must belong to you"):
         choose_run_folder(config)
     with pytest.raises(ValueError, match="run folder must belong to you"):
-        open_run_folder(config, folder)
+        own_run_folder(config)
     assert choose_run_folder(RunConfig(output=str(folder), shared_folders=True)) == folder
 
 
@@ -221,3 +222,41 @@ def test_a_cache_folder_that_others_can_write_is_refused(tmp_path):
     converted.chmod(0o777)
     with pytest.raises(ValueError, match="cache folder must belong to you"):
         converted_model(tmp_path)
+
+
+# --- the work folder of prepare ------------------------------------------------------------------
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """What a work folder must leave alone, and the name under which it is looked for."""
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("precious")
+    return thesis, tmp_path / ".math.partial"
+
+
+def test_a_link_in_place_of_the_work_folder_is_refused(planted):
+    thesis, work = planted
+    work.symlink_to(thesis)
+    with pytest.raises(ValueError, match="work folder must be no link"), _work_folder(work, {}):
+        pass
+    assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
+
+
+def test_a_work_folder_that_others_can_write_is_refused(planted):
+    thesis, work = planted
+    thesis.rename(work)
+    work.chmod(0o777)
+    with pytest.raises(ValueError, match=r"choose another output$"), _work_folder(work, {}):
+        pass
+    assert [path.name for path in work.iterdir()] == ["thesis.tex"]
+
+
+def test_a_work_folder_loses_no_file_but_its_own(planted):
+    thesis, work = planted
+    thesis.rename(work)
+    (work / "chunk-00000000.arrow").touch()
+    inputs = {"sources": [], "val_sources": [], "excluded": [], "tokenizer": {"fingerprint": ""}}
+    with _work_folder(work, inputs):
+        assert sorted(p.name for p in work.iterdir()) == [".owner", "inputs.json", "thesis.tex"]

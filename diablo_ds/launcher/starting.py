@@ -1,0 +1,75 @@
+"""What a start of the `deepspeed` command needs around it: variables that nobody sees, a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diablo_ds.config import RunConfig
+from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
+from diablo_ds.launcher.command import build_command, launcher_env
+from diablo_ds.launcher.environment import (
+    RUN_KEY,
+    STORE_FILE,
+    new_key,
+    read_exports,
+    shared_key,
+    split_exported,
+    write_exports,
+    write_hidden,
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A command, ready to be started."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(repr=False)
+    """The whole environment of the command; some of it must not be shown."""
+    shown_environment: Mapping[str, str]
+    """What it adds to this process's environment and may be shown."""
+    hidden_file: Path | None = None
+    """The file with the variables that ranks on other hosts read."""
+
+
+@contextlib.contextmanager
+def prepared_start(
+    run: RunConfig, ds_config: Path, cluster: Cluster, folder: Path
+) -> Iterator[Start]:
+    """Yield a start; what was written for it is removed when the block ends.
+
+    Args:
+        run: the run config.
+        ds_config: DeepSpeed config file.
+        cluster: where the run goes.
+        folder: the log folder, shared by all hosts.
+
+    Raises:
+        ValueError: if the run and the cluster do not go together.
+    """
+    environment: dict[str, str] = dict(os.environ)
+    hidden_file = exports_file = None
+    with contextlib.ExitStack() as stack:
+        if cluster.runner in (*SSH_RUNNERS, "slurm"):
+            environment, taken = split_exported(environment)
+            exports = read_exports()
+            exports_file = write_exports(folder, exports.shown)
+            hidden_file = write_hidden(
+                folder, {**taken, **exports.hidden, **cluster.hidden_env, RUN_KEY: new_key()}
+            )
+            stack.callback(hidden_file.unlink, missing_ok=True)
+        else:
+            is_local = cluster.runner == "local"
+            key = new_key() if is_local else shared_key(folder)
+            environment |= {**cluster.hidden_env, RUN_KEY: key}
+            if is_local and not cluster.wrap:  # containers may each have a /tmp of their own
+                store = stack.enter_context(tempfile.TemporaryDirectory(prefix="diablo-ds-"))
+                environment |= {STORE_FILE: str(Path(store) / "store")}
+        command = build_command(run, ds_config, cluster, folder, hidden_file=hidden_file)
+        shown = launcher_env(cluster, exports_file)
+        yield Start(command, {**environment, **shown}, shown, hidden_file)

@@ -1,0 +1,114 @@
+"""How the ranks of a run find one another, and nobody else finds them.
+
+PyTorch's store is a server without authentication on all network interfaces, and ranks unpickle
+what other ranks send. A process alone needs no server; the ranks of one host meet in a private
+folder where their launcher made one; and where the launcher gave them a key, they prove to one
+another that they have it before they exchange anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import socket
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from diablo_ds import distributed
+from diablo_ds.launcher.environment import RUN_KEY, STORE_FILE
+
+_PROOF_BYTES = hashlib.sha256().digest_size
+
+
+def announce_alone() -> None:
+    """Set the variables that a launcher would have set for a process that is alone."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    # Nothing listens there; DeepSpeed's op for CPUs makes a name in shared memory of it.
+    os.environ.update({**alone, "MASTER_PORT": str(_free_port())})
+
+
+def join(deepspeed: Any, backend: str) -> None:
+    """Join the process group that the variables announce.
+
+    Collective: every rank must call this.
+
+    Args:
+        deepspeed: the module.
+        backend: "nccl", "gloo" or another of PyTorch's.
+
+    Raises:
+        ValueError: if the master port is in use, or a process joined that has not the run's key.
+    """
+    rank, world_size = distributed.rank(), distributed.world_size()
+    store_file = os.environ.pop(STORE_FILE, "")
+    is_on_one_host = world_size == 1 or bool(store_file)
+    if is_on_one_host and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    timeout: timedelta = deepspeed.comm.comm.default_pg_timeout
+    try:
+        if world_size == 1:
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        where = {}
+        if store_file and world_size > 1:
+            where = {"init_method": f"file://{store_file}", "rank": rank, "world_size": world_size}
+        deepspeed.init_distributed(backend, verbose=False, **where)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ValueError(
+            "master port must be free; got one in use, MASTER_PORT="
+            f"{os.environ.get('MASTER_PORT')}; choose another with --master_port of deepspeed, or "
+            "--master-port of diablo-ds"
+        ) from None
+
+
+def check_key(device: torch.device | str) -> None:
+    """Refuse to go on with a process that has not the key of this run.
+
+    Each rank sends a keyed hash of its number, which neither tells the key nor serves another rank.
+    Nothing that a rank sends is unpickled before. Without a key nothing is checked.
+    Collective: every rank must call this.
+
+    Args:
+        device: where the backend communicates.
+
+    Raises:
+        ValueError: if a rank has another key or none, on the ranks that have one.
+    """
+    key = os.environ.pop(RUN_KEY, "").encode()
+    if distributed.world_size() == 1:
+        return
+    mine = torch.tensor(list(_proof(key, distributed.rank())), dtype=torch.uint8, device=device)
+    proofs = [torch.empty_like(mine) for _ in range(distributed.world_size())]
+    dist.all_gather(proofs, mine)
+    strangers = [
+        rank
+        for rank, proof in enumerate(proofs)
+        if not hmac.compare_digest(bytes(proof.tolist()), _proof(key, rank))
+    ]
+    if strangers:
+        raise ValueError(
+            "every rank must have the key that the launcher gave to this run; got another, or "
+            f"none, on ranks {', '.join(map(str, strangers))} as seen by rank "
+            f"{distributed.rank()}; either the hosts do not share the log folder, or a process of "
+            "somebody else's has joined at the master port"
+        )
+
+
+def _proof(key: bytes, rank: int) -> bytes:
+    """Return the bytes by which a rank proves that it has a key; zeros for no key."""
+    if not key:
+        return bytes(_PROOF_BYTES)
+    return hmac.digest(key, f"rank {rank}".encode(), "sha256")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,78 @@
+"""A secret reaches the ranks, and nobody else: no command line, file, log or screen shows it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.test_slurm import submit
+from tests.cluster.test_ssh import launch
+from tests.cluster.watching import SECRET, Observer, output_of, steps_taken
+from tests.e2e.commands import environment
+
+pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
+SHORT = ("--max-steps", "6", "--save-every", "3", "--env", "HF_TOKEN")
+
+
+def _modes(folder: Path) -> set[int]:
+    return {path.stat().st_mode & 0o777 for path in (folder, *(folder / "logs").rglob("*"))}
+
+
+def test_over_ssh_a_secret_is_in_a_file_until_all_ranks_have_read_it(hosts, options, tmp_path):
+    folder = tmp_path / "run"
+    hosts.env["HF_TOKEN"] = SECRET
+    run = launch(hosts, folder, *options, *SHORT)
+    observer = Observer(folder)
+    file = folder / "logs" / "attempt-001" / "environment"
+    observer.watch(file.exists)
+    assert file.stat().st_mode & 0o777 == 0o600
+    observer.watch(lambda: steps_taken(folder) >= 1)
+    assert not file.exists()
+    assert observer.files_with_secret() == []
+    observer.watch(lambda: run.poll() is not None or steps_taken(folder) >= 6)
+    output = output_of(run)
+    assert run.returncode == 0, output
+    assert len(observer.reached) == 2
+    assert observer.seen == set()
+    assert SECRET not in output
+    assert observer.files_with_secret() == []
+    assert _modes(folder) <= {0o700, 0o600}
+
+
+def test_a_start_that_fails_leaves_no_secret_behind(hosts, options, tmp_path):
+    hosts.env["HF_TOKEN"] = SECRET
+    folder = tmp_path / "run"
+    words = (*options, "--env", "HF_TOKEN", "--skip-checks", "--launcher-args=--no-such-option")
+    run = launch(hosts, folder, *words)
+    output = output_of(run)
+    assert run.returncode != 0
+    assert SECRET not in output
+    assert Observer(folder).files_with_secret() == []
+
+
+def test_a_job_takes_a_secret_from_where_it_is_submitted(slurm, options, tmp_path):
+    folder = tmp_path / 'a "run" of 100%5'
+    slurm.env["HF_TOKEN"] = SECRET
+    try:
+        (job,) = submit(slurm, options, folder, "--nodes", 2, *SHORT)
+    finally:
+        del slurm.env["HF_TOKEN"]
+    observer = Observer(folder)
+    observer.watch(lambda: steps_taken(folder) >= 1)
+    assert slurm.wait_for(job, ("COMPLETED", "FAILED")) == "COMPLETED"
+    assert len(observer.reached) == 2
+    assert observer.seen == set()
+    assert observer.files_with_secret() == []
+    assert (folder / "logs" / f"slurm-{job}.out").is_file()
+    text = (folder / "logs" / "job.sbatch").read_text()
+    assert "HF_TOKEN" in text
+    without = subprocess.run(
+        ["bash", "-c", f"sed -n '/^if .*HF_TOKEN/,/^fi/p' '{folder}/logs/job.sbatch' | bash"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert without.returncode == 2
+    assert "HF_TOKEN must be set where the job is submitted" in without.stderr
