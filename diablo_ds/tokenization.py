@@ -244,7 +244,7 @@ def _auto_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"folder must hold a tokenizer; got {folder}: {reason}") from None

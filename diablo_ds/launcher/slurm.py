@@ -72,8 +72,8 @@ class Job:
         check_text(**{field.name: getattr(self, field.name) for field in fields(self)})
         for name in ("partition", "account", "time", "master_addr"):
             check_word(name, getattr(self, name))
-        if not self.name or self.name.startswith("-") or set(self.name) & set("/%"):
-            raise ValueError(f"name must be a job name, without / and %; got name={self.name!r}")
+        if not self.name.strip():
+            raise ValueError(f"name must not be empty; got name={self.name!r}")
         for option in self.options:
             if not option.startswith("-"):
                 raise ValueError(f"sbatch_option must begin with -; got sbatch_option={option!r}")

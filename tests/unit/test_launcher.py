@@ -294,7 +294,7 @@ def test_a_folder_that_slurm_cannot_write_its_log_to_is_refused():
         ({"account": "a\nb"}, "account must be text without control characters"),
         ({"time": "1:00 --nice"}, "time must be a word"),
         ({"name": "a\n#SBATCH --uid=0"}, "name must be text without control characters"),
-        ({"name": "-x"}, "name must be a job name"),
+        ({"name": " "}, "name must not be empty"),
         ({"setup": ("module load a\nb",)}, "setup must be text without control characters"),
         ({"setup": ("export HF_TOKEN=abc",)}, "one that sets HF_TOKEN"),
         ({"wrap": "a\rb"}, "wrap must be text without control characters"),
