@@ -7,129 +7,19 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from diablo_ds.config import RunConfig
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
-from diablo_ds.launcher.cluster import check_word
 from diablo_ds.launcher.command import SCRIPT, run_options, shown_path
-from diablo_ds.launcher.environment import RUN_KEY, secret_assignment
+from diablo_ds.launcher.environment import RUN_KEY
+from diablo_ds.launcher.job import Job
 from diablo_ds.resolution import resolve_batch
-from diablo_ds.settings import check_text
-
-_NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 class Variable(str):
     """A word of a command that the shell fills in; its value is the variable's name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What SLURM is asked for.
-
-    Raises:
-        ValueError: if the parts do not go together.
-    """
-
-    name: str = "diablo"
-    nodes: str = "1"
-    """How many, or a range such as "2-4"."""
-    slots: int = 1
-    """Ranks on each node."""
-    gpus: bool = True
-    """Whether each rank needs a GPU."""
-    cpus_per_task: int | None = None
-    """CPUs of each node."""
-    partition: str = ""
-    account: str = ""
-    time: str = ""
-    """Time limit in SLURM's form."""
-    warning_s: int = 120
-    """Seconds before the limit at which the run stops and saves; a step, an evaluation and a save
-    must fit."""
-    chain: int = 1
-    """Jobs that follow one another, each going on where the one before stopped."""
-    max_restarts: int = 0
-    """Restarts after failures within a job."""
-    sweep: tuple[str, ...] = ()
-    """`field=value,value,...`: an array job, with one run for each value."""
-    setup: tuple[str, ...] = ()
-    """Shell lines before the run, such as `module load cuda` or `source venv/bin/activate`."""
-    wrap: str = ""
-    """Words before the command, such as `apptainer exec --nv image.sif`."""
-    options: tuple[str, ...] = ()
-    """Further options for sbatch, such as `--exclusive`."""
-    master_addr: str = ""
-    """Where rank 0 listens; empty for the first node's name."""
-    master_port: int | None = None
-    """None for a free one that is chosen for each start."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_text(**{field.name: getattr(self, field.name) for field in fields(self)})
-        for name in ("partition", "account", "time", "master_addr"):
-            check_word(name, getattr(self, name))
-        if not self.name.strip():
-            raise ValueError(f"name must not be empty; got name={self.name!r}")
-        for option in self.options:
-            if not option.startswith("-"):
-                raise ValueError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
-        if name := next(filter(None, map(secret_assignment, self.setup)), ""):
-            raise ValueError(
-                f"setup must not hold a secret, since batch scripts are kept; got one that sets "
-                f"{name}; export it where you submit, and give --env {name}"
-            )
-        low, high = self.node_range()
-        if not 1 <= low <= high:
-            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
-        if len(self.sweep) > 1:
-            raise ValueError(f"sweep goes over one setting; got sweep={', '.join(self.sweep)}")
-        if self.sweep and self.chain > 1:
-            raise ValueError(
-                f"give sweep or chain, not both; got sweep={self.sweep[0]}, chain={self.chain}"
-            )
-
-    def node_range(self) -> tuple[int, int]:
-        """Return the least and the most nodes.
-
-        Raises:
-            ValueError: if ``nodes`` is neither a number nor a range.
-        """
-        match = _NODES.fullmatch(self.nodes)
-        if match is None:
-            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
-        return int(match[1]), int(match[2] or match[1])
-
-    def sweep_runs(self, run: RunConfig) -> tuple[str, list[str], list[RunConfig]]:
-        """Return the field that an array goes over, its values, and the run config of each.
-
-        Without a sweep these are no field, no values, and the run config itself.
-
-        Raises:
-            ValueError: if there is no such field, or a value is not one of its.
-        """
-        if not self.sweep:
-            return "", [], [run]
-        name, _, text = self.sweep[0].partition("=")
-        field = name.replace("-", "_")
-        known = {f.name: f for f in fields(RunConfig)}
-        if field not in known or not text or field == "output":
-            raise ValueError(
-                "sweep must read `setting=value,value,...` with a setting of the run config; got "
-                f"sweep={self.sweep[0]!r}"
-            )
-        values = text.split(",")
-        kind: type[Any] = type(known[field].default)
-        runs = []
-        for value in values:
-            try:
-                runs.append(replace(run, **{field: kind(value)}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"sweep: {error}") from None
-        return field, values, runs
 
 
 def build_script(

@@ -16,6 +16,7 @@ from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.files import read_json, write_text
 from diablo_ds.launcher.cluster import check_word, interface_env
 from diablo_ds.launcher.environment import MASK, RankVariables, parse_env
+from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.launch_command import (
     ENV_HELP,
     max_restarts_option,
@@ -23,7 +24,7 @@ from diablo_ds.launcher.launch_command import (
     with_global_batch,
     with_output,
 )
-from diablo_ds.launcher.slurm import Job, build_script, submit
+from diablo_ds.launcher.slurm import build_script, submit
 from diablo_ds.run_options import build_run_config, run_options
 
 

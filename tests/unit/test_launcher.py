@@ -16,9 +16,10 @@ from diablo_ds.cli import train
 from diablo_ds.config import RunConfig
 from diablo_ds.launcher.cluster import Cluster, Host, hostfile_text, read_hostfile
 from diablo_ds.launcher.command import build_command, run_options
+from diablo_ds.launcher.job import Job, time_limit_s
 from diablo_ds.launcher.launch_command import build_cluster
 from diablo_ds.launcher.records import STOPPED, RankRecord, first_failure, write_record
-from diablo_ds.launcher.slurm import Job, build_script
+from diablo_ds.launcher.slurm import build_script
 from diablo_ds.launcher.supervisor import fitting_hosts, make_log_folder, next_log_folder
 from diablo_ds.run_options import DEFAULT_DS_CONFIG, build_run_config
 
@@ -305,6 +306,31 @@ def test_a_folder_that_slurm_cannot_write_its_log_to_is_refused():
 def test_what_would_be_more_than_one_option_of_sbatch_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Job(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("5", 300), ("5:30", 330), ("1:02:03", 3723), ("2-1", 176400), ("1-0:30", 88200)),
+        *(("1-1:1:1", 90061), ("UNLIMITED", 0), ("0", 0)),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(text, seconds):
+    assert time_limit_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["1h", "1:2:3:4", "-5", "1-", "soon"])
+def test_other_time_limits_are_refused(text):
+    with pytest.raises(ValueError, match="time must be minutes"):
+        time_limit_s(text)
+
+
+@pytest.mark.parametrize(("time", "warning_s"), [("1", 120), ("3:00", 120), ("0:30", 1)])
+def test_a_job_that_would_stop_at_once_for_ever_is_refused(time, warning_s):
+    with pytest.raises(ValueError, match=f"time must be longer .* got time='{time}'"):
+        Job(time=time, warning_s=warning_s)
+    Job(time="3:01", warning_s=120)
+    Job(time="0", warning_s=120)
 
 
 def test_a_name_with_blanks_is_one_word_of_sbatch():

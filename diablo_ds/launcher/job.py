@@ -1,0 +1,158 @@
+"""What SLURM is asked for: nodes, ranks, limits, signals, and an array's values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from diablo_ds.config import RunConfig
+from diablo_ds.launcher.cluster import check_word
+from diablo_ds.launcher.environment import secret_assignment
+from diablo_ds.settings import check_text
+
+SIGNAL_EARLY_S = 60
+"""By so much SLURM may send its warning ahead of the time that was asked for (man sbatch)."""
+_NODES = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What SLURM is asked for.
+
+    Raises:
+        ValueError: if the parts do not go together.
+    """
+
+    name: str = "diablo"
+    nodes: str = "1"
+    """How many, or a range such as "2-4"."""
+    slots: int = 1
+    """Ranks on each node."""
+    gpus: bool = True
+    """Whether each rank needs a GPU."""
+    cpus_per_task: int | None = None
+    """CPUs of each node."""
+    partition: str = ""
+    account: str = ""
+    time: str = ""
+    """Time limit in SLURM's form."""
+    warning_s: int = 120
+    """Seconds before the limit at which the run stops and saves; a step, an evaluation and a save
+    must fit."""
+    chain: int = 1
+    """Jobs that follow one another, each going on where the one before stopped."""
+    max_restarts: int = 0
+    """Restarts after failures within a job."""
+    sweep: tuple[str, ...] = ()
+    """`field=value,value,...`: an array job, with one run for each value."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the run, such as `module load cuda` or `source venv/bin/activate`."""
+    wrap: str = ""
+    """Words before the command, such as `apptainer exec --nv image.sif`."""
+    options: tuple[str, ...] = ()
+    """Further options for sbatch, such as `--exclusive`."""
+    master_addr: str = ""
+    """Where rank 0 listens; empty for the first node's name."""
+    master_port: int | None = None
+    """None for a free one that is chosen for each start."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_text(**{field.name: getattr(self, field.name) for field in fields(self)})
+        for name in ("partition", "account", "time", "master_addr"):
+            check_word(name, getattr(self, name))
+        if not self.name.strip():
+            raise ValueError(f"name must not be empty; got name={self.name!r}")
+        self._check_time()
+        for option in self.options:
+            if not option.startswith("-"):
+                raise ValueError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
+        if name := next(filter(None, map(secret_assignment, self.setup)), ""):
+            raise ValueError(
+                f"setup must not hold a secret, since batch scripts are kept; got one that sets "
+                f"{name}; export it where you submit, and give --env {name}"
+            )
+        low, high = self.node_range()
+        if not 1 <= low <= high:
+            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
+        if len(self.sweep) > 1:
+            raise ValueError(f"sweep goes over one setting; got sweep={', '.join(self.sweep)}")
+        if self.sweep and self.chain > 1:
+            raise ValueError(
+                f"give sweep or chain, not both; got sweep={self.sweep[0]}, chain={self.chain}"
+            )
+
+    def _check_time(self) -> None:
+        """Raise ValueError where a job would be told to stop as soon as it has started."""
+        limit_s = time_limit_s(self.time) if self.time else 0
+        if 0 < limit_s <= self.warning_s + SIGNAL_EARLY_S:
+            raise ValueError(
+                f"time must be longer than warning_s, by more than the {SIGNAL_EARLY_S} s that "
+                f"SLURM may warn early; got time={self.time!r}, warning_s={self.warning_s}: the "
+                "job would stop, save and go back into the queue without end"
+            )
+
+    def node_range(self) -> tuple[int, int]:
+        """Return the least and the most nodes.
+
+        Raises:
+            ValueError: if ``nodes`` is neither a number nor a range.
+        """
+        match = _NODES.fullmatch(self.nodes)
+        if match is None:
+            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
+        return int(match[1]), int(match[2] or match[1])
+
+    def sweep_runs(self, run: RunConfig) -> tuple[str, list[str], list[RunConfig]]:
+        """Return the field that an array goes over, its values, and the run config of each.
+
+        Without a sweep these are no field, no values, and the run config itself.
+
+        Raises:
+            ValueError: if there is no such field, or a value is not one of its.
+        """
+        if not self.sweep:
+            return "", [], [run]
+        name, _, text = self.sweep[0].partition("=")
+        field = name.replace("-", "_")
+        known = {f.name: f for f in fields(RunConfig)}
+        if field not in known or not text or field == "output":
+            raise ValueError(
+                "sweep must read `setting=value,value,...` with a setting of the run config; got "
+                f"sweep={self.sweep[0]!r}"
+            )
+        values = text.split(",")
+        kind: type[Any] = type(known[field].default)
+        runs = []
+        for value in values:
+            try:
+                runs.append(replace(run, **{field: kind(value)}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"sweep: {error}") from None
+        return field, values, runs
+
+
+def time_limit_s(text: str) -> int:
+    """Return a time limit in seconds; 0 for none.
+
+    Args:
+        text: in one of sbatch's forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
+            days-hours:minutes, days-hours:minutes:seconds, or UNLIMITED.
+
+    Raises:
+        ValueError: if it has none of these forms.
+    """
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return 0
+    days, dash, clock = text.rpartition("-")
+    parts = clock.split(":")
+    numbers = [days, *parts] if dash else parts
+    if len(parts) > 3 or not all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers):
+        raise ValueError(
+            "time must be minutes, hours:minutes:seconds, days-hours or another form of sbatch's; "
+            f"got time={text!r}"
+        )
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    seconds = sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
+    return seconds + 86400 * int(days or 0)
