@@ -34,7 +34,7 @@ def test_over_ssh_a_secret_is_in_a_file_until_all_ranks_have_read_it(hosts, opti
     observer.watch(lambda: run.poll() is not None or steps_taken(folder) >= 6)
     output = output_of(run)
     assert run.returncode == 0, output
-    assert len(observer.reached) == 2
+    assert len(observer.reached) >= 2  # a rank may fork
     assert observer.seen == set()
     assert SECRET not in output
     assert observer.files_with_secret() == []
@@ -62,7 +62,7 @@ def test_a_job_takes_a_secret_from_where_it_is_submitted(slurm, options, tmp_pat
     observer = Observer(folder)
     observer.watch(lambda: steps_taken(folder) >= 1)
     assert slurm.wait_for(job, ("COMPLETED", "FAILED")) == "COMPLETED"
-    assert len(observer.reached) == 2
+    assert len(observer.reached) >= 2  # a rank may fork
     assert observer.seen == set()
     assert observer.files_with_secret() == []
     assert (folder / "logs" / f"slurm-{job}.out").is_file()

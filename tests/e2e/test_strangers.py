@@ -74,7 +74,7 @@ def test_a_local_run_imports_nothing_planted_shows_no_secret_and_opens_no_port(h
     assert run.returncode == 0, output
     assert steps_taken(folder) == 8
     assert not (tmp_path / "executed").exists(), (tmp_path / "executed").read_text()
-    assert len(observer.reached) == 2
+    assert len(observer.reached) >= 2  # a rank may fork
     assert observer.seen == set()
     assert observer.files_with_secret() == []
     assert SECRET not in output
