@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from diablo_ds.chat_forms import variants, with_known_role
 from diablo_ds.chat_template import ChatTemplate, Message, Span
 from diablo_ds.control_tokens import ControlToken, ControlTokens, Place, escape, strings, unescape
 
 EACH_ANSWER = "split into one example per answer, as the chat template changes earlier turns"
 LAST_ANSWER = "loss on the last answer only, as the chat template changes earlier turns"
+GREETING = "an answer before any question, without loss, as the chat template cannot open it"
 CONTROL_TEXT = "control tokens in the text, kept as plain characters"
 REASONING = "reasoning_content"
+_BEFORE_QUESTIONS = ("system", "developer", "assistant")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def render_conversation(
     Raises:
         ValueError: if the template does not accept the messages or leaves out part of them.
     """
-    known = [_with_known_role(message, template) for message in conversation.messages]
+    known = [with_known_role(message, template) for message in conversation.messages]
     values = {"messages": known, "tools": conversation.tools}
     escaped = escape({**values, "variables": dict(conversation.variables)}, control)
     renderer = _Renderer(
@@ -93,18 +95,8 @@ def render_conversation(
         escaped.value["variables"],
         escaped.originals,
     )
-    chats: list[RenderedChat] = []
-    errors: list[ValueError] = []
-    for messages in _variants(escaped.value["messages"]):
-        try:
-            chats = renderer.render(messages)
-            break
-        except ValueError as error:
-            errors.append(error)
-    else:
-        # What is left out of a text says more than that a template does not know another form.
-        raise next((e for e in errors if isinstance(e, LeftOutError)), errors[0])
-    notes = list(conversation.notes)
+    chats, done = _first_that_renders(renderer, escaped.value["messages"])
+    notes = [*conversation.notes, *done]
     if len(chats) > 1:
         notes.append(LAST_ANSWER if last_only else EACH_ANSWER)
     if escaped.has_control_text:
@@ -112,46 +104,17 @@ def render_conversation(
     return RenderedConversation(chats[-1:] if last_only else chats, tuple(notes))
 
 
-def _with_known_role(message: Message, template: ChatTemplate) -> dict[str, Any]:
-    """Call the developer the system for a template that does not know the newer name."""
-    if message["role"] == "developer" and not template.mentions("developer"):
-        return {**message, "role": "system"}
-    return dict(message)
-
-
-def _variants(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the forms of tool calls that templates expect, the usual one first.
-
-    Content that is null beside calls may be left out, empty or null; arguments may be an object or
-    JSON text.
-    """
-    if not any(message.get("tool_calls") for message in messages):
-        yield messages
-        return
-    for as_text in (False, True):
-        for content in ({}, {"content": ""}, {"content": None}):
-            yield [
-                {**({} if "content" in m else content), **_with_arguments(m, as_text)}
-                if m.get("tool_calls")
-                else m
-                for m in messages
-            ]
-
-
-def _with_arguments(message: dict[str, Any], as_text: bool) -> dict[str, Any]:
-    if not as_text:
-        return message
-    calls = [
-        {
-            **call,
-            "function": {
-                **call["function"],
-                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-            },
-        }
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
+def _first_that_renders(
+    renderer: _Renderer, messages: list[dict[str, Any]]
+) -> tuple[list[RenderedChat], list[str]]:
+    errors: list[ValueError] = []
+    for variant in variants(messages):
+        try:
+            return renderer.render(variant)
+        except ValueError as error:
+            errors.append(error)
+    # What is left out of a text says more than that a template does not know another form.
+    raise next((e for e in errors if isinstance(e, LeftOutError)), errors[0])
 
 
 @dataclass(frozen=True)
@@ -164,21 +127,22 @@ class _Renderer:
     variables: Mapping[str, Any]
     originals: Mapping[str, str]
 
-    def render(self, messages: list[dict[str, Any]]) -> list[RenderedChat]:
-        chats = None
+    def render(self, messages: list[dict[str, Any]]) -> tuple[list[RenderedChat], list[str]]:
+        """Return the examples of a conversation, and notes on them."""
+        chats, notes = None, list[str]()
         if self.template.has_marks(self.tools):
             chats = self._by_marks(messages)
         if chats is None:
-            chats = self._by_answers(messages)
+            chats, notes = self._by_answers(messages)
         last = max(turn for turn, has_loss in enumerate(self.has_loss) if has_loss)
         for turn, message in enumerate(messages[:last], start=1):
-            if message["role"] != "assistant" and not _shows(chats[-1].text, message["content"]):
+            if not _shows(chats[-1].text, message.get("content") or ""):
                 raise self._left_out(f"the content of message {turn} ({message['role']})")
         for tool in self.tools or ():
             name = tool["function"]["name"]
             if name not in chats[-1].text:
                 raise self._left_out("tools", name)
-        return chats
+        return chats, notes
 
     def _by_marks(self, messages: list[dict[str, Any]]) -> list[RenderedChat] | None:
         """Take the template's own marks; None where they are not one for each answer."""
@@ -210,35 +174,39 @@ class _Renderer:
             return None
         return Place(start, start + place.end, place.token)
 
-    def _by_answers(self, messages: list[dict[str, Any]]) -> list[RenderedChat]:
+    def _by_answers(self, messages: list[dict[str, Any]]) -> tuple[list[RenderedChat], list[str]]:
         chats: list[RenderedChat] = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
+        notes: dict[str, None] = {}
+        for turn in range(len(messages)):
+            if not self.has_loss[turn]:
                 continue
-            prompt = self._render(messages[:turn], add_generation_prompt=True)
-            whole = self._render(messages[: turn + 1])
-            if not whole.startswith(prompt):
-                raise ValueError(
-                    "chat template must render an answer behind the opening that a model gets; "
-                    f"got another text for message {turn + 1}: it opens an answer with "
-                    f"{_last_line(prompt)!r}"
-                )
-            end, is_closed = self._end(whole, len(prompt))
-            text = whole[:end]
-            self._check_answer(turn, message, text[len(prompt) :])
-            targets: tuple[Span, ...] = ((len(prompt), end),) if self.has_loss[turn] else ()
+            try:
+                prompt, chat = self._answer(messages, turn)
+            except ValueError:
+                is_asked = any(m["role"] not in _BEFORE_QUESTIONS for m in messages[:turn])
+                if is_asked or not any(self.has_loss[turn + 1 :]):
+                    raise
+                notes[GREETING] = None  # a model that is not asked need not learn it
+                continue
             if chats and prompt.startswith(chats[-1].text):
-                targets = chats.pop().targets + targets
-            chats.append(RenderedChat(text, targets, self.originals, is_closed))
-        return [self._without_tail(chat) for chat in chats if chat.targets]
+                chat = chat._replace(targets=chats.pop().targets + chat.targets)
+            chats.append(chat)
+        return chats, list(notes)
 
-    def _without_tail(self, chat: RenderedChat) -> RenderedChat:
-        """Cut answers without loss off the end, which nothing learns from."""
-        end = chat.targets[-1][1]
-        if end == len(chat.text):
-            return chat
-        is_closed = self.control.at_end(chat.text[:end]) is not None
-        return chat._replace(text=chat.text[:end], is_closed=is_closed)
+    def _answer(self, messages: list[dict[str, Any]], turn: int) -> tuple[str, RenderedChat]:
+        """Return what comes before an answer, and that with the answer to its end of turn."""
+        prompt = self._render(messages[:turn], add_generation_prompt=True)
+        whole = self._render(messages[: turn + 1])
+        if not whole.startswith(prompt):
+            raise ValueError(
+                "chat template must render an answer behind the opening that a model gets; got "
+                f"another text for message {turn + 1}: it opens an answer with "
+                f"{_last_line(prompt)!r}"
+            )
+        end, is_closed = self._end(whole, len(prompt))
+        self._check_answer(turn, messages[turn], whole[len(prompt) : end])
+        targets = ((len(prompt), end),)
+        return prompt, RenderedChat(whole[:end], targets, self.originals, is_closed)
 
     def _render(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class StreamSource:
     dealer: Dealer
     num_left_out: int = 0
     """Rows of this rank that did not fit."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """Rows of this rank by what was done with them."""
     _position: int = 0
     _rows: Iterator[tuple[Path, RawRow]] = field(default_factory=lambda: iter(()))
 
@@ -62,6 +65,7 @@ class StreamSource:
             )
         for note, number in count_notes(results).items():
             logger.info(f"Of the first {len(rows)} rows, {count_rows(number, note)}")
+            self.notes[note] = 0
         if not any(_example(result) is not None for result in results):
             raise ValueError(
                 f"data must have examples of at most {self.config.max_length} tokens; got only "
@@ -88,6 +92,10 @@ class StreamSource:
 
     def _encode(self, path: Path, row: RawRow) -> Row:
         (result,) = self.encoder.encode([row])
+        for note in [] if isinstance(result, Rejected) else result.notes:
+            if note not in self.notes:
+                logger.info(f"First on rank {self.dealer.rank}, {path}, line {row.line}: {note}")
+            self.notes[note] += 1
         if (example := _example(result)) is not None:
             return [example]
         self.num_left_out += 1

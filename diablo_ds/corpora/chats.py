@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ _KNOWN = {
     *("role", "content", "name", "weight", "train", *_THOUGHTS),
     *("tool_calls", "tool_call_id", "function_call"),
 }
+_RESULTS = ("tool", "function", "ipython")
 VARIABLES = "chat_template_kwargs"
 NULL_ARGUMENTS = "null arguments of tool calls, left out"
 
@@ -77,6 +79,8 @@ def _message(value: Any, turn: int, notes: dict[str, None]) -> tuple[dict[str, A
             raise RowError(f"message {turn}: only the assistant may have tool_calls: {role}")
         message["tool_calls"] = calls
     if "content" in message:
+        if role in _RESULTS and isinstance(message["content"], dict):
+            message["content"] = json.dumps(message["content"], ensure_ascii=False)
         message["content"] = _content(message["content"], turn)
         if calls and not message["content"].strip():
             del message["content"]  # as if it were null, which is how templates know it

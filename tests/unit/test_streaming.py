@@ -9,9 +9,13 @@ import torch
 from diablo_ds import streaming
 from diablo_ds.batches import Dealer
 from diablo_ds.config import RunConfig
+from diablo_ds.conversations import LAST_ANSWER
 from diablo_ds.loss import count_targets
 from diablo_ds.streaming import open_stream
+from diablo_ds.tokenization import load_tokenizer
+from tests.chat_templates import QWEN3
 from tests.tiny import tiny_tokenizer
+from tests.tokenizers_for_tests import save_chat
 
 ROWS = 50
 
@@ -131,3 +135,20 @@ def test_data_that_hardly_fits_is_refused_at_the_start(tmp_path):
 def test_settings_that_a_stream_cannot_honour_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         _stream(tmp_path / "d.jsonl", **changes)
+
+
+def test_a_conversation_is_one_sequence_of_a_step(tmp_path, caplog):
+    folder = save_chat(tmp_path / "tokenizer", QWEN3)
+    asked = {"role": "user", "content": "hi"}
+    rows = [{"messages": [asked, {"role": "assistant", "content": "a"}] * n} for n in (1, 2, 3, 4)]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = RunConfig(data=str(path), stream=True, max_steps=9, global_batch=4, micro_batch=2)
+    with caplog.at_level("INFO", "diablo_ds"):
+        stream = open_stream(config, load_tokenizer(folder), Dealer(config, 0, 0, 1))
+    assert f"3 rows: {LAST_ANSWER}" in caplog.text
+    batches = list(stream.step(0))
+    assert [batch.input_ids.shape[0] for batch in batches] == [2, 2]
+    per_answer = sum(int(count_targets(batch.labels)) for batch in batches) / 4
+    assert per_answer == int(per_answer)  # each has the loss of one and the same answer
+    assert stream.notes == {LAST_ANSWER: 3}

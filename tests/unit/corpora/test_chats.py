@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 from transformers import AutoTokenizer
 
-from diablo_ds.conversations import CONTROL_TEXT, EACH_ANSWER, LAST_ANSWER
+from diablo_ds.conversations import CONTROL_TEXT, EACH_ANSWER, GREETING, LAST_ANSWER
 from diablo_ds.corpora.chats import NULL_ARGUMENTS
 from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
 from diablo_ds.corpora.own_tokens import CONTROL_READ, OWN_ENDS
@@ -397,6 +397,26 @@ def test_a_developer_is_the_system_for_templates_that_do_not_know_it(load):
         for role in ("system", "developer")
     ]
     assert _examples(tokenizer, rows[0]) == _examples(tokenizer, rows[1])
+
+
+def test_an_answer_before_any_question_carries_no_loss_where_it_has_no_opening(load):
+    greeted = {"messages": [{"role": "assistant", "content": "welcome"}, *_chat(*TALK)["messages"]]}
+    (example,) = _examples(load(CHATML)[0], greeted)
+    assert len(_targets(load(CHATML)[0], example)) == 3
+    tokenizer, _ = load(QWEN25)  # looks at the first message
+    result = _encode(tokenizer, greeted)
+    assert result.notes == (GREETING,)
+    text = tokenizer.encoder.decode(result.examples[0].example.input_ids)
+    assert text.startswith("<|im_start|>assistant\nwelcome<|im_end|>")
+    assert len(_targets(tokenizer, result.examples[0].example)) == 2
+
+
+def test_results_of_tools_may_be_objects(load):
+    tokenizer, _ = load(QWEN25)
+    as_text, as_object = _with_tools(CALL, [TOOL]), _with_tools(CALL, [TOOL])
+    as_text["messages"][2]["content"] = '{"sun": "ja, schön"}'
+    as_object["messages"][2]["content"] = {"sun": "ja, schön"}
+    assert _examples(tokenizer, as_text) == _examples(tokenizer, as_object)
 
 
 # --- control tokens in text ----------------------------------------------------------------------
