@@ -166,17 +166,19 @@ class BatchSource:
     examples: Examples
     config: RunConfig
     dealer: Dealer
+    start_step: int = 0
+    """Step of the run with which the first pass begins."""
 
     def __len__(self) -> int:
         """Return the sequences of one pass: examples, or packed sequences of several."""
         return len(self._order(self.config.seed))
 
     def step(self, step: int) -> Iterator[MicroBatch]:
-        """Yield this rank's micro batches of a step, counted from 0.
+        """Yield this rank's micro batches of a step of the run, counted from 0.
 
         A global batch is ``config.global_batch`` sequences; the run's last may hold fewer.
         """
-        first = step * self.config.global_batch
+        first = (step - self.start_step) * self.config.global_batch
         end = min(first + self.config.global_batch, self.config.num_sequences(len(self)))
         return self._deal([self._sequence(position) for position in range(first, end)])
 

@@ -57,6 +57,9 @@ class Checkpoint:
     loss_scaler: Mapping[str, float] = field(default_factory=dict)
     """State of the dynamic loss scaler; empty unless in fp16."""
 
+    data: Mapping[str, Any] | None = None
+    """Identity of the data trained on; None where an older version wrote the checkpoint."""
+
     @property
     def masters(self) -> dict[str, Tensor]:
         """The deltas by name, fp32."""
@@ -96,6 +99,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
                 "seed": checkpoint.seed,
                 "num_optimizer_steps": checkpoint.num_optimizer_steps,
                 "loss_scaler": dict(checkpoint.loss_scaler),
+                "data": None if checkpoint.data is None else dict(checkpoint.data),
             },
         )
         files = {
@@ -261,6 +265,7 @@ def load_checkpoint(
         adapter=adapter,
         state=state,
         loss_scaler=position["loss_scaler"],
+        data=position.get("data"),
     )
 
 

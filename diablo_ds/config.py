@@ -44,6 +44,7 @@ FREE_ON_RESUME = frozenset(
         *("output", "cache_folder", "shared_folders"),
         *("micro_batch", "micro_batch_tokens", "gradient_checkpointing", "reentrant"),
         *("checkpointed_layers", "keep_attention", "memory_budget", "attention"),
+        "allow_changed_data",
         *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
     }
 )
@@ -88,6 +89,9 @@ class RunConfig:
     )
     heldout_share: float = setting(
         0.05, "Share of the data held out where it has no part of its own.", minimum=0, maximum=0.5
+    )
+    allow_changed_data: bool = setting(
+        False, "Resume although the data changed, with a new pass over them as they are now."
     )
     output: str = setting("", "Run folder; empty makes a new one under runs/.")
     cache_folder: str = setting(

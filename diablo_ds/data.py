@@ -94,14 +94,7 @@ def load_data(
     Raises:
         ValueError: if a file is missing, empty or malformed, or no example is left.
     """
-    if config.data == "default":
-        folder = SAMPLES_FOLDER / "gsm8k"
-        config = replace(
-            config,
-            data=str(folder / "train.jsonl"),
-            heldout_data=str(folder / "heldout.jsonl"),
-            corpus="math",
-        )
+    config = _with_default_files(config)
     train = _load(config.data, "train", config, tokenizer, vocab_size)
     if heldout := load_heldout(config, tokenizer, vocab_size):
         return train, heldout
@@ -207,6 +200,35 @@ def find_raw(name: str) -> list[Path]:
         raise ValueError(
             f"data must be an existing file or folder; got data={name!r}: {error}"
         ) from None
+
+
+def data_files(config: RunConfig, part: str) -> list[Path]:
+    """Return the files that the training ("train") or held-out data ("heldout") come from.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    config = _with_default_files(config)
+    name = config.data
+    if part == "heldout" and config.heldout_data:
+        name = config.heldout_data
+    if not _is_prepared(Path(name)):
+        return find_raw(name)
+    own = Path(name) / part
+    return sorted((own if own.is_dir() else Path(name)).rglob("*.arrow"))
+
+
+def _with_default_files(config: RunConfig) -> RunConfig:
+    """Return the config with the shipped samples in place of the default data."""
+    if config.data != "default":
+        return config
+    folder = SAMPLES_FOLDER / "gsm8k"
+    return replace(
+        config,
+        data=str(folder / "train.jsonl"),
+        heldout_data=str(folder / "heldout.jsonl"),
+        corpus="math",
+    )
 
 
 def _accept(result: Encoded | Rejected, path: Path) -> list[Example]:

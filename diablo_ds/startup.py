@@ -17,6 +17,7 @@ from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config, 
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
+from diablo_ds.data_identity import DataIdentity
 from diablo_ds.heartbeat import heart
 from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.loss_head import install_loss_head
@@ -27,7 +28,7 @@ from diablo_ds.ownership import FolderOwner
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.resolution import resolve_batch, resolve_run
-from diablo_ds.resuming import find_resume_point, own_folder
+from diablo_ds.resuming import find_resume_point, own_folder, place_data
 from diablo_ds.run_folder import choose_run_folder, recorded_config
 from diablo_ds.streaming import StreamSource, open_stream
 from diablo_ds.tokenization import load_tokenizer
@@ -49,12 +50,19 @@ class Inputs:
         """The part of the model's config that describes its text model."""
         return self.model_config.get_text_config()
 
-    def describe(self, config: RunConfig, world_size: int) -> str:
-        """Return data counts and the batch equation as lines of text."""
+    def describe(self, config: RunConfig, world_size: int, num_steps: int | None = None) -> str:
+        """Return data counts and the batch equation as lines of text.
+
+        Args:
+            config: the run config.
+            world_size: number of ranks.
+            num_steps: optimizer steps of the run; by default those of a new one.
+        """
+        num_steps = self.num_steps(config) if num_steps is None else num_steps
         lines = [f"Training data: {self.train.describe()}"]
         if self.heldout is not None:
             lines.append(f"Held-out data: {self.heldout.describe()}")
-        lines.append(f"{config.batch_equation(world_size)}; {self.num_steps(config)} steps")
+        lines.append(f"{config.batch_equation(world_size)}; {num_steps} steps")
         return "\n".join(lines)
 
     def num_steps(self, config: RunConfig) -> int:
@@ -76,6 +84,7 @@ class Run:
     train_batches: BatchSource | StreamSource
     heldout_batches: BatchSource | None
     placement: list[placement.TensorPlacement]
+    data: DataIdentity
     num_steps: int
     start_step: int = 0
     owner: FolderOwner | None = None
@@ -149,16 +158,10 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         )
         logger.info(fit.text())
         recomputation = fit.recomputation
-    logger.info(inputs.describe(config, world_size))
     folder, owner = own_folder(config, resources)
     checkpoint = find_resume_point(config, folder, adapter_config, shapes)
-    start_step = 0 if checkpoint is None else checkpoint.step
-    num_steps = inputs.num_steps(config)
-    if start_step > num_steps:
-        logger.warning(
-            f"The run has taken {start_step} steps already, and its data or settings make "
-            f"{num_steps}: it ends here"
-        )
+    train, data, num_steps = place_data(config, inputs.train, inputs.heldout, checkpoint)
+    logger.info(inputs.describe(config, world_size, num_steps))
 
     heart.beat("loading the model")
     logger.info(f"Loading {model_folder} in {config.precision} ...")
@@ -195,11 +198,12 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         engine=ds_engine,
         deltas=deltas,
         adapter=adapter_config,
-        train_batches=inputs.train,
+        train_batches=train,
         heldout_batches=inputs.heldout,
         placement=expected,
-        num_steps=max(num_steps, start_step),
-        start_step=start_step,
+        data=data,
+        num_steps=num_steps,
+        start_step=0 if checkpoint is None else checkpoint.step,
         owner=owner,
     )
 

@@ -40,6 +40,8 @@ class StreamSource:
     config: RunConfig
     encoder: RowEncoder
     dealer: Dealer
+    start_step: int = 0
+    """Step of the run with which the stream begins."""
     num_left_out: int = 0
     """Rows of this rank that did not fit."""
     notes: Counter[str] = field(default_factory=Counter)
@@ -49,7 +51,7 @@ class StreamSource:
 
     def check(self) -> None:
         """Raise ValueError unless most of the first rows fit."""
-        rows = [row for _, row in zip(range(ROWS_TO_CHECK), self._in_order(), strict=False)]
+        rows = [row for _, row in zip(range(ROWS_TO_CHECK), self.rows_in_order(), strict=False)]
         if not rows:
             raise ValueError(f"data must have at least one row; got none in {self.files[0]}")
         results = self.encoder.encode([row for _, row in rows])
@@ -77,8 +79,8 @@ class StreamSource:
         return f"a stream of {len(self.files)} raw files, {self.files[0]} first"
 
     def step(self, step: int) -> Iterator[MicroBatch]:
-        """Yield this rank's micro batches of a step, counted from 0."""
-        first = step * self.config.global_batch
+        """Yield this rank's micro batches of a step of the run, counted from 0."""
+        first = (step - self.start_step) * self.config.global_batch
         if first < self._position or not self._position:
             self._rows, self._position = self._stream(), 0
         while self._position < first:
@@ -112,7 +114,7 @@ class StreamSource:
         window: list[tuple[Path, RawRow]] = []
         number = self.config.seed
         while True:
-            for row in self._in_order():
+            for row in self.rows_in_order():
                 window.append(row)
                 if len(window) == WINDOW_ROWS:
                     yield from (window[i] for i in permutation(len(window), number))
@@ -120,7 +122,8 @@ class StreamSource:
             yield from (window[i] for i in permutation(len(window), number))
             window, number = [], number + 1
 
-    def _in_order(self) -> Iterator[tuple[Path, RawRow]]:
+    def rows_in_order(self) -> Iterator[tuple[Path, RawRow]]:
+        """Yield all rows once, as they lie in the files."""
         for path in self.files:
             for row in read_rows(path):
                 yield path, row

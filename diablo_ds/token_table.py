@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ class TokenTable:
         row = index - self._starts[number]
         start, end = offsets[row], offsets[row + 1]
         return Example(ids[start:end], labels[start:end])
+
+    def flat(self) -> Iterator[tuple[Tokens, Tokens]]:
+        """Yield token ids and labels of consecutive rows, flat and without a copy."""
+        for offsets, ids, labels in self._chunks:
+            yield ids[offsets[0] : offsets[-1]], labels[offsets[0] : offsets[-1]]
 
     def lengths(self) -> Ints:
         """Return the number of tokens of each row."""

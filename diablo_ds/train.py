@@ -290,6 +290,7 @@ def save(run: Run, step: int) -> None:
         adapter=run.adapter,
         state=state,
         loss_scaler=optimizer_state.loss_scaler_state(run.engine),
+        data=run.data.as_json(),
     )
 
     def write() -> None:
