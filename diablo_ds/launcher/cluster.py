@@ -18,8 +18,8 @@ RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
 started on each host."""
 SSH_RUNNERS = ("pdsh", "openmpi", "mpich")
 DEFAULT_PORT = 29500
-_HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)\s+slots=(?P<slots>\d{1,6})\s*(#.*)?")
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:@/+=-]*")
+_HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>\d{1,6})\s*(#.*)?")
+_WORD = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.,:@/+=-]*")
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 

@@ -65,6 +65,7 @@ def test_a_hostfile_is_read_as_it_is_written(tmp_path):
     [
         ("a slots=1\nb 4\n", "got 'b 4' in .*hosts, line 2"),
         ("a slots=0\n", "at least one slot"),
+        ("-Fplanted slots=1\n", "got '-Fplanted slots=1'"),  # an option of ssh
         ("a slots=" + "9" * 5000, "at least one slot; got 'a slots=999"),
         ("\ufeffa slots=1\nb\0 slots=1", r"got 'b\\x00 slots=1' in .*hosts, line 2"),
         ("a slots=1\n\na slots=2\n", "a again in .*, line 3"),
