@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.test_slurm import submit
 from tests.cluster.test_ssh import launch
-from tests.cluster.watching import SECRET, Observer, output_of, steps_taken
+from tests.cluster.watching import SECRET, Observer, hostile_folder, output_of, steps_taken
 from tests.e2e.commands import environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
@@ -23,7 +23,7 @@ def _modes(folder: Path) -> set[int]:
 def test_over_ssh_a_secret_is_in_a_file_until_all_ranks_have_read_it(hosts, options, tmp_path):
     folder = tmp_path / "run"
     hosts.env["HF_TOKEN"] = SECRET
-    run = launch(hosts, folder, *options, *SHORT)
+    run = launch(hosts, folder, *options, *SHORT, cwd=hostile_folder(tmp_path))
     observer = Observer(folder)
     file = folder / "logs" / "attempt-001" / "environment"
     observer.watch(file.exists)
@@ -37,6 +37,7 @@ def test_over_ssh_a_secret_is_in_a_file_until_all_ranks_have_read_it(hosts, opti
     assert len(observer.reached) >= 2  # a rank may fork
     assert observer.seen == set()
     assert SECRET not in output
+    assert not (tmp_path / "executed").exists(), (tmp_path / "executed").read_text()
     assert observer.files_with_secret() == []
     assert _modes(folder) <= {0o700, 0o600}
 

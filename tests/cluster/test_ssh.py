@@ -20,14 +20,16 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 
 
-def launch(hosts: SshHosts, folder: Path, *words: object) -> subprocess.Popen[str]:
+def launch(
+    hosts: SshHosts, folder: Path, *words: object, cwd: Path = ROOT
+) -> subprocess.Popen[str]:
     where = (
         f"--hostfile {hosts.hostfile()} --master-addr 127.0.0.2 --master-port {free_port()} "
         f"--interface lo --env DS_ACCELERATOR=cpu --env OMP_NUM_THREADS=1 --output {folder}"
     )
     return subprocess.Popen(
         ["diablo-ds", "launch", *where.split(), *map(str, words)],
-        cwd=ROOT,
+        cwd=cwd,
         env=hosts.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

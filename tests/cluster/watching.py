@@ -17,6 +17,7 @@ from tests.waiting import WAIT_S, wait_until
 
 SECRET = "hf_Kx81mDzSentinel"
 """What must not be seen."""
+_PLANTED = ("diablo_ds", "deepspeed", "torch", "json", "random", "click", "sitecustomize")
 
 
 def steps_taken(folder: Path) -> int:
@@ -89,3 +90,16 @@ class Observer:
                 if path.is_file() and SECRET.encode() in path.read_bytes():
                     found.append(path.name)
         return found
+
+
+def hostile_folder(parent: Path) -> Path:
+    """Make a working folder in which somebody left files that are named like modules.
+
+    Each of them leaves its name in the file `executed` beside the folder.
+    """
+    folder = parent / "hostile"
+    folder.mkdir()
+    for name in _PLANTED:
+        code = f"open({str(parent / 'executed')!r}, 'a').write(__name__ + chr(10))\n"
+        (folder / f"{name}.py").write_text(code + "raise SystemExit('planted module executed')\n")
+    return folder

@@ -8,24 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.watching import SECRET, Observer, output_of, steps_taken
+from tests.cluster.watching import SECRET, Observer, hostile_folder, output_of, steps_taken
 from tests.e2e.commands import ZERO3, environment
 from tests.tiny import save_model, write_pairs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
-PLANTED = ("diablo_ds", "deepspeed", "torch", "json", "random", "click", "sitecustomize")
 ANY_ADDRESS = ("00000000:", "00000000000000000000000000000000:")
-
-
-@pytest.fixture
-def hostile(tmp_path: Path) -> Path:
-    """A working folder in which somebody left files that are named like modules."""
-    folder = tmp_path / "hostile"
-    folder.mkdir()
-    for name in PLANTED:
-        code = f"open({str(tmp_path / 'executed')!r}, 'a').write(__name__ + chr(10))\n"
-        (folder / f"{name}.py").write_text(code + "raise SystemExit('planted module executed')\n")
-    return folder
 
 
 def _open_ports(folder: Path) -> list[str]:
@@ -46,7 +34,8 @@ def _open_ports(folder: Path) -> list[str]:
     ]
 
 
-def test_a_local_run_imports_nothing_planted_shows_no_secret_and_opens_no_port(hostile, tmp_path):
+def test_a_local_run_imports_nothing_planted_shows_no_secret_and_opens_no_port(tmp_path):
+    hostile = hostile_folder(tmp_path)
     folder = tmp_path / "run"
     options = (
         f"--gpus-per-node 2 --env DS_ACCELERATOR=cpu --env OMP_NUM_THREADS=1 --env HF_TOKEN "
