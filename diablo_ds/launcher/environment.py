@@ -8,6 +8,7 @@ user can read and that is gone once it was read. Only the standard library is us
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -112,6 +113,16 @@ def read_hidden(path: Path) -> dict[str, str]:
             f"the ranks' variables must be in the log folder, which all hosts share; got {error}"
         ) from None
     return variables
+
+
+def remove_start(hidden_file: Path | None, store_file: str | None) -> None:
+    """Remove what a launcher makes for a start, where there is no launcher to do it."""
+    with contextlib.suppress(OSError):
+        if hidden_file is not None:
+            hidden_file.unlink(missing_ok=True)
+        if store_file:
+            Path(store_file).unlink(missing_ok=True)
+            Path(store_file).parent.rmdir()
 
 
 def new_key() -> str:

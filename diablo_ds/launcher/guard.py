@@ -31,7 +31,7 @@ from typing import IO
 from diablo_ds import trust
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
-from diablo_ds.launcher.environment import read_hidden
+from diablo_ds.launcher.environment import STORE_FILE, read_hidden, remove_start
 from diablo_ds.launcher.records import (
     FAILED_FILE,
     STOP_FILE,
@@ -89,8 +89,8 @@ def main() -> None:
         sys.stderr.write(f"Error: {error}\n")
         code = EXIT_USER_ERROR if isinstance(error, ValueError) else 1
     finally:
-        if own.env_file is not None and guard is not None and guard.is_orphan:
-            own.env_file.unlink(missing_ok=True)
+        if guard is not None and guard.is_orphan:  # a killed launcher leaves its files
+            remove_start(own.env_file, os.environ.get(STORE_FILE))
     sys.exit(code)
 
 
