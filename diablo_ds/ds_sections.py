@@ -86,16 +86,17 @@ SECTIONS = ("zero_optimization", "bf16", "fp16", "comms_logger", *_PLAIN_SECTION
 POLICY_KEYS = frozenset({*_PLAIN_KEYS, *_PLAIN_SECTIONS, "zero_optimization", "comms_logger"})
 _OF_CPU_ADAM = {"ratio": 1, "super_offload": False, "cpuadam_cores_perc": 0.8}
 """Keys of an offloaded optimizer that DeepSpeedCPUAdam alone heeds, with their defaults."""
+_LEAST = {
+    **{f"fp16.{key}": 1 for key in ("loss_scale_window", "hysteresis", "min_loss_scale")},
+    "fp16.initial_scale_power": 0,
+    **{f"zero_optimization.{key}": 1 for key in ("sub_group_size", "zero_hpz_partition_size")},
+}
 _MAX_SCALE_POWER = 127
 """Of two, in fp32."""
 
 
 def check_sections(values: Mapping[str, Any], path: Path) -> None:
-    """Check every section and key that is policy.
-
-    Args:
-        values: the file's values; its keys at the top level are known.
-        path: the file.
+    """Check every section and key that is policy, in a file with known keys at its top level.
 
     Raises:
         ValueError: if one is unknown, has no effect, or has a value that cannot be.
@@ -260,6 +261,8 @@ def _check_type(name: str, value: Any, parsed: Any, path: Path) -> None:
 
 def _largest(name: str) -> int:
     """Return the largest number for a key: buckets are memory, of so many elements."""
+    if name == "fp16.initial_scale_power":
+        return _MAX_SCALE_POWER
     return LARGEST_BUCKET if "bucket_size" in name or "buffer" in name else LARGEST
 
 
@@ -291,16 +294,8 @@ def _check_combinations(values: Mapping[str, Any], path: Path) -> None:
             "the gradient norm must be computed, since it is checked and reported; got "
             f"compute_grad_norm=false in {path}; remove it"
         )
-    power = values.get("fp16", {}).get("initial_scale_power", 0)
-    if power != "auto" and not 0 <= power <= _MAX_SCALE_POWER:
-        raise ValueError(
-            f"fp16.initial_scale_power must be from 0 to {_MAX_SCALE_POWER}; got {power} in {path}"
-        )
-    for section, keys in (
-        ("fp16", ("loss_scale_window", "hysteresis", "min_loss_scale")),
-        ("zero_optimization", ("sub_group_size", "zero_hpz_partition_size")),
-    ):
-        for key in keys:
-            value = values.get(section, {}).get(key, 1)
-            if value != "auto" and value < 1:
-                raise ValueError(f"{section}.{key} must be at least 1; got {value} in {path}")
+    for name, least in _LEAST.items():
+        section, key = name.split(".")
+        value = values.get(section, {}).get(key, least)
+        if value != "auto" and value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value} in {path}")

@@ -164,7 +164,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
         ValueError: if there is none, it is damaged, it has no end token (a model would not learn to
             stop), or it cannot keep a prompt and its completion apart.
     """
-    tokenizer = _load_sentencepiece(path) if path.is_file() else _load_hugging_face(path)
+    try:
+        tokenizer = _load_sentencepiece(path) if path.is_file() else _load_hugging_face(path)
+        _check_border(tokenizer, path)
+    except Exception as error:  # the libraries raise many kinds for a damaged file
+        if type(error) is ValueError and f"{path}" in str(error):
+            raise  # our own
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ValueError(f"tokenizer must be whole; got {path}: {reason:.200}") from None
+    return tokenizer
+
+
+def _check_border(tokenizer: Tokenizer, path: Path) -> None:
+    """Raise ValueError unless a text in two parts comes back as it was."""
     for prompt, completion in (("a", "b"), ("a", " b")):
         segments = (Segment(prompt, False), Segment(completion, True))
         (example,) = tokenizer.encode([EncodableText(segments, False, False)])
@@ -173,9 +185,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if text.removeprefix(" ") != prompt + completion:
             raise ValueError(
                 "tokenizer must give back a text that it encoded in two parts; got "
-                f"{text!r} for {prompt!r} + {completion!r} in {path}"
+                f"{text!r:.60} for {prompt!r} + {completion!r} in {path}"
             )
-    return tokenizer
 
 
 def _load_hugging_face(folder: Path) -> Tokenizer:

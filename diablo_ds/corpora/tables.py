@@ -89,7 +89,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
                 for row in _rows(batch):
                     number += 1
                     yield RawRow(number, row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names may be no UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import socket
@@ -53,6 +54,12 @@ def test_wrong_settings_are_named(changes, parts, options, tmp_path):
         ('{"zero_optimization": {"stge": 3}}', ["known keys only", "stge", "bad.json"]),
         ('{"gradient_clipping": 0.1}', ["must agree", "gradient_clipping=0.1", "1.0"]),
         ('{"optimizer": {"type": "Adam"}}', ["policy only", "optimizer", "remove optimizer"]),
+        ('{"bf16": true}', ["bf16 must be a JSON object", "got True", "bad.json"]),
+        (
+            '{"zero_optimization": {"stage": 3, "reduce_bucket_size": "5e8"}}',
+            ["values that DeepSpeed takes", "reduce_bucket_size='5e8'", "bad.json", "integer"],
+        ),
+        ('{"csv_monitor": {"output_path": "/tmp"}}', ["must not write metrics elsewhere"]),
     ],
 )
 def test_wrong_deepspeed_configs_are_named(text, parts, options, tmp_path):
@@ -65,6 +72,27 @@ def test_wrong_run_config_keys_are_named(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"modle": "x"}))
     _fails([], "--config", path, parts=["known keys only", "modle", str(path)])
+
+
+def test_a_row_that_cannot_be_text_does_not_end_a_stream(options, tmp_path):
+    rows = [json.dumps({"prompt": f"{i}+1=", "completion": f"{i + 1}"}) for i in range(12)]
+    rows[5] = '{"prompt": "\\ud800", "completion": "x"}'
+    rows[7] = '{"prompt": "x", "completion": "y", "n": ' + "7" * 5000 + "}"
+    rows[9] = "[" * 100_000
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(rows))
+    parts = ["each row must fit its corpus", f"{path}, line 6", "surrogate"]
+    _fails(options, "--data", path, parts=parts)
+    run = ["--data", path, "--stream", "--max-steps", 4, "--output", tmp_path / "run"]
+    result = diablo_ds("train", *options, *run)
+    assert "rows of the stream left out" in result.stderr
+
+
+def test_a_truncated_file_is_named(options, tmp_path):
+    path = tmp_path / "d.jsonl.gz"
+    rows = "".join(f'{{"prompt": "{i}", "completion": "{i * i}"}}\n' for i in range(2000))
+    path.write_bytes(gzip.compress(rows.encode())[:-500])
+    _fails(options, "--data", path, parts=["source file must be whole", str(path)])
 
 
 def test_an_empty_dataset_is_named(options, tmp_path):

@@ -16,9 +16,12 @@ from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
 from diablo_ds.ds_sections import SECTIONS
 from diablo_ds.launcher.cluster import read_hostfile
 from diablo_ds.prepare.manifest import load_manifest
+from diablo_ds.tokenization import load_tokenizer
 from tests.fuzz.errors import result_or_our_error
 from tests.fuzz.mutations import VALUES, mutated
+from tests.tokenizers_for_tests import save_metaspace, save_sentencepiece
 
+CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}'
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 BASE = BaseSizes(hidden_size=32, total=10_000, layer=2_000, head=1_000)
@@ -146,3 +149,32 @@ def test_the_valid_forms_are_valid(folder):
     assert load_manifest(folder)["rows_in"] == {"n": 3}
     (folder / adapter.CONFIG_FILE).write_text(json.dumps(ADAPTER))
     assert adapter.load_adapter_config(folder).num_blocks == {"a.q_proj": 4}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    files = {
+        "tokenizer.json": save_metaspace(folder / "meta") / "tokenizer.json",
+        "a.model": save_sentencepiece(folder / "a.model"),
+    }
+    return {name: path.read_bytes() for name, path in files.items()}
+
+
+def _load_tokenizer(folder, name, content):
+    (folder / name).write_bytes(content)
+    (folder / "tokenizer_config.json").write_text(CONFIG)
+    path = folder / name if name == "a.model" else folder
+    return result_or_our_error(lambda: load_tokenizer(path), path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "a.model"])
+@given(data=st.data())
+def test_damaged_tokenizers(name, data, tokenizer_files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")  # a new one: a folder's tokenizer is kept
+    _load_tokenizer(folder, name, data.draw(mutated([tokenizer_files[name]])))
+
+
+def test_the_whole_tokenizers_are_taken(tokenizer_files, tmp_path):
+    for name, content in tokenizer_files.items():
+        assert _load_tokenizer(tmp_path, name, content) is not None
