@@ -313,16 +313,24 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: Ada
     write_json(folder / CONFIG_FILE, asdict(config))
 
 
-def save_adapter(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
+def save_adapter(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: AdapterConfig,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
     """Save an adapter as a folder, atomically.
 
     Args:
         folder: created, or replaced as a whole.
         tensors: deltas by parameter name, ``[num_blocks, in_block, out_block]``, fp32.
         config: what the deltas belong to.
+        beside: values of other JSON files, by name.
     """
     with new_folder(folder) as temporary:
         write_adapter_files(temporary, tensors, config)
+        for name, value in (beside or {}).items():
+            write_json(temporary / name, value)
 
 
 def load_adapter_config(folder: Path) -> AdapterConfig:

@@ -63,7 +63,8 @@ class Examples:
             )
         order = permutation(len(self), seed)
         num_heldout = max(1, round(share * len(self)))
-        return self._subset(order[num_heldout:]), self._subset(order[:num_heldout])
+        heldout = replace(self._subset(order[:num_heldout]), notes={})  # the notes are of all rows
+        return self._subset(order[num_heldout:]), heldout
 
     def _subset(self, chosen: Ints) -> Examples:
         chosen = np.sort(chosen)

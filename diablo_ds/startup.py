@@ -18,6 +18,7 @@ from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.data_identity import DataIdentity
+from diablo_ds.end_tokens import EndTokens, find_end_tokens, generation_config
 from diablo_ds.heartbeat import heart
 from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.loss_head import install_loss_head
@@ -44,6 +45,7 @@ class Inputs:
     model_config: Any
     train: BatchSource | StreamSource
     heldout: BatchSource | None
+    ends: EndTokens
 
     @property
     def text_config(self) -> Any:
@@ -62,6 +64,8 @@ class Inputs:
         lines = [f"Training data: {self.train.describe()}"]
         if self.heldout is not None:
             lines.append(f"Held-out data: {self.heldout.describe()}")
+        if text := self.ends.describe():
+            lines.append(text)
         lines.append(f"{config.batch_equation(world_size)}; {num_steps} steps")
         return "\n".join(lines)
 
@@ -86,6 +90,8 @@ class Run:
     placement: list[placement.TensorPlacement]
     data: DataIdentity
     num_steps: int
+    generation_config: dict[str, Any]
+    """What generates with the adapter needs to know: above all, where to stop."""
     start_step: int = 0
     owner: FolderOwner | None = None
     """Of the run folder, on rank 0."""
@@ -203,6 +209,7 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         placement=expected,
         data=data,
         num_steps=num_steps,
+        generation_config=generation_config(inputs.ends, model_folder),
         start_step=0 if checkpoint is None else checkpoint.step,
         owner=owner,
     )
@@ -238,6 +245,7 @@ def load_inputs(config: RunConfig, model_folder: Path, model_config: Any) -> Inp
             model_config,
             stream,
             None if heldout is None else BatchSource(heldout, config, dealer),
+            find_end_tokens(tokenizer, frozenset(stream.ends), model_folder, model_config),
         )
     train, heldout = load_data(config, tokenizer, vocab_size)
     return Inputs(
@@ -245,6 +253,7 @@ def load_inputs(config: RunConfig, model_folder: Path, model_config: Any) -> Inp
         model_config,
         BatchSource(train, config, dealer),
         None if heldout is None else BatchSource(heldout, config, dealer),
+        find_end_tokens(tokenizer, train.table.last_targets(), model_folder, model_config),
     )
 
 

@@ -46,6 +46,8 @@ class StreamSource:
     """Rows of this rank that did not fit."""
     notes: Counter[str] = field(default_factory=Counter)
     """Rows of this rank by what was done with them."""
+    ends: set[int] = field(default_factory=set)
+    """Last labels of the first rows' examples."""
     _position: int = 0
     _rows: Iterator[tuple[Path, RawRow]] = field(default_factory=lambda: iter(()))
 
@@ -68,7 +70,9 @@ class StreamSource:
         for note, number in count_notes(results).items():
             logger.info(f"Of the first {len(rows)} rows, {count_rows(number, note)}")
             self.notes[note] = 0
-        if not any(_example(result) is not None for result in results):
+        examples = [example for result in results if (example := _example(result)) is not None]
+        self.ends.update(int(example.labels[-1]) for example in examples)
+        if not examples:
             raise ValueError(
                 f"data must have examples of at most {self.config.max_length} tokens; got only "
                 f"longer ones among the first {len(rows)} rows of {self.files[0]}"

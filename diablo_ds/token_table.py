@@ -17,6 +17,9 @@ from diablo_ds.packing import Ints
 Tokens = npt.NDArray[np.int32]
 _COLUMNS = ("input_ids", "labels")
 
+ROWS_FOR_ENDS = 10_000
+"""Rows among which the tokens that end examples are looked for; each may cost a page of a disk."""
+
 
 class TokenTable:
     """Tokens and labels of many examples, in flat arrays; memory-mapped where they lie on disk.
@@ -51,6 +54,12 @@ class TokenTable:
         """Return the number of tokens of each row."""
         parts = [np.diff(offsets).astype(np.int64) for offsets, _, _ in self._chunks]
         return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def last_targets(self) -> frozenset[int]:
+        """Return the last labels of up to `ROWS_FOR_ENDS` rows, spread evenly over the table."""
+        step = max(1, len(self) // ROWS_FOR_ENDS)
+        rows = (self[index] for index in range(0, len(self), step))
+        return frozenset(int(row.labels[-1]) for row in rows if len(row.labels))
 
     def largest_id(self) -> int:
         """Return the largest token id or label; reads everything."""

@@ -24,6 +24,7 @@ from diablo_ds.checkpoint import (
     save_checkpoint,
 )
 from diablo_ds.config import RunConfig
+from diablo_ds.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.heartbeat import heart
 from diablo_ds.loss import LossHead, causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, logger, peak_memory_bytes, plot_losses
@@ -310,7 +311,8 @@ def _finish(run: Run, reporter: Reporter) -> Summary:
         run.check_owner()
         last_checkpoint = checkpoint_folder(checkpoints_folder(run.folder), run.num_steps)
         masters, adapter_config = adapter.load_adapter(last_checkpoint)
-        adapter.save_adapter(run.folder / "adapter", masters, adapter_config)
+        beside = {GENERATION_CONFIG_FILE: run.generation_config}
+        adapter.save_adapter(run.folder / "adapter", masters, adapter_config, beside)
         plot_losses(reporter.history, run.folder / "loss.png")
         heldout = [p["heldout_loss"] for p in reporter.history if "heldout_loss" in p]
         first, last = (heldout[0], heldout[-1]) if heldout else (None, None)
