@@ -65,6 +65,7 @@ def bytes_read() -> tuple[int, int]:
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Load the model on this rank."""
+    from diablo_ds.architecture import load_model_config
     from diablo_ds.config import RunConfig
     from diablo_ds.distributed import world_size
     from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
@@ -83,7 +84,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     torch.distributed.barrier()
     reset_peak_memory()
     before, before_read, start = peak_memory(), bytes_read(), time.perf_counter()
-    model = load(folder, torch.bfloat16, complete)
+    model = load(load_model_config(folder), folder, torch.bfloat16, complete)
     torch.distributed.barrier()
     seconds = time.perf_counter() - start
     by_calls, from_disk = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,12 @@ class AdapterConfig:
 
 
 def select_targets(
-    model: nn.Module, targets: tuple[str, ...], *, layers: str = "", model_type: str = ""
+    model: nn.Module,
+    targets: tuple[str, ...],
+    *,
+    layers: str = "",
+    model_type: str = "",
+    within: str = "",
 ) -> dict[str, nn.Linear]:
     """Choose the linear layers that get a delta.
 
@@ -71,6 +76,7 @@ def select_targets(
             matches the full name. Empty for the defaults of ``model_type``.
         layers: decoder layers to keep, e.g. "0-3,8"; empty for all.
         model_type: the model's type in its Hugging Face config.
+        within: name of the module that targets must lie in; empty for the whole model.
 
     Returns:
         Layers by full module name, in model order.
@@ -79,16 +85,19 @@ def select_targets(
         ValueError: if a target or a layer number matches nothing, or no default is known.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    tied = _tied_weights(model)
-    linears = {n: m for n, m in linears.items() if id(m.weight) not in tied}
+    tied, prefix = _tied_weights(model), f"{within}." if within else ""
+    linears = {
+        n: m for n, m in linears.items() if id(m.weight) not in tied and n.startswith(prefix)
+    }
     suffixes = sorted({name.rpartition(".")[2] for name in linears})
     if not targets:
-        if model_type not in DEFAULT_TARGETS:
+        defaults = _default_targets(model_type, suffixes)
+        if not defaults:
             raise ValueError(
                 "targets must be given for a model type without defaults; got "
                 f"model_type={model_type!r}; linear layers of this model: {', '.join(suffixes)}"
             )
-        targets = DEFAULT_TARGETS[model_type]
+        targets = defaults
     chosen: set[str] = set()
     for target in targets:
         matched = {name for name in linears if _matches(name, target)}
@@ -101,6 +110,12 @@ def select_targets(
     if layers:
         chosen = _keep_layers(chosen, layers)
     return {name: linear for name, linear in linears.items() if name in chosen}
+
+
+def _default_targets(model_type: str, suffixes: Sequence[str]) -> tuple[str, ...]:
+    """Return a type's own targets or, without any, those of a family with such names."""
+    similar = (names for names in DEFAULT_TARGETS.values() if set(names) <= set(suffixes))
+    return DEFAULT_TARGETS.get(model_type) or next(similar, ())
 
 
 def _tied_weights(model: nn.Module) -> set[int]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 FLASH_ATTENTION = "flash_attention"
 
 
@@ -70,3 +74,48 @@ def attends_by_variable_length(model: Any) -> bool:
     """Return whether packed examples are told apart by their lengths instead of by a mask."""
     name: str = model.config.get_text_config()._attn_implementation
     return name.startswith(FLASH_ATTENTION)
+
+
+def attention_by_length(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Return what a kernel of variable length computes, slowly: causal attention in each stretch.
+
+    Args:
+        module: the attention module.
+        query: ``[1, heads, seq, head_dim]``; other batch sizes where no lengths are given.
+        key: ``[1, key_heads, seq, head_dim]``.
+        value: ``[1, key_heads, seq, value_dim]``.
+        attention_mask: ignored, as by those kernels.
+        scaling: of the scores; 1 / sqrt(head_dim) by default.
+        options: where stretches start (``cu_seq_lens_q``) or, instead, ``position_ids``.
+
+    Returns:
+        ``[1, seq, heads, value_dim]``, and None.
+    """
+    edges, positions = options.get("cu_seq_lens_q"), options.get("position_ids")
+    if edges is None and positions is not None and positions.dim() == 2 and len(query) == 1:
+        starts = torch.nonzero(positions[0] == 0)[:, 0]
+        edges = torch.cat([starts, starts.new_tensor([query.shape[2]])])
+    lengths = [query.shape[2]] if edges is None else edges.diff().tolist()
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def register_attention_by_length() -> str:
+    """Make `attention_by_length` known to transformers, and return its name there."""
+    from transformers import AttentionInterface
+
+    name = f"{FLASH_ATTENTION}_by_length"
+    AttentionInterface.register(name, attention_by_length)
+    return name

@@ -14,6 +14,7 @@ from torch import Tensor
 from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples
 from diablo_ds.labels import IGNORE_LABEL, Example
+from diablo_ds.masks import EXAMPLES, NO_MASK, PADDING, MaskRule, padding_mask
 from diablo_ds.packing import Ints, Order, grouped_by_length, pack, packed, shuffled
 
 PAD_TO_MULTIPLE = 8
@@ -24,7 +25,8 @@ class MicroBatch(NamedTuple):
     """What one rank puts through one forward; tensors ``[micro_batch, seq]``, int64.
 
     Padding is on the right, where causal attention never looks back from a token, so it needs no
-    mask: attention runs its fastest kernels.
+    mask: attention runs its fastest kernels. Models for which that does not hold get one, see
+    `diablo_ds.separation`.
     """
 
     input_ids: Tensor
@@ -34,11 +36,15 @@ class MicroBatch(NamedTuple):
     within it."""
     num_tokens: int
     """Tokens without padding."""
+    attention_mask: Any = None
+    """None for most models, ``[micro_batch, seq]``, ``[micro_batch, 1, seq, seq]``, or a dict of
+    such by layer type."""
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the arguments of a Hugging Face model's forward."""
-        inputs = {"input_ids": self.input_ids}
-        return inputs if self.position_ids is None else inputs | {"position_ids": self.position_ids}
+        optional = {"position_ids": self.position_ids, "attention_mask": self.attention_mask}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {"input_ids": self.input_ids, **given}
 
     def as_one_row(self) -> MicroBatch:
         """Return packed rows one after the other in a single one, ``[1, micro_batch * seq]``.
@@ -73,20 +79,36 @@ class MicroBatch(NamedTuple):
         }
 
 
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Move the tensors of a forward's arguments, which may lie in dicts, to a device."""
+    if isinstance(inputs, dict):
+        return {name: to_device(value, device) for name, value in inputs.items()}
+    return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+
+
 Row = Sequence[Example]
 """The examples of one row of a micro batch: one, several when packed, none in an empty row."""
 
 
-def collate(rows: Sequence[Row], *, pad_id: int, packing: bool = False) -> MicroBatch:
+def collate(
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    packing: bool = False,
+    mask: MaskRule = NO_MASK,
+    multiple: int = PAD_TO_MULTIPLE,
+) -> MicroBatch:
     """Put each row's examples one after the other, and pad on the right to a common length.
 
     Args:
         rows: the examples of each row.
         pad_id: token for padding.
         packing: whether rows hold several examples, or could.
+        mask: the attention mask to bring along; none by default.
+        multiple: what the common length is a multiple of.
     """
     lengths = [sum(len(example.input_ids) for example in row) for row in rows]
-    width = -(-max([*lengths, 1]) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+    width = -(-max([*lengths, 1]) // multiple) * multiple
     shape = (len(rows), width)
     input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE_LABEL)
     positions = np.zeros(shape, np.int64)
@@ -100,11 +122,18 @@ def collate(rows: Sequence[Row], *, pad_id: int, packing: bool = False) -> Micro
             positions[index, start:end] = np.arange(end - start)
             start = end
         positions[index, start:] = np.arange(width - start)  # padding is a document of its own
+    position_ids = torch.from_numpy(positions)
+    attention_mask: Any = None
+    if mask.kind == PADDING:
+        attention_mask = padding_mask(torch.tensor(lengths).clamp(min=1), width)
+    if mask.kind == EXAMPLES:
+        attention_mask = mask.for_examples(position_ids)
     return MicroBatch(
         torch.from_numpy(input_ids),
         torch.from_numpy(labels),
-        torch.from_numpy(positions) if packing else None,
+        position_ids if packing else None,
         sum(lengths),
+        attention_mask,
     )
 
 
@@ -117,12 +146,16 @@ class Dealer:
         pad_id: token for padding.
         rank: this rank.
         world_size: number of ranks.
+        mask: the attention mask of each micro batch.
+        equal_lengths: put only examples of equal length into a micro batch, so that none is padded.
     """
 
     config: RunConfig
     pad_id: int
     rank: int
     world_size: int
+    mask: MaskRule = NO_MASK
+    equal_lengths: bool = False
 
     def deal(self, sizes: Sequence[int], load: Callable[[int], Row]) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of some rows, known by their index.
@@ -139,7 +172,13 @@ class Dealer:
         for start in range(0, len(groups), self.world_size):
             mine = groups[start + self.rank] if start + self.rank < len(groups) else []
             rows = [load(index) for index in mine] or [()]
-            yield collate(rows, pad_id=self.pad_id, packing=self.config.packing)
+            yield collate(
+                rows,
+                pad_id=self.pad_id,
+                packing=self.config.packing,
+                mask=self.mask,
+                multiple=1 if self.equal_lengths else PAD_TO_MULTIPLE,
+            )
 
     def _groups(self, rows: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
         """Cut rows, longest first, into micro batches."""
@@ -150,9 +189,20 @@ class Dealer:
             if self.config.micro_batch_tokens:
                 width = -(-sizes[rows[start]] // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
                 size = max(1, self.config.micro_batch_tokens // width)
+            if self.equal_lengths:
+                size = min(size, self._num_equal(rows, sizes, start))
             groups.append(rows[start : start + size])
             start += size
         return groups
+
+    def _num_equal(self, rows: Sequence[int], sizes: Sequence[int], start: int) -> int:
+        """Return how many rows from ``start`` on have the same length."""
+        if self.config.stream:  # its lengths in tokens are not known yet
+            return 1
+        end = start
+        while end < len(rows) and sizes[rows[end]] == sizes[rows[start]]:
+            end += 1
+        return end - start
 
 
 @dataclass(frozen=True)

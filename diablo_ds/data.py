@@ -243,9 +243,16 @@ def _accept(result: Encoded | Rejected, path: Path) -> list[Example]:
 def _check_vocabulary(largest_id: int, vocab_size: int, source: str) -> None:
     if largest_id >= vocab_size:
         raise ValueError(
-            "token ids must be below the model's vocabulary size; got "
-            f"{largest_id}, vocab_size={vocab_size} in {source}; was it made for another tokenizer?"
+            f"{unknown_token(largest_id, vocab_size)} in {source}; was it made for another "
+            "tokenizer?"
         )
+
+
+def unknown_token(token: int, vocab_size: int) -> str:
+    """Return what is wrong with a token that the model does not know."""
+    return (
+        f"token ids must be below the model's vocabulary size; got {token}, vocab_size={vocab_size}"
+    )
 
 
 def _limit_length(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from diablo_ds import adapter, distributed, ds_config, placement
-from diablo_ds.architecture import DTYPES, build_meta_model, decoder_layers, load_model_config
+from diablo_ds.architecture import DTYPES, decoder_layers
+from diablo_ds.base import keep_apart, read_base
 from diablo_ds.config import RunConfig
 from diablo_ds.engine import check_precision, import_deepspeed
 from diablo_ds.layers import DiaBloLinear
@@ -48,18 +49,17 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     check_precision(config.precision, device.type, ds_config.zero_stage(policy))
     folder = choose_run_folder(config)
     model_folder = find_model(config.model, config.cache_folder, shared=config.shared_folders)
-    model_config = load_model_config(model_folder)
-    model = build_meta_model(model_config)
-    machines = look_at_machines(config, model, device)
-    resolution = resolve_run(config, machines, model, recorded=recorded, policy=policy)
-    config = resolution.config
-    inputs = load_inputs(config, model_folder, model_config)
-    model = model.to(DTYPES[config.precision])
+    base = read_base(model_folder)
+    machines = look_at_machines(config, base.shapes, device)
+    resolution = resolve_run(config, machines, base.shapes, recorded=recorded, policy=policy)
+    config, separation = keep_apart(base, resolution.config, asked=config.attention)
+    inputs = load_inputs(config, base, separation)
+    model = base.shapes.to(DTYPES[config.precision])
     complete = complete_ds_config(policy, config, model, ds_config_file)
     stage = ds_config.zero_stage(complete)
-    recomputing = _recomputing(config, inputs.model_config, model, complete)
+    recomputing = _recomputing(config, base.config, model, complete)
     num_base = sum(p.numel() for p in model.parameters())
-    adapter_config = describe_adapter(model, config, inputs.model_folder)
+    adapter_config = describe_adapter(model, config, base.folder)
     deltas = adapter.attach(model, adapter_config.num_blocks)
     num_deltas = sum(delta.numel() for delta in deltas.values())
     expected = placement.expected_placement(
@@ -87,10 +87,13 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
 def _recomputing(config: RunConfig, model_config: Any, model: Any, complete: dict[str, Any]) -> str:
     """Say which decoder layers are recomputed."""
     if config.memory_budget:
-        device_type = "cuda" if torch.cuda.is_available() else "cpu"
         world_size = distributed.world_size()
-        return fit_memory(config, model_config, complete, world_size, device_type).text()
+        return fit_memory(config, model_config, complete, world_size, _device_type()).text()
     return choose_recomputation(config, model).text(len(decoder_layers(model)))
+
+
+def _device_type() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _target_lines(layers: dict[str, DiaBloLinear]) -> str:

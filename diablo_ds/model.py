@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from diablo_ds import distributed
-from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config
+from diablo_ds.architecture import DTYPES, auto_class, build_meta_model, load_model_config
+from diablo_ds.checkpoint_contents import check_contents, check_loading_info
 from diablo_ds.default_model import cache_folder, converted_model
 from diablo_ds.hub import hub_folder, looks_like_hub_name
 from diablo_ds.metrics import logger
@@ -75,13 +76,15 @@ def load_base(
         A Hugging Face causal LM in training mode, partitioned or whole on the CPU.
 
     Raises:
-        ValueError: if the checkpoint is not whole, or lacks a tensor of the model.
+        ValueError: if the checkpoint is not whole, lacks a tensor of the model, or holds others.
     """
-    model = None
+    config = distributed.on_every_rank(lambda: load_model_config(folder))
+    distributed.on_main_process(lambda: check_contents(config, folder))
+    model, dtype = None, DTYPES[precision]
     if partition_config is not None:
-        model = _load_shards(folder, DTYPES[precision], partition_config)
+        model = _load_shards(config, folder, dtype, partition_config)
     if model is None:
-        model = _from_pretrained(folder, DTYPES[precision], partition_config)
+        model = _from_pretrained(config, folder, dtype, partition_config)
     if attention:
         model.set_attn_implementation(attention)
     # A cache would serve no purpose, and with one transformers does not keep packed examples apart.
@@ -91,13 +94,10 @@ def load_base(
     return model.train()
 
 
-def _load_shards(folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]) -> Any:
+def _load_shards(config: Any, folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]) -> Any:
     """Return the partitioned model, or None where only transformers can load the checkpoint."""
     tensors = distributed.on_every_rank(lambda: find_tensors(folder))
-    config = load_model_config(folder)
-    if getattr(config, "quantization_config", None) or not can_place_by_name():
-        return None
-    if not fits_checkpoint(build_meta_model(config), tensors):
+    if not can_place_by_name() or not fits_checkpoint(build_meta_model(config), tensors):
         return None
     model, report = load_shards(config, tensors, dtype, ds_config)
     logger.info(
@@ -106,26 +106,21 @@ def _load_shards(folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]) ->
     return model
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype, ds_config: dict[str, Any] | None) -> Any:
-    from transformers import AutoModelForCausalLM
+def _from_pretrained(
+    config: Any, folder: Path, dtype: torch.dtype, ds_config: dict[str, Any] | None
+) -> Any:
     from transformers.integrations import HfDeepSpeedConfig
 
     # transformers sees ZeRO-3 only while this object is alive.
     keep_alive = HfDeepSpeedConfig(ds_config) if ds_config else None
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True
+        model, info = auto_class(config).from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
     except OSError as error:
         raise ValueError(f"model folder must hold a causal LM; got {folder}: {error}") from None
     del keep_alive
-    tied = getattr(model, "all_tied_weights_keys", {})
-    missing = sorted(set(info["missing_keys"]) - set(tied))
-    if missing:
-        raise ValueError(
-            "checkpoint must hold every tensor of the model; got "
-            f"{len(missing)} missing, e.g. {missing[:3]} in {folder}"
-        )
+    check_loading_info(info, model, folder)
     return model
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diablo_ds import distributed
+from diablo_ds.architecture import build_model
 from diablo_ds.heartbeat import heart
 from diablo_ds.tensor_files import StoredTensor, TensorReader
 
@@ -123,11 +124,10 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _build_without_weights(config: Any, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with no_init_weights(), _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = build_model(config, dtype)
     model.tie_weights()
     return model
 

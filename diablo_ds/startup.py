@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
-from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config, measure_base
+from diablo_ds.architecture import DTYPES, measure_base, text_decoder_name
+from diablo_ds.base import Base, keep_apart, read_base
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
@@ -31,26 +32,20 @@ from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.resolution import resolve_batch, resolve_run
 from diablo_ds.resuming import find_resume_point, own_folder, place_data
 from diablo_ds.run_folder import choose_run_folder, recorded_config
+from diablo_ds.separation import Separation
 from diablo_ds.streaming import StreamSource, open_stream
-from diablo_ds.tokenization import load_tokenizer
+from diablo_ds.tokenization import Tokenizer, load_tokenizer
 
 PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads before it loads the base model's weights."""
+    """The data of a run."""
 
-    model_folder: Path
-    model_config: Any
     train: BatchSource | StreamSource
     heldout: BatchSource | None
     ends: EndTokens
-
-    @property
-    def text_config(self) -> Any:
-        """The part of the model's config that describes its text model."""
-        return self.model_config.get_text_config()
 
     def describe(self, config: RunConfig, world_size: int, num_steps: int | None = None) -> str:
         """Return data counts and the batch equation as lines of text.
@@ -144,23 +139,24 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     model_folder = distributed.on_each_host_first(
         lambda: find_model(config.model, config.cache_folder, shared=config.shared_folders)
     )
-    model_config = distributed.on_every_rank(lambda: load_model_config(model_folder))
-    shapes = build_meta_model(model_config)
+    heart.beat("checking the model")
+    base = read_base(model_folder)
+    shapes = base.shapes
     machines = look_at_machines(config, shapes, device)
     resolution = resolve_run(config, machines, shapes, recorded=recorded, policy=policy)
-    config = resolution.config
     for line in resolution.lines:
         logger.info(f"Chosen: {line}")
     for line in resolution.warnings:
         logger.warning(line)
+    config, separation = keep_apart(base, resolution.config, asked=config.attention)
     heart.beat("reading data")
-    inputs = distributed.on_every_rank(lambda: load_inputs(config, model_folder, model_config))
+    inputs = distributed.on_every_rank(lambda: load_inputs(config, base, separation))
     complete = complete_ds_config(policy, config, shapes, ds_config_file)
     adapter_config = describe_adapter(shapes, config, model_folder)
     recomputation = choose_recomputation(config, shapes)
     if config.memory_budget:
         fit = distributed.on_main_process(
-            lambda: fit_memory(config, model_config, complete, world_size, device.type)
+            lambda: fit_memory(config, base.config, complete, world_size, device.type)
         )
         logger.info(fit.text())
         recomputation = fit.recomputation
@@ -223,38 +219,53 @@ def check_same_software() -> None:
     distributed.check_same({**versions(), "source files": code_digest()}, "host")
 
 
-def load_inputs(config: RunConfig, model_folder: Path, model_config: Any) -> Inputs:
+def load_inputs(config: RunConfig, base: Base, separation: Separation) -> Inputs:
     """Read the tokenizer and the data.
 
     Args:
         config: the run config, without open values.
-        model_folder: the base model's folder.
-        model_config: its Hugging Face config.
+        base: the base model.
+        separation: how examples are kept apart.
 
     Raises:
         ValueError: if one of them is missing or wrong.
     """
-    tokenizer = load_tokenizer(model_folder)
-    dealer = Dealer(config, tokenizer.pad_id, distributed.rank(), distributed.world_size())
-    vocab_size = model_config.get_text_config().vocab_size
+    tokenizer = load_tokenizer(base.folder)
+    dealer = Dealer(
+        config,
+        padding_id(tokenizer, base.vocab_size),
+        distributed.rank(),
+        distributed.world_size(),
+        separation.mask,
+        separation.equal_lengths,
+    )
     if config.stream:
-        stream = open_stream(config, tokenizer, dealer)
-        heldout = load_heldout(config, tokenizer, vocab_size)
+        stream = open_stream(config, tokenizer, dealer, base.vocab_size)
+        heldout = load_heldout(config, tokenizer, base.vocab_size)
         return Inputs(
-            model_folder,
-            model_config,
             stream,
             None if heldout is None else BatchSource(heldout, config, dealer),
-            find_end_tokens(tokenizer, frozenset(stream.ends), model_folder, model_config),
+            find_end_tokens(tokenizer, frozenset(stream.ends), base.folder, base.config),
         )
-    train, heldout = load_data(config, tokenizer, vocab_size)
+    train, heldout = load_data(config, tokenizer, base.vocab_size)
     return Inputs(
-        model_folder,
-        model_config,
         BatchSource(train, config, dealer),
         None if heldout is None else BatchSource(heldout, config, dealer),
-        find_end_tokens(tokenizer, train.table.last_targets(), model_folder, model_config),
+        find_end_tokens(tokenizer, train.table.last_targets(), base.folder, base.config),
     )
+
+
+def padding_id(tokenizer: Tokenizer, vocab_size: int) -> int:
+    """Return a token for padding that the model knows; which one changes no number.
+
+    A pad token that was added to a tokenizer, but not to the model, is not one of them.
+
+    Args:
+        tokenizer: the tokenizer.
+        vocab_size: token ids that the model knows.
+    """
+    known = [token for token in (tokenizer.pad_id, tokenizer.end_id) if 0 <= token < vocab_size]
+    return known[0] if known else 0
 
 
 def complete_ds_config(
@@ -290,7 +301,8 @@ def describe_adapter(model: Any, config: RunConfig, model_folder: Path) -> adapt
         model,
         config.targets,
         layers=config.layers,
-        model_type=model.config.model_type,
+        model_type=model.config.get_text_config().model_type,
+        within=text_decoder_name(model),
     )
     return adapter.AdapterConfig(
         base_model=config.model,

@@ -13,7 +13,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes, count_rows
 from diablo_ds.corpora.raw_rows import RawRow
 from diablo_ds.corpora.reading import read_rows
-from diablo_ds.data import find_raw
+from diablo_ds.data import find_raw, unknown_token
 from diablo_ds.labels import Example
 from diablo_ds.packing import permutation
 from diablo_ds.tokenization import Tokenizer
@@ -40,6 +40,8 @@ class StreamSource:
     config: RunConfig
     encoder: RowEncoder
     dealer: Dealer
+    vocab_size: int
+    """Token ids that the model knows."""
     start_step: int = 0
     """Step of the run with which the stream begins."""
     num_left_out: int = 0
@@ -56,7 +58,7 @@ class StreamSource:
         rows = [row for _, row in zip(range(ROWS_TO_CHECK), self.rows_in_order(), strict=False)]
         if not rows:
             raise ValueError(f"data must have at least one row; got none in {self.files[0]}")
-        results = self.encoder.encode([row for _, row in rows])
+        results = self._encode_rows([row for _, row in rows])
         rejected = [
             f"{path}, line {result.line}: {result.reason}"
             for (path, _), result in zip(rows, results, strict=True)
@@ -97,7 +99,7 @@ class StreamSource:
         return self.dealer.deal(sizes, lambda index: self._encode(*rows[index]))
 
     def _encode(self, path: Path, row: RawRow) -> Row:
-        (result,) = self.encoder.encode([row])
+        (result,) = self._encode_rows([row])
         for note in [] if isinstance(result, Rejected) else result.notes:
             if note not in self.notes:
                 logger.info(f"First on rank {self.dealer.rank}, {path}, line {row.line}: {note}")
@@ -112,6 +114,17 @@ class StreamSource:
                 f"{self.dealer.rank}, the latest: {path}, line {row.line}: {reason}"
             )
         return []
+
+    def _encode_rows(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
+        """Tokenise rows; one with a token that the model does not know does not fit."""
+        results: list[Encoded | Rejected] = []
+        for result in self.encoder.encode(rows):
+            example = _example(result)
+            largest = 0 if example is None else max(example.input_ids, default=0)
+            if largest >= self.vocab_size:
+                result = Rejected(result.line, unknown_token(largest, self.vocab_size))
+            results.append(result)
+        return results
 
     def _stream(self) -> Iterator[tuple[Path, RawRow]]:
         """Yield all rows for ever, shuffled within windows."""
@@ -141,7 +154,9 @@ def _example(result: Encoded | Rejected) -> Example | None:
     return fitted.example
 
 
-def open_stream(config: RunConfig, tokenizer: Tokenizer, dealer: Dealer) -> StreamSource:
+def open_stream(
+    config: RunConfig, tokenizer: Tokenizer, dealer: Dealer, vocab_size: int
+) -> StreamSource:
     """Open the raw files that the run config names, and check the first rows.
 
     Raises:
@@ -156,6 +171,6 @@ def open_stream(config: RunConfig, tokenizer: Tokenizer, dealer: Dealer) -> Stre
         config.control_tokens,
         last_answer_only=True,  # a step is a set of rows, each with one sequence
     )
-    stream = StreamSource(find_raw(config.data), config, encoder, dealer)
+    stream = StreamSource(find_raw(config.data), config, encoder, dealer, vocab_size)
     stream.check()
     return stream

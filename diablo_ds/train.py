@@ -16,7 +16,7 @@ from torch import nn
 
 from diablo_ds import adapter, distributed, engine, optimizer_state
 from diablo_ds.attention import attends_by_variable_length
-from diablo_ds.batches import MicroBatch
+from diablo_ds.batches import MicroBatch, to_device
 from diablo_ds.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -106,10 +106,7 @@ def _loss(ds_engine: Any, batch: MicroBatch) -> torch.Tensor:
         inputs = batch.variable_length_inputs()
     else:
         inputs = batch.model_inputs()
-    inputs = {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in inputs.items()
-    }
+    inputs = to_device(inputs, device)
     head = model.get_output_embeddings()
     if isinstance(head, LossHead):
         with head.computing_loss(batch.labels):

@@ -17,6 +17,7 @@ from diablo_ds.architecture import (
     decoder_layer_classes,
     decoder_layers,
     measure_base,
+    text_decoder_name,
 )
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import BaseSizes
@@ -81,7 +82,11 @@ def measure_model(config: Any, run: RunConfig) -> ModelSizes:
     model: Any = build_meta_model(config).to(dtype)
     base = measure_base(model, dtype)
     targets = adapter.select_targets(
-        model, run.targets, layers=run.layers, model_type=config.get_text_config().model_type
+        model,
+        run.targets,
+        layers=run.layers,
+        model_type=config.get_text_config().model_type,
+        within=text_decoder_name(model),
     )
     num_blocks = adapter.resolve_num_blocks(targets, run.num_blocks)
     deltas = adapter.attach(model, num_blocks, dropout=run.dropout)
