@@ -1,4 +1,4 @@
-"""Adapters: choose target layers, attach deltas, merge, save and load.
+"""Adapters: attach deltas, merge, save and load.
 
 An adapter is all deltas of a model plus what is needed to attach them again. On disk it is a
 folder with `adapter.safetensors` (one fp32 tensor ``<layer>.delta`` per target layer) and
@@ -7,9 +7,7 @@ folder with `adapter.safetensors` (one fp32 tensor ``<layer>.delta`` per target 
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,26 +19,12 @@ from diablo_ds.blocks import legal_num_blocks, nearest_num_blocks, num_blocks_fo
 from diablo_ds.files import new_folder, read_json, write_json
 from diablo_ds.layers import DiaBloLinear
 from diablo_ds.strict_json import key_list
+from diablo_ds.targets import layer_number as layer_number
+from diablo_ds.targets import select_targets as select_targets
 from diablo_ds.whole_tensors import load_tensors, save_tensors
 
 ADAPTER_FORMAT = 1
 TENSOR_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json"
-
-_SEPARATE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            *("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo", "olmo2"),
-            *("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "granite", "stablelm"),
-        ),
-        _SEPARATE,
-    ),
-    "phi": ("q_proj", "k_proj", "v_proj", "fc1", "fc2"),
-    "phi3": ("qkv_proj", "gate_up_proj", "down_proj"),
-    "gpt_neox": ("query_key_value", "dense_h_to_4h", "dense_4h_to_h"),
-    "opt": ("q_proj", "k_proj", "v_proj", "fc1", "fc2"),
-}
-"""Target layers by the model type of the Hugging Face config: query, key, value, up and down."""
 
 
 @dataclass(frozen=True)
@@ -57,104 +41,6 @@ class AdapterConfig:
     """Dropout on the adapter's input, as trained."""
     format: int = field(default=ADAPTER_FORMAT)
     """Version of the file format."""
-
-
-def select_targets(
-    model: nn.Module,
-    targets: tuple[str, ...],
-    *,
-    layers: str = "",
-    model_type: str = "",
-    within: str = "",
-) -> dict[str, nn.Linear]:
-    """Choose the linear layers that get a delta.
-
-    Args:
-        model: the base model.
-        targets: each a module name or its last parts ("q_proj", "mlp.up_proj"), a shell pattern
-            on the full name ("model.layers.*.mlp.*_proj") or "re:" and a regular expression that
-            matches the full name. Empty for the defaults of ``model_type``.
-        layers: decoder layers to keep, e.g. "0-3,8"; empty for all.
-        model_type: the model's type in its Hugging Face config.
-        within: name of the module that targets must lie in; empty for the whole model.
-
-    Returns:
-        Layers by full module name, in model order.
-
-    Raises:
-        ValueError: if a target or a layer number matches nothing, or no default is known.
-    """
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    tied, prefix = _tied_weights(model), f"{within}." if within else ""
-    linears = {
-        n: m for n, m in linears.items() if id(m.weight) not in tied and n.startswith(prefix)
-    }
-    suffixes = sorted({name.rpartition(".")[2] for name in linears})
-    if not targets:
-        defaults = _default_targets(model_type, suffixes)
-        if not defaults:
-            raise ValueError(
-                "targets must be given for a model type without defaults; got "
-                f"model_type={model_type!r}; linear layers of this model: {', '.join(suffixes)}"
-            )
-        targets = defaults
-    chosen: set[str] = set()
-    for target in targets:
-        matched = {name for name in linears if _matches(name, target)}
-        if not matched:
-            raise ValueError(
-                f"each target must match at least one linear layer; got target={target!r}; "
-                f"linear layers of this model: {', '.join(suffixes)}"
-            )
-        chosen |= matched
-    if layers:
-        chosen = _keep_layers(chosen, layers)
-    return {name: linear for name, linear in linears.items() if name in chosen}
-
-
-def _default_targets(model_type: str, suffixes: Sequence[str]) -> tuple[str, ...]:
-    """Return a type's own targets or, without any, those of a family with such names."""
-    similar = (names for names in DEFAULT_TARGETS.values() if set(names) <= set(suffixes))
-    return DEFAULT_TARGETS.get(model_type) or next(similar, ())
-
-
-def _tied_weights(model: nn.Module) -> set[int]:
-    """Return the ids of weights that an embedding uses too: a delta there would change both."""
-    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-
-
-def _matches(name: str, target: str) -> bool:
-    if target.startswith("re:"):
-        return re.fullmatch(target[3:], name) is not None
-    if any(c in target for c in "*?["):
-        return fnmatch.fnmatchcase(name, target)
-    return name == target or name.endswith("." + target)
-
-
-def layer_number(name: str) -> int | None:
-    """Return the decoder layer a module name lies in, e.g. 3 for "model.layers.3.mlp.up_proj"."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
-
-
-def _keep_layers(names: set[str], layers: str) -> set[str]:
-    present = {number for name in names if (number := layer_number(name)) is not None}
-    kept: set[int] = set()
-    for part in layers.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None:
-            raise ValueError(
-                f"layers must be numbers and ranges such as 0-3,8; got layers={layers!r}"
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        wanted = set(range(first, last + 1))
-        if not wanted or not wanted <= present:
-            raise ValueError(
-                "layers must be ranges of existing decoder layers; got "
-                f"layers={layers!r}, part={part.strip()!r}; target layers lie in "
-                f"{min(present, default='none')} to {max(present, default='none')}"
-            )
-        kept |= wanted
-    return {name for name in names if layer_number(name) in kept}
 
 
 def resolve_num_blocks(linears: Mapping[str, nn.Linear], num_blocks: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 from transformers import CONFIG_MAPPING
 
-from diablo_ds import adapter
+from diablo_ds import adapter, targets
 from diablo_ds.adapter import AdapterConfig
 from diablo_ds.architecture import build_meta_model, decoder_layer_classes
 from diablo_ds.inspection import describe
@@ -40,7 +40,7 @@ def test_default_targets_of_each_family_attach_without_changing_the_output(famil
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(deltas)
 
 
-@pytest.mark.parametrize("model_type", adapter.DEFAULT_TARGETS)
+@pytest.mark.parametrize("model_type", targets.DEFAULT_TARGETS)
 def test_default_targets_of_every_listed_type_lie_in_each_decoder_layer(model_type):
     config = CONFIG_MAPPING[model_type]()
     config.num_hidden_layers = 2
@@ -48,7 +48,7 @@ def test_default_targets_of_every_listed_type_lie_in_each_decoder_layer(model_ty
     chosen = adapter.select_targets(model, (), model_type=model.config.model_type)
     assert decoder_layer_classes(model)
     per_layer = Counter(adapter.layer_number(name) for name in chosen)
-    assert per_layer == dict.fromkeys((0, 1), len(adapter.DEFAULT_TARGETS[model_type]))
+    assert per_layer == dict.fromkeys((0, 1), len(targets.DEFAULT_TARGETS[model_type]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

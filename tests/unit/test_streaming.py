@@ -28,11 +28,11 @@ def _write(path, count=ROWS, bad=()):
     return path
 
 
-def _stream(path, rank=0, world_size=1, **changes):
+def _stream(path, rank=0, world_size=1, vocab_size=257, **changes):
     options = {"global_batch": 4, "micro_batch": 2, "max_steps": 100, "max_length": 30, **changes}
     config = RunConfig(data=str(path), stream=True, **options)
     tokenizer = tiny_tokenizer()
-    return open_stream(config, tokenizer, Dealer(config, 256, rank, world_size))
+    return open_stream(config, tokenizer, Dealer(config, 256, rank, world_size), vocab_size)
 
 
 def _prompts(batches) -> Counter[str]:
@@ -110,6 +110,16 @@ def test_several_compressed_files_are_one_stream(tmp_path):
         (folder / f"part-{part}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     stream = _stream(folder, global_batch=30)
     assert set(_prompts(stream.step(0))) == {f"{p}{i:02d}" for p in range(3) for i in range(10)}
+
+
+def test_tokens_beyond_the_vocabulary_make_a_row_that_does_not_fit(tmp_path):
+    path = _write(tmp_path / "d.jsonl", 20)
+    with pytest.raises(ValueError, match=r"must be below the model's vocabulary size; got 256"):
+        _stream(path, vocab_size=256)  # each row has the end token
+    stream = _stream(path, global_batch=20)
+    stream.vocab_size = 256
+    assert all(batch.num_tokens == 0 for batch in stream.step(0))
+    assert stream.num_left_out == 20
 
 
 def test_data_that_hardly_fits_is_refused_at_the_start(tmp_path):

@@ -12,7 +12,7 @@ MODULES = sorted((ROOT / "diablo_ds").rglob("*.py"))
 METHOD = (
     *("blocks", "layers", "adapter", "loss", "schedule", "config", "files"),
     *("strict_json", "settings", "batch_sizes", "whole_tensors"),
-    *("labels", "templates", "packing"),
+    *("labels", "templates", "packing", "targets"),
 )
 HEAVY = {"deepspeed", "transformers", "datasets", "click"}
 
