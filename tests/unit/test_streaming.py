@@ -113,7 +113,8 @@ def test_several_compressed_files_are_one_stream(tmp_path):
 
 
 def test_tokens_beyond_the_vocabulary_make_a_row_that_does_not_fit(tmp_path):
-    path = _write(tmp_path / "d.jsonl", 20)
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "1=", "completion": "x"}\n' * 20)
     with pytest.raises(ValueError, match=r"must be below the model's vocabulary size; got 256"):
         _stream(path, vocab_size=256)  # each row has the end token
     stream = _stream(path, global_batch=20)
@@ -155,7 +156,7 @@ def test_a_conversation_is_one_sequence_of_a_step(tmp_path, caplog):
     path.write_text("\n".join(map(json.dumps, rows)))
     config = RunConfig(data=str(path), stream=True, max_steps=9, global_batch=4, micro_batch=2)
     with caplog.at_level("INFO", "diablo_ds"):
-        stream = open_stream(config, load_tokenizer(folder), Dealer(config, 0, 0, 1))
+        stream = open_stream(config, load_tokenizer(folder), Dealer(config, 0, 0, 1), 10**6)
     assert f"3 rows: {LAST_ANSWER}" in caplog.text
     batches = list(stream.step(0))
     assert [batch.input_ids.shape[0] for batch in batches] == [2, 2]
