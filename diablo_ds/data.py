@@ -155,7 +155,7 @@ def _load_prepared(
         table.check_tokens(str(path))
         largest_id = table.largest_id()
     else:
-        if manifest["tokenizer"]["probe"] != tokenizer.probe():
+        if not tokenizer.reads_as(manifest["tokenizer"]["probe"]):
             raise ValueError(
                 "prepared dataset must be made with the model's tokenizer; got "
                 f"{manifest['tokenizer']['name']} in {path}, which reads a text as other tokens"

@@ -202,11 +202,13 @@ class SentencePieceEncoder:
 
         messages: Any = sentencepiece_model_pb2  # its classes are made at run time
         description = messages.ModelProto.FromString(self.model)
-        # Without these a completion would get a space in front, or lose the one it has.
-        description.normalizer_spec.add_dummy_prefix = False
+        # Else a prompt would lose its last space, and a program its indentation, which the same
+        # model keeps in a model folder.
         description.normalizer_spec.remove_extra_whitespaces = False
-        rest = SentencePieceProcessor(model_proto=description.SerializeToString())
-        return SentencePieceProcessor(model_proto=self.model), rest
+        first = SentencePieceProcessor(model_proto=description.SerializeToString())
+        # Else a completion would get a space in front.
+        description.normalizer_spec.add_dummy_prefix = False
+        return first, SentencePieceProcessor(model_proto=description.SerializeToString())
 
     @property
     def vocab_size(self) -> int:

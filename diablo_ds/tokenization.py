@@ -30,6 +30,9 @@ _FILES = (
 )
 _PROBE = "The 2 quick foxes: {x: -1.5}\n\tna\u00efve \u4f60\u597d \U0001f98a"
 
+_SPACES = ("a ", "a  b", "  a", "\n a\n ")
+"""Texts whose white space some tokenizers remove, or take for their own."""
+
 
 class EncodableText(NamedTuple):
     """An example's text, ready for a tokenizer."""
@@ -115,9 +118,22 @@ class Tokenizer:
         return Example(input_ids, labels)
 
     def probe(self) -> list[int]:
-        """Return the tokens of a fixed text; two tokenizers with equal ones read data alike."""
+        """Return the tokens of fixed texts; two tokenizers with equal ones read data alike."""
         (ids,) = self.encoder.encode([_PROBE], continues=False, parse_special=False)
-        return [*self.start_ids, *ids, self.end_id]
+        spaces = [
+            token
+            for continues in (False, True)
+            for tokens in self.encoder.encode(
+                list(_SPACES), continues=continues, parse_special=False
+            )
+            for token in tokens
+        ]
+        return [*self.start_ids, *ids, self.end_id, *spaces]
+
+    def reads_as(self, probe: Sequence[int]) -> bool:
+        """Return whether a tokenizer with this probe, of any version, reads texts as this one."""
+        mine = self.probe()
+        return len(probe) > 0 and mine[: len(probe)] == list(probe)
 
 
 def find_tokenizer(name: str) -> Path:
@@ -177,7 +193,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def _check_border(tokenizer: Tokenizer, path: Path) -> None:
     """Raise ValueError unless a text in two parts comes back as it was."""
-    for prompt, completion in (("a", "b"), ("a", " b")):
+    for prompt, completion in (("a", "b"), ("a", " b"), ("a ", "b"), ("a  b ", " c")):
         segments = (Segment(prompt, False), Segment(completion, True))
         (example,) = tokenizer.encode([EncodableText(segments, False, False)])
         text = tokenizer.encoder.decode(example.input_ids)

@@ -135,10 +135,9 @@ def save_sentencepiece(path: Path, kind: str = "bpe", **options: object) -> Path
         vocab_size=330,
         byte_fallback=True,
         normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
         hard_vocab_limit=False,
         minloglevel=2,
-        **options,
+        **{"remove_extra_whitespaces": False, **options},
     )
     path.write_bytes(model.getvalue())
     return path
@@ -157,5 +156,8 @@ KINDS = {
     ),
     "sentencepiece without BOS": lambda folder: save_sentencepiece(
         folder.with_suffix(".model"), bos_id=-1
+    ),
+    "sentencepiece that removes spaces": lambda folder: save_sentencepiece(
+        folder.with_suffix(".model"), remove_extra_whitespaces=True
     ),
 }

@@ -88,6 +88,7 @@ _SHAPE = {
         "in_tests": {...: _COUNT},
     },
     "licences": [_TEXT],
+    "notes": {...: _COUNT},
     "parts": {...: {**_PART, "length_histogram": {"bin_width": _COUNT, "counts": [_COUNT]}}},
 }
 """What is read of a manifest: types, lists of one form, and objects; ... stands for any key."""
@@ -101,6 +102,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_FILE
     manifest: dict[str, Any] = read_json(path)
+    if isinstance(manifest, dict):
+        manifest.setdefault("notes", {})  # of an older version
     if wrong := _misfit(manifest, _SHAPE, "manifest"):
         raise ValueError(
             f"{wrong}; got another in {path}; prepare the dataset again, with diablo-ds prepare"
@@ -173,7 +176,7 @@ def describe(manifest: dict[str, Any]) -> str:
     }
     if shown := {name: number for name, number in numbers.items() if number}:
         lines.append(f"{sum(shown.values()):,} left out: " + _list(shown))
-    lines += [count_rows(number, note) for note, number in manifest.get("notes", {}).items()]
+    lines += [count_rows(number, note) for note, number in manifest["notes"].items()]
     for part, described in manifest["parts"].items():
         cut = f", {described['cut']:,} cut" if described["cut"] else ""
         lines.append(

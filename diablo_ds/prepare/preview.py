@@ -38,7 +38,7 @@ def inspect_dataset(folder: Path, num_examples: int, tokenizer: str) -> None:
         )
     manifest = load_manifest(folder)
     loaded = load_tokenizer(find_tokenizer(tokenizer or manifest["tokenizer"]["name"]))
-    if loaded.probe() != manifest["tokenizer"]["probe"]:
+    if not loaded.reads_as(manifest["tokenizer"]["probe"]):
         raise ValueError(
             "tokenizer must be the one the dataset was made with; got "
             f"{tokenizer or manifest['tokenizer']['name']!r}, which reads a text as other tokens"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -191,3 +192,44 @@ def test_the_fingerprint_covers_what_changes_tokens(tmp_path):
     assert fingerprint(folder) == before
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_bare_sentencepiece_model_keeps_white_space_as_a_model_folder_does(tmp_path, kind):
+    path = kinds.save_sentencepiece(tmp_path / "p.model", kind, remove_extra_whitespaces=True)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(path.read_bytes())
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", '
+        '"unk_token": "<unk>"}'
+    )
+    bare, whole = load_tokenizer(path), load_tokenizer(folder)
+    for prompt, completion in [("the answer is ", "42"), ("the cat ", " sat"), ("a  b", "\n  c ")]:
+        text = EncodableText((Segment(prompt, False), Segment(completion, True)), add_start=False)
+        (one,), (other,) = bare.encode([text]), whole.encode([text])
+        assert bare.encoder.decode(one.input_ids) == f"{prompt}{completion}</s>"
+        if kind == "bpe":  # of equal scores the two take different pieces
+            assert one == other
+
+
+def test_a_probe_tells_white_space_apart_and_older_ones_still_fit(tmp_path):
+    tokenizer = load_tokenizer(kinds.save_sentencepiece(tmp_path / "p.model"))
+    probe = tokenizer.probe()
+    older = probe[: probe.index(tokenizer.end_id) + 1]
+    assert tokenizer.reads_as(probe)
+    assert tokenizer.reads_as(older)
+    assert not tokenizer.reads_as([])
+    stripping = replace(tokenizer, encoder=_Stripping(tokenizer.encoder))
+    assert stripping.reads_as(older)
+    assert not stripping.reads_as(probe)
+
+
+class _Stripping:
+    """Removes the space at a text's end."""
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+
+    def encode(self, texts, **options):
+        return self.encoder.encode([text.rstrip(" ") for text in texts], **options)
