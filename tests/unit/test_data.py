@@ -152,7 +152,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(tmp_path):
 
 def test_the_default_data_is_the_shipped_slice_of_gsm8k():
     train, heldout = _load("default", max_length=3000)
-    assert (len(train), len(heldout)) == (320, 40)
+    assert (len(train), len(heldout)) == (160, 20)
     text = tiny_tokenizer().encoder.decode(train[0].input_ids)
     assert "\nAnswer the above question. First think step by step" in text
     assert "The final answer is: 72<|end|>" in text
