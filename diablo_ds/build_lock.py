@@ -39,11 +39,12 @@ def check_extensions(folder: Path, *, shared: bool = False) -> None:
     Raises:
         ValueError: if another user can change the folder, or one in it that holds an op.
     """
-    what = "folder of compiled ops (TORCH_EXTENSIONS_DIR)"
-    trust.make_folder(folder, what, shared=shared)
+    what = "folder of compiled ops"
+    repair = "set TORCH_EXTENSIONS_DIR to another, or give --shared-folders to use it as it is"
+    trust.make_folder(folder, what, shared=shared, repair=repair)
     for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
         with suppress(FileNotFoundError):  # removed meanwhile
-            trust.check_folder(inside, what, shared=shared)
+            trust.check_folder(inside, what, shared=shared, repair=repair)
     for library in (*folder.glob("*/*.so"), *folder.glob("*/*/*.so")):
         if not shared and library.exists() and not trust.is_own_file(library):
             raise ValueError(f"a compiled op must be your own file; got {library}; remove it")

