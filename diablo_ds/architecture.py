@@ -33,6 +33,7 @@ def load_model_config(folder: Path) -> Any:
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise ValueError(f"model config must be a JSON object with a model_type; got {file}")
     _check_not_quantised(values, file)
+    _check_no_kernels(values, file)
     _check_sizes(values, file)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -69,6 +70,18 @@ def _check_sizes(values: Mapping[str, Any], file: Path) -> None:
             "num_attention_heads must be a multiple of num_key_value_heads; got "
             f"num_attention_heads={heads}, num_key_value_heads={key_heads} in {file}"
         )
+
+
+def _check_no_kernels(values: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError if a config names an implementation that is fetched from the hub as code."""
+    for part in (values, *(value for value in values.values() if isinstance(value, dict))):
+        for key, value in part.items():
+            names = value.values() if isinstance(value, dict) else (value,)
+            if key.endswith("_implementation") and any("/" in str(name) for name in names):
+                raise ValueError(
+                    f"model config must name no kernels of the hub; got {key}={value!r} in "
+                    f"{file}; remove it, and choose with --attention"
+                )
 
 
 def _check_not_quantised(values: Mapping[str, Any], file: Path) -> None:

@@ -42,6 +42,7 @@ def check_contents(config: Any, folder: Path) -> None:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
+                use_safetensors=True,
             )
         except Exception as error:  # whatever a conversion raises
             reason = " ".join(str(error).split()) or type(error).__name__

@@ -115,7 +115,12 @@ def _from_pretrained(
     keep_alive = HfDeepSpeedConfig(ds_config) if ds_config else None
     try:
         model, info = auto_class(config).from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,  # a pickled checkpoint beside them is not looked at
         )
     except OSError as error:
         raise ValueError(f"model folder must hold a causal LM; got {folder}: {error}") from None
