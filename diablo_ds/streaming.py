@@ -22,6 +22,8 @@ logger = logging.getLogger("diablo_ds")
 
 WINDOW_ROWS = 8192
 """Rows among which the stream is shuffled, and that are held in memory, not parsed."""
+WINDOW_CHARACTERS = 1 << 28
+"""Text at which a window ends earlier, so that long rows do not fill the memory."""
 ROWS_TO_CHECK = 100
 
 
@@ -129,15 +131,16 @@ class StreamSource:
     def _stream(self) -> Iterator[tuple[Path, RawRow]]:
         """Yield all rows for ever, shuffled within windows."""
         window: list[tuple[Path, RawRow]] = []
-        number = self.config.seed
+        size, number = 0, self.config.seed
         while True:
             for row in self.rows_in_order():
                 window.append(row)
-                if len(window) == WINDOW_ROWS:
+                size += row[1].size()
+                if len(window) == WINDOW_ROWS or size >= WINDOW_CHARACTERS:
                     yield from (window[i] for i in permutation(len(window), number))
-                    window, number = [], number + 1
+                    window, size, number = [], 0, number + 1
             yield from (window[i] for i in permutation(len(window), number))
-            window, number = [], number + 1
+            window, size, number = [], 0, number + 1
 
     def rows_in_order(self) -> Iterator[tuple[Path, RawRow]]:
         """Yield all rows once, as they lie in the files."""

@@ -50,6 +50,10 @@ def _small_windows(monkeypatch):
 GOOD = {f"{i:03d}" for i in range(ROWS) if i % 7 and i != 8}
 
 
+def _lines(stream):
+    return (row for _, row in stream._stream())
+
+
 def test_each_pass_has_every_good_row_once_in_another_order(tmp_path):
     stream = _stream(_write(tmp_path / "d.jsonl", bad=[8]), global_batch=10)
     steps = [_prompts(stream.step(step)) for step in range(10)]
@@ -57,6 +61,13 @@ def test_each_pass_has_every_good_row_once_in_another_order(tmp_path):
     assert steps[:5] != steps[5:]
     assert [len(s) for s in steps[:1]] != list(range(10))
     assert stream.num_left_out == 2 * (ROWS - len(GOOD))
+
+
+def test_long_rows_make_a_window_of_fewer(tmp_path, monkeypatch):
+    path = _write(tmp_path / "d.jsonl")
+    monkeypatch.setattr(streaming, "WINDOW_CHARACTERS", 1)
+    lines = [row.line for _, row in zip(range(ROWS), _lines(_stream(path)), strict=False)]
+    assert lines == list(range(1, ROWS + 1))  # windows of one row: nothing is shuffled
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
