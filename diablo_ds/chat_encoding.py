@@ -10,7 +10,7 @@ from diablo_ds.control_tokens import ControlToken, unescape
 from diablo_ds.conversations import RenderedChat
 from diablo_ds.encoders import EncodedText, HuggingFaceEncoder
 from diablo_ds.labels import IGNORE_LABEL, Example
-from diablo_ds.tokenization import Tokenizer
+from diablo_ds.tokenization import NOT_CHARACTERS, Tokenizer
 
 
 def encode_chats(tokenizer: Tokenizer, chats: Sequence[RenderedChat]) -> list[Example | str]:
@@ -40,8 +40,11 @@ def encode_chats(tokenizer: Tokenizer, chats: Sequence[RenderedChat]) -> list[Ex
 
 
 def _label(tokenizer: Tokenizer, chat: RenderedChat, document: EncodedText) -> Example | None:
-    """Mark the tokens of targets; None where a token is not on one side of a border."""
+    """Mark the tokens of targets; None where they cannot be taken as they are."""
     control_ids = tokenizer.control.ids
+    num_read = sum(token_id in tokenizer.forbidden_in_text for token_id in document.ids)
+    if num_read > sum(1 for _ in tokenizer.control.find(chat.text)):
+        return None  # some arose from text that only looks like them once it is normalised
     targets = iter(chat.targets)
     first, last = next(targets)
     labels = []
@@ -93,7 +96,7 @@ def _encode_in_pieces(
             else:
                 (ids,) = encoder.encode(text, continues=piece.start > 0, parse_special=False)
             if not tokenizer.forbidden_in_text.isdisjoint(ids):
-                return "the tokenizer must keep control tokens in a text as characters"
+                return NOT_CHARACTERS
         is_target = any(start <= piece.start < end for start, end in chat.targets)
         input_ids += ids
         labels += ids if is_target else [IGNORE_LABEL] * len(ids)

@@ -33,6 +33,9 @@ _PROBE = "The 2 quick foxes: {x: -1.5}\n\tna\u00efve \u4f60\u597d \U0001f98a"
 _SPACES = ("a ", "a  b", "  a", "\n a\n ")
 """Texts whose white space some tokenizers remove, or take for their own."""
 
+NOT_CHARACTERS = "the tokenizer must keep control tokens in a text as characters"
+"""Why a row is refused."""
+
 
 class EncodableText(NamedTuple):
     """An example's text, ready for a tokenizer."""
@@ -81,6 +84,16 @@ class Tokenizer:
     def forbidden_in_text(self) -> frozenset[int]:
         """The tokens that must not arise from characters."""
         return self.control.ids - {self.encoder.unknown_id}
+
+    def misread(self, text: EncodableText, example: Example) -> bool:
+        """Return whether a control token arose from a text that holds characters only.
+
+        Some vocabularies have control tokens as pieces of text too.
+        """
+        first = len(self.start_ids) if text.add_start else 0
+        last = len(example.input_ids) - text.add_end
+        body = example.input_ids[first:last]
+        return not text.parse_special and not self.forbidden_in_text.isdisjoint(body)
 
     def encode(self, texts: Sequence[EncodableText]) -> list[Example]:
         """Tokenise texts segment by segment, so that no token spans a border between two.

@@ -20,6 +20,10 @@ CHAT = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
+CHAT_LINES = (
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}"
+    "{% endfor %}"
+)
 SPECIAL = ["<s>", "<|end|>", "<|start|>"]
 
 
@@ -121,6 +125,18 @@ def save_chat(folder: Path, family: Family, *, legacy: bool = False) -> Path:
         tokenizer_object=tokenizer, bos_token=family.bos, eos_token=family.eos
     )
     saved.chat_template = family.template
+    saved.save_pretrained(folder)
+    return folder
+
+
+def save_unigram(folder: Path) -> Path:
+    """A unigram model that has its end token as a piece of text too, the likeliest of all."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((character, -9.0) for character in "\u2581abc</s>")]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    saved.chat_template = CHAT_LINES
     saved.save_pretrained(folder)
     return folder
 

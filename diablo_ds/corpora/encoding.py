@@ -20,7 +20,7 @@ from diablo_ds.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, p
 from diablo_ds.corpora.rows import RowError
 from diablo_ds.labels import Example, has_target, shorten
 from diablo_ds.templates import AUTO, CHAT, PLAIN, PROMPTS, Segment
-from diablo_ds.tokenization import EncodableText, Tokenizer
+from diablo_ds.tokenization import NOT_CHARACTERS, EncodableText, Tokenizer
 
 
 class Rejected(NamedTuple):
@@ -108,7 +108,10 @@ class RowEncoder:
         """Tokenise texts; for each an example, or why there is none."""
         exchanges = [text for text in texts if isinstance(text, EncodableText)]
         chats = [text for text in texts if isinstance(text, RenderedChat)]
-        of_exchanges = iter(self.tokenizer.encode(exchanges))
+        of_exchanges = iter(
+            NOT_CHARACTERS if self.tokenizer.misread(text, example) else example
+            for text, example in zip(exchanges, self.tokenizer.encode(exchanges), strict=True)
+        )
         of_chats = iter(encode_chats(self.tokenizer, chats) if chats else [])
         return [
             next(of_chats if isinstance(text, RenderedChat) else of_exchanges) for text in texts
