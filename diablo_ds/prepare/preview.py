@@ -51,6 +51,8 @@ def inspect_dataset(folder: Path, num_examples: int, tokenizer: str) -> None:
         click.echo(
             f"--- example {index:,} of {len(table):,}, {len(example.input_ids)} tokens; "
             + click.style("green carries loss", fg="green")
+            + ", "
+            + click.style("underlined are control tokens", underline=True)
         )
         click.echo(colored(example, loaded.encoder) + "\n")
     for part, described in manifest["parts"].items():
@@ -62,16 +64,23 @@ def inspect_dataset(folder: Path, num_examples: int, tokenizer: str) -> None:
 
 
 def colored(example: Example, encoder: Encoder) -> str:
-    """Return an example's text, what carries loss in green, what does not in the usual colour."""
+    """Return an example's text: what carries loss in green, control tokens underlined."""
     ids, labels = list(map(int, example.input_ids)), list(map(int, example.labels))
+    control_ids = encoder.control.ids
+    kinds = [
+        (label == IGNORE_LABEL, token in control_ids)
+        for token, label in zip(ids, labels, strict=True)
+    ]
     text, start = "", 0
     for end in range(1, len(ids) + 1):
-        masked = labels[start] == IGNORE_LABEL
-        if end < len(ids) and (labels[end] == IGNORE_LABEL) == masked:
+        masked, is_control = kinds[start]
+        if end < len(ids) and kinds[end] == kinds[start]:
             continue
         # Decoded from the beginning, since some tokenizers drop a text's first space.
         before = encoder.decode(ids[:start]) if start else ""
         piece = encoder.decode(ids[:end])[len(before) :]
+        if is_control:
+            piece = click.style(piece, underline=True, reset=masked)
         text += piece if masked else click.style(piece, fg="green", bold=True)
         start = end
     return text

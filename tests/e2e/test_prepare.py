@@ -155,9 +155,10 @@ def test_inspecting_shows_masks_in_colour_lengths_and_a_plot(model, tmp_path):
     )
     text = result.stdout.replace("\r\n", "\n")
     first = TokenTable.load(prepared, "train")[0]
-    shown = re.search(r"ask (\d+)\?\x1b\[32m\x1b\[1m(.*?)\x1b\[0m", text)
+    shown = re.search(r"ask (\d+)\?\x1b\[32m\x1b\[1m(.*?)\x1b\[0m(.*?)\x1b\[0m", text)
     assert shown
-    assert shown[2] == "yes " * int(shown[1]) + "<|end|>"
+    assert shown[2] == "yes " * int(shown[1])
+    assert shown[3] == "\x1b[32m\x1b[1m\x1b[4m<|end|>"
     assert f"example 0 of 22, {len(first.input_ids)} tokens" in text
     assert "train: examples by length in tokens" in text
     assert "22 examples" in text
