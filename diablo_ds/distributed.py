@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -94,14 +94,27 @@ def check_same(facts: Mapping[str, object], place: str = "rank") -> None:
         facts: what this rank found on its machine, by name.
         place: where it has to be the same: "rank" or "host".
     """
-    first, *others = gather_objects((host_name(), dict(facts)))
-    for rank, (host, found) in enumerate(others, 1):
-        for name, value in found.items():
-            if value != first[1][name]:
-                raise ValueError(
-                    f"{name} must be the same on every {place}; got {first[1][name]} on rank 0 "
-                    f"({first[0]}) and {value} on rank {rank} ({host})"
+    difference = first_difference(gather_objects((host_name(), dict(facts))), place)
+    if difference:
+        raise ValueError(difference)
+
+
+def first_difference(found: Sequence[tuple[str, Mapping[str, object]]], place: str) -> str:
+    """Return a sentence about the first fact in which a rank differs from rank 0; empty for none.
+
+    Args:
+        found: host and facts of each rank.
+        place: where they have to be the same.
+    """
+    (first_host, first), *others = found
+    for rank, (host, facts) in enumerate(others, 1):
+        for name, value in facts.items():
+            if value != first[name]:
+                return (
+                    f"{name} must be the same on every {place}; got {first[name]} on rank 0 "
+                    f"({first_host}) and {value} on rank {rank} ({host})"
                 )
+    return ""
 
 
 def on_main_process(function: Callable[[], T]) -> T:

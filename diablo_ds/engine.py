@@ -20,6 +20,7 @@ from diablo_ds.architecture import decoder_layer_classes
 from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
+from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.placement import can_place_by_name, gather_absent
 
 # What DeepSpeed says at each start and a user of this program cannot act on.
@@ -96,7 +97,11 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
         check_extensions(extensions, shared=shared_folders)
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())
-            rendezvous.join(deepspeed, accelerator.communication_backend_name())
+            rendezvous.join(
+                deepspeed,
+                accelerator.communication_backend_name(),
+                {"device": accelerator.device_name(), **versions(), "source files": code_digest()},
+            )
         rendezvous.check_key(accelerator.current_device_name())
         _unlink_shared_memory()
     return torch.device(accelerator.current_device_name())

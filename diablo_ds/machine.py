@@ -35,6 +35,8 @@ class Machine:
     """Time of products in bf16 over that in fp32, on a CPU; None where it was not measured."""
     flash_attention: tuple[str, ...] = ()
     """FlashAttention packages that can be used, newest first."""
+    num_threads: int = 1
+    """Threads of a rank's products on a CPU."""
 
 
 def look_at_machines(config: RunConfig, shapes: Any, device: torch.device) -> list[Machine]:
@@ -57,6 +59,7 @@ def look_at_machines(config: RunConfig, shapes: Any, device: torch.device) -> li
         has_bf16=has_bf16(device),
         bf16_factor=measure_bf16_factor(width) if measured else None,
         flash_attention=installed_flash_attention(),
+        num_threads=torch.get_num_threads(),
     )
     found = distributed.gather_objects(mine)
     return found if len(found) > 1 else found * distributed.world_size()

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import socket
 import sys
+import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from diablo_ds import distributed
 from diablo_ds.launcher.environment import RUN_KEY, STORE_FILE
 
+_TELLING_S = 60.0
+"""How long rank 0 stays to tell the others why the run cannot start."""
 _PROOF_BYTES = hashlib.sha256().digest_size
 
 
@@ -32,7 +38,7 @@ def announce_alone() -> None:
     os.environ.update({**alone, "MASTER_PORT": str(_free_port())})
 
 
-def join(deepspeed: Any, backend: str) -> None:
+def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
     """Join the process group that the variables announce.
 
     Collective: every rank must call this.
@@ -40,9 +46,10 @@ def join(deepspeed: Any, backend: str) -> None:
     Args:
         deepspeed: the module.
         backend: "nccl", "gloo" or another of PyTorch's.
+        facts: what this rank found on its machine and every host must have, by name.
 
     Raises:
-        ValueError: if the master port is in use, or a process joined that has not the run's key.
+        ValueError: if the master port is in use, or a host has other facts.
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     store_file = os.environ.pop(STORE_FILE, "")
@@ -54,9 +61,12 @@ def join(deepspeed: Any, backend: str) -> None:
         if world_size == 1:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        where = {}
+        where: dict[str, Any] = {}
+        server = None
         if store_file and world_size > 1:
             where = {"init_method": f"file://{store_file}", "rank": rank, "world_size": world_size}
+        elif not dist.is_initialized():
+            server = check_same_before_joining(facts)
         deepspeed.init_distributed(backend, verbose=False, **where)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
@@ -66,6 +76,43 @@ def join(deepspeed: Any, backend: str) -> None:
             f"{os.environ.get('MASTER_PORT')}; choose another with --master_port of deepspeed, or "
             "--master-port of diablo-ds"
         ) from None
+    del server  # the process group has it too
+
+
+def check_same_before_joining(facts: Mapping[str, str]) -> object:
+    """Raise ValueError on every rank unless all that were announced have the same facts.
+
+    Meant for what a process group needs to come about at all, such as the kind of device: ranks
+    that differ in it would wait for each other for ever. Collective: every rank must call this,
+    before the process group exists.
+
+    Args:
+        facts: what this rank found on its machine, by name.
+
+    Returns:
+        What has to be kept alive until the process group exists: it serves the master port.
+
+    Raises:
+        ValueError: on every rank, if two ranks differ; names them and their hosts.
+    """
+    store, own_rank, num_ranks = next(rendezvous("env://"))
+    prefix = f"diablo_ds-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if own_rank:
+        store.set(f"{prefix}-{own_rank}", json.dumps([distributed.host_name(), dict(facts)]))
+        difference = store.get(f"{prefix}-difference").decode()
+        store.add(f"{prefix}-told", 1)
+    else:
+        others = [json.loads(store.get(f"{prefix}-{rank}")) for rank in range(1, num_ranks)]
+        difference = distributed.first_difference(
+            [(distributed.host_name(), dict(facts)), *others], "host"
+        )
+        store.set(f"{prefix}-difference", difference)
+        deadline = time.monotonic() + _TELLING_S
+        while store.add(f"{prefix}-told", 0) < num_ranks - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)  # with this process the store ends, from which the others read
+    if difference:
+        raise ValueError(difference)
+    return store
 
 
 def check_key(device: torch.device | str) -> None:

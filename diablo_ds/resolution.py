@@ -127,7 +127,7 @@ def resolve_run(
         ValueError: if a setting cannot be used on every rank; names the hosts.
     """
     batch = resolve_batch(config, len(machines), recorded=recorded, policy=policy)
-    config, lines, warnings = batch.config, list(batch.lines), []
+    config, lines, warnings = batch.config, list(batch.lines), _thread_warnings(machines)
     device_type = _agreed_device_type(machines)
     if config.precision == "auto":
         precision, reason = _choose_precision(machines, zero_stage(policy or {}))
@@ -196,6 +196,18 @@ def _bf16_warnings(machines: Sequence[Machine]) -> list[str]:
     return [
         f"bf16 is slow on {where}: products of the model's width take {slowest.bf16_factor:.2g} "
         "times as long as in fp32; use --precision fp32"
+    ]
+
+
+def _thread_warnings(machines: Sequence[Machine]) -> list[str]:
+    """Say where ranks on CPUs have unequal numbers of threads; results do not depend on it."""
+    least = min(machines, key=lambda machine: machine.num_threads)
+    most = max(machines, key=lambda machine: machine.num_threads)
+    if least.device_type != "cpu" or least.num_threads == most.num_threads:
+        return []
+    return [
+        f"ranks on {least.host} have {least.num_threads} threads, on {most.host} "
+        f"{most.num_threads}: each step waits for the slowest; OMP_NUM_THREADS sets their number"
     ]
 
 

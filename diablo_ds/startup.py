@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, placement
+from diablo_ds.agreement import check_same_model
 from diablo_ds.architecture import DTYPES, measure_base, text_decoder_name
 from diablo_ds.base import Base, keep_apart, read_base
 from diablo_ds.batches import BatchSource, Dealer
@@ -21,7 +22,6 @@ from diablo_ds.data import load_data, load_heldout
 from diablo_ds.data_identity import DataIdentity
 from diablo_ds.end_tokens import EndTokens, find_end_tokens, generation_config
 from diablo_ds.heartbeat import heart
-from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.loss_head import install_loss_head
 from diablo_ds.machine import look_at_machines
 from diablo_ds.metrics import logger, set_up_logging
@@ -124,7 +124,6 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     device = engine.init_process_group(shared_folders=config.shared_folders)
     world_size = distributed.world_size()
     set_up_logging(is_main_process=distributed.is_main_process())
-    check_same_software()
     policy = distributed.on_every_rank(lambda: ds_config.load_ds_config(ds_config_file))
     given = {**dataclasses.asdict(config), "DeepSpeed config": json.dumps(policy)}
     distributed.check_same(given)
@@ -140,6 +139,7 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         lambda: find_model(config.model, config.cache_folder, shared=config.shared_folders)
     )
     heart.beat("checking the model")
+    check_same_model(model_folder)
     base = read_base(model_folder)
     shapes = base.shapes
     machines = look_at_machines(config, shapes, device)
@@ -151,6 +151,7 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     config, separation = keep_apart(base, resolution.config, asked=config.attention)
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(config, base, separation))
+    distributed.check_same({"data": inputs.describe(config, world_size)}, "host")
     complete = complete_ds_config(policy, config, shapes, ds_config_file)
     adapter_config = describe_adapter(shapes, config, model_folder)
     recomputation = choose_recomputation(config, shapes)
@@ -209,14 +210,6 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         start_step=0 if checkpoint is None else checkpoint.step,
         owner=owner,
     )
-
-
-def check_same_software() -> None:
-    """Raise ValueError on every rank unless all have the same packages and source files.
-
-    Collective: every rank must call this.
-    """
-    distributed.check_same({**versions(), "source files": code_digest()}, "host")
 
 
 def load_inputs(config: RunConfig, base: Base, separation: Separation) -> Inputs:

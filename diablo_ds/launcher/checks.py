@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.config import RunConfig
+from diablo_ds.files import read_json
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 from diablo_ds.launcher.hosts import Answer, on_all_hosts
+from diablo_ds.launcher.probe import PACKAGES
 
 _COMMANDS = {"pdsh": "pdsh", "openmpi": "ompi_info", "mpich": "mpirun", "slurm": "srun"}
 
@@ -32,7 +34,7 @@ class HostCheck:
         found = self.found
         if not found:
             return (self.host.name, "no", "", "", "", "")
-        versions = " ".join(found["versions"].values())
+        versions = " ".join(found["versions"][name] for name in ("python", *PACKAGES))
         gpus = found["gpus"]
         shown = f"{len(gpus)} x {gpus[0]}" if gpus else "none"
         return (
@@ -53,7 +55,7 @@ def check_hosts(run: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostC
     hosts = cluster.hosts if cluster.runner in SSH_RUNNERS else (_this_host(cluster),)
     paths = [str(ds_config.resolve()), *_local_paths(run)]
     with _shared_folder(run) as shared:
-        question = {"paths": paths, "shared": str(shared), "host": "{host}", "port": 0}
+        question = {"paths": paths, "folders": nvme_folders(ds_config), "shared": str(shared)}
         answers = on_all_hosts(
             cluster,
             lambda host: [
@@ -96,6 +98,15 @@ def table(checks: Sequence[HostCheck]) -> str:
     ]
     lines += [f"{check.host.name}: {problem}" for check in checks for problem in check.problems]
     return "\n".join(lines)
+
+
+def nvme_folders(ds_config: Path) -> list[str]:
+    """Return the folders for NVMe offload that a DeepSpeed config file names."""
+    values = read_json(ds_config)
+    zero = values.get("zero_optimization") if isinstance(values, dict) else None
+    sections = zero.values() if isinstance(zero, dict) else ()
+    named = [s.get("nvme_path") for s in sections if isinstance(s, dict)]
+    return list(dict.fromkeys(path for path in named if isinstance(path, str)))
 
 
 def _this_host(cluster: Cluster) -> Host:
@@ -160,6 +171,9 @@ def _problems(
         if digest != first["paths"][path]:
             what = "is missing" if not digest else "differs from the first host's"
             yield f"input must be the same everywhere; {path} {what}"
+    for folder, problem in found["folders"].items():
+        if problem:
+            yield f"NVMe offload needs a folder that can be written; {folder} {problem}"
     gpus = found["gpus"]
     if bool(gpus) != bool(first["gpus"]) or (gpus and gpus[0] != first["gpus"][0]):
         yield (

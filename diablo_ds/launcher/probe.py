@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import shutil
 import socket
@@ -17,18 +18,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "deepspeed", "transformers", "diablo-ds")
+"""Packages that every run needs."""
+FURTHER_PACKAGES = ("tokenizers", "datasets", "numpy", "safetensors", "flash-attn", "flash-attn-3")
+"""Packages that hosts have to agree on too: in their version, or in being without."""
 WHOLE_FILE_BYTES = 1 << 20
 """Larger files are told apart by their size and their first bytes."""
 
 
 def main() -> None:
-    """Answer the question on the command line: {"paths": [...], "shared": path, "port": number}."""
+    """Answer the question on the command line, a JSON object.
+
+    Its keys: "paths", that have to be the same on all hosts; "folders", that have to be there;
+    "shared", the folder for a mark; "host", this host's name; "port", to be listened on, or 0.
+    """
     question = json.loads(sys.argv[1])
     answer = {
         "name": socket.gethostname(),
         "versions": versions(),
         "code": code_digest(),
         "paths": {path: path_digest(Path(path)) for path in question["paths"]},
+        "folders": {path: folder_problem(Path(path)) for path in question["folders"]},
         "gpus": gpu_names(),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "shared": leave_mark(Path(question["shared"]), question["host"]),
@@ -40,7 +49,7 @@ def main() -> None:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that ranks have to agree on."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *FURTHER_PACKAGES):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -68,6 +77,13 @@ def path_digest(path: Path) -> str:
             digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
             digest.update(opened.read(WHOLE_FILE_BYTES))
     return digest.hexdigest()
+
+
+def folder_problem(folder: Path) -> str:
+    """Return why a folder cannot be written; empty where it can."""
+    if not folder.is_dir():
+        return "is missing"
+    return "" if os.access(folder, os.W_OK) else "cannot be written"
 
 
 def gpu_names() -> list[str]:

@@ -143,6 +143,13 @@ def test_machines_that_do_not_go_together_are_refused_by_name():
         _resolve([GPU, with_flash])
 
 
+def test_unequal_threads_are_told():
+    few = dataclasses.replace(FAST, host="few", num_threads=1)
+    many = dataclasses.replace(FAST, host="many", num_threads=8)
+    (warning,) = _resolve([few, many]).warnings
+    assert "few have 1 threads, on many 8" in warning
+
+
 _PROBE = (
     "import json, time, torch\n"
     "from diablo_ds.machine import measure_bf16_factor\n"
