@@ -44,7 +44,7 @@ def find_sources(
     passed_over: list[Path] = []
     for text in texts:
         name, equals, rest = text.partition("=")
-        named = bool(equals) and "/" not in name and not Path(text).exists()
+        named = bool(name and equals) and "/" not in name and not Path(text).exists()
         files, held_back = _find_files(rest if named else text)
         if not files and not (held_back and may_be_tests):
             note = f"; {len(held_back)} files look like test data: name them, if you want them"
@@ -106,4 +106,5 @@ def _is_held_back(path: Path) -> bool:
 
 def _default_name(path: Path) -> str:
     stem = _stem(path)
-    return path.parent.name if stem.startswith(("train", *_HELD_BACK)) else stem
+    folder = path.resolve().parent.name  # a bare file name has no parent to name
+    return folder if folder and stem.startswith(("train", *_HELD_BACK)) else stem

@@ -101,7 +101,8 @@ def slurm(
         world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
         run = build_run_config(config, options, gradient_accumulation_steps, world_sizes[-1])
         run = with_output(run, reserve=not dry_run)
-        if not job.sweep:  # whose runs each have their own
+        swept, _, _ = job.sweep_runs(run)
+        if swept not in ("micro_batch", "global_batch"):  # of which each run has its own
             run = with_global_batch(run, ds_config, world_sizes)
         check_word("interface", interface)
         variables = parse_env(env)

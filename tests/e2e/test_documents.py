@@ -1,0 +1,234 @@
+"""Every command of the README and of `docs/` does what it is shown for, as it stands.
+
+Commands are found by `tests/documents.py`; one that is added to a document is run from then on.
+What needs a cluster is run dry, and what a launcher would start is run dry in turn, for its number
+of ranks. A model of the hub stands for a tiny one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from diablo_ds.cli import main
+from diablo_ds.launcher.launch_command import local_slots
+from tests.documents import DOCUMENTS, ROOT, commands
+from tests.e2e.commands import deepspeed
+from tests.tiny import save_model, write_pairs
+
+pytestmark = pytest.mark.e2e
+
+WORLD_SIZES = (1, 2, 3, 4, 8)
+HUB_MODELS = ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B")
+"""Models that the documents name and that are not here; a tiny one takes their place."""
+PLACEHOLDERS = {"PATH": "runs/real", "TESTS": "test.jsonl", "TABLES": "diablo_ds/samples"}
+"""Words that stand for a path of the reader's."""
+RUN_FOLDERS = ("runs/mine",)
+"""Run folders that the documents speak of."""
+DRY = {"--check": "--dry-run", "--submit": "--dry-run"}
+"""Options that need a cluster."""
+CASES = [
+    pytest.param(words, id=f"{path.relative_to(ROOT)}: {shlex.join(words)[:70]}")
+    for path in DOCUMENTS
+    for words in {shlex.join(words): words for words in commands(path.read_text())}.values()
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A reader's working folder: the repository's folders, data, hosts, and a finished run."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("launch", "ds_configs", "data_prep", "diablo_ds"):
+        (folder / name).symlink_to(ROOT / name)
+    wide = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 4, "head_dim": 64}
+    model = save_model(folder / "tiny", **wide)
+    for name in HUB_MODELS:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(model)
+    write_pairs(folder / "pairs.jsonl")
+    rows = (ROOT / "diablo_ds" / "samples" / "gsm8k" / "train.jsonl").read_text().splitlines()
+    (folder / "train.jsonl").write_text("\n".join(rows[:20]))
+    (folder / "test.jsonl").write_text("\n".join(rows[20:24]))
+    (folder / "hosts").write_text("node-a slots=8\nnode-b slots=8\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real_run(folder):
+    """The README's command on three ranks, on which no usual batch divides; tiny, and short."""
+    options = f"--model {folder}/tiny --data {folder}/pairs.jsonl --num-blocks 4 --max-steps 2"
+    run = folder / "runs" / "real"
+    result = deepspeed(
+        *f"--ds_config ds_configs/zero3.json {options} --output {run}".split(), num_ranks=3
+    )
+    for name in RUN_FOLDERS:
+        (folder / name).symlink_to(run)
+    return result
+
+
+def test_the_main_command_trains_on_three_ranks(real_run, folder):
+    equation = "global batch 9 = micro batch 3 x accumulation 1 x world size 3"
+    assert f"Chosen: {equation}: the least multiple of the world size from 8 on" in real_run.stderr
+    assert "Chosen: precision " in real_run.stderr
+    run = json.loads((folder / "runs" / "real" / "run.json").read_text())
+    assert (run["micro_batch"], run["global_batch"]) == (3, 9)
+    assert run["precision"] in ("bf16", "fp32")
+    assert "Done: 2 steps" in real_run.stdout
+
+
+@pytest.fixture
+def reader(folder, monkeypatch):
+    """The working folder, with the commands that the documents show before others."""
+    monkeypatch.chdir(folder)
+    if not (folder / "prepared").exists():
+        _diablo_ds(["prepare", "math", "--source", "train.jsonl", "--output", "prepared/math"])
+    return folder
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_the_command_works_as_it_stands(words, reader, request, monkeypatch):
+    words = [DRY.get(word, PLACEHOLDERS.get(word, word)) for word in words]
+    if {"status", "explain", "inspect"} & set(words):
+        request.getfixturevalue("real_run")
+    program, *arguments = words
+    if program == "make":
+        _check(subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True))
+    elif program == "pip":
+        _check_extra(arguments)
+    elif program == "python":
+        _python(arguments)
+    elif program == "deepspeed":
+        _deepspeed(arguments, monkeypatch)
+    else:
+        _diablo_ds_as_shown(arguments, monkeypatch)
+
+
+def _diablo_ds_as_shown(arguments, monkeypatch):
+    command, *options = arguments
+    if command not in main.commands or not options:  # only its name, or an option like --version
+        _diablo_ds([command, *([] if command.startswith("-") else ["--help"])])
+    elif command == "train":
+        _train(options, monkeypatch)
+    elif command == "launch":
+        line = _diablo_ds([command, *_dry(options)]).stdout.splitlines()[-1]
+        slots = 16 if "--hostfile" in options else int(_value(options, "--gpus-per-node") or 0)
+        words = shlex.split(line)  # variables, then the command
+        words = words[words.index("deepspeed") + 1 :]
+        _deepspeed(words, monkeypatch, [slots or local_slots()])
+    elif command == "slurm" and options[0] not in main.commands["slurm"].commands:
+        script = _diablo_ds([command, *_dry(options)]).stdout
+        (line,) = [line for line in script.splitlines() if "deepspeed" in line]
+        words = shlex.split(shlex.split(line.removesuffix("&"))[-1])
+        words = words[words.index("deepspeed") + 1 :]
+        ranks = int(_value(options, "--nodes")) * int(_value(options, "--gpus-per-node"))
+        shown = {"$run_folder": "runs/slurm", "$log_folder": "runs/logs"}
+        _deepspeed([shown.get(word, word.replace("$", "")) for word in words], monkeypatch, [ranks])
+    else:
+        _diablo_ds(arguments)
+
+
+def _deepspeed(arguments, monkeypatch, world_sizes=WORLD_SIZES):
+    """DeepSpeed's launcher takes the options, and the ranks that it would start take theirs."""
+    from deepspeed.launcher.runner import parse_args
+
+    arguments = [
+        "0" if before == "--node_rank" or before == "--master_port" else word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
+    parsed = parse_args(arguments)
+    assert Path(parsed.user_script).resolve() == ROOT / "launch" / "train.py"
+    _train(parsed.user_args, monkeypatch, world_sizes)
+
+
+def _train(options, monkeypatch, world_sizes=(1,)):
+    if "--help" in options:
+        _diablo_ds(["train", *options])
+        return
+    if "--log-folder" in options:  # for the guard
+        at = options.index("--log-folder")
+        options = options[:at] + options[at + 2 :]
+    while "--env" in options:
+        at = options.index("--env")
+        options = options[:at] + options[at + 2 :]
+    options = [word if word not in RUN_FOLDERS else "runs/new" for word in options]
+    given = int(_value(options, "--global-batch") or 0)
+    for world_size in world_sizes:
+        if given % world_size:  # what is given is kept, or refused
+            continue
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        text = _diablo_ds(["train", "--dry-run", *options]).stdout
+        monkeypatch.delenv("WORLD_SIZE")
+        assert f" x world size {world_size}" in text
+
+
+def _python(arguments):
+    option, *others = arguments
+    if option == "-m" and others[0].startswith("benchmarks."):
+        command = importlib.import_module(others[0]).main
+        _succeed(CliRunner().invoke(command, [*others[1:], "--help"]))
+        return
+    assert (ROOT / option).is_file(), f"no way to run python {shlex.join(arguments)}"
+
+
+def _check_extra(arguments):
+    """The extra that pip is asked for exists."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [word for word in arguments if word.startswith(".[")]
+    for word in wanted:
+        assert set(word[2:-1].split(",")) <= set(extras["optional-dependencies"])
+
+
+def _dry(options):
+    return options if "--dry-run" in options else [*options, "--dry-run"]
+
+
+def _value(options, name):
+    return options[options.index(name) + 1] if name in options else None
+
+
+def _diablo_ds(arguments):
+    return _succeed(CliRunner().invoke(main, [str(word) for word in arguments]))
+
+
+def _succeed(result):
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def _check(done):
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_are_found_in_blocks_fences_and_lines():
+    text = (
+        "Run `diablo-ds inspect\nPATH`, or `deepspeed` itself:\n\n    make train   # now\n"
+        "    diablo-ds plan \\\n        --nodes 2\n\n```sh\n$ diablo-ds train\n```\n"
+        "```python\ndiablo-ds = 1\n```\n"
+    )
+    assert commands(text) == [
+        ["make", "train"],
+        ["diablo-ds", "plan", "--nodes", "2"],
+        ["diablo-ds", "train"],
+        ["diablo-ds", "inspect", "PATH"],
+    ]
+
+
+def test_the_documents_hold_the_commands_that_a_newcomer_needs():
+    shown = [shlex.join(words) for path in DOCUMENTS for words in commands(path.read_text())]
+    assert "deepspeed launch/train.py --ds_config ds_configs/zero3.json" in shown
+    for start in ("make train", "diablo-ds launch", "diablo-ds slurm", "diablo-ds prepare"):
+        assert any(command.startswith(start) for command in shown)
+    assert not Path("...").exists()
+    assert not [command for command in shown if " ... " in command]
+
+
+def test_make_train_runs_exactly_the_command_that_the_readme_shows():
+    done = subprocess.run(["make", "-n", "train"], cwd=ROOT, capture_output=True, text=True)
+    assert "\ndeepspeed launch/train.py --ds_config ds_configs/zero3.json" in done.stdout
