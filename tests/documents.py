@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -15,24 +16,32 @@ _SHELLS = ("", "sh", "bash", "shell", "console")
 _FENCE = re.compile(r" *(```|~~~)(\w*)")
 
 
-def commands(text: str) -> list[list[str]]:
-    """Return the words of each command in a document: of its code blocks, and inside its lines.
+class Command(NamedTuple):
+    """A command that a document shows."""
+
+    words: tuple[str, ...]
+    is_mention: bool = False
+    """Whether it is part of a sentence, where options may stand without their values."""
+
+
+def commands(text: str) -> list[Command]:
+    """Return each command of a document once: of its code blocks, and inside its sentences.
 
     A line of a code block that goes on with a backslash is one with the next; what follows a `#`
-    is a comment.
+    is a comment. An arrow makes a line part of a drawing.
     """
     prose, blocks = _split(text)
     found = []
     for block in blocks:
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             words = shlex.split(line.strip().removeprefix("$ "), comments=True) if line else []
-            if words and words[0] in PROGRAMS:
-                found.append(words)
+            if words and words[0] in PROGRAMS and "->" not in words:
+                found.append(Command(tuple(words)))
     for span in re.findall(r"`([^`]+)`", prose):
         first, *others = span.split()
         if first in PROGRAMS and others:
-            found.append(shlex.split(span))
-    return found
+            found.append(Command(tuple(shlex.split(span)), is_mention=True))
+    return list(dict.fromkeys(found))
 
 
 def _split(text: str) -> tuple[str, list[str]]:
