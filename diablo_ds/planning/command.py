@@ -180,6 +180,9 @@ def _cluster(options: dict[str, Any]) -> ClusterSize:
     for name, value in given.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive; got {name}={value}")
+    for name in ("reserve", "node_memory"):
+        if not (math.isfinite(options[name]) and options[name] >= 0):
+            raise ValueError(f"{name} must be from 0 on; got {name}={options[name]}")
     changes = {fields[name]: value for name, value in given.items()}
     device = dataclasses.replace(device, **changes)
     return ClusterSize(

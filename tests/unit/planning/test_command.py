@@ -70,6 +70,9 @@ def test_a_model_that_fits_nowhere_is_an_error_that_says_what_would_fit():
         (("--gpu-memory", 1), "gpu_memory must be larger than the reserve"),
         (("--tflops", -1), "tflops must be positive"),
         (("--link-share", 0), "link_share must be in"),
+        (("--reserve", "nan"), "reserve must be from 0 on; got reserve=nan"),
+        (("--node-memory", -5), "node_memory must be from 0 on"),
+        (("--nodes", 10**30), "must be <= 2147483647"),
         (("--hidden-size", 63), "hidden_size must be a multiple of num_attention_heads"),
     ],
 )
