@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diablo_ds.conversations import CONTROL_TEXT, Conversation
 from diablo_ds.corpora.families import Exchange
+from diablo_ds.corpora.rows import RowError
 from diablo_ds.templates import AUTO, READ, Segment
 from diablo_ds.tokenization import EncodableText, Tokenizer
 
@@ -37,6 +38,7 @@ def plain_text(
         has_control = control.are_in(prompt) or control.are_in(response)
         return EncodableText(segments), (CONTROL_TEXT,) if has_control else ()
     if last is not None:  # behind the end of a turn a template may have put a line break
+        _filled(response.rstrip().removesuffix(last.text))
         segments = segments[0], Segment(response.rstrip(), True)
     has_start = bool(tokenizer.start_text) and (prompt or response).startswith(tokenizer.start_text)
     text = EncodableText(
@@ -92,9 +94,16 @@ def _without_start(text: str, tokenizer: Tokenizer) -> str:
     return text.removeprefix(start) if start else text
 
 
-def _without_end(text: str, ends: Any) -> str:
+def _without_end(text: str, ends: Iterable[str]) -> str:
     stripped = text.rstrip()
     for end in ends:
         if end and stripped.endswith(end):
-            return stripped.removesuffix(end)
+            return _filled(stripped.removesuffix(end))
     return text
+
+
+def _filled(answer: str) -> str:
+    """Return an answer; RowError where its end token was all of it, as nothing is to be learnt."""
+    if not answer.strip():
+        raise RowError("an answer must hold more than an end token")
+    return answer

@@ -570,3 +570,14 @@ def test_control_tokens_in_plain_rows_are_read_only_where_a_row_is_rendered_or_a
         for choice in ("auto", "text", "read")
     }
     assert counts == {"auto": 3, "text": 1, "read": 3}
+
+
+def test_an_answer_that_is_nothing_but_its_end_token_is_refused(load):
+    tokenizer, _ = load(CHATML)
+    pair = {"prompt": "what?", "completion": "<|im_end|>\n"}
+    for row, template in (
+        *((pair, template) for template in ("plain", "alpaca", "chat")),
+        (_chat("what?", " <|im_end|>"), "chat"),
+    ):
+        result = _encode(tokenizer, row, template=template)
+        assert result.reason == "an answer must hold more than an end token"
