@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -76,4 +75,4 @@ def test_every_source_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     for text in ("train.jsonl", "./train.jsonl", str(folder / "train.jsonl")):
         ((source,), _) = find_sources([text])
-        assert dataclasses.asdict(source)["name"] == "sums"
+        assert source.name == "sums"
