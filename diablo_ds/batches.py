@@ -15,7 +15,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples
 from diablo_ds.labels import IGNORE_LABEL, Example
 from diablo_ds.masks import EXAMPLES, NO_MASK, PADDING, MaskRule, padding_mask
-from diablo_ds.packing import Ints, Order, grouped_by_length, pack, packed, shuffled
+from diablo_ds.packing import Ints, Order, grouped_by_length, pack, packed, pass_seed, shuffled
 
 PAD_TO_MULTIPLE = 8
 """Micro batches are padded to a multiple of this many tokens; matrix units like round sizes."""
@@ -209,8 +209,8 @@ class Dealer:
 class BatchSource:
     """The micro batches of one rank, from examples with random access.
 
-    The order depends on seed and epoch alone, so that a run can go on at any step without reading
-    what came before, and a step is the same set of examples at any world size.
+    The order depends on the config's seed and the epoch alone, so that a run can go on at any step
+    without reading what came before, and a step is the same set of examples at any world size.
     """
 
     examples: Examples
@@ -257,7 +257,8 @@ class BatchSource:
 
     def _sequence(self, position: int) -> Ints:
         epoch, index = divmod(position, len(self))
-        return self._order(self.config.seed + epoch).sequence(index)
+        seed = pass_seed(self.config.seed, epoch, self.config.data_order)
+        return self._order(seed).sequence(index)
 
     @cached_property
     def _slots(self) -> Ints:

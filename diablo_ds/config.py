@@ -24,6 +24,7 @@ from diablo_ds.templates import AUTO, CONTROL_TOKENS, TEMPLATES, check_control_t
 
 CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
 ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
+DATA_ORDERS = ("hashed", "seed-plus-epoch")
 PRECISIONS = ("bf16", "fp16", "fp32")
 
 OPEN_SETTINGS: dict[str, Any] = {
@@ -32,6 +33,7 @@ OPEN_SETTINGS: dict[str, Any] = {
     "attention": "auto",
     "micro_batch": 0,
     "global_batch": 0,
+    "data_order": "auto",
 }
 """Settings that may be left open, by the value that says so."""
 _FORMER_MICRO_BATCH = 4
@@ -187,6 +189,12 @@ class RunConfig:
         minimum=0,
     )
     seed: int = setting(0, "Seed of data order and dropout.", minimum=0, maximum=2**63 - 1)
+    data_order: str = setting(
+        "auto",
+        "How the seed orders each pass: hashed, or seed-plus-epoch as earlier versions did; auto "
+        "is hashed, and what the run has on resume.",
+        choices=("auto", *DATA_ORDERS),
+    )
     log_every: int = setting(1, "Steps between TensorBoard points.", minimum=1)
     eval_every: int = setting(
         0, "Steps between held-out evaluations; 0 for a quarter of the run.", minimum=0
@@ -354,7 +362,11 @@ class RunConfig:
         Raises:
             ValueError: if the file is missing, malformed, or holds an unknown key or bad value.
         """
-        values = read_json(path)
+        return cls.from_json(read_json(path), path)
+
+    @classmethod
+    def from_json(cls, values: Any, path: Path) -> RunConfig:
+        """Build a config from the content of a JSON file; raises as `load` does."""
         if not isinstance(values, dict):
             raise ValueError(
                 f"run config must be a JSON object; got {type(values).__name__} in {path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -34,6 +35,21 @@ class Order(NamedTuple):
 def permutation(size: int, seed: int) -> Ints:
     """Return a random order that depends on the seed alone."""
     return np.random.Generator(np.random.PCG64(seed)).permutation(size)
+
+
+def pass_seed(seed: int, number: int, data_order: str) -> int:
+    """Return the seed of one of a run's random orders.
+
+    Args:
+        seed: the run's seed.
+        number: of the pass over the data or, in a stream, of the window; from 0 on.
+        data_order: "hashed", where neighbouring seeds have nothing in common, or "seed-plus-epoch",
+            where pass 1 under seed 0 is pass 0 under seed 1.
+    """
+    if data_order == "seed-plus-epoch":
+        return seed + number
+    digest = hashlib.sha256(f"{seed},{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def shuffled(num_examples: int, seed: int) -> Order:

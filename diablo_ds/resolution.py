@@ -15,7 +15,7 @@ from typing import Any
 from diablo_ds.architecture import DTYPES
 from diablo_ds.attention import choose_attention
 from diablo_ds.batch_sizes import choose_batch_sizes
-from diablo_ds.config import OPEN_SETTINGS, RunConfig, keep_recorded
+from diablo_ds.config import DATA_ORDERS, OPEN_SETTINGS, RunConfig, keep_recorded
 from diablo_ds.ds_config import zero_stage
 from diablo_ds.layers import resolve_delta_path
 from diablo_ds.machine import Machine
@@ -143,6 +143,8 @@ def resolve_run(
     if config.attention == "auto":
         lines.append(f"attention {attention}: {reason}")
     config = dataclasses.replace(config, attention=attention)
+    if config.data_order == "auto":
+        config = dataclasses.replace(config, data_order=DATA_ORDERS[0])
     return Resolution(config, tuple(lines), tuple(warnings))
 
 

@@ -13,6 +13,7 @@ from diablo_ds import trust
 from diablo_ds.checkpoint import remove_leftovers
 from diablo_ds.config import RunConfig, differing_fields
 from diablo_ds.default_model import DEFAULT_MODEL_NAME
+from diablo_ds.files import read_json
 from diablo_ds.ownership import OWNER_FOLDER, FolderOwner, claim, refuse_owned
 
 RUN_CONFIG_FILE = "run.json"
@@ -98,7 +99,7 @@ def _refuse_other_content(config: RunConfig, folder: Path) -> None:
             "output folder must be new, empty or hold this run; got other files in "
             f"output={config.output!r}; choose another folder"
         )
-    differing = differing_fields(RunConfig.load(folder / RUN_CONFIG_FILE), config)
+    differing = differing_fields(load_recorded(folder / RUN_CONFIG_FILE), config)
     if differing:
         raise ValueError(
             f"output folder must not hold another run; got output={config.output!r} with "
@@ -113,7 +114,19 @@ def recorded_config(config: RunConfig) -> RunConfig | None:
         ValueError: if it cannot be read.
     """
     path = Path(config.output) / RUN_CONFIG_FILE
-    return RunConfig.load(path) if config.output and path.is_file() else None
+    return load_recorded(path) if config.output and path.is_file() else None
+
+
+def load_recorded(path: Path) -> RunConfig:
+    """Read a run's `run.json`; what earlier versions did not write is as it was then.
+
+    Raises:
+        ValueError: if the file is missing, malformed, or holds an unknown key or bad value.
+    """
+    values = read_json(path)
+    if isinstance(values, dict):
+        values = {"data_order": "seed-plus-epoch", **values}
+    return RunConfig.from_json(values, path)
 
 
 @contextlib.contextmanager

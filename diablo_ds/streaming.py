@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diablo_ds.batches import Dealer, MicroBatch, Row
 from diablo_ds.config import RunConfig
@@ -15,7 +16,7 @@ from diablo_ds.corpora.raw_rows import RawRow
 from diablo_ds.corpora.reading import read_rows
 from diablo_ds.data import find_raw, unknown_token
 from diablo_ds.labels import Example
-from diablo_ds.packing import permutation
+from diablo_ds.packing import pass_seed, permutation
 from diablo_ds.tokenization import Tokenizer
 
 logger = logging.getLogger("diablo_ds")
@@ -131,16 +132,20 @@ class StreamSource:
     def _stream(self) -> Iterator[tuple[Path, RawRow]]:
         """Yield all rows for ever, shuffled within windows."""
         window: list[tuple[Path, RawRow]] = []
-        size, number = 0, self.config.seed
+        size, number = 0, 0
         while True:
             for row in self.rows_in_order():
                 window.append(row)
                 size += row[1].size()
                 if len(window) == WINDOW_ROWS or size >= WINDOW_CHARACTERS:
-                    yield from (window[i] for i in permutation(len(window), number))
+                    yield from self._shuffled(window, number)
                     window, size, number = [], 0, number + 1
-            yield from (window[i] for i in permutation(len(window), number))
+            yield from self._shuffled(window, number)
             window, size, number = [], 0, number + 1
+
+    def _shuffled(self, window: list[Any], number: int) -> Iterator[Any]:
+        seed = pass_seed(self.config.seed, number, self.config.data_order)
+        return (window[i] for i in permutation(len(window), seed))
 
     def rows_in_order(self) -> Iterator[tuple[Path, RawRow]]:
         """Yield all rows once, as they lie in the files."""

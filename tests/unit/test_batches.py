@@ -226,3 +226,26 @@ def test_packed_rows_joined_into_one_give_the_same_loss(family, tmp_path):
     assert attends_by_variable_length(model)
     logits = model(**row.variable_length_inputs()).logits
     assert_close(causal_lm_loss(logits, row.labels), expected)
+
+
+def _passes(count=3, **changes) -> list[list[int]]:
+    """The order of examples in each pass."""
+    source = _source(_examples([3] * 40), micro_batch=1, num_epochs=count, **changes)
+    steps = [[next(iter(_ids([b]))) for b in source.step(s)] for s in range(10 * count)]
+    flat = [example for step in steps for example in step]
+    return [flat[start : start + 40] for start in range(0, len(flat), 40)]
+
+
+@pytest.mark.parametrize("kind", ["plain", "packing", "group_by_length"])
+def test_passes_of_neighbouring_seeds_share_no_order(kind):
+    changes = {} if kind == "plain" else {kind: True, "max_length": 3}
+    orders = [order for seed in range(3) for order in _passes(seed=seed, **changes)]
+    assert len({tuple(order) for order in orders}) == len(orders)
+    assert all(sorted(order) == list(range(40)) for order in orders)
+
+
+def test_the_order_of_earlier_versions_can_be_had():
+    old = {"data_order": "seed-plus-epoch"}
+    assert _passes(2, seed=4, **old)[1] == _passes(1, seed=5, **old)[0]
+    expected = np.random.Generator(np.random.PCG64(5)).permutation(40).tolist()
+    assert _passes(1, seed=5, **old)[0] == expected

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diablo_ds.packing import grouped_by_length, pack, packed, shuffled
+from diablo_ds.packing import grouped_by_length, pack, packed, pass_seed, shuffled
 
 
 def _lengths(count, longest, seed=0):
@@ -93,3 +93,9 @@ def test_a_global_batch_grouped_by_length_needs_less_padding():
     # The batches themselves are in random order, not from long to short.
     firsts = lengths[grouped_by_length(lengths, 16, 0).members[::16]]
     assert abs(np.corrcoef(firsts, np.arange(len(firsts)))[0, 1]) < 0.3
+
+
+def test_seeds_of_passes_and_windows_are_all_different():
+    pairs = [(seed, number) for seed in range(30) for number in range(30)]
+    assert len({pass_seed(seed, number, "hashed") for seed, number in pairs}) == len(pairs)
+    assert pass_seed(3, 4, "seed-plus-epoch") == 7

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from diablo_ds.config import RunConfig
-from diablo_ds.run_folder import choose_run_folder, own_run_folder, reserve_run_folder
+from diablo_ds.config import RunConfig, keep_recorded
+from diablo_ds.run_folder import (
+    choose_run_folder,
+    own_run_folder,
+    recorded_config,
+    reserve_run_folder,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +61,19 @@ def test_a_refused_run_leaves_the_folder_to_the_next(tmp_path):
     with pytest.raises(ValueError, match="must not hold another run"):
         own_run_folder(RunConfig(output=str(tmp_path / "run"), seed=1))
     own_run_folder(config).release()
+
+
+def test_a_run_of_an_earlier_version_keeps_its_order_of_data(tmp_path):
+    config = RunConfig(output=str(tmp_path / "run"))
+    own_run_folder(RunConfig(output=config.output, data_order="hashed")).release()
+    assert recorded_config(config).data_order == "hashed"
+    file = tmp_path / "run" / "run.json"
+    values = json.loads(file.read_text())
+    values.pop("data_order")
+    file.write_text(json.dumps(values))
+    recorded = recorded_config(config)
+    assert recorded.data_order == "seed-plus-epoch"
+    assert keep_recorded(config, recorded).data_order == "seed-plus-epoch"
+    choose_run_folder(config)
+    with pytest.raises(ValueError, match="data_order: 'seed-plus-epoch', now 'hashed'"):
+        choose_run_folder(RunConfig(output=config.output, data_order="hashed"))
