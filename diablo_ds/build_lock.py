@@ -19,9 +19,11 @@ from diablo_ds import trust
 
 logger = logging.getLogger("diablo_ds")
 
-LOCAL_AGE_S, SHARED_AGE_S = 30.0, 120.0
-"""Age from which a lock that no process of this host has open counts as left behind: the build of
-DeepSpeed's op takes about 25 s, and on a shared file system another host may be at it."""
+LOCAL_AGE_S = 30.0
+"""On a disk of this host: age from which a lock that no process has open counts as left behind."""
+SHARED_WAIT_S = 60.0
+"""On a shared file system, where another host may hold it: how long a lock must be seen unchanged.
+Whoever watches from the holder's host touches it all the while; clocks of hosts may differ."""
 _LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs"}
 _POLL_S = 1.0
 
@@ -37,11 +39,14 @@ def check_extensions(folder: Path, *, shared: bool = False) -> None:
     """Make the folder of compiled ops, or refuse one in which others could put code.
 
     Raises:
-        ValueError: if another user can change the folder, or one in it that holds an op.
+        ValueError: if the folder cannot be made, or another user can change it or one in it that
+            holds an op.
     """
     what = "folder of compiled ops"
     repair = "set TORCH_EXTENSIONS_DIR to another, or give --shared-folders to use it as it is"
-    trust.make_folder(folder, what, shared=shared, repair=repair)
+    trust.make_writable_folder(
+        folder, what, "the variable TORCH_EXTENSIONS_DIR", shared=shared, repair=repair
+    )
     for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
         with suppress(FileNotFoundError):  # removed meanwhile
             trust.check_folder(inside, what, shared=shared, repair=repair)
@@ -58,10 +63,11 @@ def removing_stale_locks(folder: Path) -> Iterator[None]:
         folder: of compiled ops.
     """
     done = threading.Event()
+    locks = StaleLocks(folder)
 
     def watch() -> None:
         while not done.is_set():
-            for lock in stale_locks(folder):
+            for lock in locks.find():
                 with suppress(OSError):
                     lock.unlink()
                     logger.warning(f"Removed {lock}, which a killed process had left")
@@ -76,25 +82,48 @@ def removing_stale_locks(folder: Path) -> Iterator[None]:
         watcher.join()
 
 
-def stale_locks(folder: Path) -> list[Path]:
-    """Return the locks that no process of this host holds, and that are old enough.
+class StaleLocks:
+    """Finds the locks whose owner does not live, and keeps those of living ones on this host fresh.
 
     Only this user's are looked at, in real folders: whether another user's process lives cannot be
     seen, and a link leads to a file that is none of PyTorch's.
+
+    Args:
+        folder: of compiled ops.
     """
-    least_age = LOCAL_AGE_S if _is_local(folder) else SHARED_AGE_S
-    found = []
-    for lock in [*folder.glob("*/lock"), *folder.glob("*/*/lock")]:
-        inside = [p for p in lock.parents if p != folder and p.is_relative_to(folder)]
-        if not trust.is_own_file(lock) or any(p.is_symlink() for p in inside):
-            continue
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._is_local = _is_local(folder)
+        self._seen: dict[Path, tuple[int, float]] = {}
+        """Time stamp of each lock, and when it was first seen with that."""
+
+    def find(self) -> list[Path]:
+        """Return the locks that were left behind, as far as was seen by now."""
+        return [lock for lock in self._locks() if self._is_left_behind(lock)]
+
+    def _locks(self) -> Iterator[Path]:
+        for lock in [*self._folder.glob("*/lock"), *self._folder.glob("*/*/lock")]:
+            inside = [p for p in lock.parents if p != self._folder]
+            inside = [p for p in inside if p.is_relative_to(self._folder)]
+            if trust.is_own_file(lock) and not any(p.is_symlink() for p in inside):
+                yield lock
+
+    def _is_left_behind(self, lock: Path) -> bool:
         try:
-            age = time.time() - lock.stat().st_mtime
-        except FileNotFoundError:
-            continue  # released meanwhile
-        if age >= least_age and not _is_open(lock):
-            found.append(lock)
-    return found
+            if _is_open(lock):
+                if not self._is_local:
+                    os.utime(lock)  # tells other hosts that the owner lives
+                return False
+            stamp = lock.stat().st_mtime_ns
+        except OSError:  # released meanwhile
+            return False
+        if self._is_local:
+            return time.time() - stamp / 1e9 >= LOCAL_AGE_S
+        now = time.monotonic()
+        if self._seen.get(lock, (0, 0.0))[0] != stamp:
+            self._seen[lock] = (stamp, now)
+        return now - self._seen[lock][1] >= SHARED_WAIT_S
 
 
 def _is_open(file: Path) -> bool:

@@ -63,7 +63,14 @@ class clean_errors:  # noqa: N801 - reads as a statement
     """Turn a user's mistake into a message without traceback, on rank 0, and an exit code."""
 
     def __enter__(self) -> None:
-        """Enter the block."""
+        """Enter the block, unless libraries would make a folder called `~` in it."""
+        if not os.path.isabs(os.path.expanduser("~")):
+            echo_error(
+                "HOME must be set to an absolute path where the user has no entry in the system's "
+                f"list; got HOME={os.environ.get('HOME')!r}, uid={os.getuid()}; set it to a folder "
+                "that you can write"
+            )
+            sys.exit(EXIT_USER_ERROR)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any

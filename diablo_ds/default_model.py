@@ -83,6 +83,9 @@ def _convert(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source, is_missing = _gguf_folder(), not folder.exists()
+    trust.make_writable_folder(
+        folder.parent, "cache folder", "--cache-folder, or the variable XDG_CACHE_HOME", shared=True
+    )
     logger.info(f"Converting SmolLM2-135M-Instruct to {folder}, once; about 20 s ...")
     # The reader draws progress bars, which only a terminal can show.
     bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
@@ -95,7 +98,6 @@ def _convert(folder: Path) -> None:
             dtype=torch.float32,
         )
     model.config.name_or_path = "SmolLM2-135M-Instruct"
-    trust.make_folder(folder.parent, "cache folder", shared=True)
     # A folder of another process that was as quick may be in use already; one without a config is
     # broken, and replaced.
     with new_folder(folder, keep_first=is_missing) as temporary:

@@ -68,6 +68,31 @@ def make_folder(folder: Path, what: str, *, shared: bool = False, repair: str = 
     check_folder(folder, what, shared=shared, repair=repair)
 
 
+def make_writable_folder(
+    folder: Path, what: str, remedy: str, *, shared: bool = False, repair: str = _REPAIR
+) -> None:
+    """Make a folder as `make_folder` does, and say what helps where it cannot be written.
+
+    Args:
+        folder: the folder.
+        what: its name in the error.
+        remedy: what another folder can be named with.
+        shared: accept a folder that others can change.
+        repair: what helps where others can change it.
+
+    Raises:
+        ValueError: if it cannot be made or written, or others can change the one that is there.
+    """
+    reason = "no permission to write"
+    try:
+        make_folder(folder, what, shared=shared, repair=repair)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return
+    except OSError as error:
+        reason = str(error)
+    raise ValueError(f"{what} must be writable; got {folder}: {reason}; name another with {remedy}")
+
+
 def describe_access(found: os.stat_result) -> str:
     """Return owner, group and mode as text."""
     return (

