@@ -32,7 +32,7 @@ def _sources(config: RunConfig):
     tokenizer = tiny_tokenizer()
     dealer = Dealer(config, tokenizer.pad_id, 0, 1)
     if config.stream:
-        return open_stream(config, tokenizer, dealer), None
+        return open_stream(config, tokenizer, dealer, 264), None
     train, heldout = load_data(config, tokenizer, 264)
     parts = (train, heldout)
     return tuple(None if part is None else BatchSource(part, config, dealer) for part in parts)
