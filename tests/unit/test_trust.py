@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from diablo_ds import trust
-from diablo_ds.build_lock import check_extensions, stale_locks
+from diablo_ds.build_lock import StaleLocks, check_extensions
 from diablo_ds.config import RunConfig
 from diablo_ds.default_model import FOLDER_NAME, converted_model
 from diablo_ds.launcher.records import (
@@ -211,7 +211,7 @@ def test_locks_are_not_looked_for_behind_links(tmp_path):
     (ops / "zz").mkdir(parents=True)
     (ops / "link").symlink_to(outside.parent)
     (ops / "zz" / "link").symlink_to(outside.parent)
-    assert stale_locks(ops) == []
+    assert StaleLocks(ops).find() == []
 
 
 def test_a_cache_folder_that_others_can_write_is_refused(tmp_path):
