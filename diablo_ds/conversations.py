@@ -14,6 +14,7 @@ from diablo_ds.control_tokens import ControlToken, ControlTokens, Place, escape,
 EACH_ANSWER = "split into one example per answer, as the chat template changes earlier turns"
 LAST_ANSWER = "loss on the last answer only, as the chat template changes earlier turns"
 GREETING = "an answer before any question, without loss, as the chat template cannot open it"
+DATE = "today's date in the text, as the chat template writes it where date_string is not given"
 CONTROL_TEXT = "control tokens in the text, kept as plain characters"
 REASONING = "reasoning_content"
 _BEFORE_QUESTIONS = ("system", "developer", "assistant")
@@ -99,6 +100,8 @@ def render_conversation(
     notes = [*conversation.notes, *done]
     if len(chats) > 1:
         notes.append(LAST_ANSWER if last_only else EACH_ANSWER)
+    if template.mentions("strftime_now") and "date_string" not in conversation.variables:
+        notes.append(DATE)
     if escaped.has_control_text:
         notes.append(CONTROL_TEXT)
     return RenderedConversation(chats[-1:] if last_only else chats, tuple(notes))

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 from transformers import AutoTokenizer
 
-from diablo_ds.conversations import CONTROL_TEXT, EACH_ANSWER, GREETING, LAST_ANSWER
+from diablo_ds.conversations import CONTROL_TEXT, DATE, EACH_ANSWER, GREETING, LAST_ANSWER
 from diablo_ds.corpora.chats import NULL_ARGUMENTS
 from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder
 from diablo_ds.corpora.own_tokens import CONTROL_READ, OWN_ENDS
@@ -223,6 +223,17 @@ def test_variables_of_a_row_reach_the_template(load):
     (example,) = _examples(tokenizer, row)
     assert _targets(tokenizer, example) == ["the cat<|im_end|>"]
     assert "<think>\n\n</think>\n\n" in tokenizer.encoder.decode(example.input_ids)
+
+
+def test_the_date_that_a_template_writes_is_reported_and_can_be_given(load):
+    today = "{%- set date = date_string if date_string is defined else strftime_now('%Y') -%}"
+    template = CHATML.template.replace("{{ m['content'] }}", "{{ date }}: {{ m['content'] }}")
+    tokenizer, _ = load(CHATML._replace(template=today + template))
+    assert _encode(tokenizer, _chat("a", "b")).notes == (DATE,)
+    fixed = _chat("a", "b", chat_template_kwargs={"date_string": "1 Jul 2026"})
+    result = _encode(tokenizer, fixed)
+    assert result.notes == ()
+    assert "1 Jul 2026: a" in tokenizer.encoder.decode(result.examples[0].example.input_ids)
 
 
 # --- tools ---------------------------------------------------------------------------------------
