@@ -22,8 +22,12 @@ _NOT_A_RUN = (LOGS, OWNER_FOLDER)
 """What a folder may hold before its run has begun."""
 
 
-def choose_run_folder(config: RunConfig) -> Path:
+def choose_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
     """Decide the run folder and refuse one that holds something else. Creates nothing.
+
+    Args:
+        config: the run config.
+        for_later: whether the run waits in a queue, and the folder may be in use until then.
 
     Raises:
         ValueError: if the folder holds another run or other files, is not a folder, or is in use.
@@ -32,11 +36,12 @@ def choose_run_folder(config: RunConfig) -> Path:
         return next(path for path in _new_names(config) if not path.exists())
     folder = Path(config.output)
     _refuse_other_content(config, folder)
-    refuse_owned(folder, "run folder")
+    if not for_later:
+        refuse_owned(folder, "run folder")
     return folder
 
 
-def reserve_run_folder(config: RunConfig) -> Path:
+def reserve_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
     """Return the run folder as `choose_run_folder` does, and create one that gets a new name.
 
     Two runs that start in the same second, on any hosts, get two folders.
@@ -44,7 +49,7 @@ def reserve_run_folder(config: RunConfig) -> Path:
     Raises:
         ValueError: if the folder holds something else, is in use, or cannot be created.
     """
-    folder = choose_run_folder(config)
+    folder = choose_run_folder(config, for_later=for_later)
     if config.output:
         return folder
     for folder in _new_names(config):

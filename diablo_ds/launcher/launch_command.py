@@ -332,16 +332,18 @@ def random_port() -> int:
     return FIRST_PORT + secrets.randbelow(NUM_PORTS)
 
 
-def with_output(run: RunConfig, *, reserve: bool) -> RunConfig:
+def with_output(run: RunConfig, *, reserve: bool, for_later: bool = False) -> RunConfig:
     """Return the run config with a run folder, so that a restart finds it.
 
     Args:
         run: the run config.
         reserve: whether to create the folder where its name is new, so that no other run gets it.
+        for_later: whether the run waits in a queue, and the folder may be in use until then.
 
     Raises:
         ValueError: if the folder that it names holds something else, or is in use.
     """
     from diablo_ds.run_folder import choose_run_folder, reserve_run_folder
 
-    return replace(run, output=str(reserve_run_folder(run) if reserve else choose_run_folder(run)))
+    choose = reserve_run_folder if reserve else choose_run_folder
+    return replace(run, output=str(choose(run, for_later=for_later)))

@@ -100,7 +100,7 @@ def slurm(
         low, high = job.node_range()
         world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
         run = build_run_config(config, options, gradient_accumulation_steps, world_sizes[-1])
-        run = with_output(run, reserve=not dry_run)
+        run = with_output(run, reserve=not dry_run, for_later=True)
         swept, _, _ = job.sweep_runs(run)
         if swept not in ("micro_batch", "global_batch"):  # of which each run has its own
             run = with_global_batch(run, ds_config, world_sizes)

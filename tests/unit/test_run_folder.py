@@ -48,6 +48,8 @@ def test_a_folder_in_use_is_refused_with_its_owner_and_nothing_in_it_changes(tmp
     for start in (choose_run_folder, own_run_folder):
         with pytest.raises(ValueError, match=f"in use by process {os.getpid()} of"):
             start(RunConfig(output=str(tmp_path / "run"), save_every=7))
+    # A job that will wait in the queue until this one is over may be submitted.
+    assert choose_run_folder(config, for_later=True) == owner.folder
     assert half_written.is_dir()
     assert (owner.folder / "run.json").read_bytes() == run_file
     owner.release()
