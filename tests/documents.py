@@ -34,12 +34,12 @@ def commands(text: str) -> list[Command]:
     found = []
     for block in blocks:
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            words = shlex.split(line.strip().removeprefix("$ "), comments=True) if line else []
-            if words and words[0] in PROGRAMS and "->" not in words:
-                found.append(Command(tuple(words)))
+            line = line.strip().removeprefix("$ ")
+            if line.split(" ")[0] in PROGRAMS and " -> " not in line:
+                found.append(Command(tuple(shlex.split(line, comments=True))))
     for span in re.findall(r"`([^`]+)`", prose):
-        first, *others = span.split()
-        if first in PROGRAMS and others:
+        first, _, others = span.partition(" ")
+        if first in PROGRAMS and others.strip():
             found.append(Command(tuple(shlex.split(span)), is_mention=True))
     return list(dict.fromkeys(found))
 
