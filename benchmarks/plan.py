@@ -123,7 +123,7 @@ def measure(stage: int, output: Path) -> None:
     from diablo_ds.model import load_base
     from diablo_ds.recomputation import recompute_layers
     from diablo_ds.startup import complete_ds_config, start_engine
-    from diablo_ds.train import train_step
+    from diablo_ds.step import train_step
 
     run = RunConfig(micro_batch=1, global_batch=NUM_RANKS, precision="bf16")
     device = engine.init_process_group()

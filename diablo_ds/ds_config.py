@@ -135,8 +135,11 @@ def complete_ds_config(
     result["zero_allow_untested_optimizer"] = True  # torch's AdamW
     result["zero_force_ds_cpu_optimizer"] = False
     result.setdefault("steps_per_print", 2**31 - 1)
+    # Gradients of the deltas stay fp32 up to the optimizer: see gradients.py.
+    result.setdefault("communication_data_type", "fp32")
     zero = result.setdefault("zero_optimization", {})
     if zero_stage(result) == 3:
+        result["data_types"] = {"grad_accum_dtype": "fp32"}
         zero.setdefault("stage3_param_persistence_threshold", NO_PERSISTENCE)
     _fill_auto(zero, base, world_size, source)
     if world_size % (group := zero.get("zero_hpz_partition_size", 1)):

@@ -20,6 +20,7 @@ from diablo_ds.architecture import decoder_layer_classes
 from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
+from diablo_ds.gradients import keep_fp32_gradients
 from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.placement import can_place_by_name, gather_absent
 
@@ -198,6 +199,7 @@ def build_engine(
     )
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    keep_fp32_gradients(engine)
     # At stage 0 in half precision DeepSpeed has taken a step with zero gradients, to allocate
     # AdamW's moments; counted in, it would shift the bias correction of every step.
     optimizer.state.clear()
@@ -236,21 +238,6 @@ def _without_record(coordinator: Any) -> Any:
     else:
         own._invalidate_trace()
     return own
-
-
-@contextlib.contextmanager
-def one_gradient_reduction(engine: Any) -> Iterator[None]:
-    """Reduce the delta gradients over ranks once, when the block ends.
-
-    Collective: every rank must enter it, once per optimizer step, around all backward passes.
-    """
-    if engine.zero_optimization_stage():
-        with engine.coalesce_grad_reduction():
-            yield
-    else:
-        with engine.no_sync():
-            yield
-        engine.allreduce_gradients()
 
 
 def optimizer_step(engine: Any, deltas: Mapping[str, nn.Parameter], learning_rate: float) -> float:

@@ -3,4 +3,4 @@
 EXIT_USER_ERROR = 2
 """A wrong setting or input: the same command fails again."""
 EXIT_STOPPED = 85
-"""Asked to stop, and left a checkpoint: the same command goes on from there."""
+"""Asked to stop, and every finished step is saved: the same command goes on from there."""

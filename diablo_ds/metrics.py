@@ -144,6 +144,10 @@ class Reporter:
             self._scalars({"heldout_loss": loss}, step)
             self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
 
+    def has_heldout(self, step: int) -> bool:
+        """Return whether a step's held-out loss is recorded; on rank 0."""
+        return any(p["step"] == step and "heldout_loss" in p for p in self.history)
+
     def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
         """Record the norm of each delta, and their distribution.
 

@@ -1,22 +1,16 @@
-"""Training: the step, the loop, and what comes before and after. Reads from top to bottom."""
+"""Training: the loop over steps, and what comes before and after. Reads from top to bottom."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from diablo_ds import adapter, distributed, engine, optimizer_state
-from diablo_ds.attention import attends_by_variable_length
-from diablo_ds.batches import MicroBatch, to_device
 from diablo_ds.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -26,122 +20,16 @@ from diablo_ds.checkpoint import (
 from diablo_ds.config import RunConfig
 from diablo_ds.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.heartbeat import heart
-from diablo_ds.loss import LossHead, causal_lm_loss, count_targets
 from diablo_ds.metrics import Reporter, logger, peak_memory_bytes, plot_losses
 from diablo_ds.run_folder import checkpoints_folder
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import Run, start_run
-from diablo_ds.stopping import Stopped, StopRequests
+from diablo_ds.step import NonFiniteError, evaluate, train_step
+from diablo_ds.stopping import Borders, GraceWarning, StopAgreed, Stopped, StopRequests
 from diablo_ds.traffic import counting_traffic
 
 EVALS_PER_RUN = 4
 """Held-out evaluations and checkpoints in a run where the config leaves their interval open."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient norm was infinite or not a number; the run cannot go on."""
-
-
-class StepResult(NamedTuple):
-    """What one optimizer step did, the same on every rank."""
-
-    loss: float
-    """Mean loss per target token of the global batch, in nats, before the update."""
-    grad_norm: float
-    """Norm over all delta gradients, before clipping."""
-    num_tokens: int
-    """Tokens put through the model over all ranks, without padding."""
-
-
-# --- one step ------------------------------------------------------------------------------------
-
-
-def train_step(
-    ds_engine: Any,
-    deltas: Mapping[str, nn.Parameter],
-    micro_batches: Sequence[MicroBatch],
-    learning_rate: float,
-) -> StepResult:
-    """Update the deltas once.
-
-    The loss is summed over target tokens and divided once, by their number in the global batch;
-    DeepSpeed averages gradients over ranks, which the factor world size undoes.
-
-    Collective: every rank must call this with the same number of micro batches.
-
-    Raises:
-        NonFiniteError: if the loss is not finite on some rank, before anything is updated, or the
-            gradient norm is not finite, after it.
-    """
-    device = ds_engine.device
-    num_targets = sum(int(count_targets(batch.labels)) for batch in micro_batches)
-    num_tokens = sum(batch.num_tokens for batch in micro_batches)
-    counts = distributed.gather_floats([num_targets, num_tokens], device)
-    global_targets, global_tokens = (int(sum(column)) for column in zip(*counts, strict=True))
-    scale = distributed.world_size() / max(1, global_targets)
-
-    loss_sum = torch.zeros((), device=device)
-    with engine.one_gradient_reduction(ds_engine):
-        for batch in micro_batches:
-            heart.beat("forward")
-            loss = _loss(ds_engine, batch)
-            heart.beat("backward")
-            ds_engine.backward(loss * scale)
-            loss_sum += loss.detach()
-    loss_sums = [row[0] for row in distributed.gather_floats([float(loss_sum)], device)]
-    _check_finite("loss", loss_sums)
-
-    heart.beat("update")
-    grad_norm = engine.optimizer_step(ds_engine, deltas, learning_rate)
-    if not ds_engine.fp16_enabled():  # there DeepSpeed skips the update and lowers the loss scale
-        _check_finite("gradient norm", [grad_norm])
-    return StepResult(sum(loss_sums) / max(1, global_targets), grad_norm, global_tokens)
-
-
-def _loss(ds_engine: Any, batch: MicroBatch) -> torch.Tensor:
-    """Return the summed loss of a micro batch, which is on the CPU, as ``[]`` in fp32."""
-    model, device = ds_engine.module, ds_engine.device
-    if batch.position_ids is not None and attends_by_variable_length(model):
-        batch = batch.as_one_row()
-        inputs = batch.variable_length_inputs()
-    else:
-        inputs = batch.model_inputs()
-    inputs = to_device(inputs, device)
-    head = model.get_output_embeddings()
-    if isinstance(head, LossHead):
-        with head.computing_loss(batch.labels):
-            loss: torch.Tensor = ds_engine(**inputs).logits
-            return loss
-    logits = ds_engine(**inputs).logits  # [micro_batch, seq, vocab]
-    return causal_lm_loss(logits, batch.labels.to(device))
-
-
-def _check_finite(what: str, values: Sequence[float]) -> None:
-    for rank, value in enumerate(values):
-        if not math.isfinite(value):
-            where = f" on rank {rank}" if len(values) > 1 else ""
-            raise NonFiniteError(f"{what} must be finite; got {what}={value}{where}")
-
-
-@torch.no_grad()
-def evaluate(ds_engine: Any, micro_batches: Iterable[MicroBatch]) -> float:
-    """Return the mean loss per target token over all ranks, in nats.
-
-    Collective: every rank must call this with the same number of micro batches.
-    """
-    device = ds_engine.device
-    loss_sum, num_targets = torch.zeros((), device=device), 0
-    with engine.evaluating(ds_engine):
-        for batch in micro_batches:
-            heart.beat("evaluation")
-            num_targets += int(count_targets(batch.labels))
-            loss_sum += _loss(ds_engine, batch)
-    rows = distributed.gather_floats([float(loss_sum), num_targets], device)
-    total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))
-    return float(total_loss / max(1.0, total_targets))
-
-
-# --- the run -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -180,7 +68,7 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
             the same on every rank.
         NonFiniteError: if the training diverges.
         OSError: if a checkpoint cannot be written; earlier ones are kept.
-        Stopped: if a signal asked for it; the last step taken is saved.
+        Stopped: if a signal asked for it; the last finished step is saved.
     """
     with heart.beating(), StopRequests() as requests, contextlib.ExitStack() as resources:
         return _run(start_run(config, ds_config_file, resources), requests)
@@ -198,42 +86,12 @@ def _run(run: Run, requests: StopRequests) -> Summary:
         enabled=distributed.is_main_process(),
         owner=run.owner,
     )
-    interval = max(1, -(-run.num_steps // EVALS_PER_RUN))
-    eval_every, save_every = config.eval_every or interval, config.save_every or interval
-
-    def report_heldout(step: int) -> None:
-        if run.heldout_batches is not None:
-            loss = evaluate(run.engine, run.heldout_batches.heldout())
-            reporter.heldout(step, loss)
-        _report_norms(run, reporter, step)
-
-    verified = False
+    loop = _Loop(run, reporter, requests)
     try:
-        if run.start_step == 0:
-            report_heldout(0)
-        for step in range(run.start_step, run.num_steps):
-            heart.step = done = step + 1
-            if step == run.start_step + 2:  # in the first two DeepSpeed still records and checks
-                with counting_traffic() as traffic:
-                    _take_step(run, reporter, step)
-                logger.info(f"Communication per step:\n{traffic.table() or '  none'}")
-            else:
-                _take_step(run, reporter, step)
-            # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
-            if not verified and run.engine.was_step_applied():
-                run.verify_placement("after the first step")
-                verified = True
-            if done % eval_every == 0 or done == run.num_steps:
-                report_heldout(done)
-            must_stop = done < run.num_steps and requests.agreed(run.engine.device)
-            if must_stop or done % save_every == 0 or done == run.num_steps:
-                save(run, done)
-            if must_stop:
-                raise Stopped(
-                    f"Stopped after step {done} of {run.num_steps}, which is saved. "
-                    f"The same command with --output {run.folder} goes on from there."
-                )
+        loop.run_steps()
         summary = _finish(run, reporter)
+    except StopAgreed:
+        raise Stopped(loop.save_and_describe()) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}; {_last_checkpoint_text(run.folder)}") from None
     finally:
@@ -241,33 +99,116 @@ def _run(run: Run, requests: StopRequests) -> Summary:
     return summary
 
 
-def _take_step(run: Run, reporter: Reporter, step: int) -> None:
-    config = run.config
-    micro_batches = list(run.train_batches.step(step))
-    factor = lr_factor(
-        config.schedule, step, num_steps=run.num_steps, warmup_steps=config.warmup_steps
-    )
-    learning_rate = config.learning_rate * factor
-    torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
+class _Loop:
+    """Takes steps, saves and evaluates; knows what has been finished and what has been saved."""
 
-    start = time.perf_counter()
-    try:
-        result = train_step(run.engine, run.deltas, micro_batches, learning_rate)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error} in step {step + 1}") from None
-    seconds = time.perf_counter() - start
+    def __init__(self, run: Run, reporter: Reporter, requests: StopRequests) -> None:
+        self.run, self.reporter = run, reporter
+        self.finished = self.saved = run.start_step
+        interval = max(1, -(-run.num_steps // EVALS_PER_RUN))
+        self.eval_every = run.config.eval_every or interval
+        self.save_every = run.config.save_every or interval
+        device = run.engine.device
+        self.train_borders, self.eval_borders = Borders(requests, device), Borders(requests, device)
+        self.warning = GraceWarning()
+        self.is_verified = False
 
-    values = {
-        "loss": result.loss,
-        "learning_rate": learning_rate,
-        "grad_norm": result.grad_norm,
-        "tokens_per_s": result.num_tokens / seconds,
-        "step_s": seconds,
-        "memory_bytes": float(peak_memory_bytes(run.engine.device)),
-    }
-    if run.engine.fp16_enabled():
-        values["loss_scale"] = float(run.engine.optimizer.loss_scale)
-    reporter.step(step + 1, values)
+    def run_steps(self) -> None:
+        """Take the steps that are left. Collective: every rank must call this.
+
+        Raises:
+            StopAgreed: on all ranks together.
+        """
+        run = self.run
+        if self._is_evaluation_due(run.start_step):
+            self._report_heldout(run.start_step)
+        for step in range(run.start_step, run.num_steps):
+            heart.step = done = step + 1
+            if step == run.start_step + 2:  # in the first two DeepSpeed still records and checks
+                with counting_traffic() as traffic:
+                    self._take_step(step)
+                logger.info(f"Communication per step:\n{traffic.table() or '  none'}")
+            else:
+                self._take_step(step)
+            self.finished = done
+            # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
+            if not self.is_verified and run.engine.was_step_applied():
+                run.verify_placement("after the first step")
+                self.is_verified = True
+            # First the save, so that whatever ends an evaluation loses no step.
+            if done % self.save_every == 0 or done == run.num_steps:
+                self._save()
+            if done % self.eval_every == 0 or done == run.num_steps:
+                self._report_heldout(done)
+            self.warning.check(self.train_borders)
+
+    def save_and_describe(self) -> str:
+        """Save the last finished step, unless it is, and return what to tell. Collective."""
+        if self.finished > self.saved:
+            self._save()
+        run, folder = self.run, self.run.folder
+        if not self.saved:
+            return (
+                "Stopped before the first step was finished; nothing had to be saved. "
+                f"The same command with --output {folder} starts again."
+            )
+        return (
+            f"Stopped after step {self.saved} of {run.num_steps}, which is saved. "
+            f"The same command with --output {folder} goes on from there."
+        )
+
+    def _is_evaluation_due(self, step: int) -> bool:
+        """Return whether a checkpoint was left ahead of its evaluation, or nothing was done yet."""
+        if step == 0:
+            return True
+        is_eval_step = step % self.eval_every == 0 or step == self.run.num_steps
+        return is_eval_step and not distributed.on_main_process(
+            lambda: self.reporter.has_heldout(step)
+        )
+
+    def _save(self) -> None:
+        start = time.perf_counter()
+        save(self.run, self.finished)
+        self.saved = self.finished
+        self.warning.saving_s = time.perf_counter() - start
+
+    def _report_heldout(self, step: int) -> None:
+        run = self.run
+        if run.heldout_batches is not None:
+            batches = run.heldout_batches.heldout()
+            self.reporter.heldout(step, evaluate(run.engine, batches, self.eval_borders))
+        _report_norms(run, self.reporter, step)
+
+    def _take_step(self, step: int) -> None:
+        run = self.run
+        config = run.config
+        micro_batches = list(run.train_batches.step(step))
+        factor = lr_factor(
+            config.schedule, step, num_steps=run.num_steps, warmup_steps=config.warmup_steps
+        )
+        learning_rate = config.learning_rate * factor
+        torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
+
+        start = time.perf_counter()
+        try:
+            result = train_step(
+                run.engine, run.deltas, micro_batches, learning_rate, self.train_borders
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} in step {step + 1}") from None
+        seconds = time.perf_counter() - start
+
+        values = {
+            "loss": result.loss,
+            "learning_rate": learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens_per_s": result.num_tokens / seconds,
+            "step_s": seconds,
+            "memory_bytes": float(peak_memory_bytes(run.engine.device)),
+        }
+        if run.engine.fp16_enabled():
+            values["loss_scale"] = float(run.engine.optimizer.loss_scale)
+        self.reporter.step(step + 1, values)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

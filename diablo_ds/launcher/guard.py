@@ -371,5 +371,5 @@ def _describe_exit(code: int) -> str:
         return "done"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    meanings = {EXIT_STOPPED: "stopped at a step border", EXIT_USER_ERROR: "wrong input"}
+    meanings = {EXIT_STOPPED: "stopped as asked", EXIT_USER_ERROR: "wrong input"}
     return f"exit code {code}" + (f", {meanings[code]}" if code in meanings else "")

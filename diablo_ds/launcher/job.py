@@ -38,8 +38,8 @@ class Job:
     time: str = ""
     """Time limit in SLURM's form."""
     warning_s: int = 120
-    """Seconds before the limit at which the run stops and saves; a step, an evaluation and a save
-    must fit."""
+    """Seconds before the limit at which the run stops and saves; a micro batch and a save must
+    fit."""
     chain: int = 1
     """Jobs that follow one another, each going on where the one before stopped."""
     max_restarts: int = 0

@@ -17,7 +17,9 @@ from diablo_ds import trust
 FAILED_FILE = "failed"
 """Made by the first rank that fails; tells the others to stop."""
 STOP_FILE = "stop"
-"""Made by the launcher to end a run at the next step border."""
+"""Made by the launcher to end a run at the next border of a micro batch."""
+WARNING_VARIABLE = "DIABLO_SLURM_WARNING_S"
+"""Environment variable with the seconds between SLURM's warning and its time limit."""
 STOPPED = "stopped by a signal (SIGSTOP)"
 TAIL_LINES = 25
 RECORD_BYTES = 2048

@@ -15,6 +15,7 @@ from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.launcher.command import SCRIPT, run_options, shown_path
 from diablo_ds.launcher.environment import RUN_KEY
 from diablo_ds.launcher.job import Job
+from diablo_ds.launcher.records import WARNING_VARIABLE
 from diablo_ds.resolution import resolve_batch
 
 
@@ -35,8 +36,9 @@ def build_script(
 
     Each node runs `deepspeed --no_ssh` as a single task, so neither ssh nor MPI is needed. The
     first node of the allocation is the master. USR1, which SLURM sends ahead of the time limit, and
-    TERM, which preemption sends, make the run save at the next step border; the job then goes back
-    into the queue, or leaves the rest to the next job of its chain. A cancelled job does not.
+    TERM, which preemption sends, make the run stop at the next micro batch and save; the job then
+    goes back into the queue, or leaves the rest to the next job of its chain. A cancelled job does
+    not.
 
     Args:
         run: the run config, with its run folder.
@@ -67,6 +69,8 @@ def build_script(
         *_run_folder_lines(run, job, field, values),
         _START.format(
             slots=job.slots,
+            warning_variable=WARNING_VARIABLE,
+            warning_s=job.warning_s,
             master_addr=shlex.quote(job.master_addr) if job.master_addr else _FIRST_NODE,
             run_key=RUN_KEY,
         ),
@@ -205,6 +209,7 @@ export run_folder log_folder master_port
 # Python imports what lies in the working folder first where it starts a module by its name.
 export PYTHONSAFEPATH=1
 export {run_key}="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
+export {warning_variable}={warning_s}
 export hostfile="$logs/hostfile"
 export master_addr={master_addr}
 scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/ slots={slots}/' > "$hostfile"

@@ -221,7 +221,7 @@ class Attempt:
         """Push the run towards its end where there is a reason; return whether all is gone."""
         has_ended = self.process.poll() is not None
         if self.asked_by and self._stop_deadline == float("inf"):
-            click.echo(f"\n{self.asked_by}: stopping at the next step border.", err=True)
+            click.echo(f"\n{self.asked_by}: stopping at the next micro batch.", err=True)
             with contextlib.suppress(OSError):
                 trust.append_to_own_file(self.folder / STOP_FILE).close()
             self._stop_deadline = now + STOP_GRACE_S + MARGIN_S

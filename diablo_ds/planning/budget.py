@@ -65,6 +65,7 @@ def fit_memory(
         world_size=world_size,
         ranks_per_node=min(world_size, local_world_size()),
         num_micro_steps=num_micro_steps,
+        communication_data_type=ds_config["communication_data_type"],
     )
     gathers = gathers_per_micro_step(model, layout) if layout.gathers_base else None
     num_rows = run.micro_batch * run.max_length

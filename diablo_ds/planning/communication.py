@@ -34,10 +34,18 @@ class Layout:
     num_micro_steps: int = 1
     offload: bool = False
     """Whether base shards and optimizer lie in the host's memory."""
+    gradient_bytes: int = 4
+    """Bytes of a gradient's element as it is reduced: DeepSpeed's communication_data_type."""
 
     @classmethod
     def of(
-        cls, zero: Mapping[str, Any], *, world_size: int, ranks_per_node: int, num_micro_steps: int
+        cls,
+        zero: Mapping[str, Any],
+        *,
+        world_size: int,
+        ranks_per_node: int,
+        num_micro_steps: int,
+        communication_data_type: str = "fp32",
     ) -> Layout:
         """Return the layout that the ZeRO section of a complete DeepSpeed config makes."""
         return cls(
@@ -48,6 +56,7 @@ class Layout:
             limits=Limits(*(int(zero.get(key, 0)) for key in LIMIT_KEYS)),
             num_micro_steps=num_micro_steps,
             offload=offload_device({"zero_optimization": zero}, "param") != "none",
+            gradient_bytes=4 if communication_data_type == "fp32" else 2,
         )
 
     @property
@@ -119,10 +128,12 @@ def step_traffic(
         of_base = layout.num_micro_steps * base_gather_bytes(model, layout, gathers)
         return {
             Collective(BASE_GATHERS, layout.gather_group): of_base,
-            Collective(DELTA_GRADIENTS, world): sum(padded(n, world) for n in deltas) * size,
+            Collective(DELTA_GRADIENTS, world): (
+                sum(padded(n, world) for n in deltas) * layout.gradient_bytes
+            ),
             Collective(DELTA_GATHERS, world): sum(padded(n, world) for n in whole) * size,
         }
-    traffic = {Collective(DELTA_GRADIENTS, world): sum(deltas) * size}
+    traffic = {Collective(DELTA_GRADIENTS, world): sum(deltas) * layout.gradient_bytes}
     if layout.stage:
         # One flat buffer, in which DeepSpeed aligns each rank's part to two elements.
         traffic[Collective(DELTA_GATHERS, world)] = padded(sum(deltas), 2 * world) * size

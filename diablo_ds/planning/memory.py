@@ -18,6 +18,8 @@ DEFAULT_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's reduce_bucket_size where a config names none."""
 _OPTIMIZER_BYTES = 12
 """fp32 master and AdamW's two moments, of each delta element."""
+_GRADIENT_BYTES = 4
+"""fp32 at any precision, see `diablo_ds.gradients`."""
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
@@ -92,16 +94,16 @@ def rank_memory(
     bucket_elements, num_buckets = buckets
     # On a CPU a bucket takes what is written to it.
     bucket = bucket_elements if device_type != "cpu" else min(bucket_elements, deltas)
+    bucket_bytes = layout.gradient_bytes if stage == 3 else _GRADIENT_BYTES
     return Memory(
         base=_base(model, layout),
         gathered=gathered,
         deltas=(deltas + (part if stage == 3 else 0)) * size,
-        # Reduced to this rank's part, then in fp32 for the update.
-        gradients=deltas * size + part * (4 + (size if stage else 0)),
+        gradients=(deltas + (part if stage else 0)) * _GRADIENT_BYTES,
         optimizer=0 if layout.offload else part * _OPTIMIZER_BYTES,
         activations=kept,
         transient=max(_loss(model, num_rows, device_type), layer_backward),
-        buffers=int(bucket * size * num_buckets) if stage and world > 1 else 0,
+        buffers=int(bucket * bucket_bytes * num_buckets) if stage and world > 1 else 0,
     )
 
 
@@ -114,8 +116,8 @@ def host_bytes(model: ModelSizes, layout: Layout) -> int:
         for p in model.parameters
         if p.sharded
     )
-    # Masters, moments and an fp32 gradient.
-    optimizer = padded(model.num_deltas, layout.world_size) // layout.world_size * 16
+    # Masters, moments, and the gradient as it arrives and as the optimizer takes it.
+    optimizer = padded(model.num_deltas, layout.world_size) // layout.world_size * 20
     return layout.ranks_per_node * (shards * model.element_bytes + optimizer)
 
 

@@ -30,7 +30,7 @@ from diablo_ds.traffic import Collective
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 MOST_RANKS = 1024
 _BUCKET_ELEMENTS = 50_000_000
-"""Largest bucket for gradients that a plan writes: 100 MB in bf16."""
+"""Largest bucket for gradients that a plan writes: 200 MB in fp32."""
 
 
 @dataclass(frozen=True)

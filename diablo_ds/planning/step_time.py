@@ -154,6 +154,6 @@ def _optimizer_seconds(
 ) -> float:
     part = model.num_deltas / (layout.world_size if layout.stage else 1)
     if layout.offload:
-        moved = 2 * part * model.element_bytes / (assumed.host_gbs * 1e9)
+        moved = part * (layout.gradient_bytes + model.element_bytes) / (assumed.host_gbs * 1e9)
         return moved + part * _ADAM_BYTES / (assumed.host_adam_gbs * 1e9)
     return part * _ADAM_BYTES / (cluster.memory_bandwidth * assumed.memory_share)

@@ -19,8 +19,9 @@ from diablo_ds import distributed, placement
 from diablo_ds import engine as ds_engine
 from diablo_ds.blocks import dense_delta
 from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
+from diablo_ds.gradients import one_gradient_reduction
 from diablo_ds.layers import DiaBloLinear
-from diablo_ds.train import evaluate, train_step
+from diablo_ds.step import evaluate, train_step
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, DS_CONFIGS, build, learning_rate, micro_batches
 from tests.tiny import save_model
@@ -278,13 +279,13 @@ def _measure_memory(rank: int, output: Path) -> None:
         deltas = {n: p for n, p in net.named_parameters() if p.requires_grad}
         engine = ds_engine.build_engine(net, deltas, CONFIG, complete)
         x = torch.zeros(1, _WideNet.WIDTH, requires_grad=True)
-        with ds_engine.one_gradient_reduction(engine):
+        with one_gradient_reduction(engine, deltas):
             engine.backward(engine(x).sum())  # the first pass records DeepSpeed's trace
         engine.step()
         before = _held_bytes()
         y = engine(x)
         grown[kind.__name__] = (_held_bytes() - before) / layer_bytes
-        with ds_engine.one_gradient_reduction(engine):
+        with one_gradient_reduction(engine, deltas):
             engine.backward(y.sum())
         engine.step()
         engine.destroy()

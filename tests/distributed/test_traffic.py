@@ -12,8 +12,8 @@ import torch
 
 from diablo_ds import distributed
 from diablo_ds.planning.communication import padded
+from diablo_ds.step import evaluate, train_step
 from diablo_ds.traffic import BASE_GATHERS, DELTA_GATHERS, DELTA_GRADIENTS, counting_traffic
-from diablo_ds.train import evaluate, train_step
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
 from tests.tiny import save_model
@@ -53,6 +53,10 @@ def _padded_bytes(parameters: Any, world_size: int) -> int:
     return sum(2 * padded(size, world_size) for size in sizes)
 
 
+# Gradients are reduced in fp32.
+GRADIENT_BY_PARAMETER_BYTES = 2
+
+
 def _check_stage3(rank: int, folder: Path) -> None:
     engine, deltas, expected = build(folder, "zero3.json", BF16)
     parameters = dict(engine.module.named_parameters())
@@ -66,7 +70,7 @@ def _check_stage3(rank: int, folder: Path) -> None:
     assert counted == {
         (BASE_GATHERS, 2): num_micro_steps * matrices,
         (DELTA_GATHERS, 2): replicated,
-        (DELTA_GRADIENTS, 2): _padded_bytes(deltas.values(), 2),
+        (DELTA_GRADIENTS, 2): GRADIENT_BY_PARAMETER_BYTES * _padded_bytes(deltas.values(), 2),
     }, (counted, matrices, replicated)
 
 
@@ -79,7 +83,7 @@ def test_stage_3_moves_the_base_once_per_micro_step_and_the_deltas_once_per_step
 def _check_lower_stage(rank: int, folder: Path, stage: int) -> None:
     engine, deltas, _ = build(folder, f"zero{stage}.json", BF16)
     delta_bytes = _padded_bytes(deltas.values(), 2)
-    wanted = {(DELTA_GRADIENTS, 2): delta_bytes}
+    wanted = {(DELTA_GRADIENTS, 2): GRADIENT_BY_PARAMETER_BYTES * delta_bytes}
     if stage:
         wanted[DELTA_GATHERS, 2] = delta_bytes  # each rank updates its part
     counted = _count(engine, deltas)

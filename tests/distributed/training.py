@@ -25,7 +25,7 @@ from diablo_ds.model import load_base
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.schedule import lr_factor
 from diablo_ds.startup import start_engine
-from diablo_ds.train import train_step
+from diablo_ds.step import train_step
 from tests.tiny import tiny_examples
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
