@@ -144,7 +144,8 @@ class DiaBloProduct(torch.autograd.Function):
 
     Two formulations, equal in exact arithmetic. Fused, the block products are accumulated in place
     into the output's block view. Merged, the delta is added to the weight's diagonal blocks while
-    one matrix product runs; in bf16 that rounds ``W + D``, as full fine-tuning does.
+    one matrix product runs. In half precision the former rounds the output twice, the latter
+    ``W + D``, as full fine-tuning does; `diablo_ds.layers.resolve_delta_path` has the figures.
 
     Gradients (X as ``[tokens, features]``): ``dX = dY W^T``, ``dX_a = dY D^T`` block by block and
     ``dD_i = X_a,i^T dY_i``, which is the gradient full fine-tuning gives the same block.

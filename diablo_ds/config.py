@@ -33,6 +33,7 @@ OPEN_SETTINGS: dict[str, Any] = {
     "attention": "auto",
     "micro_batch": 0,
     "global_batch": 0,
+    "base_dropout": None,
     "data_order": "auto",
 }
 """Settings that may be left open, by the value that says so."""
@@ -113,6 +114,11 @@ class RunConfig:
     layers: str = setting("", "Decoder layers that get deltas, e.g. 0-3,8; empty for all.")
     dropout: float = setting(
         0.0, "Dropout on the adapter's input, as a share.", minimum=0, maximum=0.99
+    )
+    base_dropout: bool | None = setting(
+        None,
+        "Train with the dropout that the base's own config has, or switch it off. Default: as the "
+        "base has it.",
     )
     delta_path: str = setting(
         "auto",

@@ -40,10 +40,12 @@ def one_gradient_reduction(engine: Any, deltas: Mapping[str, nn.Parameter]) -> I
     """
     _start_from_zero(deltas.values())
     if engine.zero_optimization_stage():
-        with engine.coalesce_grad_reduction(), _dropping_unfinished(deltas.values()):
-            yield
+        # The outer one makes stage 3 forget a reduction of nothing: it would add to it.
+        with _dropping_unfinished(engine), engine.coalesce_grad_reduction():
+            with _dropping_unfinished(engine):
+                yield
     else:
-        with engine.no_sync(), _dropping_unfinished(deltas.values()):
+        with engine.no_sync(), _dropping_unfinished(engine):
             yield
         engine.allreduce_gradients()
 
@@ -62,10 +64,9 @@ def _start_from_zero(deltas: Iterable[nn.Parameter]) -> None:
 
 
 @contextlib.contextmanager
-def _dropping_unfinished(deltas: Iterable[nn.Parameter]) -> Iterator[None]:
+def _dropping_unfinished(engine: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for delta in deltas:
-            delta.grad = None
+        engine.optimizer.zero_grad()
         raise

@@ -17,9 +17,12 @@ DELTA_PATHS = ("fused", "merged")
 def resolve_delta_path(setting: str, dtype: torch.dtype, dropout: float) -> str:
     """Return "fused" or "merged" for "auto", and any other setting as it is.
 
-    Merged is faster, and in fp32 equal up to rounding. In half precision ``W + D`` is rounded to
-    the weight's dtype, which swallows small deltas and shows in the loss after few steps, so there
-    it is taken only where it was asked for.
+    Merged is faster, and in fp32 equal up to rounding. In bf16 a single product gives no reason to
+    prefer one: measured against fp64, the error of the output is 0.0017 merged and 0.0017 to 0.0024
+    fused, for deltas of 0.1 % to 100 % of the weight. They differ in what is rounded: merged, the
+    delta as it acts is off by 80 % of its norm where it is 0.1 % of the weight, by 16 % at 1 % and
+    by 1.7 % at 10 %; fused, the output is rounded once more. What either does over many steps has
+    not been studied. Until it is, merged is taken in half precision only where it was asked for.
     """
     if setting != "auto":
         return setting

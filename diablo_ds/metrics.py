@@ -144,6 +144,11 @@ class Reporter:
             self._scalars({"heldout_loss": loss}, step)
             self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
 
+    def base_dropout(self, rates: Mapping[str, float]) -> None:
+        """Record the largest of the base's own dropout rates, where there are any."""
+        if self.enabled and rates:
+            self._write({"step": 0, "base_dropout": max(rates.values())})
+
     def has_heldout(self, step: int) -> bool:
         """Return whether a step's held-out loss is recorded; on rank 0."""
         return any(p["step"] == step and "heldout_loss" in p for p in self.history)

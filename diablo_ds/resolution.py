@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from diablo_ds.architecture import DTYPES
 from diablo_ds.attention import choose_attention
+from diablo_ds.base_dropout import choose_dropout, describe_dropout
 from diablo_ds.batch_sizes import choose_batch_sizes
 from diablo_ds.config import DATA_ORDERS, OPEN_SETTINGS, RunConfig, keep_recorded
 from diablo_ds.ds_config import zero_stage
@@ -32,6 +33,8 @@ class Resolution:
     lines: tuple[str, ...]
     """What was chosen, and why."""
     warnings: tuple[str, ...] = ()
+    base_dropout: Mapping[str, float] = field(default_factory=dict)
+    """Dropout rates of the base that act while it trains, by where."""
 
     def text(self) -> str:
         """Return what was chosen as lines of text."""
@@ -145,12 +148,24 @@ def resolve_run(
     config = dataclasses.replace(config, attention=attention)
     if config.data_order == "auto":
         config = dataclasses.replace(config, data_order=DATA_ORDERS[0])
-    return Resolution(config, tuple(lines), tuple(warnings))
+    base_dropout, rates = choose_dropout(config.base_dropout, shapes)
+    config = dataclasses.replace(config, base_dropout=base_dropout)
+    if rates:
+        lines.append(_dropout_line(rates, is_kept=bool(base_dropout)))
+    acting = rates if base_dropout else {}
+    return Resolution(config, tuple(lines), tuple(warnings), acting)
+
+
+def _dropout_line(rates: Mapping[str, float], *, is_kept: bool) -> str:
+    found = f"the base's config has {describe_dropout(rates)}"
+    if is_kept:
+        return f"base dropout on: {found}; --no-base-dropout switches it off"
+    return f"base dropout off, as asked: {found}"
 
 
 _DELTA_PATH_REASONS = {
     "merged": "in fp32 it equals fused up to rounding, and is faster",
-    "fused": "half precision and dropout keep delta and weight apart",
+    "fused": "in half precision and with dropout delta and weight are kept apart",
 }
 
 

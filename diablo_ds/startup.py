@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from diablo_ds import adapter, distributed, ds_config, engine, optimizer_state, 
 from diablo_ds.agreement import check_same_model
 from diablo_ds.architecture import DTYPES, measure_base, text_decoder_name
 from diablo_ds.base import Base, keep_apart, read_base
+from diablo_ds.base_dropout import switch_off_dropout
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
@@ -88,6 +89,8 @@ class Run:
     generation_config: dict[str, Any]
     """What generates with the adapter needs to know: above all, where to stop."""
     start_step: int = 0
+    base_dropout: Mapping[str, float] = field(default_factory=dict)
+    """Dropout rates of the base that act, by where."""
     owner: FolderOwner | None = None
     """Of the run folder, on rank 0."""
 
@@ -175,6 +178,8 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         complete if stage == 3 else None,
         attention=config.attention,
     )
+    if config.base_dropout is False:
+        switch_off_dropout(model)
     deltas = adapter.attach(
         model,
         adapter_config.num_blocks,
@@ -208,6 +213,7 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         num_steps=num_steps,
         generation_config=generation_config(inputs.ends, model_folder),
         start_step=0 if checkpoint is None else checkpoint.step,
+        base_dropout=resolution.base_dropout,
         owner=owner,
     )
 

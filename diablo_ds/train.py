@@ -86,6 +86,8 @@ def _run(run: Run, requests: StopRequests) -> Summary:
         enabled=distributed.is_main_process(),
         owner=run.owner,
     )
+    if run.start_step == 0:
+        reporter.base_dropout(run.base_dropout)
     loop = _Loop(run, reporter, requests)
     try:
         loop.run_steps()

@@ -1,4 +1,4 @@
-"""A stop in the middle of a step, at every ZeRO stage: all ranks together, and nothing is changed."""
+"""A stop in the middle of a step, at every ZeRO stage: all ranks together, nothing is changed."""
 
 from __future__ import annotations
 
