@@ -3,8 +3,8 @@
     python -m benchmarks.delta_path
 
 The default run for some steps, once per formulation and precision. In fp32 both are equal up to
-rounding; in bf16 the merged one rounds W + D to bf16, as full fine-tuning in bf16 does, and the fused
-one rounds its output twice. In one product neither is the more exact; this shows a few steps.
+rounding; in bf16 the merged one rounds W + D to bf16, as full fine-tuning in bf16 does, and the
+fused one rounds its output twice. In one product neither is the more exact; this shows a few steps.
 """
 
 from __future__ import annotations

@@ -41,9 +41,12 @@ def one_gradient_reduction(engine: Any, deltas: Mapping[str, nn.Parameter]) -> I
     _start_from_zero(deltas.values())
     if engine.zero_optimization_stage():
         # The outer one makes stage 3 forget a reduction of nothing: it would add to it.
-        with _dropping_unfinished(engine), engine.coalesce_grad_reduction():
-            with _dropping_unfinished(engine):
-                yield
+        with (
+            _dropping_unfinished(engine),
+            engine.coalesce_grad_reduction(),
+            _dropping_unfinished(engine),
+        ):
+            yield
     else:
         with engine.no_sync(), _dropping_unfinished(engine):
             yield
