@@ -71,6 +71,41 @@ class StopRequests:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class GraceWarning:
+    """Says, once, that stopping takes longer than is granted between a request and the kill."""
+
+    def __init__(self) -> None:
+        self.saving_s = 0.0
+        """How long the last checkpoint took to write."""
+        self._is_said = False
+
+    def check(self, micro_batch_s: float) -> None:
+        """Compare the time of a micro batch and of a save with each time that is granted."""
+        needed_s = micro_batch_s + self.saving_s
+        if self._is_said:
+            return
+        short = [f"{grace:g} s {where}" for grace, where in granted() if needed_s > grace]
+        if short:
+            self._is_said = True
+            saving = f" and a save {self.saving_s:.1f} s" if self.saving_s else ""
+            logger.warning(
+                f"A stop request waits for the end of a micro batch; one takes "
+                f"{micro_batch_s:.1f} s{saving}, but ranks are killed {' and '.join(short)}: "
+                "what was done since the last checkpoint would be lost; use a smaller micro_batch "
+                "or a smaller save_every"
+            )
+
+
+def granted() -> list[tuple[float, str]]:
+    """Return the times between a request to stop and the kill, in seconds, with their cause."""
+    times = []
+    if DESCRIPTOR in os.environ:
+        times.append((STOP_GRACE_S, "after SIGTERM or control-C"))
+    if warning := os.environ.get(WARNING_VARIABLE):
+        times.append((float(warning), "after SLURM's warning"))
+    return times
+
+
 class Borders:
     """The borders between micro batches of one kind of work, training or evaluation.
 
@@ -81,6 +116,7 @@ class Borders:
     Args:
         requests: what this process was asked.
         device: where the backend communicates.
+        warning: told how long a micro batch takes.
         clock: returns seconds.
     """
 
@@ -88,13 +124,15 @@ class Borders:
         self,
         requests: StopRequests,
         device: torch.device | str,
+        *,
+        warning: GraceWarning | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.seconds = 0.0
         """Time of a micro batch on the slowest rank; 0 while it is not known."""
-        self.num_timed = 0
-        """Intervals between two asks that were timed; the first one includes warming up."""
-        self._requests, self._device, self._clock = requests, device, clock
+        self._requests, self._device = requests, device
+        self._warning, self._clock = warning, clock
+        self._num_timed = 0
         self._own_seconds = 0.0
         self._until_ask = 1
 
@@ -120,7 +158,7 @@ class Borders:
     def _take_time(self, since: float, num_passed: int) -> None:
         if num_passed:
             self._own_seconds = (self._clock() - since) / num_passed
-            self.num_timed += 1
+            self._num_timed += 1
 
     def _ask(self) -> None:
         mine = [float(bool(self._requests.signal_name)), self._own_seconds]
@@ -129,41 +167,7 @@ class Borders:
         self._until_ask = 1
         if self.seconds:
             self._until_ask = min(MOST_BORDERS, max(1, int(ASK_EVERY_S / self.seconds)))
+        if self._warning is not None and self._num_timed > 1:  # the first one warms up
+            self._warning.check(self.seconds)
         if any(row[0] for row in rows):
             raise StopAgreed
-
-
-class GraceWarning:
-    """Says, once, that stopping takes longer than is granted between a request and the kill."""
-
-    def __init__(self) -> None:
-        self.saving_s = 0.0
-        """How long the last checkpoint took to write."""
-        self._is_said = False
-
-    def check(self, borders: Borders) -> None:
-        """Compare the time of a micro batch and of a save with each time that is granted."""
-        needed_s = borders.seconds + self.saving_s
-        # The first micro batch of a process warms up.
-        if self._is_said or borders.num_timed < 2:
-            return
-        short = [f"{grace:g} s {where}" for grace, where in granted() if needed_s > grace]
-        if short:
-            self._is_said = True
-            saving = f" and a save {self.saving_s:.1f} s" if self.saving_s else ""
-            logger.warning(
-                f"A stop request waits for the end of a micro batch; one takes "
-                f"{borders.seconds:.1f} s{saving}, but ranks are killed {' and '.join(short)}: "
-                "what was done since the last checkpoint would be lost; use a smaller micro_batch "
-                "or a smaller save_every"
-            )
-
-
-def granted() -> list[tuple[float, str]]:
-    """Return the times between a request to stop and the kill, in seconds, with their cause."""
-    times = []
-    if DESCRIPTOR in os.environ:
-        times.append((STOP_GRACE_S, "after SIGTERM or control-C"))
-    if warning := os.environ.get(WARNING_VARIABLE):
-        times.append((float(warning), "after SLURM's warning"))
-    return times

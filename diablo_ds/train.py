@@ -110,9 +110,9 @@ class _Loop:
         interval = max(1, -(-run.num_steps // EVALS_PER_RUN))
         self.eval_every = run.config.eval_every or interval
         self.save_every = run.config.save_every or interval
-        device = run.engine.device
-        self.train_borders, self.eval_borders = Borders(requests, device), Borders(requests, device)
-        self.warning = GraceWarning()
+        device, self.warning = run.engine.device, GraceWarning()
+        self.train_borders = Borders(requests, device, warning=self.warning)
+        self.eval_borders = Borders(requests, device)
         self.is_verified = False
 
     def run_steps(self) -> None:
@@ -142,7 +142,6 @@ class _Loop:
                 self._save()
             if done % self.eval_every == 0 or done == run.num_steps:
                 self._report_heldout(done)
-            self.warning.check(self.train_borders)
 
     def save_and_describe(self) -> str:
         """Save the last finished step, unless it is, and return what to tell. Collective."""
