@@ -40,15 +40,10 @@ def one_gradient_reduction(engine: Any, deltas: Mapping[str, nn.Parameter]) -> I
     """
     _start_from_zero(deltas.values())
     if engine.zero_optimization_stage():
-        # The outer one makes stage 3 forget a reduction of nothing: it would add to it.
-        with (
-            _dropping_unfinished(engine),
-            engine.coalesce_grad_reduction(),
-            _dropping_unfinished(engine),
-        ):
+        with _forgetting(engine), engine.coalesce_grad_reduction(), _dropping(deltas.values()):
             yield
     else:
-        with engine.no_sync(), _dropping_unfinished(engine):
+        with engine.no_sync(), _dropping(deltas.values()):
             yield
         engine.allreduce_gradients()
 
@@ -67,7 +62,19 @@ def _start_from_zero(deltas: Iterable[nn.Parameter]) -> None:
 
 
 @contextlib.contextmanager
-def _dropping_unfinished(engine: Any) -> Iterator[None]:
+def _dropping(deltas: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Leave no gradient to reduce where the block is left by an exception."""
+    try:
+        yield
+    except BaseException:
+        for delta in deltas:
+            delta.grad = None
+        raise
+
+
+@contextlib.contextmanager
+def _forgetting(engine: Any) -> Iterator[None]:
+    """Let DeepSpeed count the next reduction as the step's first, after one of nothing."""
     try:
         yield
     except BaseException:

@@ -114,6 +114,22 @@ def test_the_delta_gradient_in_bf16_has_the_precision_of_its_inputs(block):
     assert_close(delta.grad, expected.bfloat16(), rtol=0.01, atol=0.02)
 
 
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 1.0])
+def test_in_bf16_both_formulations_err_by_the_rounding_of_their_output(share):
+    torch.manual_seed(0)
+    x = torch.randn(64, 256, dtype=torch.bfloat16)
+    weight = torch.randn(256, 256, dtype=torch.bfloat16) / 16
+    delta = share / 16 * torch.randn(16, 16, 16, dtype=torch.bfloat16)
+    exact = _dense_linear(x.double(), weight.double(), None, delta.double())
+    errors = {
+        merged: float((blocks.diablo_linear(x, weight, None, delta, merged=merged) - exact).norm())
+        for merged in (False, True)
+    }
+    # bf16 has steps of 2^-8: 0.0017 on average, and up to the root of 2 times that when done twice.
+    assert errors[True] < 0.002 * exact.norm()
+    assert errors[False] < 0.0027 * exact.norm()
+
+
 def test_inputs_that_are_not_contiguous():
     x = torch.randn(8, 3, 2, dtype=torch.float64).permute(2, 1, 0)
     weight, delta = torch.randn(8, 8, dtype=torch.float64), torch.randn(2, 4, 4).double()

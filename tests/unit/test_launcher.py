@@ -240,6 +240,8 @@ def test_batch_scripts_are_correct_bash(job, tmp_path):
     assert all(lines.index(line) < lines.index("set -u") for line in job.setup)
     assert ("--gpus-per-node" in text) == job.gpus
     assert ("--array=0-1" in text) == bool(job.sweep)
+    assert "#SBATCH --signal=B:USR1@120" in lines
+    assert "export DIABLO_SLURM_WARNING_S=120" in lines  # ranks compare it with their micro batch
 
 
 @pytest.mark.parametrize(
