@@ -36,6 +36,18 @@ def find_dropout(shapes: Any) -> Rates:
     return found | acting
 
 
+def check_layers_kept(shapes: Any) -> None:
+    """Raise ValueError where training leaves out layers at random: on each rank others.
+
+    Under ZeRO-3 all ranks have to gather the same layers.
+    """
+    if rates := _declared(shapes, only="layerdrop"):
+        raise ValueError(
+            "a base that drops whole layers at random needs ZeRO stage 0, 1 or 2, or a single rank;"
+            f" got layerdrop={max(rates.values()):g} at stage 3; use --no-base-dropout"
+        )
+
+
 def describe_dropout(rates: Mapping[str, float]) -> str:
     """Return rates as text: `0.1 in model.layers.*.self_attn, ...`."""
     return ", ".join(f"{rate:g} in {path or 'the model'}" for path, rate in sorted(rates.items()))

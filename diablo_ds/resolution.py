@@ -14,7 +14,7 @@ from typing import Any
 
 from diablo_ds.architecture import DTYPES
 from diablo_ds.attention import choose_attention
-from diablo_ds.base_dropout import choose_dropout, describe_dropout
+from diablo_ds.base_dropout import check_layers_kept, choose_dropout, describe_dropout
 from diablo_ds.batch_sizes import choose_batch_sizes
 from diablo_ds.config import DATA_ORDERS, OPEN_SETTINGS, RunConfig, keep_recorded
 from diablo_ds.ds_config import zero_stage
@@ -149,6 +149,8 @@ def resolve_run(
     if config.data_order == "auto":
         config = dataclasses.replace(config, data_order=DATA_ORDERS[0])
     base_dropout, rates = choose_dropout(config.base_dropout, shapes)
+    if base_dropout and zero_stage(policy or {}) == 3 and len(machines) > 1:
+        check_layers_kept(shapes)
     config = dataclasses.replace(config, base_dropout=base_dropout)
     if rates:
         lines.append(_dropout_line(rates, is_kept=bool(base_dropout)))

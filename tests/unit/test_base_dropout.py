@@ -111,6 +111,25 @@ def test_without_dropout_the_setting_is_an_error(setting):
     assert "base dropout" not in none.text()
 
 
+def test_layers_dropped_at_random_do_not_go_with_stage_3_on_several_ranks():
+    config = OPTConfig(
+        **SHAPE,
+        ffn_dim=64,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+        dropout=0.0,
+        layerdrop=0.2,
+    )
+    shapes, policy = build_meta_model(config), {"zero_optimization": {"stage": 3}}
+    host = Machine("host", "cpu", bf16_factor=1.0)
+    assert find_dropout(shapes) == {"model.decoder": 0.2}
+    assert resolve_run(RunConfig(), [host], shapes, policy=policy).config.base_dropout
+    with pytest.raises(ValueError, match="drops whole layers at random needs ZeRO stage 0, 1 or 2"):
+        resolve_run(RunConfig(), [host] * 2, shapes, policy=policy)
+    off = RunConfig(base_dropout=False)
+    assert resolve_run(off, [host] * 2, shapes, policy=policy).config.base_dropout is False
+
+
 def test_dropout_that_cannot_be_reached_is_an_error():
     shapes = _shapes("opt")
     layer = type(shapes.model.decoder.layers[0])
