@@ -116,7 +116,7 @@ class RunConfig:
         0.0, "Dropout on the adapter's input, as a share.", minimum=0, maximum=0.99
     )
     base_dropout: bool | None = setting(
-        None, "Dropout of the base's own config. Default: as the base has it."
+        None, "The base's own dropout. Default: as the base has it."
     )
     delta_path: str = setting(
         "auto",
