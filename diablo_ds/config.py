@@ -115,9 +115,7 @@ class RunConfig:
     dropout: float = setting(
         0.0, "Dropout on the adapter's input, as a share.", minimum=0, maximum=0.99
     )
-    base_dropout: bool | None = setting(
-        None, "The base's own dropout. Default: as the base has it."
-    )
+    base_dropout: bool | None = setting(None, "The base's own dropout. Default: as it has it.")
     delta_path: str = setting(
         "auto",
         "Add the blocks' products to the output (fused), or the delta to the weight (merged); auto "
