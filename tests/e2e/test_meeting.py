@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from typing import Any
 
 import pytest
 
 from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
 from diablo_ds.ownership import OWNER_FOLDER
-from tests.e2e.commands import ROOT, TIMEOUT_S, environment, losses
+from tests.e2e.commands import ROOT, environment, losses
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +28,7 @@ def _start(*args: Any) -> subprocess.Popen[str]:
 
 
 def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=TIMEOUT_S)
+    output, _ = process.communicate(timeout=WAIT_S)
     assert "Traceback" not in output, output
     return process.returncode, output
 
@@ -38,7 +38,7 @@ def test_of_two_starts_into_one_folder_one_runs(options, tmp_path):
     # Long enough for the second, however late, to find the first at work.
     options = [*options, "--output", folder, "--save-every", 1, "--max-steps", 3000]
     processes = [_start(*options), _start(*options)]
-    _wait_until(lambda: any(process.poll() is not None for process in processes))
+    wait_until(lambda: any(p.poll() is not None for p in processes), "the second start")
     loser = next(process for process in processes if process.poll() is not None)
     (winner,) = (process for process in processes if process is not loser)
     code, output = _end(loser)
@@ -46,7 +46,7 @@ def test_of_two_starts_into_one_folder_one_runs(options, tmp_path):
     assert f"run folder must not be in use by another process; got {folder}" in output
     assert f"in use by process {winner.pid} of " in output
 
-    _wait_until(lambda: len(list_checkpoints(folder / "checkpoints")) == 2)
+    wait_until(lambda: len(list_checkpoints(folder / "checkpoints")) == 2, "checkpoints")
     # Another process takes the folder over, as one on another host may after a long pause.
     (mine,) = (folder / OWNER_FOLDER).iterdir()
     successor = json.loads(mine.read_text()) | {"token": "x", "host": "node17", "pid": 4711}
@@ -60,10 +60,3 @@ def test_of_two_starts_into_one_folder_one_runs(options, tmp_path):
     for checkpoint in list_checkpoints(folder / "checkpoints"):
         verify_checkpoint(checkpoint)
     assert not (folder / "adapter").exists()
-
-
-def _wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

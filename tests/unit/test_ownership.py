@@ -14,6 +14,7 @@ import pytest
 
 from diablo_ds import ownership
 from diablo_ds.ownership import OWNER_FOLDER, claim, refuse_owned
+from tests.waiting import wait_until
 
 CLAIMER = """
 import sys, time
@@ -216,10 +217,7 @@ def test_the_owner_notices_that_the_file_is_gone_or_another_ones(tmp_path, quick
     path = _owner_file(tmp_path)
     taken = path.with_name("000000099.json")
     taken.write_text(path.read_text())
-    deadline = time.monotonic() + 60
-    while not owner.is_lost:  # its own thread sees it too
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: owner.is_lost, "its own thread to see it too")
     with pytest.raises(ValueError, match="taken over by process"):
         owner.check()
     owner.release()
