@@ -174,12 +174,13 @@ def check_runs(shapes: Any) -> None:
         shapes(input_ids=tokens, position_ids=tokens, attention_mask=mask, use_cache=False)
     except Exception as error:  # whatever a model's code raises
         reason = " ".join(str(error).split()) or type(error).__name__
-        # Some models look at values, which is no mistake; others have widths that do not fit.
-        if not isinstance(error, RuntimeError) or not re.search(r"shape|size|dimension", reason):
+        # Some models look at values, which is no mistake.
+        fits = not isinstance(error, RuntimeError) or not re.search("shape|size|dim", reason)
+        if fits and not isinstance(error, AttributeError):
             return
+        rule = "run on text alone" if fits else "have a config with values that fit each other"
         raise ValueError(
-            "model config must have values that fit each other; got model type "
-            f"{shapes.config.model_type!r}: {reason}"
+            f"model must {rule}; got model type {shapes.config.model_type!r}: {reason}"
         ) from None
 
 
