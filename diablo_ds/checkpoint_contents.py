@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from diablo_ds.architecture import auto_class
+from diablo_ds.architecture import auto_class, build_meta_model
+from diablo_ds.sharded_loading import fits_checkpoint
 from diablo_ds.tensor_files import StoredTensor, find_tensors
 
 _SHOWN = 3
@@ -24,17 +25,32 @@ def check_contents(config: Any, folder: Path) -> None:
     """Raise ValueError unless a checkpoint holds exactly the tensors of its model.
 
     Reads headers only: transformers converts and compares the names and shapes on the meta device.
-    Tensors that the architecture declares ignorable, tied weights and rotary frequencies may be
-    there.
+    It needs the package accelerate for that. Without it, names are compared where a checkpoint
+    needs no conversion; any other is compared while it is loaded, by `check_loading_info`. Tensors
+    that the architecture declares ignorable, tied weights and rotary frequencies may be there.
 
     Args:
         config: the model's Hugging Face config.
         folder: with the safetensors files.
     """
+    from transformers.utils import is_accelerate_available
+
     tensors = find_tensors(folder)
+    if is_accelerate_available():
+        model, info = _compare(config, folder)
+        check_loading_info(info, model, folder)
+    else:
+        model = build_meta_model(config)
+        if fits_checkpoint(model, tensors):
+            _check_unexpected(tensors.keys() - model.state_dict().keys(), model, folder)
+    _check_dtypes(tensors, _ignored(model), folder)
+
+
+def _compare(config: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the model on the meta device, and what transformers found in the files."""
     with _quiet():
         try:
-            model, info = auto_class(config).from_pretrained(
+            found: tuple[Any, dict[str, Any]] = auto_class(config).from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.bfloat16,
@@ -49,8 +65,7 @@ def check_contents(config: Any, folder: Path) -> None:
             raise ValueError(
                 f"model folder must hold a causal LM; got {folder}: {reason}"
             ) from None
-    check_loading_info(info, model, folder)
-    _check_dtypes(tensors, _ignored(model), folder)
+    return found
 
 
 def check_loading_info(info: Mapping[str, Any], model: Any, folder: Path) -> None:
@@ -76,8 +91,13 @@ def check_loading_info(info: Mapping[str, Any], model: Any, folder: Path) -> Non
             f"checkpoint must hold every tensor of the model; got {_some(missing)} missing in "
             f"{folder}"
         )
+    _check_unexpected(info["unexpected_keys"], model, folder)
+
+
+def _check_unexpected(names: Collection[str], model: Any, folder: Path) -> None:
+    """Raise ValueError if there are tensors that the model neither has nor declares ignorable."""
     ignored = _ignored(model)
-    unexpected = [n for n in sorted(info["unexpected_keys"]) if not _matches(n, ignored)]
+    unexpected = [name for name in sorted(names) if not _matches(name, ignored)]
     if unexpected:
         scales = any("scale" in name or "zero" in name for name in unexpected)
         repair = (

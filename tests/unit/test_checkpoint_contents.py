@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,19 @@ def test_tensors_that_do_not_fit_are_named(folder, change, message):
     _change(folder, change)
     with pytest.raises(ValueError, match=message):
         read_base(folder)
+
+
+def test_without_accelerate_a_checkpoint_is_compared_by_its_names(folder):
+    _change(folder, lambda tensors: tensors.update(extra=torch.ones(2)))
+    code = (
+        "import sys; sys.modules['accelerate'] = None\n"
+        "from pathlib import Path; from diablo_ds.base import read_base\n"
+        "try:\n    read_base(Path(sys.argv[1]))\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "no place for; got 1, e.g. extra unexpected" in done.stdout
 
 
 def test_tensors_that_an_architecture_ignores_may_be_there(tmp_path):
