@@ -90,18 +90,22 @@ def test_rows_know_their_line(tmp_path, name, text, lines):
         ("a.csv", b"a\n" + b"y" * 17_000_000, "at most 16,000,000 characters.*line 2"),
         ("a.jsonl.zst", _compress(b'{"a": 1}\n' * 1000, ".zst")[:-9], "must be whole"),
         ("a.csv.zst", b"no zst", "must be whole"),
-        ("a.json.gz", gzip.compress(b"[" + b" " * 9999)[:20] + b"\0" * 50, "must be whole"),
+        (
+            "a.json.gz",
+            gzip.compress(b"[" + b" " * 9999, mtime=0)[:20] + b"\0" * 50,
+            "must be whole",
+        ),
         *(
             (f"a{form}", text.encode(encoding), "must be UTF-8; got .*, which is UTF-16")
             for form, text in ((".jsonl", '{"a": 1}'), (".json", "[{}]"), (".csv", "a,b\n"))
             for encoding in ("utf-16", "utf-16-le", "utf-16-be")
         ),
-        ("a.jsonl.gz", gzip.compress('{"a": 1}'.encode("utf-16")), "which is UTF-16"),
+        ("a.jsonl.gz", gzip.compress('{"a": 1}'.encode("utf-16"), mtime=0), "which is UTF-16"),
         ("a.csv", "a\n\u00e9".encode("latin-1"), "must be UTF-8"),
         ("a.csv", b'a,b\n1,2\n3,"x', "valid CSV; got .*line 3"),
         ("a.parquet", b"PAR1 no", "valid parquet"),
         ("a.jsonl.gz", b"no gzip", "must be whole"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "must be whole"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], "must be whole"),
     ],
 )
 def test_damaged_files_are_named_with_the_line(tmp_path, name, data, message):
