@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import click
 from diablo_ds import __version__
 from diablo_ds.console import CONTEXT, clean_errors, echo, run
 from diablo_ds.exit_codes import EXIT_STOPPED
+from diablo_ds.heartbeat import DESCRIPTOR
 from diablo_ds.launcher.launch_command import launch
 from diablo_ds.launcher.slurm_command import slurm
 from diablo_ds.planning.command import plan
 from diablo_ds.prepare.command import prepare
 from diablo_ds.run_options import build_run_config, run_options
+from diablo_ds.terminal import unblocked
 
 
 def entry_point() -> None:
@@ -61,7 +65,9 @@ def train(
         from diablo_ds.train import train as train_function
 
         try:
-            echo(train_function(run, ds_config).text())
+            # A guard takes all output at once; without one nothing else does.
+            with nullcontext() if DESCRIPTOR in os.environ else unblocked():
+                echo(train_function(run, ds_config).text())
         except Stopped as stop:
             echo(str(stop))
             sys.exit(EXIT_STOPPED)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from diablo_ds import terminal
 from diablo_ds.default_model import cache_folder
 from diablo_ds.exit_codes import EXIT_USER_ERROR
 
@@ -27,6 +28,7 @@ def run(command: click.Command) -> None:
     A rank leaves without shutting the interpreter down: with gloo's threads alive that aborts
     about one time in ten, after everything was written.
     """
+    terminal.accept_any_character()
     _keep_torch_out_of_tmp()
     try:
         command()

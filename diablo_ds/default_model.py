@@ -16,6 +16,7 @@ from pathlib import Path
 
 from diablo_ds import trust
 from diablo_ds.files import new_folder
+from diablo_ds.terminal import shows_progress
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _convert(folder: Path) -> None:
     )
     logger.info(f"Converting SmolLM2-135M-Instruct to {folder}, once; about 20 s ...")
     # The reader draws progress bars, which only a terminal can show.
-    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    bars = sys.stderr if shows_progress() else io.StringIO()
     with contextlib.redirect_stderr(bars):
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
         model = AutoModelForCausalLM.from_pretrained(

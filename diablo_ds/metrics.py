@@ -19,6 +19,7 @@ from tqdm import tqdm
 from diablo_ds.config import FREE_ON_RESUME, RunConfig
 from diablo_ds.files import new_file, read_json, write_json, write_text
 from diablo_ds.ownership import FolderOwner
+from diablo_ds.terminal import shows_progress
 
 logger = logging.getLogger("diablo_ds")
 PROGRESS_FILE = "progress.json"
@@ -29,7 +30,7 @@ def set_up_logging(*, is_main_process: bool) -> None:
 
     Also keeps transformers' progress bars to a terminal's rank 0.
     """
-    if not (is_main_process and sys.stderr.isatty()):
+    if not (is_main_process and shows_progress()):
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
@@ -101,7 +102,7 @@ class Reporter:
             values = json.dumps(dataclasses.asdict(run), indent=2)
             self._writer.add_text("run_config", f"```json\n{values}\n```", 0)
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if shows_progress():
             self._bar = tqdm(
                 total=num_steps, initial=start_step, unit="step", dynamic_ncols=True, leave=True
             )

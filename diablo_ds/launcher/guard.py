@@ -26,12 +26,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
-from diablo_ds import trust
+from diablo_ds import terminal, trust
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
 from diablo_ds.launcher.environment import STORE_FILE, read_hidden, remove_start
+from diablo_ds.launcher.rank_output import RankOutput
 from diablo_ds.launcher.records import (
     FAILED_FILE,
     STOP_FILE,
@@ -62,6 +62,7 @@ _RANK_NAMES = {  # of the launchers that do not set torch's own
 
 def main() -> None:
     """Run `diablo-ds train` with this script's arguments under guard; exit as it did."""
+    terminal.accept_any_character()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--log-folder", "--log_folder", type=Path)
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
@@ -161,16 +162,16 @@ class Guard:
         beats, beats_end = os.pipe()
         os.set_blocking(beats, False)
         self.environment[DESCRIPTOR] = str(beats_end)
-        log = None
-        if self.folder is not None:
-            log = trust.append_to_own_file(log_file(self.folder, self.rank))
+        log = None if self.folder is None else log_file(self.folder, self.rank)
+        self.output = RankOutput(log, is_shown=self.rank == 0)
+        self.environment |= self.output.environment()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited until the rank has its handler
         self.process = subprocess.Popen(
             command,
             env=self.environment,
             pass_fds=[beats_end],
-            stdout=None if log is None else subprocess.PIPE,
-            stderr=None if log is None else subprocess.STDOUT,
+            stdout=self.output.ends[0],
+            stderr=self.output.ends[-1],
             preexec_fn=_die_with_parent,
         )
         os.close(beats_end)
@@ -184,7 +185,7 @@ class Guard:
             started=time.time(),
         )
         self._write(record)
-        self._watch(beats, log)
+        self._watch(beats)
         code = self.process.returncode
         cause = self.asked_by or _describe_exit(code)
         code = 128 - code if code < 0 else code
@@ -203,29 +204,26 @@ class Guard:
         self._write(record)
         if record.has_failed and self.folder is not None:
             announce_failure(self.folder, self.rank)
+        self.output.close()
         return code
 
     # --- the loop --------------------------------------------------------------------------------
 
     _has_hung = False
 
-    def _watch(self, beats: int, log: IO[bytes] | None) -> None:
+    def _watch(self, beats: int) -> None:
         """Pass on output and look after the rank until it has ended."""
         poller = select.poll()
         poller.register(beats, select.POLLIN)
-        output = -1 if self.process.stdout is None else self.process.stdout.fileno()
-        if log is not None:
-            os.set_blocking(output, False)
-            poller.register(output, select.POLLIN)
+        self.output.start(poller)
         while self.process.poll() is None:
-            ready = dict(poller.poll(POLL_S * 1000))
-            if beats in ready and not self._read_beats(beats):
-                poller.unregister(beats)
-            if output in ready and not self._pass_output(output, log):
-                poller.unregister(output)
+            for descriptor, _ in poller.poll(POLL_S * 1000):
+                take = self._read_beats if descriptor == beats else self.output.take
+                if not take(descriptor):
+                    poller.unregister(descriptor)
             self._look_after(time.monotonic())
         self._read_beats(beats)
-        self._pass_output(output, log)
+        self.output.take_rest()
 
     def _read_beats(self, beats: int) -> bool:
         """Take note of signs of life; return whether more can come."""
@@ -240,24 +238,6 @@ class Guard:
             number, self._forward_later = self._forward_later, None
             self._send(number)
         return bool(data)
-
-    def _pass_output(self, output: int, log: IO[bytes] | None) -> bool:
-        """Copy output to the log and, from rank 0, to the launcher; return if more can come."""
-        while log is not None:
-            try:
-                data = os.read(output, 65536)
-            except BlockingIOError:
-                return True
-            if not data:
-                return False
-            with contextlib.suppress(OSError):  # a full disk
-                log.write(data)
-                log.flush()
-            if self.rank == 0:
-                with contextlib.suppress(OSError):  # the launcher is gone, which is seen elsewhere
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
-        return False
 
     def _look_after(self, now: float) -> None:
         """Stop the rank where there is a reason to."""
@@ -287,7 +267,7 @@ class Guard:
         silence = f"no sign of life for {now - self.watch.last_beat:.0f} s"
         stopped = f"; it is {STOPPED}" if _is_stopped(self.process.pid) else ""
         self.asked_by = silence + stopped
-        self._say(f"rank {self.rank} gives {silence}, in {self.watch.phase}{stopped}")
+        self.output.say(f"rank {self.rank} gives {silence}, in {self.watch.phase}{stopped}")
         self._send(STACKS_SIGNAL)
         self._kill_at = now + STACKS_WAIT_S
 
@@ -315,16 +295,6 @@ class Guard:
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
-
-    def _say(self, text: str) -> None:
-        data = f"{text}\n".encode()
-        if self.folder is not None:
-            path = log_file(self.folder, self.rank)
-            with contextlib.suppress(OSError), trust.append_to_own_file(path) as file:
-                file.write(data)
-        with contextlib.suppress(OSError):
-            sys.stderr.buffer.write(data)
-            sys.stderr.buffer.flush()
 
     def _write(self, record: RankRecord) -> None:
         if self.folder is not None:

@@ -57,6 +57,7 @@ def _run(cluster: Cluster, host: Host, command: Sequence[str]) -> Answer:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=COMMAND_TIMEOUT_S,
             check=False,
         )

@@ -28,6 +28,7 @@ from diablo_ds.launcher.cluster import (
 )
 from diablo_ds.launcher.environment import RankVariables, parse_env
 from diablo_ds.run_options import build_run_config, run_options
+from diablo_ds.terminal import unblocked
 
 ENV_HELP = (
     "Environment variable of the ranks: NAME=VALUE, or NAME for the value here, which is never "
@@ -104,7 +105,7 @@ def launch(
         *("hostfile", "nodes", "gpus_per_node", "runner", "no_ssh", "node_rank", "master_addr"),
         *("master_port", "ssh_port", "interface", "env", "venv", "wrap", "launcher_args"),
     )
-    with clean_errors():
+    with clean_errors(), unblocked("the logs of the ranks have all of theirs"):
         _refuse_several(check=check, skip_checks=skip_checks, dry_run=dry_run)
         cluster = build_cluster(**{name: options.pop(name) for name in names})
         if min_nodes is not None and (cluster.runner == "local" or not max_restarts):

@@ -92,7 +92,9 @@ def gpu_names() -> list[str]:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=30, check=False
+        )
         if done.returncode == 0:
             return [line.strip() for line in done.stdout.splitlines() if line.strip()]
     return []

@@ -106,6 +106,7 @@ def submit(script: Path, job: Job, hidden: Mapping[str, str]) -> list[int]:
                 env={**os.environ, **hidden},
                 capture_output=True,
                 text=True,
+                errors="replace",
                 check=False,
             )
         except OSError as error:

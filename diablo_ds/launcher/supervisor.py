@@ -42,6 +42,7 @@ MARGIN_S = 4.0
 """What a guard may need beyond its grace to see the end and write it down."""
 RESTART_DELAY_S = 2.0
 HOLD_S = 8.0
+MAX_LINE_BYTES = 1 << 16
 _LAUNCHER_NOISE = (
     *("[INFO] [launch.py", "[INFO] [runner.py", "[INFO] [multinode_runner.py"),
     *("Unable to find hostfile", "Setting accelerator to CPU"),
@@ -284,9 +285,11 @@ class Attempt:
         self.asked_by = self.asked_by or f"Received {signal.Signals(number).name}"
 
     def _read(self, printer: Printer) -> None:
+        """Pass on all output: whatever goes wrong with a line, the ranks' pipe must not fill."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            printer.take(line.decode(errors="replace"))
+        while line := self.process.stdout.readline(MAX_LINE_BYTES):
+            with contextlib.suppress(Exception):  # the logs have it
+                printer.take(line.decode(errors="replace"))
 
     def _exit_code(self) -> int:
         records = self._records()
@@ -357,6 +360,6 @@ class Printer:
             self._held.clear()
 
     def _print(self, line: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             sys.stdout.write(line)
             sys.stdout.flush()

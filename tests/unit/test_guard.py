@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,11 +30,14 @@ def beat(): heartbeat.heart.beat("forward")
 class GuardedRank:
     """A guard in a process of its own, around some lines of Python."""
 
-    def __init__(self, folder: Path, code: str, rank: int = 1) -> None:
+    def __init__(
+        self, folder: Path, code: str, rank: int = 1, *, before: str = "", **streams: object
+    ) -> None:
         self.folder, self.rank = folder, rank
         guarded = BEAT + textwrap.dedent(code)
         main = (
             "import sys; from pathlib import Path; from diablo_ds.launcher.guard import Guard\n"
+            f"{before}\n"
             f"guard = Guard({{**__import__('os').environ, 'RANK': '{rank}', 'WORLD_SIZE': '2'}}, "
             f"Path({str(folder)!r}))\n"
             f"sys.exit(guard.run([sys.executable, '-u', '-c', {guarded!r}]))"
@@ -41,7 +45,7 @@ class GuardedRank:
         self.output = folder / "terminal"
         with self.output.open("wb") as terminal:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", main], stdout=terminal, stderr=terminal
+                [sys.executable, "-c", main], **{"stdout": terminal, "stderr": terminal, **streams}
             )
 
     def record(self) -> dict[str, object]:
@@ -141,6 +145,77 @@ def test_a_guard_does_not_outlive_its_launcher(tmp_path):
     ended = json.loads(record.read_text())
     assert ended["by_request"]
     assert "gone" in ended["cause"]
+
+
+# --- output that nobody takes ---------------------------------------------------------------------
+
+MANY_LINES = "for i in range(20000): print(f'{i:0500}')\n"  # 10 MB, more than may wait
+
+
+@pytest.fixture
+def full_pipe():
+    """A pipe that is full, as that of a launcher which was stopped."""
+    source, end = os.pipe()
+    os.set_blocking(end, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(end, b"." * 65536):
+            pass
+    os.set_blocking(end, True)
+    yield source, end
+    os.close(source)
+    os.close(end)
+
+
+def test_a_rank_is_not_held_up_by_a_launcher_that_reads_nothing(tmp_path, full_pipe):
+    rank = GuardedRank(tmp_path, MANY_LINES, 0, stdout=full_pipe[1], stderr=full_pipe[1])
+    assert rank.end() == 0
+    assert rank.log().split() == [f"{i:0500}" for i in range(20000)]
+
+
+def test_a_hanging_rank_is_ended_although_nobody_reads(tmp_path, full_pipe):
+    code = f"def lost():\n    beat(); time.sleep(600)\n{MANY_LINES}lost()"
+    rank = GuardedRank(tmp_path, code, 0, stdout=full_pipe[1], stderr=full_pipe[1])
+    assert rank.end() == 128 + signal.SIGKILL
+    assert "no sign of life" in rank.record()["cause"]
+    assert "in lost" in rank.log()
+    assert (tmp_path / FAILED_FILE).read_text() == "0\n"
+
+
+def test_a_rank_that_writes_without_end_can_hang_and_be_stopped(tmp_path):
+    rank = GuardedRank(tmp_path, "beat()\nwhile True: os.write(1, b'x' * 65536)")
+    assert rank.end() == 128 + signal.SIGKILL
+    assert "no sign of life" in rank.record()["cause"]
+
+
+def test_a_full_disk_under_the_log_holds_up_nothing(tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    code = f"{MANY_LINES}\nbeat(); time.sleep(600)"
+    rank = GuardedRank(tmp_path, code, 1, before=limit)
+    assert rank.end() == 128 + signal.SIGKILL
+    assert len(rank.log()) == 4096
+    assert "no sign of life" in rank.record()["cause"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_without_a_log_folder_streams_stay_apart_and_a_terminal_is_known(tmp_path, is_terminal):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom diablo_ds.launcher.guard import Guard\n"
+        "code = 'import sys; from diablo_ds.terminal import shows_progress\\n'\n"
+        "code += 'print(shows_progress()); print(\"to stderr\", file=sys.stderr)'\n"
+        "sys.exit(Guard(os.environ, None).run([sys.executable, '-c', code]))"
+    )
+    master, terminal = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=terminal if is_terminal else subprocess.PIPE,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0
+    assert done.stdout.decode() == f"{is_terminal}\n"
+    assert b"to stderr" in (os.read(master, 1000) if is_terminal else done.stderr)
+    os.close(master)
+    os.close(terminal)
 
 
 @pytest.mark.parametrize("name", [FAILED_FILE, STOP_FILE])
