@@ -40,18 +40,6 @@ OPEN_SETTINGS: dict[str, Any] = {
 _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 
-# Fields that may differ between a run and its continuation: they move work between ranks, or say
-# where and how often to write, but change no number beyond rounding.
-FREE_ON_RESUME = frozenset(
-    {
-        *("output", "cache_folder", "shared_folders"),
-        *("micro_batch", "micro_batch_tokens", "gradient_checkpointing", "reentrant"),
-        *("checkpointed_layers", "keep_attention", "memory_budget", "attention"),
-        "allow_changed_data",
-        *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
-    }
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -374,26 +362,3 @@ class RunConfig:
                 f"run config must be a JSON object; got {type(values).__name__} in {path}"
             )
         return cls.from_dict(values, str(path))
-
-
-def keep_recorded(config: RunConfig, recorded: RunConfig) -> RunConfig:
-    """Return a run config whose open settings are those of the run that it continues.
-
-    Settings that may differ in a continuation stay open, to be chosen for its ranks.
-    """
-    kept = {
-        name: getattr(recorded, name)
-        for name, is_open in OPEN_SETTINGS.items()
-        if name not in FREE_ON_RESUME and getattr(config, name) == is_open
-    }
-    return dataclasses.replace(config, **kept)
-
-
-def differing_fields(old: RunConfig, new: RunConfig) -> list[str]:
-    """List the settings that forbid continuing a run, as "name: old value, new value"."""
-    new = keep_recorded(new, old)
-    return [
-        f"{field.name}: {getattr(old, field.name)!r}, now {getattr(new, field.name)!r}"
-        for field in dataclasses.fields(old)
-        if field.name not in FREE_ON_RESUME and getattr(old, field.name) != getattr(new, field.name)
-    ]

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from diablo_ds.config import FREE_ON_RESUME, RunConfig
+from diablo_ds.config import RunConfig
+from diablo_ds.continuation import FREE_ON_RESUME
 from diablo_ds.files import new_file, read_json, write_json, write_text
 from diablo_ds.ownership import FolderOwner
 from diablo_ds.terminal import shows_progress

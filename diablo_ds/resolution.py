@@ -16,7 +16,8 @@ from diablo_ds.architecture import DTYPES
 from diablo_ds.attention import choose_attention
 from diablo_ds.base_dropout import check_layers_kept, choose_dropout, describe_dropout
 from diablo_ds.batch_sizes import choose_batch_sizes
-from diablo_ds.config import DATA_ORDERS, OPEN_SETTINGS, RunConfig, keep_recorded
+from diablo_ds.config import DATA_ORDERS, OPEN_SETTINGS, RunConfig
+from diablo_ds.continuation import keep_recorded
 from diablo_ds.ds_config import zero_stage
 from diablo_ds.layers import resolve_delta_path
 from diablo_ds.machine import Machine

@@ -77,7 +77,13 @@ def find_resume_point(
     if found is None:
         return None
     checkpoint = distributed.on_every_rank(lambda: loaded.get(found) or load(found))
-    adapter.check_adapter(checkpoint.adapter, adapter_config)
+    try:
+        adapter.check_adapter(checkpoint.adapter, adapter_config)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; to resume, put the model back as it was; for a new run, choose another "
+            "--output"
+        ) from None
     logger.info(f"Resuming after step {checkpoint.step} from {found}")
     return checkpoint
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from diablo_ds import trust
 from diablo_ds.checkpoint import remove_leftovers
-from diablo_ds.config import RunConfig, differing_fields
+from diablo_ds.config import RunConfig
+from diablo_ds.continuation import differing_fields, repair_fields
 from diablo_ds.default_model import DEFAULT_MODEL_NAME
 from diablo_ds.files import read_json
 from diablo_ds.ownership import OWNER_FOLDER, FolderOwner, claim, refuse_owned
@@ -104,11 +105,13 @@ def _refuse_other_content(config: RunConfig, folder: Path) -> None:
             "output folder must be new, empty or hold this run; got other files in "
             f"output={config.output!r}; choose another folder"
         )
-    differing = differing_fields(load_recorded(folder / RUN_CONFIG_FILE), config)
+    recorded = load_recorded(folder / RUN_CONFIG_FILE)
+    differing = differing_fields(recorded, config)
     if differing:
         raise ValueError(
             f"output folder must not hold another run; got output={config.output!r} with "
-            f"{'; '.join(differing)}; choose another folder, or the old settings to resume"
+            f"{'; '.join(differing)}; to resume that run, {repair_fields(recorded, config)}; for a "
+            "new run, choose another --output"
         )
 
 

@@ -29,3 +29,14 @@ def lr_factor(schedule: str, step: int, *, num_steps: int, warmup_steps: int) ->
     if schedule == "constant":
         return 1.0
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got schedule={schedule!r}")
+
+
+def describe_warmup(num_steps: int, warmup_steps: int) -> str:
+    """Return a sentence where the run ends before its warm-up does; empty where it does not."""
+    if num_steps > warmup_steps:
+        return ""
+    peak = lr_factor("constant", num_steps - 1, num_steps=num_steps, warmup_steps=warmup_steps)
+    return (
+        f"The warm-up is longer than the run: warmup_steps={warmup_steps}, {num_steps} steps; the "
+        f"learning rate reaches {peak:.0%} of what was asked for; give fewer --warmup-steps"
+    )

@@ -33,6 +33,7 @@ from diablo_ds.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.resolution import resolve_batch, resolve_run
 from diablo_ds.resuming import find_resume_point, own_folder, place_data
 from diablo_ds.run_folder import choose_run_folder, recorded_config
+from diablo_ds.schedule import describe_warmup
 from diablo_ds.separation import Separation
 from diablo_ds.streaming import StreamSource, open_stream
 from diablo_ds.tokenization import Tokenizer, load_tokenizer
@@ -63,6 +64,8 @@ class Inputs:
         if text := self.ends.describe():
             lines.append(text)
         lines.append(f"{config.batch_equation(world_size)}; {num_steps} steps")
+        if text := describe_warmup(num_steps, config.warmup_steps):
+            lines.append(text)
         return "\n".join(lines)
 
     def num_steps(self, config: RunConfig) -> int:

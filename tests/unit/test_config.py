@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from diablo_ds.config import RunConfig, differing_fields
+from diablo_ds.config import RunConfig
+from diablo_ds.continuation import differing_fields, repair_fields
 
 
 def test_saved_and_loaded_config_is_the_same(tmp_path):
@@ -134,3 +135,13 @@ def test_only_settings_that_change_numbers_forbid_resuming():
     old = RunConfig()
     assert differing_fields(old, RunConfig(micro_batch=2, save_every=5, output="x")) == []
     assert differing_fields(old, RunConfig(seed=1)) == ["seed: 0, now 1"]
+
+
+def test_a_refused_setting_names_the_option_that_resumes():
+    old = RunConfig(learning_rate=1e-3, targets=("q_proj", "re:up|down"), packing=True)
+    new = RunConfig(seed=1, max_steps=9)
+    assert repair_fields(old, new) == (
+        "leave out --max-steps --seed and give --targets q_proj --targets 're:up|down' --packing "
+        "--learning-rate 0.001"
+    )
+    assert repair_fields(RunConfig(gradient_checkpointing=True), RunConfig()) == ""

@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from diablo_ds.architecture import build_meta_model
-from diablo_ds.config import OPEN_SETTINGS, RunConfig, differing_fields
+from diablo_ds.config import OPEN_SETTINGS, RunConfig
+from diablo_ds.continuation import differing_fields
 from diablo_ds.machine import Machine
 from diablo_ds.resolution import resolve_batch, resolve_run
 from tests.tiny import FAMILIES

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from diablo_ds.config import RunConfig, keep_recorded
+from diablo_ds.config import RunConfig
+from diablo_ds.continuation import keep_recorded
 from diablo_ds.run_folder import (
     choose_run_folder,
     own_run_folder,

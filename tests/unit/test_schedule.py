@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from diablo_ds.schedule import SCHEDULES, lr_factor
+from diablo_ds.schedule import SCHEDULES, describe_warmup, lr_factor
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -28,3 +28,11 @@ def test_linear_and_cosine_meet_halfway_and_constant_stays():
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="schedule must be one of linear, cosine, constant"):
         lr_factor("step", 5, num_steps=10, warmup_steps=0)
+
+
+@pytest.mark.parametrize(("num_steps", "share"), [(3, "6%"), (50, "98%"), (51, "")])
+def test_a_warm_up_that_the_run_does_not_finish_is_said(num_steps, share):
+    text = describe_warmup(num_steps, 50)
+    factors = [lr_factor("linear", s, num_steps=num_steps, warmup_steps=50) for s in range(51)]
+    assert (share in text) if share else not text
+    assert not share or share == f"{max(factors[:num_steps]):.0%}"
