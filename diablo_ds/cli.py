@@ -14,6 +14,8 @@ from diablo_ds import __version__
 from diablo_ds.console import CONTEXT, clean_errors, echo, run
 from diablo_ds.exit_codes import EXIT_STOPPED
 from diablo_ds.heartbeat import DESCRIPTOR
+from diablo_ds.identity import announce
+from diablo_ds.launcher.devices import check_devices
 from diablo_ds.launcher.launch_command import launch
 from diablo_ds.launcher.slurm_command import slurm
 from diablo_ds.planning.command import plan
@@ -51,6 +53,10 @@ def train(
 ) -> None:
     """Train an adapter. Started by `deepspeed launch/train.py`, or alone for a single process."""
     with clean_errors():
+        identity = announce()
+        check_devices(os.environ, identity.local_size or 1)
+        if identity.rank == 0:
+            click.echo(identity.describe(), err=True)
         from diablo_ds.distributed import is_main_process, world_size
 
         run = build_run_config(config, options, gradient_accumulation_steps, world_size())

@@ -13,6 +13,7 @@ import click
 from diablo_ds import terminal
 from diablo_ds.default_model import cache_folder
 from diablo_ds.exit_codes import EXIT_USER_ERROR
+from diablo_ds.identity import IdentityError
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -79,7 +80,10 @@ class clean_errors:  # noqa: N801 - reads as a statement
     ) -> None:
         """Replace our own errors by a message; let everything else pass, with its traceback."""
         if error is not None and is_user_error(error):
-            echo_error(str(error))
+            if isinstance(error, IdentityError):  # nothing tells which one is rank 0
+                click.echo(f"Error: {error}", err=True)
+            else:
+                echo_error(str(error))
             # A full disk may have room the next time; a wrong setting stays wrong.
             sys.exit(1 if isinstance(error, OSError) else EXIT_USER_ERROR)
 

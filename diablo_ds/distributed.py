@@ -15,24 +15,22 @@ T = TypeVar("T")
 
 def rank() -> int:
     """Return this process's rank; 0 before the process group exists and none was announced."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else _number("RANK", default=0)
 
 
 def world_size() -> int:
     """Return the number of ranks."""
-    return (
-        dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-    )
+    return dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", default=1)
 
 
 def local_rank() -> int:
     """Return this process's rank on its host."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", default=0)
 
 
 def local_world_size() -> int:
     """Return the number of ranks on this host."""
-    return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return _number("LOCAL_SIZE", default=_number("LOCAL_WORLD_SIZE", default=1))
 
 
 def device_memory_bytes() -> int:
@@ -51,6 +49,12 @@ def host_name() -> str:
 def is_main_process() -> bool:
     """Return whether this is rank 0."""
     return rank() == 0
+
+
+def _number(name: str, *, default: int) -> int:
+    """Return a launcher's number; commands that train check first that it is one."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 def _is_alone() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diablo_ds import distributed, rendezvous, trust
+from diablo_ds import distributed, identity, rendezvous, trust
 from diablo_ds.architecture import decoder_layer_classes
 from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
 from diablo_ds.config import RunConfig
@@ -82,12 +82,12 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
         The device of this rank.
 
     Raises:
-        ValueError: if the master port is in use, other users can change the compiled ops, or a
-            process joined that has not the run's key.
+        ValueError: if the variables do not tell which rank this is, other users can change the
+            compiled ops, or a process joined that has not the run's key.
     """
+    if not torch.distributed.is_initialized():
+        identity.announce()
     deepspeed = import_deepspeed()
-    if "RANK" not in os.environ:
-        rendezvous.announce_alone()
     accelerator = deepspeed.get_accelerator()
     if accelerator.device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         num_cores = len(os.sched_getaffinity(0))

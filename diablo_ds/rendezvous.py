@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -29,13 +28,6 @@ from diablo_ds.launcher.environment import RUN_KEY, STORE_FILE
 _TELLING_S = 60.0
 """How long rank 0 stays to tell the others why the run cannot start."""
 _PROOF_BYTES = hashlib.sha256().digest_size
-
-
-def announce_alone() -> None:
-    """Set the variables that a launcher would have set for a process that is alone."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    # Nothing listens there; DeepSpeed's op for CPUs makes a name in shared memory of it.
-    os.environ.update({**alone, "MASTER_PORT": str(_free_port())})
 
 
 def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
@@ -153,9 +145,3 @@ def _proof(key: bytes, rank: int) -> bytes:
     if not key:
         return bytes(_PROOF_BYTES)
     return hmac.digest(key, f"rank {rank}".encode(), "sha256")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -182,6 +182,11 @@ def _problems(
         )
     if gpus and len(gpus) < host.slots:
         yield f"slots must be at most the number of GPUs; got slots={host.slots}, GPUs={len(gpus)}"
+    if found["devices"] and found["devices"] < host.slots:
+        yield (
+            "slots must be at most the devices that *_VISIBLE_DEVICES names there; got "
+            f"slots={host.slots}, devices={found['devices']}"
+        )
     if len(set(gpus)) > 1:
         yield f"GPUs must be of one kind; got {', '.join(sorted(set(gpus)))}"
     if found["port_problem"]:

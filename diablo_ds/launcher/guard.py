@@ -30,6 +30,8 @@ from types import FrameType
 from diablo_ds import terminal, trust
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
+from diablo_ds.identity import RANK_NAMES, find_identity
+from diablo_ds.launcher.devices import AGENT, check_devices, given_environment, put_back
 from diablo_ds.launcher.environment import STORE_FILE, read_hidden, remove_start
 from diablo_ds.launcher.rank_output import RankOutput
 from diablo_ds.launcher.records import (
@@ -50,14 +52,6 @@ STACKS_WAIT_S = 2.0
 POLL_S = 0.2
 FOLDER_POLL_S = 1.0
 _PR_SET_PDEATHSIG = 1
-_RANK_NAMES = {  # of the launchers that do not set torch's own
-    "RANK": ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"),
-    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
-    "LOCAL_RANK": (
-        *("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
-    ),
-    "LOCAL_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"),
-}
 
 
 def main() -> None:
@@ -76,10 +70,10 @@ def main() -> None:
     python = rank_python(own.venv, own.wrap)
     guard = None
     try:
-        environment = {**os.environ, **dict(e.split("=", 1) for e in own.env)}
+        variables = dict(e.split("=", 1) for e in own.env)
         if own.env_file is not None:
-            environment |= read_hidden(own.env_file)
-        environment = rank_environment(environment)
+            variables |= read_hidden(own.env_file)
+        environment = rank_environment(variables)
         if own.venv is not None:  # DeepSpeed looks for ninja there
             environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
         if own.log_folder is not None:
@@ -104,19 +98,29 @@ def rank_python(venv: Path | None, wrap: str) -> list[str]:
     return [*shlex.split(wrap), inside if venv is None else str(venv / "bin" / "python"), "-P"]
 
 
-def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment with torch's names for rank and world size.
+def rank_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the rank that this process guards.
 
-    MPI and srun have names of their own. They are taken only where a master address came with
-    them: in a shell inside a SLURM job they mean something else.
+    It has torch's names for rank and world size, whichever launcher started this process, and the
+    devices that the user or the scheduler gave to this host.
+
+    Args:
+        variables: what the user gave to the ranks.
+
+    Raises:
+        ValueError: if the variables do not tell which rank this is, or fewer devices than ranks
+            were given.
     """
-    result = dict(environment)
-    if "RANK" not in result and "MASTER_ADDR" in result:
-        for name, others in _RANK_NAMES.items():
-            value = next((result[other] for other in others if other in result), None)
-            if value is not None:
-                result.setdefault(name, value)
-    return result
+    environment = {**os.environ, **variables}
+    identity = find_identity(environment)
+    for name in RANK_NAMES:  # set, but empty, where it is alone
+        environment.pop(name, None)
+    if identity.launcher:
+        environment |= identity.variables()
+    given = given_environment()
+    given = None if given is None else {**given, **variables}
+    check_devices(environment if given is None else given, identity.local_size or 1)
+    return environment if given is None else put_back(environment, given)
 
 
 @dataclass
@@ -312,7 +316,7 @@ def _ancestors() -> tuple[int, int]:
     parent = os.getppid()
     try:
         command = Path(f"/proc/{parent}/cmdline").read_bytes()
-        if b"deepspeed.launcher.launch" not in command:
+        if AGENT not in command:
             return parent, 0
         return parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError, IndexError):

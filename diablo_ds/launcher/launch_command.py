@@ -26,6 +26,7 @@ from diablo_ds.launcher.cluster import (
     Host,
     read_hostfile,
 )
+from diablo_ds.launcher.devices import check_devices, count_devices
 from diablo_ds.launcher.environment import RankVariables, parse_env
 from diablo_ds.run_options import build_run_config, run_options
 from diablo_ds.terminal import unblocked
@@ -199,9 +200,11 @@ def build_cluster(
         raise ValueError(f"give --no-ssh or --runner, not both; got runner={runner!r}")
     variables = parse_env(env)
     warn_of_secrets(variables)
+    given = {**os.environ, **variables.shown, **variables.hidden}
     if hostfile is None:
         _refuse_local(nodes, runner, no_ssh)
         slots = gpus_per_node or local_slots()
+        check_devices(given, slots)
         return Cluster(
             hosts=(Host("localhost", slots),),
             node_rank=node_rank,
@@ -229,6 +232,8 @@ def build_cluster(
         )
     if gpus_per_node is not None:
         chosen = tuple(replace(host, slots=gpus_per_node) for host in chosen)
+    if no_ssh and node_rank is not None and 0 <= node_rank < len(chosen):
+        check_devices(given, chosen[node_rank].slots)
     return Cluster(
         runner="no-ssh" if no_ssh else runner or "pdsh",
         hosts=chosen,
@@ -278,10 +283,8 @@ def local_slots() -> int:
     """Return the ranks that this machine takes: its GPUs, or one on a machine without."""
     from diablo_ds.launcher.probe import gpu_names
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return max(1, len([device for device in visible.split(",") if device.strip()]))
-    return max(1, len(gpu_names()))
+    given = count_devices(os.environ)
+    return max(1, len(gpu_names()) if given is None else given)
 
 
 def free_port() -> int:

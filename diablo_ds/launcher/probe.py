@@ -17,6 +17,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from diablo_ds.launcher.devices import count_devices
+
 PACKAGES = ("torch", "deepspeed", "transformers", "diablo-ds")
 """Packages that every run needs."""
 FURTHER_PACKAGES = ("tokenizers", "datasets", "numpy", "safetensors", "flash-attn", "flash-attn-3")
@@ -39,6 +41,7 @@ def main() -> None:
         "paths": {path: path_digest(Path(path)) for path in question["paths"]},
         "folders": {path: folder_problem(Path(path)) for path in question["folders"]},
         "gpus": gpu_names(),
+        "devices": count_devices(os.environ),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "shared": leave_mark(Path(question["shared"]), question["host"]),
         "port_problem": port_problem(question["port"]),

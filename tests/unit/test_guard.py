@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.launcher.guard import rank_environment
 from diablo_ds.launcher.records import FAILED_FILE, STOP_FILE, describe_failure, log_file
 from tests.waiting import WAIT_S, wait_until
 
@@ -240,16 +238,6 @@ def test_a_warning_signal_waits_until_the_rank_can_take_it(tmp_path):
     rank.process.send_signal(signal.SIGUSR1)
     assert rank.end() == 85
     assert not (tmp_path / FAILED_FILE).exists()
-
-
-def test_ranks_of_mpi_and_srun_are_understood_where_a_master_was_named():
-    mpi = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}
-    assert "RANK" not in rank_environment(mpi)
-    found = rank_environment({**mpi, "MASTER_ADDR": "a", "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
-    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("3", "8", "1")
-    srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "MASTER_ADDR": "a", "RANK": "0"}
-    assert "WORLD_SIZE" not in rank_environment(srun)  # deepspeed's launcher has set all it sets
-    assert os.environ.get("RANK") is None
 
 
 def test_a_rank_runs_in_its_venv_behind_the_words_of_a_container(tmp_path):
