@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from diablo_ds.config import RunConfig
 from diablo_ds.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes, count_rows
@@ -15,7 +16,7 @@ from diablo_ds.corpora.reading import read_rows
 from diablo_ds.corpora.sources import find_sources
 from diablo_ds.labels import Example, shorten
 from diablo_ds.packing import Ints, permutation
-from diablo_ds.prepare.manifest import MANIFEST_FILE, load_manifest
+from diablo_ds.prepare.manifest import MANIFEST_FILE, count_examples, load_manifest
 from diablo_ds.templates import AUTO
 from diablo_ds.token_table import TokenTable
 from diablo_ds.tokenization import Tokenizer
@@ -55,24 +56,34 @@ class Examples:
         return kept
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
-        """Split off a random share, at least one example, that depends on the seed alone."""
-        if len(self) < 2:
-            raise ValueError(
-                "data must have at least 2 examples to hold some out; got "
-                f"{len(self)} in {self.source}; name held-out data, or set heldout_share to 0"
-            )
-        order = permutation(len(self), seed)
-        num_heldout = max(1, round(share * len(self)))
-        heldout = replace(self._subset(order[:num_heldout]), notes={})  # the notes are of all rows
-        return self._subset(order[num_heldout:]), heldout
+        """Split off a random share of rows, at least one, that depends on the seed alone.
 
-    def _subset(self, chosen: Ints) -> Examples:
-        chosen = np.sort(chosen)
-        return replace(self, indices=self.indices[chosen], lengths=self.lengths[chosen])
+        The answers of a conversation stay together, where each is an example of its own.
+        """
+        names, rows = np.unique(self.table.source_rows(self.indices), return_inverse=True)
+        if len(names) < 2:
+            raise ValueError(
+                f"data must have at least 2 rows to hold some out; got {len(names)} in "
+                f"{self.source}; name held-out data, or set heldout_share to 0"
+            )
+        num_heldout = max(1, round(share * len(names)))
+        is_heldout = np.isin(rows, permutation(len(names), seed)[:num_heldout])
+        heldout = replace(self._subset(is_heldout), notes={})  # the notes are of all rows
+        return self._subset(~is_heldout), heldout
+
+    def num_rows(self) -> int:
+        """Return the number of rows of the source that the examples came from."""
+        return self.table.count_source_rows(self.indices)
+
+    def _subset(self, mask: npt.NDArray[np.bool_]) -> Examples:
+        return replace(self, indices=self.indices[mask], lengths=self.lengths[mask])
 
     def describe(self) -> str:
         """Return counts as a line of text, with what was dropped or cut."""
-        text = f"{len(self):,} examples, {int(self.lengths.sum()):,} tokens from {self.source}"
+        num_rows = self.num_rows()
+        rows = f" of {num_rows:,} rows" if num_rows < len(self) else ""
+        num_tokens = int(self.lengths.sum())
+        text = f"{len(self):,} examples{rows}, {num_tokens:,} tokens from {self.source}"
         if self.num_dropped:
             text += f"; {self.num_dropped:,} longer than max_length dropped"
         if self.num_cut:
@@ -161,8 +172,13 @@ def _load_prepared(
                 f"{manifest['tokenizer']['name']} in {path}, which reads a text as other tokens"
             )
         described = manifest["parts"].get(part, {"rows": 0, "tokens": 0, "largest_id": 0})
-        found = {"rows": len(table), "tokens": int(table.lengths().sum())}
-        wanted = {name: described[name] for name in found}
+        found = {
+            "rows": table.count_source_rows(np.arange(len(table))),
+            "examples": len(table),
+            "tokens": int(table.lengths().sum()),
+        }
+        wanted = {**described, "examples": count_examples(described)}
+        wanted = {name: wanted[name] for name in found}
         if found != wanted:
             raise ValueError(
                 f"prepared dataset must be as its {MANIFEST_FILE} says; got {found} instead of "
@@ -176,15 +192,20 @@ def _load_prepared(
 def _load_raw(name: str, encoder: RowEncoder, vocab_size: int) -> tuple[TokenTable, dict[str, int]]:
     """Read and tokenise raw files; all rows must fit. Returns counts of notes on them too."""
     examples: list[Example] = []
+    rows: list[int] = []
+    num_rows = 0
     notes: Counter[str] = Counter()
     for source in find_raw(name):
         results = encoder.encode(list(read_rows(source)))
         notes.update(count_notes(results))
         for result in results:
-            examples += _accept(result, source)
+            accepted = _accept(result, source)
+            examples += accepted
+            rows += [num_rows] * len(accepted)
+            num_rows += 1
     if not examples:
         raise ValueError(f"data must have at least one row; got none in {name}")
-    table = TokenTable.from_examples(examples)
+    table = TokenTable.from_examples(examples, rows)
     _check_vocabulary(table.largest_id(), vocab_size, name)
     return table, dict(sorted(notes.items()))
 
@@ -263,9 +284,10 @@ def _limit_length(
     too_long = np.flatnonzero(lengths > max_length)
     if len(too_long) and overlong == "error":
         first = int(too_long[0])
+        source_row = int(table.source_rows(too_long[:1])[0])
         raise ValueError(
             f"each example must fit max_length; got {len(too_long)} longer than "
-            f"max_length={max_length} in {source}, the first is row {first + 1} with "
+            f"max_length={max_length} in {source}, the first is of row {source_row + 1} with "
             f"{lengths[first]} tokens; raise max_length, or set overlong to drop, cut-prompt or "
             "cut-completion"
         )
@@ -278,7 +300,7 @@ def _limit_length(
     if not keep.any():
         raise ValueError(
             f"data must have at least one example of at most {max_length} tokens; got "
-            f"{len(lengths)} rows, {len(too_long)} too long, in {source}"
+            f"{len(lengths)} examples, {len(too_long)} too long, in {source}"
         )
     num_dropped = int(len(lengths) - keep.sum())
     return Examples(

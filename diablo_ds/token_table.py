@@ -16,6 +16,8 @@ from diablo_ds.packing import Ints
 
 Tokens = npt.NDArray[np.int32]
 _COLUMNS = ("input_ids", "labels")
+ROW_COLUMN = "source_row"
+"""Which row of its source each example came from, where rows gave several: conversations."""
 
 ROWS_FOR_ENDS = 10_000
 """Rows among which the tokens that end examples are looked for; each may cost a page of a disk."""
@@ -26,9 +28,16 @@ class TokenTable:
 
     Args:
         chunks: offsets ``[rows + 1]``, token ids and labels, both flat, of consecutive rows.
+        source_rows: which row of its source each came from, ``[rows]``; None where each came from
+            one of its own.
     """
 
-    def __init__(self, chunks: Sequence[tuple[npt.NDArray[Any], Tokens, Tokens]]) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[tuple[npt.NDArray[Any], Tokens, Tokens]],
+        source_rows: Ints | None = None,
+    ) -> None:
+        self._source_rows = source_rows
         self._chunks = [chunk for chunk in chunks if len(chunk[0]) > 1]
         ends = np.cumsum([len(offsets) - 1 for offsets, _, _ in self._chunks])
         self._starts: list[int] = [0, *ends.tolist()]
@@ -55,6 +64,15 @@ class TokenTable:
         parts = [np.diff(offsets).astype(np.int64) for offsets, _, _ in self._chunks]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
+    def source_rows(self, indices: Ints) -> Ints:
+        """Return which row of its source each of some rows came from, ``[indices]``."""
+        return indices if self._source_rows is None else self._source_rows[indices]
+
+    def count_source_rows(self, indices: Ints) -> int:
+        """Return from how many rows of its source some rows came."""
+        rows = self.source_rows(indices)
+        return len(rows) if self._source_rows is None else len(np.unique(rows))
+
     def last_targets(self) -> frozenset[int]:
         """Return the last labels of up to `ROWS_FOR_ENDS` rows, spread evenly over the table."""
         step = max(1, len(self) // ROWS_FOR_ENDS)
@@ -67,22 +85,26 @@ class TokenTable:
         return max((int(max(part.max(initial=0) for part in both)) for both in parts), default=0)
 
     @classmethod
-    def from_examples(cls, examples: Sequence[Example]) -> TokenTable:
-        """Copy examples into a table."""
+    def from_examples(
+        cls, examples: Sequence[Example], source_rows: Sequence[int] | None = None
+    ) -> TokenTable:
+        """Copy examples into a table; see the class for ``source_rows``."""
         offsets = np.cumsum([0, *(len(example.input_ids) for example in examples)])
         flat = (
             np.fromiter((t for example in examples for t in example[part]), np.int32, offsets[-1])
             for part in (0, 1)
         )
         ids, labels = flat
-        return cls([(offsets, ids, labels)])
+        rows = None if source_rows is None else np.array(source_rows, np.int64)
+        return cls([(offsets, ids, labels)], rows)
 
     @classmethod
     def load(cls, path: Path, part: str) -> TokenTable:
         """Open one part of a dataset of Hugging Face `datasets`, memory-mapped.
 
         Raises:
-            ValueError: if there is none, it is damaged, or its columns are not lists of integers.
+            ValueError: if there is none, it is damaged, its columns are not lists of integers, or
+                the row of its source is given for each example and no integer.
         """
         columns = _columns(path, part)
         lists = pa.list_(pa.int32())
@@ -111,7 +133,7 @@ class TokenTable:
                 "input_ids and labels must be lists of 32-bit integers, of equal lengths in each "
                 f"row; got {path}: {error}"
             ) from None
-        table = cls(chunks)
+        table = cls(chunks, _source_rows(columns, path))
         if not table.lengths().all():
             raise ValueError(f"each example must have a token; got a row of none in {path}")
         return table
@@ -128,6 +150,22 @@ class TokenTable:
                     f"tokens must be from 0 on, and labels too or {IGNORE_LABEL}; got {least} in "
                     f"{source}"
                 )
+
+
+def _source_rows(columns: Any, path: Path) -> Ints | None:
+    if ROW_COLUMN not in columns.column_names:
+        return None
+    try:
+        rows = columns.column(ROW_COLUMN).cast(pa.int64())
+        rows.validate(full=True)
+        if rows.null_count:
+            raise pa.ArrowInvalid("a value is missing")
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{ROW_COLUMN} must be a column of whole numbers; got {path}: {error}"
+        ) from None
+    numbers: Ints = rows.to_numpy()
+    return numbers
 
 
 def _columns(path: Path, part: str) -> Any:

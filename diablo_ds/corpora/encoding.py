@@ -43,8 +43,8 @@ class Encoded(NamedTuple):
 
     line: int
     form: str
-    question: str
-    """What is asked, without the template; compared with the questions of tests."""
+    questions: tuple[str, ...]
+    """What is asked, in each turn, without the template; compared with the questions of tests."""
     examples: tuple[Fitted, ...]
     """One, or for a conversation that its template does not continue, one for each answer."""
     notes: tuple[str, ...]
@@ -56,7 +56,7 @@ class _Rendered(NamedTuple):
 
     line: int
     form: str
-    question: str
+    questions: tuple[str, ...]
     texts: Sequence[EncodableText | RenderedChat]
     notes: tuple[str, ...]
 
@@ -127,7 +127,7 @@ class RowEncoder:
                 reason = "an example must have a token to predict, and one before it"
                 return Rejected(row.line, reason)
             fitted.append(self._fit(example))
-        return Encoded(row.line, row.form, row.question, tuple(fitted), row.notes)
+        return Encoded(row.line, row.form, row.questions, tuple(fitted), row.notes)
 
     def _fit(self, example: Example) -> Fitted:
         start = list(self.tokenizer.start_ids)
@@ -148,8 +148,8 @@ class RowEncoder:
         if isinstance(meaning, Conversation):
             if template != CHAT:
                 raise RowError(f"messages need the template chat: {template}")
-            asked = (m["content"] for m in meaning.messages if m["role"] == "user")
-            rendered = _Rendered(row.line, form.name, next(asked, ""), *self._render_chat(meaning))
+            asked = tuple(m["content"] for m in meaning.messages if m["role"] == "user")
+            rendered = _Rendered(row.line, form.name, asked, *self._render_chat(meaning))
         else:
             rendered = self._render_exchange(row.line, form.name, meaning, template)
         if (length := max(map(_num_characters, rendered.texts))) > MAX_ROW_CHARACTERS:
@@ -159,7 +159,7 @@ class RowEncoder:
     def _render_exchange(
         self, line: int, form: str, exchange: Exchange, template: str
     ) -> _Rendered:
-        question = f"{exchange.instruction}\n{exchange.context}"
+        questions = (f"{exchange.instruction}\n{exchange.context}",)
         if template == CHAT:
             content = PROMPTS[PLAIN](exchange.instruction, exchange.context)
             messages = [
@@ -167,15 +167,15 @@ class RowEncoder:
                 {"role": "assistant", "content": exchange.response},
             ]
             conversation = Conversation(messages, [False, True])
-            return _Rendered(line, form, question, *self._render_chat(conversation))
+            return _Rendered(line, form, questions, *self._render_chat(conversation))
         if template == PLAIN:
             prompt = PROMPTS[PLAIN](exchange.instruction, exchange.context)
             text, notes = plain_text(prompt, exchange.response, self.tokenizer, self.control_tokens)
-            return _Rendered(line, form, question, [text], notes)
+            return _Rendered(line, form, questions, [text], notes)
         exchange, notes = without_own_ends(exchange, self.tokenizer)
         prompt = PROMPTS[template](exchange.instruction, exchange.context)
         segments = (Segment(prompt, False), Segment(exchange.response, True))
-        return _Rendered(line, form, question, [EncodableText(segments)], notes)
+        return _Rendered(line, form, questions, [EncodableText(segments)], notes)
 
     def _render_chat(
         self, conversation: Conversation

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from diablo_ds.conversations import EACH_ANSWER
 from diablo_ds.corpora.families import FAMILIES
 from diablo_ds.corpora.sources import Source
 from diablo_ds.files import new_folder, write_json
 from diablo_ds.prepare import selection, writing
 from diablo_ds.prepare.chunks import MAX_SHOWN, TOO_LONG, ChunkCounts, read_chunk, read_counts
-from diablo_ds.prepare.manifest import MANIFEST_FILE
+from diablo_ds.prepare.manifest import EXAMPLES_LEFT_OUT, MANIFEST_FILE
 from diablo_ds.prepare.options import PrepareOptions
-from diablo_ds.prepare.selection import Mask
+from diablo_ds.prepare.selection import Mask, RowNumbers
 from diablo_ds.tokenization import Tokenizer
 
 TRAIN, HELDOUT = "train", "heldout"
+ROWS, EXAMPLES = "rows", "examples"
 
 
 def assemble(
@@ -45,7 +49,9 @@ def assemble(
     files = sorted(work.glob("chunk-*.arrow"))
     counts = [read_counts(file) for file in files]
     names = ["" if count.file < num_heldout_files else sources[count.file].name for count in counts]
-    parts, left_out = _choose(options, files, names)
+    rows = [writing.row_numbers(read_chunk(file)) for file in files]
+    parts, left_out = _choose(options, files, rows, names)
+    by_row = any(EACH_ANSWER in count.notes for count in counts)
     for part, masks in parts.items():
         if not selection.count(masks):
             raise ValueError(
@@ -63,6 +69,7 @@ def assemble(
                 masks,
                 max_length=options.max_length,
                 identity=identity,
+                by_row=by_row,
             )
             for part, masks in parts.items()
         }
@@ -71,34 +78,48 @@ def assemble(
             **_describe(options, inputs, tokenizer, sources, counts),
             "parts": described,
         }
-        manifest["rows_left_out"].update(left_out)
+        manifest["rows_left_out"].update(left_out[ROWS])
+        if by_row:
+            num_too_long = sum(count.num_too_long for count in counts)
+            manifest[EXAMPLES_LEFT_OUT] = {"too_long": num_too_long, **left_out[EXAMPLES]}
         write_json(temporary / MANIFEST_FILE, manifest)
     return manifest
 
 
 def _choose(
-    options: PrepareOptions, files: Sequence[Path], names: Sequence[str]
-) -> tuple[dict[str, list[Mask]], dict[str, int]]:
-    """Return the rows of each part, and how many others were left out.
+    options: PrepareOptions,
+    files: Sequence[Path],
+    rows: Sequence[RowNumbers],
+    names: Sequence[str],
+) -> tuple[dict[str, list[Mask]], dict[str, dict[str, int]]]:
+    """Return the examples of each part, and how many rows and examples were left out.
 
     Args:
         options: the options.
         files: the chunks.
+        rows: which row each example of a chunk came from.
         names: the source name of each; empty for one of the held-out part.
     """
     first = selection.first_occurrences([writing.digests(read_chunk(file)) for file in files])
     heldout = [mask & (not name) for mask, name in zip(first, names, strict=True)]
     different = selection.without(first, heldout)
-    train = selection.mix(different, names, options.amounts(), options.seed)
+    train = selection.mix(different, rows, names, options.amounts(), options.seed)
+    everything = [np.ones_like(mask) for mask in first]
+    counters: dict[str, Callable[[Sequence[Mask]], int]] = {
+        ROWS: lambda masks: selection.count_rows(masks, rows),
+        EXAMPLES: selection.count,
+    }
     left_out = {
-        "duplicates": sum(len(mask) for mask in first) - selection.count(first),
-        "not_in_mix": selection.count(different) - selection.count(train),
+        unit: {
+            "duplicates": count(everything) - count(first),
+            "not_in_mix": count(different) - count(train),
+        }
+        for unit, count in counters.items()
     }
     if options.val_share:
-        num_heldout = max(1, round(options.val_share * selection.count(train)))
-        heldout = selection.take(
-            train, min(num_heldout, selection.count(train)), options.seed, HELDOUT
-        )
+        num_rows = selection.count_rows(train, rows)
+        num_heldout = min(max(1, round(options.val_share * num_rows)), num_rows)
+        heldout = selection.take(train, rows, num_heldout, options.seed, HELDOUT)
         train = selection.without(train, heldout)
     parts = {TRAIN: train}
     if options.val_share or options.val_source:

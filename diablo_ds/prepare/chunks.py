@@ -43,8 +43,10 @@ _SCHEMA = pa.schema(
         "labels": TOKENS,
         "digest": pa.binary(DIGEST_BYTES),
         "is_cut": pa.bool_(),
+        "row": pa.int32(),
     }
 )
+"""An example each; ``row`` counts the chunk's rows, of which a conversation may give several."""
 
 
 class Chunk(NamedTuple):
@@ -67,7 +69,9 @@ class ChunkCounts(NamedTuple):
     shown: list[tuple[int, str]]
     """Line and reason of the first rejected rows."""
     dropped: dict[str, int]
-    """Good rows left out, by reason."""
+    """Good rows left out whole, by reason."""
+    num_too_long: int
+    """Examples left out as longer than the limit; a row of several may keep others."""
     forms: dict[str, int]
     notes: dict[str, int]
     """Good rows by what was done with them."""
@@ -129,17 +133,20 @@ class ChunkEncoder:
         rejected = [result for result in results if isinstance(result, Rejected)]
         encoded = [result for result in results if isinstance(result, Encoded)]
         dropped: Counter[str] = Counter()
-        kept: list[tuple[Example, bool]] = []
+        kept: list[_Kept] = []
+        num_too_long = 0
         compare = len(self._tests) > 0 and chunk.file >= self._num_heldout_files
-        for row in encoded:
-            if reason := self._tests.match(row.question) if compare else "":
+        for number, row in enumerate(encoded):
+            # A conversation goes whole: its later answers have the test's question before them.
+            matches = map(self._tests.match, row.questions) if compare else iter(())
+            if reason := next(filter(None, matches), ""):
                 dropped[reason] += 1
                 continue
-            for example, is_cut in row.examples:
-                if example is None:
-                    dropped[TOO_LONG] += 1
-                else:
-                    kept.append((example, is_cut))
+            fitting = [_Kept(e, is_cut, number) for e, is_cut in row.examples if e is not None]
+            kept += fitting
+            num_too_long += len(row.examples) - len(fitting)
+            if not fitting:
+                dropped[TOO_LONG] += 1
         counts = ChunkCounts(
             file=chunk.file,
             num_rows=len(results),
@@ -147,6 +154,7 @@ class ChunkEncoder:
             reasons=Counter(row.reason.split(": ")[0] for row in rejected),
             shown=[(row.line, row.reason) for row in rejected[:MAX_SHOWN]],
             dropped=dropped,
+            num_too_long=num_too_long,
             forms=Counter(row.form for row in encoded),
             notes=Counter(note for row in encoded for note in row.notes),
         )
@@ -155,13 +163,20 @@ class ChunkEncoder:
         return counts
 
 
-def _write(path: Path, kept: Sequence[tuple[Example, bool]], counts: ChunkCounts) -> None:
-    lengths = np.fromiter((len(e.input_ids) for e, _ in kept), np.int32, len(kept))
+class _Kept(NamedTuple):
+    example: Example
+    is_cut: bool
+    row: int
+
+
+def _write(path: Path, kept: Sequence[_Kept], counts: ChunkCounts) -> None:
+    examples = [one.example for one in kept]
+    lengths = np.fromiter((len(e.input_ids) for e in examples), np.int32, len(examples))
     ends = np.cumsum(lengths, dtype=np.int32)
     offsets = np.concatenate([np.zeros(1, np.int32), ends])
     num_tokens = int(offsets[-1])
-    ids = np.fromiter(chain.from_iterable(e.input_ids for e, _ in kept), np.int32, num_tokens)
-    labels = np.fromiter(chain.from_iterable(e.labels for e, _ in kept), np.int32, num_tokens)
+    ids = np.fromiter(chain.from_iterable(e.input_ids for e in examples), np.int32, num_tokens)
+    labels = np.fromiter(chain.from_iterable(e.labels for e in examples), np.int32, num_tokens)
     digests = [
         hashlib.blake2b(ids[a:b].tobytes() + labels[a:b].tobytes(), digest_size=DIGEST_BYTES)
         for a, b in pairwise(offsets)
@@ -170,7 +185,8 @@ def _write(path: Path, kept: Sequence[tuple[Example, bool]], counts: ChunkCounts
         pa.ListArray.from_arrays(offsets, ids),
         pa.ListArray.from_arrays(offsets, labels),
         pa.array([digest.digest() for digest in digests], _SCHEMA.field("digest").type),
-        pa.array([is_cut for _, is_cut in kept], pa.bool_()),
+        pa.array([one.is_cut for one in kept], pa.bool_()),
+        pa.array([one.row for one in kept], pa.int32()),
     ]
     schema = _SCHEMA.with_metadata({"counts": json.dumps(counts._asdict(), sort_keys=True)})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
@@ -183,7 +199,7 @@ def chunk_file(folder: Path, number: int) -> Path:
 
 
 def read_chunk(path: Path) -> pa.Table:
-    """Return a chunk's table, memory-mapped: input_ids, labels, digest, is_cut."""
+    """Return a chunk's table, memory-mapped: input_ids, labels, digest, is_cut, row."""
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
         return reader.read_all()
 
@@ -199,8 +215,8 @@ def _finished(path: Path) -> ChunkCounts | None:
     if not path.is_file():
         return None
     try:
-        read_chunk(path)
-        return read_counts(path)
+        is_known = read_chunk(path).schema.equals(_SCHEMA)  # another version's is not
+        return read_counts(path) if is_known else None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diablo_ds import __version__
+from diablo_ds.conversations import EACH_ANSWER
 from diablo_ds.corpora.encoding import count_rows
 from diablo_ds.corpora.sources import Source
 from diablo_ds.files import read_json, sha256_file, write_json
@@ -16,6 +17,9 @@ MANIFEST_FILE = "manifest.json"
 FILE_TIMES = ".file_times.json"
 """Sizes and times of the source files, so that unchanged ones need not be read again."""
 FORMAT_VERSION = 2
+EXAMPLES_LEFT_OUT = "examples_left_out"
+"""Beside ``rows_left_out``, and ``examples`` beside ``rows`` in each part, only where rows gave
+several examples: of other data the manifest of an earlier version is the same."""
 _LIBRARIES = ("datasets", "pyarrow", "sentencepiece", "tokenizers", "transformers")
 
 
@@ -91,6 +95,10 @@ _SHAPE = {
     "notes": {...: _COUNT},
     "parts": {...: {**_PART, "length_histogram": {"bin_width": _COUNT, "counts": [_COUNT]}}},
 }
+_SHAPE_BY_ROW = {
+    EXAMPLES_LEFT_OUT: dict.fromkeys(("too_long", "duplicates", "not_in_mix"), _COUNT),
+    "parts": {...: {"examples": _COUNT}},
+}
 """What is read of a manifest: types, lists of one form, and objects; ... stands for any key."""
 
 
@@ -104,11 +112,27 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
         manifest.setdefault("notes", {})  # of an older version
-    if wrong := _misfit(manifest, _SHAPE, "manifest"):
+    wrong = _misfit(manifest, _SHAPE, "manifest")
+    by_row = not wrong and EACH_ANSWER in manifest["notes"]
+    if by_row and EXAMPLES_LEFT_OUT not in manifest:
+        raise ValueError(
+            "prepared dataset must keep the answers of a conversation together; got one of an "
+            f"older version in {folder}, whose parts may share conversations; prepare it again, "
+            "into a new folder"
+        )
+    if by_row:
+        wrong = _misfit(manifest, _SHAPE_BY_ROW, "manifest")
+    if wrong:
         raise ValueError(
             f"{wrong}; got another in {path}; prepare the dataset again, with diablo-ds prepare"
         )
     return manifest
+
+
+def count_examples(part: Mapping[str, Any]) -> int:
+    """Return the number of examples of a part, as a manifest describes it."""
+    number: int = part.get("examples", part["rows"])
+    return number
 
 
 def _misfit(value: Any, shape: Any, name: str) -> str:
@@ -176,12 +200,19 @@ def describe(manifest: dict[str, Any]) -> str:
     }
     if shown := {name: number for name, number in numbers.items() if number}:
         lines.append(f"{sum(shown.values()):,} left out: " + _list(shown))
+    if EXAMPLES_LEFT_OUT in manifest:
+        counts = manifest[EXAMPLES_LEFT_OUT]
+        numbers = {name.replace("_", " "): number for name, number in counts.items() if number}
+        if numbers:
+            lines.append("In examples, of which a conversation may give several: " + _list(numbers))
     lines += [count_rows(number, note) for note, number in manifest["notes"].items()]
     for part, described in manifest["parts"].items():
         cut = f", {described['cut']:,} cut" if described["cut"] else ""
+        rows = f" of {described['rows']:,} rows" if "examples" in described else ""
         lines.append(
-            f"{part}: {described['rows']:,} examples{cut}, {described['tokens']:,} tokens, "
-            f"{described['target_tokens']:,} of them targets; longest {described['longest']:,}"
+            f"{part}: {count_examples(described):,} examples{rows}{cut}, "
+            f"{described['tokens']:,} tokens, {described['target_tokens']:,} of them targets; "
+            f"longest {described['longest']:,}"
         )
     lines.append("Licence: " + "; ".join(manifest["licences"]))
     return "\n".join(lines)

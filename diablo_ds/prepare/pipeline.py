@@ -17,12 +17,7 @@ from diablo_ds.corpora.sources import Source, find_sources
 from diablo_ds.files import read_json, write_json
 from diablo_ds.ownership import FolderOwner, claim
 from diablo_ds.prepare.assembly import assemble, bad_row_lines
-from diablo_ds.prepare.chunks import (
-    TOO_LONG,
-    ChunkCounts,
-    ChunkEncoder,
-    split_chunks,
-)
+from diablo_ds.prepare.chunks import ChunkCounts, ChunkEncoder, split_chunks
 from diablo_ds.prepare.decontamination import ExcludedQuestions, load_questions
 from diablo_ds.prepare.manifest import (
     FILE_TIMES,
@@ -215,7 +210,7 @@ class _Judge:
         self._num_rows += counts.num_rows
         self._num_bad += counts.num_rejected
         self._first += bad_row_lines([counts], self._sources)
-        if self._options.overlong == "error" and (too_long := counts.dropped.get(TOO_LONG, 0)):
+        if self._options.overlong == "error" and (too_long := counts.num_too_long):
             raise ValueError(
                 f"each example must fit max_length; got {too_long} longer than "
                 f"max_length={self._options.max_length} among the first {self._num_rows} rows; "

@@ -10,7 +10,7 @@ import click
 from diablo_ds.encoders import Encoder
 from diablo_ds.files import new_file
 from diablo_ds.labels import IGNORE_LABEL, Example
-from diablo_ds.prepare.manifest import MANIFEST_FILE, describe, load_manifest
+from diablo_ds.prepare.manifest import MANIFEST_FILE, count_examples, describe, load_manifest
 from diablo_ds.prepare.writing import NUM_BINS
 from diablo_ds.tokenization import find_tokenizer, load_tokenizer
 
@@ -107,9 +107,10 @@ def plot_lengths(parts: dict[str, Any], path: Path) -> None:
     for part, described in parts.items():
         width = described["length_histogram"]["bin_width"]
         counts = described["length_histogram"]["counts"]
-        share = [count / described["rows"] for count in counts]
+        num_examples = count_examples(described)
+        share = [count / num_examples for count in counts]
         edges = [width * index for index in range(len(counts) + 1)]
-        axes.stairs(share, edges, fill=True, alpha=0.5, label=f"{part} ({described['rows']:,})")
+        axes.stairs(share, edges, fill=True, alpha=0.5, label=f"{part} ({num_examples:,})")
     axes.set_xlabel("length of an example (tokens)")
     axes.set_ylabel(f"share of examples, in bins of {width} tokens")
     axes.grid(alpha=0.3)

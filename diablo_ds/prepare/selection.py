@@ -1,4 +1,9 @@
-"""Which of the tokenised rows are kept: first occurrences, shares of a mix, a held-out part."""
+"""Which of the tokenised rows are kept: first occurrences, shares of a mix, a held-out part.
+
+A row of a source may give several examples: a conversation, one for each answer. What is drawn at
+random is drawn by row, so that the answers of a conversation stay together. An example that was
+there before is left out alone: the rest of its conversation is new.
+"""
 
 from __future__ import annotations
 
@@ -9,60 +14,67 @@ import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
-ROWS_PER_PASS = 4_000_000
-"""Rows compared in memory at a time, about 150 bytes each."""
+"""Chosen examples of a chunk, ``[examples]``."""
+RowNumbers = npt.NDArray[np.int32]
+"""The row of its chunk that each example came from, ``[examples]``, in ascending order."""
+EXAMPLES_PER_PASS = 4_000_000
+"""Examples compared in memory at a time, about 150 bytes each."""
 
 
 def first_occurrences(digests: Sequence[npt.NDArray[np.uint64]]) -> list[Mask]:
-    """Return masks that are true where a row is the first with its digest.
+    """Return masks that are true where an example is the first with its digest.
 
     Args:
-        digests: one array for each chunk, ``[rows, 2]``, memory-mapped where there are many.
+        digests: one array for each chunk, ``[examples, 2]``, memory-mapped where there are many.
     """
     masks = [np.ones(len(chunk), dtype=np.bool_) for chunk in digests]
     starts = np.cumsum([0, *(len(chunk) for chunk in digests)])
-    num_passes = int(-(-starts[-1] // ROWS_PER_PASS))
+    num_passes = int(-(-starts[-1] // EXAMPLES_PER_PASS))
     for number in range(num_passes):
         parts = [
             (start + np.flatnonzero(mine), chunk[mine])
             for start, chunk in zip(starts, digests, strict=False)
             if (mine := chunk[:, 0] % np.uint64(num_passes) == number).any()
         ]
-        rows = np.concatenate([indices for indices, _ in parts])
+        examples = np.concatenate([indices for indices, _ in parts])
         values = np.concatenate([chunk for _, chunk in parts])
-        order = np.lexsort((rows, values[:, 1], values[:, 0]))
+        order = np.lexsort((examples, values[:, 1], values[:, 0]))
         ordered = values[order]
         again = (ordered[1:] == ordered[:-1]).all(axis=1)
-        for row in rows[order[1:][again]]:
-            chunk_index = int(np.searchsorted(starts, row, side="right")) - 1
-            masks[chunk_index][row - starts[chunk_index]] = False
+        for example in examples[order[1:][again]]:
+            chunk_index = int(np.searchsorted(starts, example, side="right")) - 1
+            masks[chunk_index][example - starts[chunk_index]] = False
     return masks
 
 
-def take(masks: Sequence[Mask], amount: int, seed: int, purpose: str) -> list[Mask]:
-    """Choose rows at random, each with the same chance.
+def take(
+    masks: Sequence[Mask], rows: Sequence[RowNumbers], amount: int, seed: int, purpose: str
+) -> list[Mask]:
+    """Choose rows at random, each with the same chance, and with all its examples.
 
     Args:
-        masks: rows to choose from.
+        masks: examples to choose from, one mask for each chunk.
+        rows: which row each example came from.
         amount: rows to choose in all; at most as many as there are.
         seed: the seed.
         purpose: a name that makes choices with the same seed independent.
 
     Returns:
-        Masks of the chosen rows.
+        Masks of the chosen rows' examples.
     """
     key = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
     generator = np.random.default_rng(np.frombuffer(key, np.uint32))
-    left = sum(int(mask.sum()) for mask in masks)
+    left = count_rows(masks, rows)
     chosen = []
-    for mask in masks:
-        rows = np.flatnonzero(mask)
+    for mask, numbers in zip(masks, rows, strict=True):
+        there = np.unique(numbers[mask])
         # How many of a random choice out of all that is left fall into this chunk.
-        share = int(generator.hypergeometric(amount, left - amount, len(rows))) if len(rows) else 0
-        mine = np.zeros_like(mask)
-        mine[generator.choice(rows, share, replace=False)] = True
-        chosen.append(mine)
-        amount, left = amount - share, left - len(rows)
+        share = (
+            int(generator.hypergeometric(amount, left - amount, len(there))) if len(there) else 0
+        )
+        mine = generator.choice(there, share, replace=False)
+        chosen.append(mask & np.isin(numbers, mine))
+        amount, left = amount - share, left - len(there)
     return chosen
 
 
@@ -75,12 +87,17 @@ def check_names(amounts: Mapping[str, int | float], names: Collection[str]) -> N
 
 
 def mix(
-    masks: Sequence[Mask], names: Sequence[str], amounts: Mapping[str, int | float], seed: int
+    masks: Sequence[Mask],
+    rows: Sequence[RowNumbers],
+    names: Sequence[str],
+    amounts: Mapping[str, int | float],
+    seed: int,
 ) -> list[Mask]:
     """Keep the asked number or share of rows of each named source.
 
     Args:
-        masks: rows to choose from, one mask for each chunk.
+        masks: examples to choose from, one mask for each chunk.
+        rows: which row each example came from.
         names: the source name of each chunk.
         amounts: rows, or a share as a float, by name; a name without one is kept whole.
         seed: decides which rows are kept.
@@ -91,26 +108,32 @@ def mix(
     result = list(masks)
     for name, amount in amounts.items():
         mine = [index for index, other in enumerate(names) if other == name]
-        num_rows = sum(int(masks[index].sum()) for index in mine)
+        own_masks, own_rows = [masks[index] for index in mine], [rows[index] for index in mine]
+        num_rows = count_rows(own_masks, own_rows)
         wanted = round(amount * num_rows) if isinstance(amount, float) else amount
         if wanted > num_rows:
             raise ValueError(
                 f"mix must ask for at most the rows there are; got {name}={wanted}, {num_rows} "
                 "good and different rows"
             )
-        chosen = take([masks[index] for index in mine], wanted, seed, f"mix {name}")
+        chosen = take(own_masks, own_rows, wanted, seed, f"mix {name}")
         for index, mask in zip(mine, chosen, strict=True):
             result[index] = mask
     return result
 
 
 def count(masks: Sequence[Mask]) -> int:
-    """Return the number of rows in masks."""
+    """Return the number of examples in masks."""
     return sum(int(mask.sum()) for mask in masks)
 
 
+def count_rows(masks: Sequence[Mask], rows: Sequence[RowNumbers]) -> int:
+    """Return the number of rows that have an example in masks."""
+    return sum(len(np.unique(numbers[mask])) for mask, numbers in zip(masks, rows, strict=True))
+
+
 def without(masks: Sequence[Mask], others: Sequence[Mask]) -> list[Mask]:
-    """Return the rows that are in the first masks and not in the second."""
+    """Return the examples that are in the first masks and not in the second."""
     return [mask & ~other for mask, other in zip(masks, others, strict=True)]
 
 

@@ -10,6 +10,7 @@ from diablo_ds import data
 from diablo_ds.config import RunConfig
 from diablo_ds.corpora.reading import read_rows
 from diablo_ds.labels import Example
+from diablo_ds.packing import permutation
 from tests.tiny import encode_pairs, tiny_tokenizer, write_pairs
 
 
@@ -41,6 +42,17 @@ def test_held_out_share_is_disjoint_and_depends_on_the_seed_alone(tmp_path):
     assert np.array_equal(_load(path)[1].indices, heldout.indices)
     assert not np.array_equal(_load(path, seed=1)[1].indices, heldout.indices)
     assert _load(path, heldout_share=0.0)[1] is None
+
+
+def test_rows_of_one_example_each_are_split_as_examples(tmp_path):
+    """For a seed the same share as before a row could give several."""
+    path = write_pairs(tmp_path / "d.jsonl", 20)
+    for seed in range(3):
+        train, heldout = _load(path, seed=seed)
+        order = permutation(20, seed)
+        assert heldout.indices.tolist() == sorted(order[:5])
+        assert train.indices.tolist() == sorted(order[5:])
+    assert " rows" not in train.describe()
 
 
 def test_raw_rows_are_tokenised_as_prompt_and_completion(tmp_path):
@@ -133,7 +145,7 @@ def test_missing_and_foreign_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="equal lengths"):
         _load(tmp_path / "uneven")
     path = write_pairs(tmp_path / "one.jsonl", 1)
-    with pytest.raises(ValueError, match="at least 2 examples to hold some out"):
+    with pytest.raises(ValueError, match="at least 2 rows to hold some out"):
         _load(path)
     _save(tmp_path, encode_pairs([("a", "b")])).save_to_disk(tmp_path / "prepared")
     with pytest.raises(ValueError, match="no effect on a prepared dataset; got corpus='math'"):

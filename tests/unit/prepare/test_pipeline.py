@@ -486,8 +486,11 @@ def test_what_was_done_with_chats_is_counted(prepare, tmp_path):
     path = _write(tmp_path / "d.jsonl", rows)
     for num_proc in (1, 2):
         manifest = prepare(path, tokenizer=tokenizer, output=f"out{num_proc}", num_proc=num_proc)
-    assert manifest["parts"]["train"]["rows"] == 10  # the first answer of the last row is a copy
-    assert manifest["rows_left_out"]["duplicates"] == 1
+    # The first answer of the last row is a copy, the second is not.
+    train = manifest["parts"]["train"]
+    assert (train["rows"], train["examples"]) == (10, 10)
+    assert manifest["rows_left_out"]["duplicates"] == 0
+    assert manifest["examples_left_out"] == {"too_long": 0, "duplicates": 1, "not_in_mix": 0}
     assert manifest["notes"] == {
         "message key 'mood', which the chat template does not use": 10,
         EACH_ANSWER: 1,
