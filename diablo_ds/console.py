@@ -12,7 +12,7 @@ import click
 
 from diablo_ds import terminal
 from diablo_ds.default_model import cache_folder
-from diablo_ds.exit_codes import EXIT_USER_ERROR
+from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
 from diablo_ds.identity import IdentityError
 
 CONTEXT = {
@@ -85,7 +85,8 @@ class clean_errors:  # noqa: N801 - reads as a statement
             else:
                 echo_error(str(error))
             # A full disk may have room the next time; a wrong setting stays wrong.
-            sys.exit(1 if isinstance(error, OSError) else EXIT_USER_ERROR)
+            code = 1 if isinstance(error, OSError) else EXIT_USER_ERROR
+            sys.exit(EXIT_PORT_IN_USE if type(error).__name__ == "PortInUseError" else code)
 
 
 def is_user_error(error: BaseException) -> bool:

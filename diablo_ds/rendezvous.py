@@ -30,6 +30,10 @@ _TELLING_S = 60.0
 _PROOF_BYTES = hashlib.sha256().digest_size
 
 
+class PortInUseError(OSError):
+    """Another process took the master port: the next attempt takes another one."""
+
+
 def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
     """Join the process group that the variables announce.
 
@@ -41,7 +45,8 @@ def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
         facts: what this rank found on its machine and every host must have, by name.
 
     Raises:
-        ValueError: if the master port is in use, or a host has other facts.
+        PortInUseError: if the master port is in use.
+        ValueError: if a host has other facts.
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     store_file = os.environ.pop(STORE_FILE, "")
@@ -63,10 +68,9 @@ def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
-        raise ValueError(
+        raise PortInUseError(
             "master port must be free; got one in use, MASTER_PORT="
-            f"{os.environ.get('MASTER_PORT')}; choose another with --master_port of deepspeed, or "
-            "--master-port of diablo-ds"
+            f"{os.environ.get('MASTER_PORT')}; give another, or --master_port 0 for any free one"
         ) from None
     del server  # the process group has it too
 

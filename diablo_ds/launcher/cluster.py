@@ -9,6 +9,7 @@ from json import JSONDecodeError
 from pathlib import Path
 
 from diablo_ds.files import read_bytes
+from diablo_ds.identity import ANY_PORT
 from diablo_ds.launcher.guard import rank_python
 from diablo_ds.settings import check_text
 from diablo_ds.strict_json import decode_text
@@ -17,7 +18,6 @@ RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
 """How ranks get to their hosts: DeepSpeed's own runners, and "no-ssh", where `diablo-ds launch` is
 started on each host."""
 SSH_RUNNERS = ("pdsh", "openmpi", "mpich")
-DEFAULT_PORT = 29500
 _HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>\d{1,6})\s*(#.*)?")
 _WORD = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.,:@/+=-]*")
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
@@ -51,7 +51,8 @@ class Cluster:
     """This host's place among the hosts; for the runner "no-ssh" only."""
     master_addr: str = ""
     """Where rank 0 listens; empty for the first host's name."""
-    master_port: int = DEFAULT_PORT
+    master_port: int = ANY_PORT
+    """0 for any: rank 0's guard chooses a free one for each start."""
     ssh_port: int | None = None
     interface: str = ""
     """Network interface for NCCL and Gloo; empty lets them choose."""

@@ -30,9 +30,10 @@ from types import FrameType
 from diablo_ds import terminal, trust
 from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
-from diablo_ds.identity import RANK_NAMES, find_identity
+from diablo_ds.identity import ANY_PORT, RANK_NAMES, find_identity
 from diablo_ds.launcher.devices import AGENT, check_devices, given_environment, put_back
 from diablo_ds.launcher.environment import STORE_FILE, read_hidden, remove_start
+from diablo_ds.launcher.ports import agree_on_port, meeting_folder
 from diablo_ds.launcher.rank_output import RankOutput
 from diablo_ds.launcher.records import (
     FAILED_FILE,
@@ -69,24 +70,48 @@ def main() -> None:
         train_arguments.append("--shared-folders")
     python = rank_python(own.venv, own.wrap)
     guard = None
+    resources = contextlib.ExitStack()
     try:
         variables = dict(e.split("=", 1) for e in own.env)
         if own.env_file is not None:
             variables |= read_hidden(own.env_file)
         environment = rank_environment(variables)
-        if own.venv is not None:  # DeepSpeed looks for ninja there
-            environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
         if own.log_folder is not None:
             trust.make_folder(own.log_folder, "log folder", shared=own.shared_folders)
+        if environment.get("RANK") and environment["MASTER_PORT"] == str(ANY_PORT):
+            identity = find_identity(environment)
+            folder = resources.enter_context(meeting_folder(own.log_folder, identity, environment))
+            environment["MASTER_PORT"] = str(agree_on_port(folder, identity.rank))
+        if own.venv is not None:  # DeepSpeed looks for ninja there
+            environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
         guard = Guard(environment, own.log_folder)
         code = guard.run([*python, "-u", "-m", "diablo_ds", "train", *train_arguments])
     except (ValueError, OSError) as error:
         sys.stderr.write(f"Error: {error}\n")
         code = EXIT_USER_ERROR if isinstance(error, ValueError) else 1
+        if own.log_folder is not None and guard is None:
+            _record_refusal(own.log_folder, code, str(error))
     finally:
+        resources.close()
         if guard is not None and guard.is_orphan:  # a killed launcher leaves its files
             remove_start(own.env_file, os.environ.get(STORE_FILE))
     sys.exit(code)
+
+
+def _record_refusal(folder: Path, code: int, message: str) -> None:
+    """Write down that a rank could not be started, so that no other one waits for it."""
+    with contextlib.suppress(ValueError, OSError):
+        identity = find_identity(os.environ)
+        now = time.time()
+        with trust.append_to_own_file(log_file(folder, identity.rank)) as file:
+            file.write(f"Error: {message}\n".encode())
+        record = RankRecord(
+            *(identity.rank, socket.gethostname(), os.getpid(), identity.world_size, now, now),
+            exit_code=code,
+            cause=_describe_exit(code),
+        )
+        write_record(folder, record)
+        announce_failure(folder, identity.rank)
 
 
 def rank_python(venv: Path | None, wrap: str) -> list[str]:

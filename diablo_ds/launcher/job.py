@@ -55,7 +55,7 @@ class Job:
     master_addr: str = ""
     """Where rank 0 listens; empty for the first node's name."""
     master_port: int | None = None
-    """None for a free one that is chosen for each start."""
+    """None or 0 for a free one that is chosen for each start."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -78,6 +78,11 @@ class Job:
             raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
         if len(self.sweep) > 1:
             raise ValueError(f"sweep goes over one setting; got sweep={', '.join(self.sweep)}")
+        if self.sweep and self.master_port:
+            raise ValueError(
+                "the jobs of an array must choose their ports, as they may share a node; got "
+                f"sweep={self.sweep[0]}, master_port={self.master_port}; leave master_port out"
+            )
         if self.sweep and self.chain > 1:
             raise ValueError(
                 f"give sweep or chain, not both; got sweep={self.sweep[0]}, chain={self.chain}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +17,8 @@ from diablo_ds.config import RunConfig
 from diablo_ds.console import CONTEXT, clean_errors
 from diablo_ds.exit_codes import EXIT_USER_ERROR
 from diablo_ds.files import read_json
+from diablo_ds.identity import ANY_PORT
 from diablo_ds.launcher.cluster import (
-    DEFAULT_PORT,
     RUNNERS,
     Cluster,
     Host,
@@ -36,8 +34,6 @@ ENV_HELP = (
     "shown or written; repeatable."
 )
 _INTERFACE_HELP = "Network interface for NCCL and Gloo, e.g. ib0."
-
-FIRST_PORT, NUM_PORTS = 20000, 12000
 
 max_restarts_option = click.option(
     "--max-restarts",
@@ -62,8 +58,8 @@ max_restarts_option = click.option(
 @click.option("--master-addr", default="", help="Where rank 0 listens.  [default: first host]")
 @click.option(
     "--master-port",
-    type=click.IntRange(1, 65535),
-    help=f"[default: a random one; {DEFAULT_PORT} with --no-ssh]",
+    type=click.IntRange(0, 65535),
+    help="[default: 0, any that is free on the first host]",
 )
 @click.option("--ssh-port", type=int, help="Port of the hosts' ssh servers.")
 @click.option("--interface", default="", help=_INTERFACE_HELP)
@@ -208,7 +204,7 @@ def build_cluster(
         return Cluster(
             hosts=(Host("localhost", slots),),
             node_rank=node_rank,
-            master_port=master_port or free_port(),
+            master_port=master_port or ANY_PORT,
             env=variables.shown,
             hidden_env=variables.hidden,
             **others,
@@ -241,7 +237,7 @@ def build_cluster(
         num_nodes=nodes,
         num_gpus=gpus_per_node,
         node_rank=node_rank,
-        master_port=master_port or (DEFAULT_PORT if no_ssh else random_port()),
+        master_port=master_port or ANY_PORT,
         env=variables.shown,
         hidden_env=variables.hidden,
         **others,
@@ -287,13 +283,6 @@ def local_slots() -> int:
     return max(1, len(gpu_names()) if given is None else given)
 
 
-def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
 def with_global_batch(run: RunConfig, ds_config: Path, world_sizes: Sequence[int]) -> RunConfig:
     """Return the run config with a global batch, so that all starts of the run have the same.
 
@@ -329,11 +318,6 @@ def with_global_batch(run: RunConfig, ds_config: Path, world_sizes: Sequence[int
         if resolution.lines:
             click.echo(resolution.config.batch_equation(world_size), err=True)
     return run
-
-
-def random_port() -> int:
-    """Return a port that strangers cannot guess, below those that systems give to connections."""
-    return FIRST_PORT + secrets.randbelow(NUM_PORTS)
 
 
 def with_output(run: RunConfig, *, reserve: bool, for_later: bool = False) -> RunConfig:

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from diablo_ds.config import RunConfig
-from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.identity import ANY_PORT
 from diablo_ds.launcher.command import SCRIPT, run_options, shown_path
 from diablo_ds.launcher.environment import RUN_KEY
 from diablo_ds.launcher.job import Job
+from diablo_ds.launcher.ports import PORT_TRIES
 from diablo_ds.launcher.records import WARNING_VARIABLE
 from diablo_ds.resolution import resolve_batch
 
@@ -74,12 +76,13 @@ def build_script(
             master_addr=shlex.quote(job.master_addr) if job.master_addr else _FIRST_NODE,
             run_key=RUN_KEY,
         ),
-        _FIXED_PORT.format(port=job.master_port) if job.master_port else _FREE_PORT,
         _RUN_ONCE.format(command=shlex.quote(_command(run, ds_config, job, env, field))),
         _END.format(
             max_restarts=job.max_restarts,
             user_error=EXIT_USER_ERROR,
             stopped=EXIT_STOPPED,
+            port_in_use=EXIT_PORT_IN_USE,
+            max_port_tries=PORT_TRIES,
             requeue="" if job.chain > 1 else _REQUEUE,
         ),
     ]
@@ -169,7 +172,12 @@ def _command(run: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], 
         *shlex.split(job.wrap),
         *("deepspeed", "--no_ssh", "--hostfile", Variable("hostfile")),
         *("--node_rank", Variable("SLURM_NODEID")),
-        *("--master_addr", Variable("master_addr"), "--master_port", Variable("master_port")),
+        *(
+            "--master_addr",
+            Variable("master_addr"),
+            "--master_port",
+            str(job.master_port or ANY_PORT),
+        ),
         # It would call the end of a run that was asked to stop an error.
         *("--log_level", "critical"),
         *(shown_path(SCRIPT), "--ds_config", shown_path(ds_config)),
@@ -206,7 +214,7 @@ fi
 job_name="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
 logs="$run_folder/logs/$job_name-${{SLURM_RESTART_COUNT:-0}}"
 (umask 077 && mkdir -p "$logs")
-export run_folder log_folder master_port
+export run_folder log_folder
 # Python imports what lies in the working folder first where it starts a module by its name.
 export PYTHONSAFEPATH=1
 export {run_key}="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
@@ -216,30 +224,16 @@ export master_addr={master_addr}
 scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/ slots={slots}/' > "$hostfile"
 """
 
-_FIXED_PORT = """\
-choose_port() {{
-    master_port=$(({port} + attempt))
-}}
-"""
-
-_FREE_PORT = """\
-choose_port() {  # on this node, which is the first
-    while :; do
-        master_port=$((20000 + RANDOM % 12000))
-        (: < "/dev/tcp/127.0.0.1/$master_port") 2> /dev/null || break
-    done
-}
-"""
-
 _RUN_ONCE = """\
 attempt=0
+restarts=0
+port_tries=0
 signals=0
 trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' USR1 TERM
 
 run_once() {{
     log_folder="$logs/attempt-$attempt"
     (umask 077 && mkdir -p "$log_folder")
-    choose_port
     # A node that is done must not cut the others short; after a failure the guards end them.
     srun --export=ALL --kill-on-bad-exit=0 bash -c {command} &
     while :; do
@@ -258,13 +252,20 @@ while :; do
         0 | {stopped} | {user_error}) break ;;  # done, stopped, or a setting that stays wrong
     esac
     diablo-ds slurm explain "$log_folder"
-    if [ $? = {stopped} ]; then  # after TERM the launcher's own code says nothing
-        code={stopped}
+    first=$?
+    case $first in  # srun's own code says little: after TERM, or where several ranks ended
+        {stopped} | {user_error}) code=$first; break ;;
+    esac
+    if [ "$first" = {port_in_use} ] && [ "$port_tries" -lt {max_port_tries} ]; then
+        port_tries=$((port_tries + 1))
+        echo "The master port was taken meanwhile; starting again."
+    elif [ "$restarts" -lt {max_restarts} ]; then
+        restarts=$((restarts + 1))
+        echo "Restart $restarts of {max_restarts}, from the last checkpoint."
+    else
         break
     fi
-    [ "$attempt" -ge {max_restarts} ] && break
     attempt=$((attempt + 1))
-    echo "Restart $attempt of {max_restarts}, from the last checkpoint."
 done
 {requeue}exit $code
 """

@@ -12,7 +12,7 @@ import click
 
 from diablo_ds import trust
 from diablo_ds.console import CONTEXT, clean_errors
-from diablo_ds.exit_codes import EXIT_STOPPED
+from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.files import read_json, write_text
 from diablo_ds.launcher.cluster import check_word, interface_env
 from diablo_ds.launcher.environment import MASK, RankVariables, parse_env
@@ -53,7 +53,7 @@ from diablo_ds.run_options import build_run_config, run_options
 @click.option("--wrap", default="", help="Words before the command: apptainer exec --nv x.sif.")
 @click.option("--sbatch-option", "options_", multiple=True, help="Further option; repeatable.")
 @click.option("--master-addr", default="", help="Where rank 0 listens.  [default: first node]")
-@click.option("--master-port", type=click.IntRange(1, 65535), help="[default: a free one]")
+@click.option("--master-port", type=click.IntRange(0, 65535), help="[default: 0, any free one]")
 @click.option("--interface", default="", help="Network interface for NCCL and Gloo.")
 @click.option("--env", multiple=True, help=ENV_HELP)
 @click.option("--file", type=click.Path(path_type=Path), help="[default: logs/job.sbatch]")
@@ -159,7 +159,10 @@ def status(run_folder: Path) -> None:
 @slurm.command(context_settings=CONTEXT)
 @click.argument("log_folder", type=click.Path(path_type=Path))
 def explain(log_folder: Path) -> None:
-    """Show which rank failed first, and its last lines; exit code 85 where none did."""
+    """Show which rank failed first, and its last lines.
+
+    Exit code 85 where none did, and 2 or 98 where its input was wrong or the master port was taken.
+    """
     from diablo_ds.launcher.records import describe_failure, first_failure, read_records
 
     records = read_records(log_folder)
@@ -167,4 +170,6 @@ def explain(log_folder: Path) -> None:
         click.echo("No rank failed; the run was stopped.", err=True)
         sys.exit(EXIT_STOPPED)
     click.echo(f"Error: {describe_failure(log_folder)}", err=True)
-    sys.exit(0)
+    failure = first_failure(records)
+    code = 0 if failure is None else failure.exit_code
+    sys.exit(code if code in (EXIT_USER_ERROR, EXIT_PORT_IN_USE) else 0)

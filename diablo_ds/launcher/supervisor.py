@@ -19,12 +19,13 @@ import click
 
 from diablo_ds import trust
 from diablo_ds.config import RunConfig
-from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.files import write_text
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host, hostfile_text
 from diablo_ds.launcher.command import shell_text
 from diablo_ds.launcher.guard import PEER_GRACE_S, STOP_GRACE_S
 from diablo_ds.launcher.hosts import reachable_hosts
+from diablo_ds.launcher.ports import PORT_TRIES
 from diablo_ds.launcher.records import (
     FAILED_FILE,
     STOP_FILE,
@@ -68,7 +69,8 @@ def run_until_done(
     Raises:
         ValueError: if the run and the cluster do not go together.
     """
-    for restarts in itertools.count():
+    restarts = port_tries = 0
+    while True:
         for path, what in ((Path(run.output), "run folder"), (logs, "log folder")):
             trust.make_folder(path, what, shared=run.shared_folders)
         folder = make_log_folder(logs, cluster)
@@ -76,14 +78,19 @@ def run_until_done(
         attempt = Attempt(cluster, folder)
         with attempt.signals(), prepared_start(run, ds_config, cluster, folder) as start:
             code = attempt.run(start)
-        if not attempt.is_worth_a_restart(code) or restarts >= max_restarts:
+        if not attempt.is_worth_a_restart(code):
             return code
-        click.echo(f"Restart {restarts + 1} of {max_restarts}, from the last checkpoint.", err=True)
+        if code == EXIT_PORT_IN_USE and port_tries < PORT_TRIES:
+            port_tries += 1
+            click.echo("The master port was taken meanwhile; starting again.", err=True)
+        elif restarts < max_restarts:
+            restarts += 1
+            click.echo(f"Restart {restarts} of {max_restarts}, from the last checkpoint.", err=True)
+        else:
+            return code
         time.sleep(RESTART_DELAY_S)
-        cluster = replace(cluster, master_port=cluster.master_port + 1)
         if cluster.runner in SSH_RUNNERS:
             cluster = without_lost_hosts(run, cluster, min_nodes, folder)
-    raise AssertionError
 
 
 def next_log_folder(logs: Path, cluster: Cluster) -> Path:

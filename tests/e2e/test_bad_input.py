@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from diablo_ds.exit_codes import EXIT_PORT_IN_USE
 from tests.e2e.commands import ROOT, assert_user_error, deepspeed, diablo_ds, losses
 from tests.tiny import save_model
 
@@ -162,5 +163,6 @@ def test_under_the_launcher_one_message_and_all_ranks_end(options, tmp_path):
 def test_a_master_port_in_use_is_named(options):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        result = deepspeed(*options, num_ranks=1, check=False, port=port)
+        result = deepspeed(*options, num_ranks=2, check=False, port=port)
+    assert result.returncode == EXIT_PORT_IN_USE
     assert_user_error(result, "master port must be free", f"MASTER_PORT={port}")

@@ -1,0 +1,107 @@
+"""The master port: chosen free on the host of rank 0, for each start, and handed to the others.
+
+A port that is chosen elsewhere or earlier, or follows from a job's number, is a neighbour's in the
+end. Rank 0's guard chooses it as it starts and writes it to the log folder, which all hosts share.
+Only the standard library is used here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from diablo_ds import trust
+from diablo_ds.identity import ANY_PORT, Identity
+from diablo_ds.launcher.devices import AGENT
+from diablo_ds.launcher.records import FAILED_FILE, STOP_FILE
+
+FIRST_PORT, NUM_PORTS = 20000, 12000
+"""Below those that systems give to connections; strangers cannot guess which one is taken."""
+PORT_FILE = "master-port"
+PORT_WAIT_S = 300.0
+"""How long rank 0 may take to be started after another rank."""
+PORT_TRIES = 3
+"""Further attempts where another process took the master port; they are no restarts."""
+_POLL_S = 0.1
+_PORT_BYTES = 6
+
+
+def free_port() -> int:
+    """Return a random port of this machine that nothing listens on.
+
+    Raises:
+        OSError: if there is none.
+    """
+    for port in secrets.SystemRandom().sample(range(FIRST_PORT, FIRST_PORT + NUM_PORTS), 1000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
+    raise OSError(f"a port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1} must be free")
+
+
+@contextlib.contextmanager
+def meeting_folder(
+    log_folder: Path | None, identity: Identity, environment: Mapping[str, str]
+) -> Iterator[Path]:
+    """Yield the folder in which rank 0 writes down the port: the log folder, if there is one.
+
+    Without one, ranks that one launcher of DeepSpeed's started on this host alone meet in a folder
+    that is named after it; rank 0's guard removes it in the end.
+
+    Raises:
+        ValueError: if they have no folder in common, or others can write it.
+    """
+    if log_folder is not None:
+        yield log_folder
+        return
+    parent = os.getppid()
+    is_agent = AGENT in Path(f"/proc/{parent}/cmdline").read_bytes()
+    if not is_agent or environment.get("CROSS_SIZE") != "1":
+        raise ValueError(
+            f"any port can be chosen for ranks that share a log folder; got MASTER_PORT={ANY_PORT} "
+            "and no --log-folder; give it, the same on all hosts, or give a port"
+        )
+    started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    folder = Path(tempfile.gettempdir(), f"diablo-ds-{os.getuid()}-{parent}-{started}")
+    trust.make_folder(folder, "folder of the master port")
+    try:
+        yield folder
+    finally:
+        if identity.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def agree_on_port(folder: Path, rank: int) -> int:
+    """Return the master port of this start: rank 0 chooses it, and the others wait for it.
+
+    Raises:
+        OSError: if rank 0 chose none, since it was not started or has failed.
+    """
+    path = folder / PORT_FILE
+    if rank == 0:
+        port = free_port()
+        path.unlink(missing_ok=True)  # of a start that was killed before it came further
+        trust.write_new_file(path, f"{port:05d}\n".encode())
+        return port
+    launcher = os.getppid()
+    deadline = time.monotonic() + PORT_WAIT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            data = trust.read_own_file(path)
+            if len(data) == _PORT_BYTES:
+                return int(data)
+        if any((folder / name).exists() for name in (FAILED_FILE, STOP_FILE)):
+            raise OSError(f"rank 0 must choose the master port; the run ended before, in {folder}")
+        if os.getppid() != launcher:
+            raise OSError("the launcher is gone")
+        time.sleep(_POLL_S)
+    raise OSError(
+        f"rank 0 must choose the master port; got none from it in {PORT_WAIT_S:.0f} s, in {folder}"
+    )
