@@ -48,8 +48,11 @@ def _keep_torch_out_of_tmp() -> None:
 
     By default it is in /tmp, under the user's name, whoever made it.
     """
-    folder = cache_folder() / "inductor"
-    existing = next(parent for parent in folder.parents if parent.exists())
+    try:
+        folder = cache_folder() / "inductor"
+    except RuntimeError:  # no home, which `clean_errors` says
+        return
+    existing = next((parent for parent in folder.parents if parent.exists()), folder)
     if os.access(existing, os.W_OK):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 

@@ -13,6 +13,7 @@ from diablo_ds.settings import check_text
 
 SIGNAL_EARLY_S = 60
 """By so much SLURM may send its warning ahead of the time that was asked for (man sbatch)."""
+_TIME_OPTIONS = re.compile(r"--(time|signal)(?![-\w])|-t")
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -68,6 +69,11 @@ class Job:
         for option in self.options:
             if not option.startswith("-"):
                 raise ValueError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
+            if _TIME_OPTIONS.match(option):
+                raise ValueError(
+                    "time limit and signal of a job must be given by --time and --warning-s, which "
+                    f"are checked together; got sbatch_option={option!r}"
+                )
         if name := next(filter(None, map(secret_assignment, self.setup)), ""):
             raise ValueError(
                 f"setup must not hold a secret, since batch scripts are kept; got one that sets "

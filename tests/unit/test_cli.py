@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -73,6 +76,17 @@ def test_without_a_home_nothing_is_made_in_the_working_folder(home, tmp_path, mo
     assert end.value.code == 2
     assert "HOME must be set to an absolute path" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_finds_no_home_says_so_without_a_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "diablo_ds", "inspect", str(tmp_path)],
+        env={**os.environ, "HOME": "~", "XDG_CACHE_HOME": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: HOME must be set to an absolute path")
 
 
 def test_a_cache_that_cannot_be_written_names_the_option(tmp_path):

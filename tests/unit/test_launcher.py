@@ -303,6 +303,9 @@ def test_a_folder_that_slurm_cannot_write_its_log_to_is_refused():
         ({"setup": ("export HF_TOKEN=abc",)}, "one that sets HF_TOKEN"),
         ({"wrap": "a\rb"}, "wrap must be text without control characters"),
         ({"options": ("exclusive",)}, "sbatch_option must begin with -"),
+        ({"options": ("--time=1",)}, "must be given by --time"),
+        ({"options": ("-t1",)}, "must be given by --time"),
+        ({"options": ("--signal=B:USR1",)}, "must be given by --time and --warning-s"),
         ({"master_addr": "h;id"}, "master_addr must be a word"),
     ],
 )
