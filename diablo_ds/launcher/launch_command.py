@@ -20,10 +20,12 @@ from diablo_ds.files import read_json
 from diablo_ds.identity import ANY_PORT
 from diablo_ds.launcher.cluster import (
     RUNNERS,
+    SSH_RUNNERS,
     Cluster,
     Host,
     read_hostfile,
 )
+from diablo_ds.launcher.devices import NAMES as DEVICE_NAMES
 from diablo_ds.launcher.devices import check_devices, count_devices
 from diablo_ds.launcher.environment import RankVariables, parse_env
 from diablo_ds.run_options import build_run_config, run_options
@@ -228,6 +230,8 @@ def build_cluster(
         )
     if gpus_per_node is not None:
         chosen = tuple(replace(host, slots=gpus_per_node) for host in chosen)
+    if not no_ssh and (runner or "pdsh") in SSH_RUNNERS:
+        _warn_of_devices(variables)
     if no_ssh and node_rank is not None and 0 <= node_rank < len(chosen):
         check_devices(given, chosen[node_rank].slots)
     return Cluster(
@@ -252,6 +256,17 @@ def warn_of_secrets(variables: RankVariables) -> None:
             f"and give --env {name}",
             err=True,
         )
+
+
+def _warn_of_devices(variables: RankVariables) -> None:
+    """Say which choice of devices in this shell does not reach ranks over ssh."""
+    for name in DEVICE_NAMES:
+        if name in os.environ and name not in {**variables.shown, **variables.hidden}:
+            click.echo(
+                f"Warning: {name}={os.environ[name]} is this shell's alone, each host's ranks see "
+                f"what its own login sets; give --env {name} for all hosts",
+                err=True,
+            )
 
 
 def _refuse_several(**flags: bool) -> None:

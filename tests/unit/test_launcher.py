@@ -199,6 +199,18 @@ def test_several_nodes_without_a_hostfile_are_refused(monkeypatch):
         build_cluster(**_options())
 
 
+def test_devices_that_do_not_reach_other_hosts_are_said(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "hosts"
+    path.write_text(hostfile_text(HOSTS))
+    others = {"nodes": None, "gpus_per_node": None, "runner": None, "node_rank": None}
+    others |= {"hostfile": path, "no_ssh": False, "master_port": None}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    build_cluster(**others, env=("CUDA_VISIBLE_DEVICES",))
+    assert not capsys.readouterr().err
+    build_cluster(**others, env=())
+    assert "CUDA_VISIBLE_DEVICES=6,7 is this shell's alone" in capsys.readouterr().err
+
+
 def test_part_of_a_hostfile_can_be_used(tmp_path):
     path = tmp_path / "hosts"
     path.write_text(hostfile_text((*HOSTS, Host("node-c", 4))))
