@@ -13,7 +13,7 @@ import click
 from diablo_ds import terminal
 from diablo_ds.default_model import cache_folder
 from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
-from diablo_ds.identity import IdentityError
+from diablo_ds.identity import IdentityError, is_announced
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -58,10 +58,8 @@ def _keep_torch_out_of_tmp() -> None:
 
 
 def echo(text: str) -> None:
-    """Print a result on rank 0."""
-    from diablo_ds.distributed import is_main_process
-
-    if is_main_process():
+    """Print a result, on rank 0 of a run."""
+    if _is_main_process():
         click.echo(text)
 
 
@@ -107,8 +105,13 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def echo_error(text: str) -> None:
-    """Print an error on rank 0's stderr."""
+    """Print an error to stderr, on rank 0 of a run."""
+    if _is_main_process():
+        click.echo(f"Error: {text}", err=True)
+
+
+def _is_main_process() -> bool:
+    """Return whether this is rank 0, or a command that has no ranks."""
     from diablo_ds.distributed import is_main_process
 
-    if is_main_process():
-        click.echo(f"Error: {text}", err=True)
+    return not is_announced() or is_main_process()

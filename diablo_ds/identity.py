@@ -22,6 +22,7 @@ _REPAIR = (
     "start the ranks with diablo-ds launch, deepspeed or torchrun; for one process alone, first "
     "unset {names}"
 )
+_announced: list[Identity] = []
 
 
 class IdentityError(ValueError):
@@ -144,7 +145,13 @@ def announce() -> Identity:
         # Nothing listens there; DeepSpeed's op for CPUs makes a name in shared memory of it.
         variables["MASTER_PORT"] = str(_unused_port())
     os.environ.update(variables)
+    _announced.append(found)
     return found
+
+
+def is_announced() -> bool:
+    """Return whether this process is a rank, whatever the variables that it inherited say."""
+    return bool(_announced)
 
 
 def _from_torch(given: Mapping[str, str], tasks: list[_TaskLauncher]) -> Identity:

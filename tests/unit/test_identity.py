@@ -97,3 +97,14 @@ def test_a_partial_set_is_refused_on_every_rank_before_anything_heavy(command, t
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not {"deepspeed", "transformers"} & imported
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_number_left_over_silences_no_other_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "diablo_ds", "inspect", tmp_path / "nowhere"],
+        env={**os.environ, "RANK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
