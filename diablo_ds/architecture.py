@@ -186,9 +186,10 @@ def check_runs(shapes: Any) -> None:
 
 def text_decoder(model: Any) -> Any:
     """Return the part of a model that reads text: all of it, where it reads nothing else."""
-    if not is_multimodal(model.config):
+    config = getattr(model, "config", None)  # a plain module has none
+    if config is None or not is_multimodal(config):
         return model
-    text_type = type(model.config.get_text_config())
+    text_type = type(config.get_text_config())
     inner = [m for m in model.modules() if isinstance(getattr(m, "config", None), text_type)]
     return inner[0] if inner else model
 

@@ -55,7 +55,7 @@ def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout: timedelta = deepspeed.comm.comm.default_pg_timeout
     try:
-        if world_size == 1:
+        if world_size == 1 and not dist.is_initialized():
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         where: dict[str, Any] = {}
