@@ -18,7 +18,7 @@ from diablo_ds.batch_sizes import accumulation_steps
 from diablo_ds.files import read_json, write_json
 from diablo_ds.labels import OVERLONG
 from diablo_ds.schedule import SCHEDULES
-from diablo_ds.settings import check_settings, setting
+from diablo_ds.settings import LARGEST, check_settings, setting
 from diablo_ds.strict_json import key_list
 from diablo_ds.templates import AUTO, CONTROL_TOKENS, TEMPLATES, check_control_tokens
 
@@ -142,7 +142,7 @@ class RunConfig:
         "of micro batch times ranks.",
         minimum=0,
     )
-    num_epochs: float = setting(1.0, "Passes over the training data.", minimum=0)
+    num_epochs: float = setting(1.0, "Passes over the training data.", minimum=0, maximum=LARGEST)
     max_steps: int = setting(
         0, "Optimizer steps; 0 derives them from the number of epochs.", minimum=0
     )

@@ -10,7 +10,9 @@ from typing import Any
 from diablo_ds.strict_json import is_one_line
 
 LARGEST = 2**31 - 1
-"""Largest number of a setting that names no maximum: tokens and steps are counted in 32 bits."""
+"""Largest whole number where a setting names no maximum; tokens and steps are 32-bit numbers."""
+LARGEST_FLOAT = (2 - 2.0**-23) * 2.0**127
+"""Largest number with a fraction where a setting names no maximum: that of fp32."""
 
 
 def setting(
@@ -45,7 +47,11 @@ def check_settings(settings: Any) -> None:
                 f"{name} must be one of {', '.join(choices)}; got {name}={value!r:.60}"
             )
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_range(name, value, field.metadata["minimum"], field.metadata["maximum"])
+            takes_fraction = float in (typing.get_args(types[name]) or (types[name],))
+            maximum = field.metadata["maximum"]
+            if maximum is None:
+                maximum = LARGEST_FLOAT if takes_fraction else LARGEST
+            _check_range(name, value, field.metadata["minimum"], maximum)
             if value == 0:
                 object.__setattr__(settings, name, abs(value))
         check_text(**{name: value})
@@ -68,15 +74,13 @@ def check_text(**settings: object) -> None:
                 )
 
 
-def _check_range(
-    name: str, value: int | float, minimum: float | None, maximum: float | None
-) -> None:
+def _check_range(name: str, value: int | float, minimum: float | None, maximum: float) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number; got {name}={value}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be >= {minimum}; got {name}={value!s:.60}")
-    if value > (largest := LARGEST if maximum is None else maximum):
-        raise ValueError(f"{name} must be <= {largest}; got {name}={value!s:.60}")
+    if value > maximum:
+        raise ValueError(f"{name} must be <= {maximum}; got {name}={value!s:.60}")
 
 
 def _check_type(name: str, value: Any, wanted: Any) -> None:

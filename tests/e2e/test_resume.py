@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(options, tmp_pa
 
 def test_a_diverging_run_stops_with_step_and_rank_and_keeps_its_checkpoint(options, tmp_path):
     folder = tmp_path / "run"
-    diverging = ["--learning-rate", "1e9", "--warmup-steps", "0", "--save-every", "1"]
+    diverging = ["--learning-rate", "1e30", "--warmup-steps", "0", "--save-every", "1"]
     result = deepspeed(*options, *diverging, "--output", folder, num_ranks=2, check=False)
     assert_user_error(result, "loss must be finite; got loss=nan on rank 0 in step 2")
     assert f"the last good checkpoint is {folder}/checkpoints/step-000001" in result.stderr
