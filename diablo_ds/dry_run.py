@@ -13,6 +13,7 @@ import torch
 from diablo_ds import adapter, distributed, ds_config, placement
 from diablo_ds.architecture import DTYPES, decoder_layers
 from diablo_ds.base import keep_apart, read_base
+from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.config import RunConfig
 from diablo_ds.engine import check_precision, import_deepspeed
 from diablo_ds.layers import DiaBloLinear
@@ -20,7 +21,7 @@ from diablo_ds.machine import look_at_machines
 from diablo_ds.model import find_model
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation
-from diablo_ds.resolution import resolve_batch, resolve_run
+from diablo_ds.resolution import resolve_run
 from diablo_ds.run_folder import choose_run_folder, recorded_config
 from diablo_ds.startup import (
     PERSISTENCE_THRESHOLD,

@@ -17,6 +17,7 @@ from diablo_ds.agreement import check_same_model
 from diablo_ds.architecture import DTYPES, measure_base, text_decoder_name
 from diablo_ds.base import Base, keep_apart, read_base
 from diablo_ds.base_dropout import switch_off_dropout
+from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.batches import BatchSource, Dealer
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
@@ -30,7 +31,7 @@ from diablo_ds.model import find_model, fingerprint, load_base
 from diablo_ds.ownership import FolderOwner
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.recomputation import choose_recomputation, recompute_layers
-from diablo_ds.resolution import resolve_batch, resolve_run
+from diablo_ds.resolution import resolve_run
 from diablo_ds.resuming import find_resume_point, own_folder, place_data
 from diablo_ds.run_folder import choose_run_folder, recorded_config
 from diablo_ds.schedule import describe_warmup

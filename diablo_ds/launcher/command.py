@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.config import RunConfig
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
 from diablo_ds.launcher.environment import home_exports
-from diablo_ds.resolution import resolve_batch
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "train.py"
 

@@ -311,7 +311,7 @@ def with_global_batch(run: RunConfig, ds_config: Path, world_sizes: Sequence[int
     Raises:
         ValueError: if a given batch does not divide, or the file cannot be read.
     """
-    from diablo_ds.resolution import resolve_batch
+    from diablo_ds.batch_resolution import resolve_batch
     from diablo_ds.run_folder import recorded_config
 
     values = read_json(ds_config)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.config import RunConfig
 from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.identity import ANY_PORT
@@ -18,7 +19,6 @@ from diablo_ds.launcher.environment import RUN_KEY
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.ports import PORT_TRIES
 from diablo_ds.launcher.records import WARNING_VARIABLE
-from diablo_ds.resolution import resolve_batch
 
 
 class Variable(str):

@@ -18,6 +18,7 @@ from types import FrameType
 import click
 
 from diablo_ds import trust
+from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.config import RunConfig
 from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.files import write_text
@@ -36,7 +37,6 @@ from diablo_ds.launcher.records import (
     record_file,
 )
 from diablo_ds.launcher.starting import Start, prepared_start
-from diablo_ds.resolution import resolve_batch
 
 POLL_S = 0.2
 MARGIN_S = 4.0

@@ -12,10 +12,11 @@ import sys
 import pytest
 
 from diablo_ds.architecture import build_meta_model
+from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.config import OPEN_SETTINGS, RunConfig
 from diablo_ds.continuation import differing_fields
 from diablo_ds.machine import Machine
-from diablo_ds.resolution import resolve_batch, resolve_run
+from diablo_ds.resolution import resolve_run
 from tests.tiny import FAMILIES
 
 SHAPES = build_meta_model(FAMILIES["llama"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,13 @@ def test_nothing_depends_on_plans():
     }
     with_click = {_name(path) for path in MODULES if "click" in _roots(_imports(path))}
     assert {name for name in with_click if name.startswith("planning.")} == {"planning.command"}
+
+
+def test_the_command_line_starts_without_heavy_packages():
+    code = "import diablo_ds.cli, sys; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "deepspeed", "transformers", "datasets"} & set(loaded)
 
 
 def test_imports_form_no_cycle():
