@@ -90,7 +90,7 @@ def main() -> None:
         sys.stderr.write(f"Error: {error}\n")
         code = EXIT_USER_ERROR if isinstance(error, ValueError) else 1
         if own.log_folder is not None and guard is None:
-            _record_refusal(own.log_folder, code, str(error))
+            _record_refusal(own.log_folder, code, str(error), shared=own.shared_folders)
     finally:
         resources.close()
         if guard is not None and guard.is_orphan:  # a killed launcher leaves its files
@@ -98,9 +98,13 @@ def main() -> None:
     sys.exit(code)
 
 
-def _record_refusal(folder: Path, code: int, message: str) -> None:
-    """Write down that a rank could not be started, so that no other one waits for it."""
+def _record_refusal(folder: Path, code: int, message: str, *, shared: bool) -> None:
+    """Write down that a rank could not be started, so that no other one waits for it.
+
+    Nothing is written where it is the folder itself that is refused.
+    """
     with contextlib.suppress(ValueError, OSError):
+        trust.make_folder(folder, "log folder", shared=shared)
         identity = find_identity(os.environ)
         now = time.time()
         with trust.append_to_own_file(log_file(folder, identity.rank)) as file:

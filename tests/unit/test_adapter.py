@@ -105,9 +105,13 @@ def test_layer_ranges_outside_the_model_are_refused(layers):
         adapter.select_targets(build_model(), ("q_proj",), layers=layers)
 
 
-def test_an_unknown_model_type_needs_targets():
-    with pytest.raises(ValueError, match=r"model_type='other'; linear layers of this model: "):
-        adapter.select_targets(build_model(), (), model_type="other")
+def test_an_unknown_model_type_has_the_targets_of_a_family_with_its_names_or_needs_some():
+    model = build_model()
+    known = adapter.select_targets(model, (), model_type="llama")
+    assert adapter.select_targets(model, (), model_type="other") == known
+    model.model.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    with pytest.raises(ValueError, match=r"model_type='other'; linear layers of this model: 0"):
+        adapter.select_targets(model, (), model_type="other")
 
 
 def test_bad_num_blocks_lists_layers_widths_and_repairs():
