@@ -53,7 +53,7 @@ def meeting_folder(
     """Yield the folder in which rank 0 writes down the port: the log folder, if there is one.
 
     Without one, ranks that one launcher of DeepSpeed's started on this host alone meet in a folder
-    that is named after it; rank 0's guard removes it in the end.
+    that is named after it; the last guard to leave removes it.
 
     Raises:
         ValueError: if they have no folder in common, or others can write it.
@@ -73,9 +73,11 @@ def meeting_folder(
     trust.make_folder(folder, "folder of the master port")
     try:
         yield folder
-    finally:
-        if identity.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:  # a rank may be gone before another one has read the port
+        with contextlib.suppress(FileNotFoundError):
+            trust.write_new_file(folder / f"left-{identity.rank}", b"")
+            if len(list(folder.glob("left-*"))) == identity.world_size:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def agree_on_port(folder: Path, rank: int) -> int:

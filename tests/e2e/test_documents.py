@@ -31,6 +31,8 @@ HUB_MODELS = ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B")
 """Models that the documents name and that are not here; a tiny one takes their place."""
 PLACEHOLDERS = {"PATH": "runs/real", "TESTS": "test.jsonl", "TABLES": "diablo_ds/samples"}
 """Words that stand for a path of the reader's."""
+FIRST_RANK = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+"""What a launcher sets for the first of its ranks, besides their number."""
 RUN_FOLDERS = ("runs/mine",)
 """Run folders that the documents speak of: new in a start, the real run where one is looked at."""
 DRY = {"--check": "--dry-run", "--submit": "--dry-run"}
@@ -178,9 +180,10 @@ def _train(options, monkeypatch, world_sizes=(1,)):
     for world_size in world_sizes:
         if given % world_size:  # what is given is kept, or refused
             continue
-        monkeypatch.setenv("WORLD_SIZE", str(world_size))
-        text = _diablo_ds(["train", "--dry-run", *options]).stdout
-        monkeypatch.delenv("WORLD_SIZE")
+        with monkeypatch.context() as launched:
+            for name, value in {**FIRST_RANK, "WORLD_SIZE": str(world_size)}.items():
+                launched.setenv(name, value)
+            text = _diablo_ds(["train", "--dry-run", *options]).stdout
         assert f" x world size {world_size}" in text
 
 
