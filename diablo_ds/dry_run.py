@@ -35,8 +35,7 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     """Check the inputs as a run would, and return what it would do.
 
     The world size is what the launcher announced, 1 without one; what a run would find on its
-    machines is looked for on this one. A default model that was never
-    used is converted first.
+    machines is looked for on this one. A default model that was never used is converted first.
 
     Raises:
         ValueError: if a setting, file or folder is wrong.

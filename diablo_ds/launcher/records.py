@@ -133,8 +133,3 @@ def last_lines(path: Path, count: int = TAIL_LINES) -> list[str]:
     except OSError:
         return ["(no log)"]
     return [line for line in text.splitlines() if line.strip()][-count:]
-
-
-def dump(records: Sequence[RankRecord]) -> str:
-    """Return records as JSON, for reports."""
-    return json.dumps([asdict(record) for record in records])
