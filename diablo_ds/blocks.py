@@ -135,6 +135,81 @@ def _block_view(x: Tensor, num_blocks: int) -> Tensor:
     return x.view(x.shape[0], num_blocks, -1).transpose(0, 1)
 
 
+def product(
+    x: Tensor,
+    x_adapter: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    delta: Tensor,
+    path: str,
+) -> Tensor:
+    """Return ``Y = X W + b + X_a D``, ``[..., out_features]``; see `DiaBloProduct`.
+
+    Args:
+        x: ``[..., in_features]``.
+        x_adapter: the same shape, or None where the adapter sees ``x``.
+        weight: ``[out_features, in_features]``.
+        bias: ``[out_features]`` or None.
+        delta: ``[num_blocks, in_block, out_block]``.
+        path: "fused" or "merged".
+    """
+    # The original linear: DeepSpeed replaces F.linear, which we must not nest in here.
+    if path == "merged":
+        with merged_weight(weight, delta) as whole:
+            merged: Tensor = torch.ops.aten.linear(x, whole, bias)
+        return merged
+    num_blocks = delta.shape[0]
+    rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
+    y: Tensor = torch.ops.aten.linear(x, weight, bias)
+    y_blocks = _block_view(y.view(-1, y.shape[-1]), num_blocks)  # [N, tokens, out_block]
+    y_blocks.baddbmm_(_block_view(rows, num_blocks), delta)
+    return y
+
+
+def product_gradients(
+    grad_y: Tensor,
+    x: Tensor,
+    x_adapter: Tensor | None,
+    weight: Tensor,
+    delta: Tensor,
+    path: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of ``x``, ``x_adapter`` and ``delta`` that are needed, else None.
+
+    Args:
+        grad_y: ``[..., out_features]``.
+        x: as in `product`, like the next four.
+        x_adapter: see there.
+        weight: see there.
+        delta: see there.
+        path: see there.
+        needs: which of the three gradients are needed.
+    """
+    num_blocks = delta.shape[0]
+    grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
+    grad_blocks = _block_view(grad_rows, num_blocks)  # [N, tokens, out_block]
+    grad_x = grad_x_adapter = grad_delta = None
+    if needs[0]:
+        if path == "merged":
+            with merged_weight(weight, delta) as whole:
+                grad_x = torch.mm(grad_rows, whole)  # [tokens, in_features]
+        else:
+            grad_x = torch.mm(grad_rows, weight)
+            if x_adapter is None:
+                _block_view(grad_x, num_blocks).baddbmm_(grad_blocks, delta.transpose(1, 2))
+        grad_x = grad_x.view(x.shape)
+    if x_adapter is not None and needs[1]:
+        grad_x_adapter = torch.empty_like(x_adapter).view(-1, x.shape[-1])
+        blocks = torch.bmm(grad_blocks, delta.transpose(1, 2))  # [N, tokens, in_block]
+        _block_view(grad_x_adapter, num_blocks).copy_(blocks)
+        grad_x_adapter = grad_x_adapter.view(x_adapter.shape)
+    if needs[2]:
+        x_rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
+        grad_delta = _delta_gradient(x_rows, grad_rows, delta)
+    return grad_x, grad_x_adapter, grad_delta
+
+
 class DiaBloProduct(torch.autograd.Function):
     """``Y = X W + b + X_a D`` with a frozen ``W`` and ``b`` and a trainable ``D``.
 
@@ -159,52 +234,23 @@ class DiaBloProduct(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         delta: Tensor,
-        merged: bool,
+        path: str,
     ) -> Tensor:
         """Compute the product; ``x_adapter`` is None where the adapter sees the same input."""
         ctx.save_for_backward(x, x_adapter, weight, delta)
-        ctx.merged = merged
-        if merged:
-            with merged_weight(weight, delta) as whole:
-                product: Tensor = torch.ops.aten.linear(x, whole, bias)
-            return product
-        num_blocks = delta.shape[0]
-        x_blocks = x if x_adapter is None else x_adapter
-        x_blocks = _block_view(
-            x_blocks.reshape(-1, x.shape[-1]), num_blocks
-        )  # [N, tokens, in_block]
-        # The original linear: DeepSpeed replaces F.linear, which we must not nest in here.
-        y: Tensor = torch.ops.aten.linear(x, weight, bias)
-        y_blocks = _block_view(y.view(-1, y.shape[-1]), num_blocks)  # [N, tokens, out_block]
-        y_blocks.baddbmm_(x_blocks, delta)
-        return y
+        ctx.path = path
+        return product(x, x_adapter, weight, bias, delta, path)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``x``, ``x_adapter``, ``weight``, ``bias`` and ``delta``."""
+        needs_x, needs_adapter, _, _, needs_delta, _ = ctx.needs_input_grad
         x, x_adapter, weight, delta = ctx.saved_tensors
-        num_blocks = delta.shape[0]
-        grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_blocks = _block_view(grad_rows, num_blocks)  # [N, tokens, out_block]
-        grad_x = grad_x_adapter = grad_delta = None
-        if ctx.needs_input_grad[0]:
-            if ctx.merged:
-                with merged_weight(weight, delta) as whole:
-                    grad_x = torch.mm(grad_rows, whole)  # [tokens, in_features]
-            else:
-                grad_x = torch.mm(grad_rows, weight)
-            if x_adapter is None and not ctx.merged:
-                _block_view(grad_x, num_blocks).baddbmm_(grad_blocks, delta.transpose(1, 2))
-            grad_x = grad_x.view(x.shape)
-        if x_adapter is not None and ctx.needs_input_grad[1]:
-            grad_x_adapter = torch.empty_like(x_adapter).view(-1, x.shape[-1])
-            blocks = torch.bmm(grad_blocks, delta.transpose(1, 2))  # [N, tokens, in_block]
-            _block_view(grad_x_adapter, num_blocks).copy_(blocks)
-            grad_x_adapter = grad_x_adapter.view(x_adapter.shape)
-        if ctx.needs_input_grad[4]:
-            x_rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
-            grad_delta = _delta_gradient(x_rows, grad_rows, delta)
+        needs = needs_x, needs_adapter, needs_delta
+        grad_x, grad_x_adapter, grad_delta = product_gradients(
+            grad_y, x, x_adapter, weight, delta, ctx.path, needs
+        )
         return grad_x, grad_x_adapter, None, None, grad_delta, None
 
 
@@ -215,7 +261,7 @@ def diablo_linear(
     delta: Tensor,
     x_adapter: Tensor | None = None,
     *,
-    merged: bool = False,
+    path: str = "fused",
 ) -> Tensor:
     """Apply a frozen linear layer plus its block-diagonal delta.
 
@@ -226,23 +272,23 @@ def diablo_linear(
         delta: ``[num_blocks, in_block, out_block]``, in the dtype of ``weight``.
         x_adapter: ``[..., in_features]``, what the delta sees where it is not ``x`` itself, e.g.
             after a dropout.
-        merged: whether to add the delta to the weight's blocks while the product runs, instead of
-            adding the blocks' products to the output. The weight must then be contiguous.
+        path: "fused", the blocks' products are added to the output; or "merged", the delta is
+            added to the weight's blocks while the product runs. The weight must then be contiguous.
 
     Returns:
         ``[..., out_features]``.
 
     Raises:
-        ValueError: if ``merged`` goes with an ``x_adapter``, which needs a product of its own.
+        ValueError: if "merged" goes with an ``x_adapter``, which needs a product of its own.
     """
-    if merged and x_adapter is not None:
+    if path == "merged" and x_adapter is not None:
         raise ValueError(
-            "a merged product must have one input; got merged=True and an x_adapter; use fused"
+            "a merged product must have one input; got path='merged' and an x_adapter; use fused"
         )
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         x_adapter = None if x_adapter is None else x_adapter.to(dtype)
-    y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta, merged)  # type: ignore[no-untyped-call]
+    y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta, path)  # type: ignore[no-untyped-call]
     return y

@@ -136,7 +136,7 @@ class DiaBloLinear(nn.Linear):
         if self.dropout and self.training:
             x_adapter = F.dropout(input, self.dropout)
         return diablo_linear(
-            input, self.weight, self.bias, self.delta, x_adapter, merged=self.delta_path == "merged"
+            input, self.weight, self.bias, self.delta, x_adapter, path=self.delta_path
         )
 
     @torch.no_grad()

@@ -19,23 +19,23 @@ WIDTHS = [(12, 8, 4), (8, 12, 2), (16, 16, 16), (6, 9, 1)]
 @pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("leading", [(5,), (2, 3), ()])
-@pytest.mark.parametrize("merged", [False, True])
-def test_forward_equals_dense(in_features, out_features, num_blocks, bias, leading, merged):
+@pytest.mark.parametrize("path", ["fused", "merged"])
+def test_forward_equals_dense(in_features, out_features, num_blocks, bias, leading, path):
     x = torch.randn(*leading, in_features, dtype=torch.float64)
     weight = torch.randn(out_features, in_features, dtype=torch.float64)
     b = torch.randn(out_features, dtype=torch.float64) if bias else None
     shape = blocks.delta_shape(num_blocks, in_features, out_features)
     delta = torch.randn(shape, dtype=torch.float64)
     assert_close(
-        blocks.diablo_linear(x, weight, b, delta, merged=merged),
+        blocks.diablo_linear(x, weight, b, delta, path=path),
         _dense_linear(x, weight, b, delta),
     )
 
 
 @pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("path", ["fused", "merged"])
 def test_delta_gradient_is_the_diagonal_of_the_dense_gradient(
-    in_features, out_features, num_blocks, merged
+    in_features, out_features, num_blocks, path
 ):
     x = torch.randn(2, 3, in_features, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(out_features, in_features, dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_delta_gradient_is_the_diagonal_of_the_dense_gradient(
 
     delta.requires_grad_()
     before = weight.clone()
-    blocks.diablo_linear(x, weight, None, delta, merged=merged).backward(grad_y)
+    blocks.diablo_linear(x, weight, None, delta, path=path).backward(grad_y)
     assert torch.equal(weight, before)
     assert_close(delta.grad, blocks.diagonal_blocks(full.grad, num_blocks))
     assert_close(x.grad, dense_x.grad)
@@ -87,8 +87,8 @@ def test_a_merged_weight_is_put_back_bit_by_bit_even_after_an_error():
 def test_a_layer_may_be_used_again_between_its_forward_and_backward():
     x, weight = torch.randn(4, 6), torch.randn(9, 6)
     delta = torch.randn(3, 2, 3, requires_grad=True)
-    first = blocks.diablo_linear(x, weight, None, delta, merged=True)
-    second = blocks.diablo_linear(2 * x, weight, None, delta, merged=True)
+    first = blocks.diablo_linear(x, weight, None, delta, path="merged")
+    second = blocks.diablo_linear(2 * x, weight, None, delta, path="merged")
     (first.sum() + second.sum()).backward()
     expected = delta.grad.clone()
     delta.grad = None
@@ -98,8 +98,8 @@ def test_a_layer_may_be_used_again_between_its_forward_and_backward():
 
 def test_a_merged_product_has_one_input():
     x, weight, delta = torch.randn(4, 6), torch.randn(9, 6), torch.randn(3, 2, 3)
-    with pytest.raises(ValueError, match="one input; got merged=True"):
-        blocks.diablo_linear(x, weight, None, delta, x.clone(), merged=True)
+    with pytest.raises(ValueError, match="one input; got path='merged'"):
+        blocks.diablo_linear(x, weight, None, delta, x.clone(), path="merged")
 
 
 @pytest.mark.parametrize("block", [8, 32])
@@ -122,12 +122,12 @@ def test_in_bf16_both_formulations_err_by_the_rounding_of_their_output(share):
     delta = share / 16 * torch.randn(16, 16, 16, dtype=torch.bfloat16)
     exact = _dense_linear(x.double(), weight.double(), None, delta.double())
     errors = {
-        merged: float((blocks.diablo_linear(x, weight, None, delta, merged=merged) - exact).norm())
-        for merged in (False, True)
+        path: float((blocks.diablo_linear(x, weight, None, delta, path=path) - exact).norm())
+        for path in ("fused", "merged")
     }
     # bf16 has steps of 2^-8: 0.0017 on average, and up to the root of 2 times that when done twice.
-    assert errors[True] < 0.002 * exact.norm()
-    assert errors[False] < 0.0027 * exact.norm()
+    assert errors["merged"] < 0.002 * exact.norm()
+    assert errors["fused"] < 0.0027 * exact.norm()
 
 
 def test_inputs_that_are_not_contiguous():
