@@ -9,16 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diablo_ds.varlen import VARLEN, has_varlen_kernel, takes_heads
+
 FLASH_ATTENTION = "flash_attention"
 
 
-def installed_flash_attention() -> tuple[str, ...]:
-    """Return the FlashAttention packages that this machine can use, newest first."""
+def attentions_by_length() -> tuple[str, ...]:
+    """Return the attentions of variable length that this machine can use, the best first.
+
+    FlashAttention's packages, newest first, and then PyTorch's own kernel.
+    """
     import transformers.utils as utils
 
     found = {
         "flash_attention_3": utils.is_flash_attn_3_available(),
         "flash_attention_2": utils.is_flash_attn_2_available(),
+        VARLEN: has_varlen_kernel(),
     }
     return tuple(name for name, is_installed in found.items() if is_installed)
 
@@ -29,40 +35,49 @@ def choose_attention(
     precision: str,
     device_type: str,
     installed: Sequence[str],
+    *,
+    packing: bool = False,
 ) -> str:
     """Return the name of the attention that transformers shall use.
 
     Args:
-        setting: "auto" or a name. Auto takes the newest FlashAttention package that is installed,
-            on a GPU in half precision; else what transformers takes, PyTorch's own kernels.
+        setting: "auto" or a name. On a GPU in half precision auto takes the newest FlashAttention
+            package that is installed, or else, for packed rows, PyTorch's own kernel of variable
+            length. Otherwise it takes what transformers takes, PyTorch's other kernels.
         shapes: the model on the meta device.
         precision: "bf16", "fp16" or "fp32".
         device_type: "cuda" or "cpu".
-        installed: FlashAttention packages that can be used, newest first.
+        installed: attentions of variable length that can be used, the best first.
+        packing: whether rows hold several examples. Without, PyTorch's other kernels need no mask
+            either.
 
     Raises:
         ValueError: if the attention cannot run here, or the model does not support it.
     """
-    fits_flash = device_type == "cuda" and precision != "fp32"
-    supports_flash = getattr(shapes, "_supports_flash_attn", False)
+    fits_device = device_type == "cuda" and precision != "fp32"
     if setting == "auto":
-        if fits_flash and supports_flash and installed:
-            return installed[0]
+        for name in installed if fits_device else ():
+            if (packing or name != VARLEN) and _supports(shapes, name):
+                return name
         default: str = shapes.config.get_text_config()._attn_implementation
         return default
-    if setting.startswith(FLASH_ATTENTION):
-        if not fits_flash:
+    if takes_lengths(setting):
+        if not fits_device:
             raise ValueError(
                 f"{setting} needs a GPU and half precision; got precision={precision!r} on "
                 f"{device_type}; use sdpa"
             )
         if setting not in installed:
+            needed = (
+                "PyTorch 2.11 or later and a GPU of compute capability 8.0 or later"
+                if setting == VARLEN
+                else "its package"
+            )
             raise ValueError(
-                f"{setting} needs its package; got {', '.join(installed) or 'none'} installed; "
+                f"{setting} needs {needed}; got {', '.join(installed) or 'none'} installed; "
                 "use sdpa"
             )
-    supports_sdpa = getattr(shapes, "_supports_sdpa", False)
-    if not {"sdpa": supports_sdpa, "eager": True}.get(setting, supports_flash):
+    if not _supports(shapes, setting):
         raise ValueError(
             f"attention must be one that the model supports; got attention={setting!r} for model "
             f"type {shapes.config.model_type!r}; use auto"
@@ -70,10 +85,28 @@ def choose_attention(
     return setting
 
 
+def _supports(shapes: Any, name: str) -> bool:
+    if name == "eager":
+        return True
+    if name == "sdpa":
+        return bool(getattr(shapes, "_supports_sdpa", False))
+    supports_flash = bool(getattr(shapes, "_supports_flash_attn", False))
+    if name != VARLEN:
+        return supports_flash
+    # Not all models look their attention up where others can be registered.
+    looks_up = bool(getattr(shapes, "_supports_attention_backend", False))
+    return supports_flash and looks_up and takes_heads(shapes.config.get_text_config())
+
+
+def takes_lengths(attention: str) -> bool:
+    """Return whether an attention tells packed examples apart by their lengths, without a mask."""
+    return attention.startswith(FLASH_ATTENTION) or attention == VARLEN
+
+
 def attends_by_variable_length(model: Any) -> bool:
     """Return whether packed examples are told apart by their lengths instead of by a mask."""
-    name: str = model.config.get_text_config()._attn_implementation
-    return name.startswith(FLASH_ATTENTION)
+    name = model.config.get_text_config()._attn_implementation
+    return takes_lengths(str(name))
 
 
 def attention_by_length(

@@ -9,7 +9,7 @@ from typing import Any
 
 from diablo_ds import distributed
 from diablo_ds.architecture import DTYPES, build_meta_model, check_runs, load_model_config
-from diablo_ds.attention import FLASH_ATTENTION
+from diablo_ds.attention import takes_lengths
 from diablo_ds.checkpoint_contents import check_contents
 from diablo_ds.config import RunConfig
 from diablo_ds.metrics import logger
@@ -67,19 +67,20 @@ def keep_apart(base: Base, run: RunConfig, *, asked: str) -> tuple[RunConfig, Se
         ValueError: if packing or padding would change losses.
     """
 
-    def prove() -> tuple[str, Separation]:
+    def prove() -> tuple[str, Separation, str]:
         try:
-            return run.attention, _prove(base, run, run.attention)
-        except ValueError:
-            if asked != "auto" or not run.attention.startswith(FLASH_ATTENTION):
+            return run.attention, _prove(base, run, run.attention), ""
+        except ValueError as error:
+            if asked != "auto" or not takes_lengths(run.attention):
                 raise
-        # Kernels of variable length take no mask, others do.
+            reason = str(error).partition("; use ")[0]
+        # Kernels of variable length take no mask and lack soft caps; others do not.
         other: str = base.shapes.config.get_text_config()._attn_implementation or "eager"
-        return other, _prove(base, run, other)
+        return other, _prove(base, run, other), reason
 
-    attention, separation = distributed.on_main_process(prove)
+    attention, separation, reason = distributed.on_main_process(prove)
     if attention != run.attention:
-        logger.info(f"Attention {attention} instead of {run.attention}, which takes no mask")
+        logger.info(f"Attention {attention} instead of {run.attention}: {reason}")
     if separation.text:
         logger.info(separation.text)
     return dataclasses.replace(run, attention=attention), separation

@@ -23,7 +23,7 @@ from diablo_ds.strict_json import key_list
 from diablo_ds.templates import AUTO, CONTROL_TOKENS, TEMPLATES, check_control_tokens
 
 CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
-ATTENTIONS = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
+ATTENTIONS = ("sdpa", "varlen", "flash_attention_2", "flash_attention_3", "eager")
 DATA_ORDERS = ("hashed", "seed-plus-epoch")
 PRECISIONS = ("bf16", "fp16", "fp32")
 
@@ -112,7 +112,8 @@ class RunConfig:
     )
     attention: str = setting(
         "auto",
-        "Attention kernels; auto takes FlashAttention where it is installed, else PyTorch's own.",
+        "Attention kernels; auto takes FlashAttention where it is installed, else PyTorch's own, "
+        "for packed rows on a GPU the one that needs no mask (varlen).",
         choices=("auto", *ATTENTIONS),
     )
     max_length: int = setting(512, "Longest example, in tokens.", minimum=2)

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import linear
 
 from diablo_ds import distributed
-from diablo_ds.attention import installed_flash_attention
+from diablo_ds.attention import attentions_by_length
 from diablo_ds.config import RunConfig
 from diablo_ds.engine import has_bf16
 
@@ -33,8 +33,9 @@ class Machine:
     """Whether the device has bf16 instructions; on a CPU the factor tells it."""
     bf16_factor: float | None = None
     """Time of products in bf16 over that in fp32, on a CPU; None where it was not measured."""
-    flash_attention: tuple[str, ...] = ()
-    """FlashAttention packages that can be used, newest first."""
+    attentions_by_length: tuple[str, ...] = ()
+    """Attentions of variable length that can be used, the best first: FlashAttention's packages,
+    newest first, and PyTorch's own kernel."""
     num_threads: int = 1
     """Threads of a rank's products on a CPU."""
 
@@ -58,7 +59,7 @@ def look_at_machines(config: RunConfig, shapes: Any, device: torch.device) -> li
         device_type=device.type,
         has_bf16=has_bf16(device),
         bf16_factor=measure_bf16_factor(width) if measured else None,
-        flash_attention=installed_flash_attention(),
+        attentions_by_length=attentions_by_length(),
         num_threads=torch.get_num_threads(),
     )
     found = distributed.gather_objects(mine)

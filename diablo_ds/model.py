@@ -18,6 +18,7 @@ from diablo_ds.metrics import logger
 from diablo_ds.placement import can_place_by_name
 from diablo_ds.sharded_loading import fits_checkpoint, load_shards
 from diablo_ds.tensor_files import find_tensors, read_header
+from diablo_ds.varlen import VARLEN, register_varlen_attention
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _HUB_COPIES = ["consolidated*", "original/*"]
@@ -85,6 +86,8 @@ def load_base(
         model = _load_shards(config, folder, dtype, partition_config)
     if model is None:
         model = _from_pretrained(config, folder, dtype, partition_config)
+    if attention == VARLEN:
+        register_varlen_attention()
     if attention:
         model.set_attn_implementation(attention)
     # A cache would serve no purpose, and with one transformers does not keep packed examples apart.

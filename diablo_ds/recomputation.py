@@ -98,7 +98,8 @@ def _keeping_attention() -> Any:
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
     def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        if "attention" in str(operation) or "flash_attn" in str(operation):
+        # FlashAttention's package and PyTorch's kernel of variable length say attn.
+        if "attention" in str(operation) or "_attn" in str(operation):
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 

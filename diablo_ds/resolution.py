@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diablo_ds.architecture import DTYPES
-from diablo_ds.attention import choose_attention
+from diablo_ds.attention import choose_attention, takes_lengths
 from diablo_ds.base_dropout import check_layers_kept, choose_dropout, describe_dropout
 from diablo_ds.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config import DATA_ORDERS, RunConfig
 from diablo_ds.ds_config import zero_stage
 from diablo_ds.layers import resolve_delta_path
 from diablo_ds.machine import Machine
+from diablo_ds.varlen import VARLEN
 
 WARNING_FACTOR = 1.5
 """From this factor on a bf16 that was asked for is warned of: bf16 instructions make it faster."""
@@ -155,16 +156,21 @@ def _resolve_attention(
     """Return the attention of all ranks, and why it was chosen where it was left open."""
     first = machines[0]
     for rank, machine in enumerate(machines):
-        if machine.flash_attention != first.flash_attention:
+        if machine.attentions_by_length != first.attentions_by_length:
             raise ValueError(
-                "FlashAttention must be the same on every host; got "
-                f"{_package_names(first)} on rank 0 ({first.host}) and {_package_names(machine)} "
+                "attentions of variable length must be the same on every host; got "
+                f"{_kernel_names(first)} on rank 0 ({first.host}) and {_kernel_names(machine)} "
                 f"on rank {rank} ({machine.host})"
             )
 
     def choose(setting: str) -> str:
         return choose_attention(
-            setting, shapes, config.precision, device_type, first.flash_attention
+            setting,
+            shapes,
+            config.precision,
+            device_type,
+            first.attentions_by_length,
+            packing=config.packing,
         )
 
     if config.attention == "auto" and recorded is not None and recorded.attention != "auto":
@@ -173,13 +179,15 @@ def _resolve_attention(
         except ValueError:  # another machine; a continuation may differ in it
             return choose("auto"), f"{recorded.attention}, which this run had, is not to be had"
     name = choose(config.attention)
-    if name.startswith("flash"):
+    if name == VARLEN:
+        return name, "packed rows need no mask with it, and FlashAttention is not installed"
+    if takes_lengths(name):
         return name, "it is installed"
     return name, "transformers' choice for this model"
 
 
-def _package_names(machine: Machine) -> str:
-    return ", ".join(machine.flash_attention) or "none"
+def _kernel_names(machine: Machine) -> str:
+    return ", ".join(machine.attentions_by_length) or "none"
 
 
 def _hosts(machines: Any) -> str:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diablo_ds.attention import FLASH_ATTENTION
+from diablo_ds.attention import attends_by_variable_length, takes_lengths
 from diablo_ds.batches import PAD_TO_MULTIPLE, Row, collate
 from diablo_ds.config import RunConfig
 from diablo_ds.labels import Example
 from diablo_ds.masks import EXAMPLES, NO_MASK, PADDING, MaskRule
 from diablo_ds.small_model import build_small_model, small_configs
+from diablo_ds.varlen import VARLEN, UnfitAttentionError
 
 TOLERANCE = 2e-3
 """Nats by which a token's loss may differ. Rounding of fp32 makes 1e-6 to 1e-3 in a deep random
@@ -70,6 +71,8 @@ class _SmallModel:
                 self.examples = [_example(numbers, n, vocab_size) for n in _ALONE]
                 self.alone = [self._alone(example) for example in self.examples]
                 return
+            except UnfitAttentionError:
+                raise
             # Whatever a model's code raises for widths that it does not support.
             except Exception as error:
                 reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -79,7 +82,7 @@ class _SmallModel:
     def losses(self, rows: Sequence[Row], **options: Any) -> list[Tensor]:
         """Return the loss of each token of each example in a micro batch, one tensor an example."""
         batch = collate(rows, pad_id=0, **options)
-        by_length = options.get("packing", False) and _takes_lengths(self.model)
+        by_length = options.get("packing", False) and attends_by_variable_length(self.model)
         inputs = batch.variable_length_inputs() if by_length else batch.model_inputs()
         logits = self.model(**inputs).logits.view(*batch.input_ids.shape, -1).float()
         negative = -torch.log_softmax(logits[:, :-1], dim=-1)
@@ -95,6 +98,14 @@ class _SmallModel:
 
     def _alone(self, example: Example) -> Tensor:
         return self.losses([[example]], multiple=1)[0]
+
+    def try_training(self) -> None:
+        """Raise UnfitAttentionError where the model asks for more of its attention in training."""
+        self.model.train()
+        try:
+            self._alone(self.examples[0])
+        finally:
+            self.model.eval()
 
     def difference(self, members: Sequence[Sequence[int]], **options: Any) -> float:
         """Return by how much a token's loss differs from that of its example alone, at most."""
@@ -157,10 +168,6 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return difference if np.isfinite(difference) else float("inf")
 
 
-def _takes_lengths(model: Any) -> bool:
-    return str(model.config.get_text_config()._attn_implementation).startswith(FLASH_ATTENTION)
-
-
 def prove_separation(
     model_config: Any, run: RunConfig, attention: str, dtype: torch.dtype
 ) -> Separation:
@@ -178,9 +185,11 @@ def prove_separation(
     """
     kind = model_config.model_type
     # Without packing, FlashAttention computes what PyTorch's own kernels compute.
-    proven = attention if run.packing or not attention.startswith(FLASH_ATTENTION) else ""
+    proven = attention if run.packing or not takes_lengths(attention) else ""
+    if attention == VARLEN:
+        _check_varlen(model_config, run)
     try:
-        longest = -(-run.max_length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+        longest = _longest_row(run)
         small = _SmallModel(model_config, proven, longest)
         unscaled = _SmallModel(model_config, proven, _ROW) if run.packing else small
     except ValueError as error:
@@ -210,13 +219,37 @@ def prove_separation(
     return _decide_padding(small, run)
 
 
+def _check_varlen(model_config: Any, run: RunConfig) -> None:
+    """Raise ValueError unless the kernel of variable length computes what a model asks for.
+
+    Models ask by arguments of their own for windows, soft caps, sinks or sparse patterns; one that
+    is ignored changes the losses of a tiny model, alone in its row.
+    """
+    longest = _longest_row(run)
+    own = _SmallModel(model_config, VARLEN, longest)
+    if run.base_dropout is not False:
+        own.try_training()
+    usual = _SmallModel(model_config, "", longest)
+    difference = max(map(_distance, own.alone, usual.alone))
+    if difference > TOLERANCE:
+        raise ValueError(
+            f"attention {VARLEN!r} must compute what the model's own does; got losses that differ "
+            f"by up to {difference:.3g} nats a token, on a tiny model of type "
+            f"{model_config.model_type!r}; use --attention sdpa"
+        )
+
+
+def _longest_row(run: RunConfig) -> int:
+    return -(-run.max_length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+
+
 def _decide_packing(
     packed: _PackedRows, model_config: Any, run: RunConfig, attention: str, dtype: torch.dtype
 ) -> Separation:
     by_positions = packed.difference()
     if by_positions <= TOLERANCE:
-        return Separation()
-    takes_masks = not attention.startswith(FLASH_ATTENTION)
+        return Separation(text="" if takes_lengths(attention) else _dense_text(attention, run))
+    takes_masks = not takes_lengths(attention)
     for form in _mask_forms(attention) if takes_masks else ():
         for by_layer_type in (False, True):
             tried = _example_masks(packed.scaled.model.config, form, by_layer_type)
@@ -235,13 +268,27 @@ def _decide_packing(
 
 
 def _mask_text(small: _SmallModel, mask: MaskRule, run: RunConfig, by_positions: float) -> str:
+    return (
+        f"Packed examples get a block-diagonal attention mask: {_kind(small)} does not keep them "
+        f"apart by positions (losses differ by up to {by_positions:.3g} nats a token). "
+        + _cost_text(mask, run)
+    )
+
+
+def _dense_text(attention: str, run: RunConfig) -> str:
+    form = torch.float32 if attention == "eager" else None
+    return (
+        f"Packed examples are told apart by an attention mask, which {attention} gets from their "
+        "positions. " + _cost_text(MaskRule(EXAMPLES, additive=form), run)
+    )
+
+
+def _cost_text(mask: MaskRule, run: RunConfig) -> str:
     width = run.max_length
     num_rows = run.micro_batch_tokens // width or run.micro_batch
     return (
-        f"Packed examples get a block-diagonal attention mask: {_kind(small)} does not keep them "
-        f"apart by positions (losses differ by up to {by_positions:.3g} nats a token). The mask "
-        f"takes {mask.num_bytes(num_rows, width) / 1e6:,.1f} MB for a micro batch of {num_rows} x "
-        f"{width} tokens, and attention with a mask is slower"
+        f"The mask takes {mask.num_bytes(num_rows, width) / 1e6:,.1f} MB for a micro batch of "
+        f"{num_rows} x {width} tokens, and attention with a mask is slower"
     )
 
 

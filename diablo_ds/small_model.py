@@ -18,6 +18,7 @@ from torch import nn
 
 from diablo_ds.architecture import build_meta_model, build_model, text_decoder
 from diablo_ds.attention import FLASH_ATTENTION, register_attention_by_length
+from diablo_ds.varlen import VARLEN, register_varlen_attention
 
 MOST_PARAMETERS = 120_000_000
 """Of a small model: a forward of a few short rows then takes about a tenth of a second."""
@@ -235,6 +236,8 @@ def build_small_model(config: Any, attention: str, *, seed: int = 0) -> Any:
         raise ValueError(f"a small model must be small; got {num_parameters:,} parameters")
     generator = torch.Generator().manual_seed(seed)
     by_length = attention.startswith(FLASH_ATTENTION)
+    if attention == VARLEN:
+        register_varlen_attention()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config, torch.float32, "" if by_length else attention)

@@ -105,7 +105,7 @@ def test_a_resumed_run_on_another_machine_may_change_its_attention():
     recorded = dataclasses.replace(
         _resolve([GPU]).config, attention="flash_attention_2", precision="bf16"
     )
-    with_flash = dataclasses.replace(GPU, flash_attention=("flash_attention_2",))
+    with_flash = dataclasses.replace(GPU, attentions_by_length=("flash_attention_2",))
     assert _resolve([with_flash], recorded=recorded).config.attention == "flash_attention_2"
     resolution = _resolve([GPU], recorded=recorded)
     assert resolution.config.attention == "sdpa"
@@ -140,8 +140,10 @@ def test_what_a_deepspeed_config_gives_counts_as_given():
 def test_machines_that_do_not_go_together_are_refused_by_name():
     with pytest.raises(ValueError, match=r"device type .* cuda on rank 0 \(a\) and cpu on rank 1"):
         _resolve([GPU, FAST])
-    with_flash = dataclasses.replace(GPU, host="c", flash_attention=("flash_attention_3",))
-    message = r"FlashAttention .* got none on rank 0 \(a\) and flash_attention_3 on rank 1 \(c\)"
+    with_flash = dataclasses.replace(GPU, host="c", attentions_by_length=("flash_attention_3",))
+    message = (
+        r"attentions of variable .* got none on rank 0 \(a\) and flash_attention_3 on rank 1 \(c\)"
+    )
     with pytest.raises(ValueError, match=message):
         _resolve([GPU, with_flash])
 
