@@ -159,7 +159,7 @@ def _diablo_steps(settings: Settings) -> tuple[Callable[[], object], int]:
 # --- the peer ------------------------------------------------------------------------------------
 
 
-def _trainer_config(stage: int) -> dict[str, Any]:
+def trainer_config(stage: int) -> dict[str, Any]:
     """The DeepSpeed config that transformers' documentation suggests."""
     zero: dict[str, Any] = {
         "stage": stage,
@@ -200,7 +200,7 @@ def _trainer_steps(settings: Settings) -> tuple[list[float], int]:
         learning_rate=1e-4,
         bf16=settings.precision == "bf16",
         gradient_checkpointing=settings.checkpointing,
-        deepspeed=_trainer_config(settings.stage),
+        deepspeed=trainer_config(settings.stage),
         use_cpu=not torch.cuda.is_available(),
         optim="adamw_torch",
         save_strategy="no",
@@ -212,14 +212,14 @@ def _trainer_steps(settings: Settings) -> tuple[list[float], int]:
         settings.model, dtype=DTYPES[settings.precision]
     )
     if settings.method != "full":
-        model = _with_lora(model, shapes, settings)
+        model = with_lora(model, shapes, settings.num_blocks, use_dora=settings.method == "dora")
     num_trainable = sum(
         getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad
     )
     vocab_size = model.config.get_text_config().vocab_size
     ids = _tokens(settings, vocab_size, num_steps * settings.micro_batch * distributed.world_size())
     rows = [{"input_ids": row, "labels": row} for row in ids]
-    clock = _step_clock()
+    clock = step_clock(WARM_UP_STEPS)
     trainer = transformers.Trainer(
         model=model, args=arguments, train_dataset=rows, callbacks=[clock]
     )
@@ -227,7 +227,8 @@ def _trainer_steps(settings: Settings) -> tuple[list[float], int]:
     return clock.seconds, num_trainable
 
 
-def _step_clock() -> Any:
+def step_clock(warm_up_steps: int) -> Any:
+    """Return a Trainer callback that notes the seconds of each step, and resets the peak memory."""
     import transformers
 
     class StepClock(transformers.TrainerCallback):  # type: ignore[misc]
@@ -246,28 +247,28 @@ def _step_clock() -> Any:
             now = time.perf_counter()
             self.seconds.append(now - self.last)
             self.last = now
-            if len(self.seconds) == WARM_UP_STEPS:
+            if len(self.seconds) == warm_up_steps:
                 reset_peak_memory()
 
     return StepClock()
 
 
-def _with_lora(model: Any, shapes: Any, settings: Settings) -> Any:
+def with_lora(model: Any, shapes: Any, num_blocks: str, *, use_dora: bool = False) -> Any:
     """Attach LoRA to the same layers, at the rank that trains about as many parameters."""
     import peft
 
     targets = adapter.select_targets(shapes, (), model_type=model.config.model_type)
-    num_blocks = adapter.resolve_num_blocks(targets, settings.num_blocks)
+    counts = adapter.resolve_num_blocks(targets, num_blocks)
     wanted = sum(
         targets[name].in_features * targets[name].out_features // count
-        for name, count in num_blocks.items()
+        for name, count in counts.items()
     )
     per_rank = sum(layer.in_features + layer.out_features for layer in targets.values())
     names = sorted({name.rpartition(".")[2] for name in targets})
     lora = peft.LoraConfig(
         r=max(1, round(wanted / per_rank)),
         target_modules=names,
-        use_dora=settings.method == "dora",
+        use_dora=use_dora,
         task_type="CAUSAL_LM",
     )
     model.enable_input_require_grads()

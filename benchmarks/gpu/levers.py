@@ -1,0 +1,112 @@
+"""What can be switched in a running session, one at a time; each is undone on leaving."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from diablo_ds import loss
+from diablo_ds.adapter import diablo_layers
+from diablo_ds.layers import DELTA_PATHS
+
+
+@contextlib.contextmanager
+def delta_path(model: nn.Module, path: str) -> Iterator[None]:
+    """Compute the deltas' products by another formulation."""
+    if path not in DELTA_PATHS:
+        raise ValueError(f"path must be one of {', '.join(DELTA_PATHS)}; got path={path!r}")
+    layers = diablo_layers(model).values()
+    before = [layer.delta_path for layer in layers]
+    for layer in layers:
+        layer.delta_path = path
+    try:
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.delta_path = old
+
+
+@contextlib.contextmanager
+def compiled(model: Any) -> Iterator[None]:
+    """Compile the decoder layers."""
+    compilation = importlib.import_module("diablo_ds.compilation")
+    compilation.compile_layers(model)
+    try:
+        yield
+    finally:
+        compilation.uncompile_layers(model)
+
+
+@contextlib.contextmanager
+def cudnn_attention() -> Iterator[None]:
+    """Let PyTorch's attention prefer cuDNN's kernel."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        yield
+
+
+@contextlib.contextmanager
+def loss_chunk(num_bytes: int) -> Iterator[None]:
+    """Hold so many bytes of fp32 logits at once in the loss."""
+    before = dict(loss.LOSS_CHUNK_BYTES)
+    loss.LOSS_CHUNK_BYTES.update(dict.fromkeys(before, num_bytes))
+    try:
+        yield
+    finally:
+        loss.LOSS_CHUNK_BYTES.update(before)
+
+
+@contextlib.contextmanager
+def liger(model: Any) -> Iterator[None]:
+    """Use liger-kernel's RMSNorm, rotary embedding and SwiGLU."""
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+    from transformers.models.llama import modeling_llama
+
+    rotary = modeling_llama.apply_rotary_pos_emb
+    own = {module: dict(vars(module)) for module in model.modules()}
+    apply_liger_kernel_to_llama(
+        rope=True,
+        rms_norm=True,
+        swiglu=True,
+        cross_entropy=False,
+        fused_linear_cross_entropy=False,
+        model=model,
+    )
+    try:
+        yield
+    finally:
+        modeling_llama.apply_rotary_pos_emb = rotary
+        for module, before in own.items():
+            for name in set(vars(module)) - set(before):
+                del module.__dict__[name]
+            for name in ("forward", "extra_repr", "_get_name"):
+                if name in before:
+                    module.__dict__[name] = before[name]
+
+
+def fused_rms_norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Normalise ``[..., hidden_size]`` by PyTorch's own fused kernel, rounding once."""
+    normed: torch.Tensor = nn.functional.rms_norm(
+        hidden, module.weight.shape, module.weight, module.variance_epsilon
+    )
+    return normed
+
+
+@contextlib.contextmanager
+def torch_rms_norm(model: Any) -> Iterator[None]:
+    """Normalise by `torch.nn.functional.rms_norm`."""
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    for norm in norms:
+        norm.forward = fused_rms_norm.__get__(norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward

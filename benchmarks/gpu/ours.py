@@ -1,0 +1,121 @@
+"""This trainer's step: as it is, then with one lever at a time, then with several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+from benchmarks.gpu import levers, packing
+from benchmarks.gpu.models import WORKLOADS
+from benchmarks.gpu.records import Case
+from benchmarks.gpu.sessions import Session
+
+_COMPILE_LIMIT_S = 150.0
+Lever = Callable[[Any], contextlib.AbstractContextManager[None]]
+"""Of a model."""
+
+
+def path(name: str) -> Lever:
+    """Return the lever of a formulation of the deltas' products."""
+    return lambda model: levers.delta_path(model, name)
+
+
+def cudnn(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Return the lever of attention."""
+    return levers.cudnn_attention()
+
+
+def chunk(megabytes: int) -> Lever:
+    """Return the lever of the loss's chunk."""
+    return lambda model: levers.loss_chunk(megabytes * 2**20)
+
+
+ALONE: dict[str, Sequence[Lever]] = {
+    "compiled": (levers.compiled,),
+    "merged": (path("merged"),),
+    "prefilled": (path("prefilled"),),
+    "triton": (path("triton"),),
+    "cuDNN attention": (cudnn,),
+    "liger": (levers.liger,),
+    "torch rms_norm": (levers.torch_rms_norm,),
+    "loss chunk 64 MiB": (chunk(64),),
+    "loss chunk 1024 MiB": (chunk(1024),),
+}
+TOGETHER: dict[str, Sequence[Lever]] = {
+    "compiled, prefilled, cuDNN": (path("prefilled"), cudnn, levers.compiled),
+    "compiled, triton, cuDNN": (path("triton"), cudnn, levers.compiled),
+    "compiled, merged, cuDNN": (path("merged"), cudnn, levers.compiled),
+}
+
+
+class _Lazy:
+    """A session that is built when the first case needs it."""
+
+    def __init__(self, kind: str, scale: str, stage: int) -> None:
+        self.kind, self.scale, self.stage = kind, scale, stage
+
+    @cached_property
+    def session(self) -> Session:
+        return Session(WORKLOADS[self.scale][self.kind], self.stage)
+
+    def measure(self, using: Sequence[Lever] = (), **options: Any) -> dict[str, Any]:
+        with contextlib.ExitStack() as stack:
+            for lever in using:
+                stack.enter_context(lever(self.session.model))
+            return self.session.measure(**options)
+
+    def recomputed(self, using: Sequence[Lever] = ()) -> dict[str, Any]:
+        self.session.recompute(True)
+        try:
+            return self.measure(using, lever=True)
+        finally:
+            self.session.recompute(False)
+
+    def case(
+        self, name: str, using: Sequence[Lever], *, lever: bool = True, profile: bool = False
+    ) -> Case:
+        limit = _COMPILE_LIMIT_S if levers.compiled in using else 60.0
+        return Case(name, partial(self.measure, using, lever=lever, profile=profile), limit)
+
+
+def zero2_cases(scale: str) -> Iterator[Case]:
+    """Yield the 8B shape under ZeRO-2, with every lever and combination."""
+    lazy = _Lazy("step", scale, 2)
+    best = TOGETHER["compiled, prefilled, cuDNN"]
+    yield lazy.case("as it is", (), lever=False, profile=True)
+    yield lazy.case("compiled, prefilled, cuDNN", best, lever=False, profile=True)
+    for name, using in ALONE.items():
+        yield lazy.case(name, using)
+    for name, using in TOGETHER.items():
+        if using is not best:
+            yield lazy.case(name, using)
+    yield Case("micro batch 1", partial(lazy.measure, (), micro_batch=1, lever=True))
+    yield Case("recomputed", lazy.recomputed)
+    for name, batch in packing.batches(scale).items():
+        yield Case(name, lambda batch=batch: packing.measure(lazy.session, batch))  # type: ignore[misc]
+
+
+def zero3_cases(scale: str) -> Iterator[Case]:
+    """Yield the 8B shape under ZeRO-3."""
+    lazy = _Lazy("step", scale, 3)
+    yield lazy.case("as it is", (), lever=False)
+    together = "compiled, prefilled, cuDNN"
+    yield lazy.case(together, TOGETHER[together])
+
+
+def zero0_cases(scale: str) -> Iterator[Case]:
+    """Yield the 8B shape under ZeRO-0."""
+    lazy = _Lazy("step", scale, 0)
+    yield lazy.case("as it is", (), lever=False)
+
+
+def slice_cases(scale: str) -> Iterator[Case]:
+    """Yield the slice of the 70B shape under ZeRO-2."""
+    lazy = _Lazy("slice", scale, 2)
+    yield lazy.case("as it is", (), lever=False, profile=True)
+    for name, using in TOGETHER.items():
+        yield lazy.case(name, using, lever=name != "compiled, prefilled, cuDNN")
+    for name in ("merged", "prefilled", "triton"):
+        yield lazy.case(name, ALONE[name])
