@@ -46,9 +46,16 @@ from benchmarks.gpu.stages import STAGES, import_libraries, run_stage
     default="fork",
     help="Of the stages' processes; fork imports libraries once.",
 )
+@click.option("--retry-failed", is_flag=True, help="Measure what failed once more.")
 @click.option("--report", is_flag=True, help="Write the report of what is there; measure nothing.")
 def main(
-    minutes: float, output: Path, stages: Sequence[str], scale: str, start_method: str, report: bool
+    minutes: float,
+    output: Path,
+    stages: Sequence[str],
+    scale: str,
+    start_method: str,
+    retry_failed: bool,
+    report: bool,
 ) -> None:
     """Measure this trainer on one GPU, stage by stage."""
     records = Records(output / "results.jsonl")
@@ -57,6 +64,8 @@ def main(
         return
     deadline = time.monotonic() + 60 * minutes
     output.mkdir(parents=True, exist_ok=True)
+    if retry_failed:
+        records.forget_failed()
     if start_method == "fork":
         import_libraries()
     for stage in stages:
@@ -66,7 +75,7 @@ def main(
         failed = [record["case"] for record in ended if record["status"] == "failed"]
         click.echo(
             f"{stage}: {len(ended)} cases, {time.monotonic() - start:.0f} s"
-            + (f"; failed: {', '.join(failed)}" if failed else "")
+            + (f"; failed: {'; '.join(failed)}" if failed else "")
         )
 
 

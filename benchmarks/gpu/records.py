@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from diablo_ds.files import write_text
+
 _PACKAGES = ("torch", "triton", "deepspeed", "transformers", "peft", "liger-kernel")
 _WHERE = ("card", "versions")
 _REASON_CHARACTERS = 2000
@@ -67,6 +69,11 @@ class Records:
         """Return the line of the case that was started last and has not ended, if there is one."""
         of_stage = [r for r in self.all() if r["stage"] == stage]
         return of_stage[-1] if of_stage and of_stage[-1]["status"] == "started" else None
+
+    def forget_failed(self) -> None:
+        """Remove the lines of what failed, so that it is measured again."""
+        kept = [json.dumps(record) for record in self.all() if record["status"] != "failed"]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def start(self, stage: str, case: str, limit_s: float) -> None:
         """Note that a case begins."""

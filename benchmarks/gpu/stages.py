@@ -33,8 +33,8 @@ STAGES = {
 }
 """By name: the module and its function that yields the cases of a scale, in order."""
 
-_AGAIN = 3
-"""A stage's process ends so where the next case needs a new one."""
+_AGAIN, _NO_DEVICE = 3, 4
+"""How a stage's process ends where the next case needs a new one, or CUDA cannot be initialised."""
 _POLL_S = 0.1
 
 
@@ -62,14 +62,19 @@ def run_stage(
             second run.
         start_method: "fork", with libraries imported once, or "spawn".
     """
-    context: Any = multiprocessing.get_context(start_method)
     log = records.path.with_name(f"{stage}.log")
     while time.monotonic() < deadline:
+        context: Any = multiprocessing.get_context(start_method)
         process = context.Process(target=_work, args=(stage, records, scale, log))
         process.start()
         ended_by = _watch(process, records, stage, deadline)
         if ended_by == "deadline":
             return
+        if process.exitcode == _NO_DEVICE and start_method == "fork":
+            start_method = (
+                "spawn"  # a library touched CUDA on import, which a fork does not survive
+            )
+            continue
         unfinished = records.unfinished(stage)
         if unfinished is not None:
             reason = ended_by or f"its process ended with {process.exitcode}: {_tail(log)}"
@@ -115,6 +120,12 @@ def _work(stage: str, records: Records, scale: str, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     code = 0
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.init()
+    except RuntimeError:
+        traceback.print_exc()
+        os._exit(_NO_DEVICE)
     try:
         module, _, function = STAGES[stage].rpartition(".")
         cases = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)

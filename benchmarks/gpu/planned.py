@@ -1,0 +1,121 @@
+"""What `diablo-ds plan` says of the measured steps, and the shares that would make it say the same.
+
+Needs no GPU: it reads what was measured.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from benchmarks.gpu.models import WORKLOADS
+from benchmarks.gpu.records import Records
+from diablo_ds.config import RunConfig
+from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
+from diablo_ds.planning.plan import Candidate, Planner
+
+_STAGES = {"step-zero0": 0, "step-zero2": 2, "step-zero3": 3, "slice-zero2": 2}
+
+
+class Comparison(NamedTuple):
+    """A measured step and its plan."""
+
+    name: str
+    measured_bytes: int
+    planned_bytes: int
+    measured_s: float
+    planned_s: float
+    compute_share: float
+    """With which the plan's step takes as long as the measured one; the memory's share stays."""
+
+
+def comparisons(records: Records, card: str) -> Iterator[Comparison]:
+    """Yield a row for each of our own steps that was measured, eager and without levers.
+
+    Args:
+        records: what was measured.
+        card: a key of `diablo_ds.planning.hardware.DEVICES`.
+    """
+    for stage, zero in _STAGES.items():
+        for name in ("as it is", "micro batch 1", "recomputed"):
+            record = records.ended(stage).get(name, {})
+            if record.get("status") != "measured":
+                continue
+            figures = record["figures"]
+            kind = stage.partition("-")[0]
+            planned = functools.partial(
+                _plan, card, kind, zero, figures["micro_batch"], name == "recomputed"
+            )
+            plan = planned(Assumptions())
+            yield Comparison(
+                f"{stage}, {name}",
+                figures["memory_bytes"],
+                plan.memory.total,
+                figures["step_s"],
+                plan.time.total,
+                _share(planned, figures["step_s"]),
+            )
+
+
+def _plan(
+    card: str, kind: str, stage: int, micro_batch: int, recomputed: bool, assumed: Assumptions
+) -> Candidate:
+    workload, device = WORKLOADS["full"][kind], DEVICES[card]
+    run = RunConfig(
+        micro_batch=micro_batch,
+        global_batch=micro_batch,
+        max_steps=1,
+        max_length=workload.length,
+        precision="bf16",
+    )
+    cluster = ClusterSize(
+        num_nodes=1,
+        ranks_per_node=1,
+        memory_bytes=device.memory_gb * GB,
+        reserved_bytes=0.0,
+        node_memory_bytes=1e12,
+        flops=device.tflops * 1e12,
+        memory_bandwidth=device.memory_gbs * GB,
+        inside_bandwidth=device.inside_gbs * GB,
+        between_bandwidth=device.between_gbs * GB,
+    )
+    wanted = "all" if recomputed else "none"
+    return next(
+        c
+        for c in _planner(kind, run, assumed).candidates(cluster)
+        if c.variant.name == f"ZeRO-{stage}" and c.checkpointing == wanted
+    )
+
+
+_MODELS: dict[tuple[str, int], Planner] = {}
+
+
+def _planner(kind: str, run: RunConfig, assumed: Assumptions) -> Planner:
+    """Return a planner that measures each model's sizes once."""
+    planner = _MODELS.setdefault(
+        (kind, run.micro_batch), Planner(WORKLOADS["full"][kind].config(), run, assumed)
+    )
+    planner.assumed = assumed
+    return planner
+
+
+def _share(planned: functools.partial[Candidate], measured_s: float) -> float:
+    """Return by bisection the compute share with which a plan takes so many seconds."""
+    low, high = 0.05, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        slower = planned(Assumptions(compute_share=middle)).time.total > measured_s
+        low, high = (middle, high) if slower else (low, middle)
+    return low
+
+
+def card_key(name: str) -> str:
+    """Return the key of a card in `DEVICES` by the name that its driver gives, or nothing."""
+    found = [key for key in DEVICES if key.split("-")[0] in name.lower()]
+    return found[0] if found else ""
+
+
+def as_rows(found: Iterator[Comparison]) -> list[Mapping[str, Any]]:
+    """Return comparisons as JSON can hold them."""
+    return [comparison._asdict() for comparison in found]
