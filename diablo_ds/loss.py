@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from diablo_ds.labels import IGNORE_LABEL
 LOSS_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 """fp32 logits held at once by `linear_cross_entropy`, by device type: on a GPU a chunk of few rows
 would wait for the head's weight to be read; on a CPU larger chunks are no faster."""
+_ROWS_TILE = 128
+"""Rows of a chunk are a multiple of it: matrix products of other heights waste a tile's rest."""
 _FP16_GAIN = 1024.0
 """Keeps small probabilities from vanishing in fp16; taken out again in fp32."""
 
@@ -53,12 +55,64 @@ def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def rows_per_chunk(vocab_size: int, device_type: str) -> int:
     """Return how many target tokens' logits are held at once."""
     held_bytes = LOSS_CHUNK_BYTES["cpu" if device_type == "cpu" else "cuda"]
-    return max(1, held_bytes // (4 * vocab_size))
+    rows = max(1, held_bytes // (4 * vocab_size))
+    return rows - rows % _ROWS_TILE if rows > _ROWS_TILE else rows
+
+
+SoftmaxLoss = Callable[[Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]
+"""`in_place_softmax_loss`, or another function that computes the same."""
+
+
+def in_place_softmax_loss(
+    logits: Tensor, target: Tensor, gain: float, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Sum the cross-entropy of rows of logits, and differentiate it, operation by operation.
+
+    Args:
+        logits: ``[rows, vocab]``; its values are lost.
+        target: ``[rows, 1]``, int64.
+        gain: factor of the gradient.
+        with_grad: whether the gradient is needed.
+
+    Returns:
+        The sum, ``[]`` in fp32; and its gradient by the logits, ``[rows, vocab]`` in their dtype,
+        or, where it is not needed, anything.
+    """
+    values = logits.float()
+    values.sub_(values.amax(dim=1, keepdim=True))
+    of_target = values.gather(1, target)  # [rows, 1]
+    powers = values.exp_()  # in place, as logsumexp and softmax are not
+    total = powers.sum(dim=1, keepdim=True)  # [rows, 1]
+    loss = (total.log() - of_target).sum()
+    if with_grad:
+        powers.mul_(gain / total).scatter_add_(1, target, torch.full_like(total, -gain))
+    return loss, powers if logits.dtype == powers.dtype else logits.copy_(powers)
+
+
+def fusible_softmax_loss(
+    logits: Tensor, target: Tensor, gain: float, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute what `in_place_softmax_loss` does, as a compiler fuses it into few passes."""
+    values = logits.float()
+    largest = values.amax(dim=1, keepdim=True)  # [rows, 1]
+    total = (values - largest).exp().sum(dim=1, keepdim=True)  # [rows, 1]
+    loss = (total.log() + largest - values.gather(1, target)).sum()
+    if not with_grad:
+        return loss, logits
+    is_target = torch.arange(logits.shape[1], device=logits.device) == target  # [rows, vocab]
+    grad = (values - largest).exp() * (gain / total) - gain * is_target
+    return loss, grad.to(logits.dtype)
 
 
 @torch.no_grad()
 def linear_cross_entropy(
-    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, with_grad: bool
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    with_grad: bool,
+    softmax_loss: SoftmaxLoss | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Sum the cross-entropy of ``softmax(hidden W^T + b)`` chunk by chunk, and differentiate it.
 
@@ -72,6 +126,7 @@ def linear_cross_entropy(
         weight: ``[vocab, hidden_size]``, frozen.
         bias: ``[vocab]`` or None, frozen.
         with_grad: whether to return the gradient.
+        softmax_loss: what computes it from a chunk's logits; `in_place_softmax_loss` by default.
 
     Returns:
         The loss, ``[]`` in fp32; and its gradient by ``hidden``, in the dtype of ``hidden``, or
@@ -79,22 +134,17 @@ def linear_cross_entropy(
     """
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     grad = torch.empty_like(hidden) if with_grad else None
+    softmax_loss = softmax_loss or in_place_softmax_loss
     step = rows_per_chunk(weight.shape[0], hidden.device.type)
     for start in range(0, hidden.shape[0], step):
         chunk = hidden[start : start + step]  # [rows, hidden_size]
         target = targets[start : start + step, None]  # [rows, 1]
         # The original linear: DeepSpeed replaces F.linear by one that needs autograd.
-        logits = torch.ops.aten.linear(chunk, weight, bias).float()  # [rows, vocab]
-        logits.sub_(logits.amax(dim=1, keepdim=True))
-        of_target = logits.gather(1, target)  # [rows, 1]
-        powers = logits.exp_()  # in place, as logsumexp and softmax are not
-        total = powers.sum(dim=1, keepdim=True)  # [rows, 1]
-        loss += (total.log() - of_target).sum()
+        logits = torch.ops.aten.linear(chunk, weight, bias)  # [rows, vocab]
+        of_chunk, grad_logits = softmax_loss(logits, target, grad_gain(hidden.dtype), with_grad)
+        loss += of_chunk
         if grad is not None:
-            gain = grad_gain(hidden.dtype)
-            grad_logits = powers.mul_(gain / total)
-            grad_logits.scatter_add_(1, target, torch.full_like(total, -gain))
-            torch.mm(grad_logits.to(weight.dtype), weight, out=grad[start : start + step])
+            torch.mm(grad_logits, weight, out=grad[start : start + step])
     return loss, grad
 
 
@@ -121,10 +171,19 @@ class _WithGradient(torch.autograd.Function):
 class _FrozenHead(nn.Linear):
     """A head that owns its weight and maps rows to the loss and its gradient, outside autograd."""
 
+    softmax_loss: SoftmaxLoss | None = None
+
     def forward(self, input: Tensor, targets: Tensor | None = None, with_grad: bool = False) -> Any:
         if targets is None:
             return super().forward(input)
-        return linear_cross_entropy(input, targets, self.weight, self.bias, with_grad=with_grad)
+        return linear_cross_entropy(
+            input,
+            targets,
+            self.weight,
+            self.bias,
+            with_grad=with_grad,
+            softmax_loss=self.softmax_loss,
+        )
 
 
 class LossHead(nn.Module):
@@ -143,6 +202,10 @@ class LossHead(nn.Module):
         linear.__class__ = _FrozenHead
         self.linear = linear
         self.labels: Tensor | None = None
+
+    def compute_softmax_by(self, softmax_loss: SoftmaxLoss | None) -> None:
+        """Compute loss and gradient from logits by another function; None for the default."""
+        self.linear.softmax_loss = softmax_loss  # type: ignore[assignment]
 
     @property
     def weight(self) -> nn.Parameter:

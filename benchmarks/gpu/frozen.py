@@ -63,8 +63,8 @@ class _Frozen:
 def _cases(kind: str, scale: str) -> Iterator[Case]:
     frozen = _Frozen(kind, scale)
     yield Case("as it is", partial(frozen.measure, (), True))
-    together = (cudnn, levers.compiled)
-    yield Case("compiled, cuDNN", partial(frozen.measure, together, True), 150.0)
+    together = (cudnn, levers.compiled_loss, levers.compiled)
+    yield Case("all", partial(frozen.measure, together, True), 150.0)
     yield Case("liger", partial(frozen.measure, (levers.liger,), False))
 
 

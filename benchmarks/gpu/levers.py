@@ -53,6 +53,17 @@ def cudnn_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def compiled_loss(model: Any) -> Iterator[None]:
+    """Compile what the loss computes from a chunk's logits."""
+    head = model.get_output_embeddings()
+    head.compute_softmax_by(torch.compile(loss.fusible_softmax_loss, dynamic=False))
+    try:
+        yield
+    finally:
+        head.compute_softmax_by(None)
+
+
+@contextlib.contextmanager
 def loss_chunk(num_bytes: int) -> Iterator[None]:
     """Hold so many bytes of fp32 logits at once in the loss."""
     before = dict(loss.LOSS_CHUNK_BYTES)

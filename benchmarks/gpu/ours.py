@@ -34,6 +34,7 @@ def chunk(megabytes: int) -> Lever:
 
 ALONE: dict[str, Sequence[Lever]] = {
     "compiled": (levers.compiled,),
+    "compiled loss": (levers.compiled_loss,),
     "merged": (path("merged"),),
     "prefilled": (path("prefilled"),),
     "triton": (path("triton"),),
@@ -43,10 +44,12 @@ ALONE: dict[str, Sequence[Lever]] = {
     "loss chunk 64 MiB": (chunk(64),),
     "loss chunk 1024 MiB": (chunk(1024),),
 }
+_ALL: Sequence[Lever] = (cudnn, levers.compiled_loss, levers.compiled)
+"""All levers but the formulation of the deltas' products."""
 TOGETHER: dict[str, Sequence[Lever]] = {
-    "compiled, prefilled, cuDNN": (path("prefilled"), cudnn, levers.compiled),
-    "compiled, triton, cuDNN": (path("triton"), cudnn, levers.compiled),
-    "compiled, merged, cuDNN": (path("merged"), cudnn, levers.compiled),
+    "all, prefilled": (path("prefilled"), *_ALL),
+    "all, triton": (path("triton"), *_ALL),
+    "all, merged": (path("merged"), *_ALL),
 }
 
 
@@ -83,9 +86,9 @@ class _Lazy:
 def zero2_cases(scale: str) -> Iterator[Case]:
     """Yield the 8B shape under ZeRO-2, with every lever and combination."""
     lazy = _Lazy("step", scale, 2)
-    best = TOGETHER["compiled, prefilled, cuDNN"]
+    best = TOGETHER["all, prefilled"]
     yield lazy.case("as it is", (), lever=False, profile=True)
-    yield lazy.case("compiled, prefilled, cuDNN", best, lever=False, profile=True)
+    yield lazy.case("all, prefilled", best, lever=False, profile=True)
     for name, using in ALONE.items():
         yield lazy.case(name, using)
     for name, using in TOGETHER.items():
@@ -101,7 +104,7 @@ def zero3_cases(scale: str) -> Iterator[Case]:
     """Yield the 8B shape under ZeRO-3."""
     lazy = _Lazy("step", scale, 3)
     yield lazy.case("as it is", (), lever=False)
-    together = "compiled, prefilled, cuDNN"
+    together = "all, prefilled"
     yield lazy.case(together, TOGETHER[together])
 
 
@@ -116,6 +119,6 @@ def slice_cases(scale: str) -> Iterator[Case]:
     lazy = _Lazy("slice", scale, 2)
     yield lazy.case("as it is", (), lever=False, profile=True)
     for name, using in TOGETHER.items():
-        yield lazy.case(name, using, lever=name != "compiled, prefilled, cuDNN")
+        yield lazy.case(name, using, lever=name != "all, prefilled")
     for name in ("merged", "prefilled", "triton"):
         yield lazy.case(name, ALONE[name])

@@ -10,7 +10,10 @@ from diablo_ds.loss import (
     LossHead,
     causal_lm_loss,
     count_targets,
+    fusible_softmax_loss,
+    in_place_softmax_loss,
     loss_head_bytes,
+    rows_per_chunk,
 )
 
 
@@ -48,33 +51,36 @@ def _head_and_input(dtype=torch.float32, bias=False):
     return head, hidden, labels
 
 
-def _chunked(head, hidden, labels):
+def _chunked(head, hidden, labels, softmax_loss=None):
     head = LossHead(head)
+    head.compute_softmax_by(softmax_loss)
     with head.computing_loss(labels):
         return head(hidden)
 
 
+@pytest.mark.parametrize("softmax_loss", [in_place_softmax_loss, fusible_softmax_loss])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_the_chunked_loss_and_its_gradient_are_exact(monkeypatch, rows, bias):
+def test_the_chunked_loss_and_its_gradient_are_exact(monkeypatch, rows, bias, softmax_loss):
     monkeypatch.setattr("diablo_ds.loss.LOSS_CHUNK_BYTES", {"cpu": rows * 4 * 11})
     head, hidden, labels = _head_and_input(bias=bias)
     expected = causal_lm_loss(head(hidden), labels)
     (wanted,) = torch.autograd.grad(3 * expected, hidden)
-    loss = _chunked(head, hidden, labels)
+    loss = _chunked(head, hidden, labels, softmax_loss)
     (grad,) = torch.autograd.grad(3 * loss, hidden)
     assert_close(loss, expected)
     assert_close(grad, wanted)
 
 
+@pytest.mark.parametrize("softmax_loss", [in_place_softmax_loss, fusible_softmax_loss])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_chunked_loss_in_low_precision_is_as_near_to_fp32_as_whole_logits(dtype):
+def test_the_chunked_loss_in_low_precision_is_as_near_to_fp32_as_whole_logits(dtype, softmax_loss):
     head, hidden, labels = _head_and_input(dtype)
     (whole,) = torch.autograd.grad(causal_lm_loss(head(hidden), labels), hidden)
     exact_hidden = hidden.detach().float().requires_grad_()
     logits = F.linear(exact_hidden, head.weight.float())
     (exact,) = torch.autograd.grad(causal_lm_loss(logits, labels), exact_hidden)
-    loss = _chunked(head, hidden, labels)
+    loss = _chunked(head, hidden, labels, softmax_loss)
     (grad,) = torch.autograd.grad(loss, hidden)
     assert loss.dtype == torch.float32
     assert grad.dtype == dtype
@@ -103,6 +109,11 @@ def test_a_head_without_labels_still_gives_logits():
     head, hidden, _ = _head_and_input()
     expected = head(hidden)
     assert torch.equal(LossHead(head)(hidden), expected)
+
+
+def test_chunks_of_many_rows_are_whole_tiles_of_a_product():
+    assert rows_per_chunk(128_256, "cuda") == 512
+    assert rows_per_chunk(10**7, "cuda") == 6
 
 
 def test_memory_does_not_grow_with_vocabulary_times_sequence():
