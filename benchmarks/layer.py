@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from benchmarks.plots import plot_bars
 from benchmarks.report import table, write_report
+from diablo_ds import triton_blocks
+from diablo_ds.blocks import PATHS, TRITON_PATHS
 from diablo_ds.layers import DiaBloLinear
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -74,7 +76,7 @@ class EinsumLinear(nn.Module):
 
 
 def candidates(base: nn.Linear, shape: Shape) -> dict[str, nn.Module]:
-    """Return the layers to compare, all with the same frozen weight."""
+    """Return the layers to compare, all with the same frozen weight, as far as they can run."""
     import peft
 
     options: dict[str, Any] = {"num_blocks": shape.num_blocks}
@@ -82,10 +84,14 @@ def candidates(base: nn.Linear, shape: Shape) -> dict[str, nn.Module]:
     wrapped.add_module("layer", base)
     lora = peft.LoraConfig(r=shape.lora_rank, target_modules=["layer"], bias="none")
     lora_layer = peft.inject_adapter_in_model(lora, wrapped).get_submodule("layer")
+    has_kernels = base.weight.is_cuda and triton_blocks.is_available()
     return {
         "frozen": base,
-        "fused": DiaBloLinear.from_linear(base, delta_path="fused", **options),
-        "merged": DiaBloLinear.from_linear(base, delta_path="merged", **options),
+        **{
+            path: DiaBloLinear.from_linear(base, delta_path=path, **options)
+            for path in PATHS
+            if has_kernels or path not in TRITON_PATHS
+        },
         "einsum": EinsumLinear(base, shape.num_blocks),
         "PEFT LoRA": lora_layer.to(base.weight.dtype),
     }

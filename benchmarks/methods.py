@@ -20,7 +20,7 @@ from diablo_ds.batches import MicroBatch
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import load_ds_config, zero_stage
 from diablo_ds.engine import init_process_group
-from diablo_ds.layers import resolve_delta_path
+from diablo_ds.layers import DELTA_PATHS, resolve_delta_path
 from diablo_ds.loss import causal_lm_loss
 from diablo_ds.loss_head import install_loss_head
 from diablo_ds.model import load_base
@@ -37,7 +37,7 @@ class Settings:
     """One measurement."""
 
     method: str
-    """frozen, fused, merged, lora, dora or full."""
+    """frozen, a delta path, lora, dora or full."""
     model: str
     stage: int = 3
     checkpointing: bool = False
@@ -51,7 +51,7 @@ class Settings:
 def measure(values: dict[str, Any]) -> dict[str, Any]:
     """Train for a few steps and return seconds by step and peak memory in bytes."""
     settings = Settings(**values)
-    build = {"frozen": _frozen_steps, "fused": _diablo_steps, "merged": _diablo_steps}.get(
+    build = {"frozen": _frozen_steps, **dict.fromkeys(DELTA_PATHS, _diablo_steps)}.get(
         settings.method
     )
     if build is None:

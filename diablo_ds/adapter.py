@@ -113,7 +113,7 @@ def attach(
         model: the base model; its parameters may be partitioned by ZeRO-3.
         num_blocks: block count by the full module name of the layer.
         dropout: share of the adapter's input that is zeroed while training, in [0, 1).
-        delta_path: "fused" or "merged", see `diablo_ds.blocks.DiaBloProduct`.
+        delta_path: one of `diablo_ds.layers.DELTA_PATHS`.
         device: device of the deltas; that of the weights by default.
 
     Returns:

@@ -16,6 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from diablo_ds import triton_blocks
+
+TRITON_PATHS = ("triton", "triton_prefilled")
+PREFILLED_PATHS = ("prefilled", "triton_prefilled")
+PATHS = ("fused", "merged", "prefilled", *TRITON_PATHS)
+
 
 def legal_num_blocks(in_features: int, out_features: int) -> list[int]:
     """Return every block count that divides both widths, in ascending order."""
@@ -132,7 +138,32 @@ def _delta_gradient(x_rows: Tensor, grad_rows: Tensor, delta: Tensor) -> Tensor:
 
 def _block_view(x: Tensor, num_blocks: int) -> Tensor:
     """View ``[tokens, num_blocks * block]`` as ``[num_blocks, tokens, block]``, without a copy."""
-    return x.view(x.shape[0], num_blocks, -1).transpose(0, 1)
+    num_tokens, width = x.shape
+    return x.view(num_tokens, num_blocks, width // num_blocks).transpose(0, 1)
+
+
+def _write_block_product(
+    rows: Tensor, delta: Tensor, y: Tensor, path: str, bias: Tensor | None = None
+) -> Tensor:
+    """Write ``b + rows D`` to ``y``, ``[tokens, features]``, through its block view."""
+    if path in TRITON_PATHS:
+        return triton_blocks.block_product(rows, delta, y, bias)
+    num_blocks = delta.shape[0]
+    row_blocks, y_blocks = _block_view(rows, num_blocks), _block_view(y, num_blocks)
+    if bias is None:
+        torch.bmm(row_blocks, delta, out=y_blocks)
+    else:
+        torch.baddbmm(bias.view(num_blocks, 1, -1), row_blocks, delta, out=y_blocks)
+    return y
+
+
+def _add_block_product(rows: Tensor, delta: Tensor, y: Tensor, path: str) -> Tensor:
+    """Add ``rows D`` to ``y``, ``[tokens, features]``, through its block view."""
+    if path in TRITON_PATHS:
+        return triton_blocks.block_product(rows, delta, y, accumulate=True)
+    num_blocks = delta.shape[0]
+    _block_view(y, num_blocks).baddbmm_(_block_view(rows, num_blocks), delta)
+    return y
 
 
 def product(
@@ -151,19 +182,23 @@ def product(
         weight: ``[out_features, in_features]``.
         bias: ``[out_features]`` or None.
         delta: ``[num_blocks, in_block, out_block]``.
-        path: "fused" or "merged".
+        path: one of `PATHS`.
     """
     # The original linear: DeepSpeed replaces F.linear, which we must not nest in here.
     if path == "merged":
         with merged_weight(weight, delta) as whole:
             merged: Tensor = torch.ops.aten.linear(x, whole, bias)
         return merged
-    num_blocks = delta.shape[0]
-    rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
-    y: Tensor = torch.ops.aten.linear(x, weight, bias)
-    y_blocks = _block_view(y.view(-1, y.shape[-1]), num_blocks)  # [N, tokens, out_block]
-    y_blocks.baddbmm_(_block_view(rows, num_blocks), delta)
-    return y
+    x_rows = x.reshape(-1, x.shape[-1])
+    adapter_rows = x_rows if x_adapter is None else x_adapter.reshape(-1, x.shape[-1])
+    if path in PREFILLED_PATHS:
+        y = x.new_empty((x_rows.shape[0], weight.shape[0]))
+        _write_block_product(adapter_rows, delta, y, path, bias)
+        y.addmm_(x_rows, weight.t())
+    else:
+        y = torch.ops.aten.linear(x_rows, weight, bias)
+        _add_block_product(adapter_rows, delta, y, path)
+    return y.view(*x.shape[:-1], y.shape[1])
 
 
 def product_gradients(
@@ -186,27 +221,32 @@ def product_gradients(
         path: see there.
         needs: which of the three gradients are needed.
     """
-    num_blocks = delta.shape[0]
     grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
-    grad_blocks = _block_view(grad_rows, num_blocks)  # [N, tokens, out_block]
+    transposed = delta.transpose(1, 2)  # [N, out_block, in_block]
     grad_x = grad_x_adapter = grad_delta = None
     if needs[0]:
         if path == "merged":
             with merged_weight(weight, delta) as whole:
                 grad_x = torch.mm(grad_rows, whole)  # [tokens, in_features]
+        elif x_adapter is not None:
+            grad_x = torch.mm(grad_rows, weight)
+        elif path in PREFILLED_PATHS:
+            grad_x = grad_rows.new_empty((grad_rows.shape[0], weight.shape[1]))
+            _write_block_product(grad_rows, transposed, grad_x, path).addmm_(grad_rows, weight)
         else:
             grad_x = torch.mm(grad_rows, weight)
-            if x_adapter is None:
-                _block_view(grad_x, num_blocks).baddbmm_(grad_blocks, delta.transpose(1, 2))
+            _add_block_product(grad_rows, transposed, grad_x, path)
         grad_x = grad_x.view(x.shape)
     if x_adapter is not None and needs[1]:
-        grad_x_adapter = torch.empty_like(x_adapter).view(-1, x.shape[-1])
-        blocks = torch.bmm(grad_blocks, delta.transpose(1, 2))  # [N, tokens, in_block]
-        _block_view(grad_x_adapter, num_blocks).copy_(blocks)
+        grad_x_adapter = grad_rows.new_empty((grad_rows.shape[0], weight.shape[1]))
+        _write_block_product(grad_rows, transposed, grad_x_adapter, path)
         grad_x_adapter = grad_x_adapter.view(x_adapter.shape)
     if needs[2]:
         x_rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
-        grad_delta = _delta_gradient(x_rows, grad_rows, delta)
+        if path in TRITON_PATHS:
+            grad_delta = triton_blocks.delta_gradient(x_rows, grad_rows, delta.shape[0])
+        else:
+            grad_delta = _delta_gradient(x_rows, grad_rows, delta)
     return grad_x, grad_x_adapter, grad_delta
 
 
@@ -217,10 +257,13 @@ class DiaBloProduct(torch.autograd.Function):
     never as a view or a cast: ZeRO-3 empties ``weight.data`` after the forward and refills it
     before the backward, so no gathered weight is kept alive in between.
 
-    Two formulations, equal in exact arithmetic. Fused, the block products are accumulated in place
-    into the output's block view. Merged, the delta is added to the weight's diagonal blocks while
-    one matrix product runs. In half precision the former rounds the output twice, the latter
-    ``W + D``, as full fine-tuning does; `diablo_ds.layers.resolve_delta_path` has the figures.
+    Three formulations, equal in exact arithmetic. Fused, the block products are accumulated in
+    place into the output's block view. Prefilled, they are written first, and the matrix product is
+    accumulated onto them. Merged, the delta is added to the weight's diagonal blocks while one
+    matrix product runs. In half precision the first rounds the output twice, the second the delta's
+    part and the output, the third ``W + D``, as full fine-tuning does;
+    `diablo_ds.layers.resolve_delta_path` has figures. The paths "triton" and "triton_prefilled" are
+    the first two by the kernels of `diablo_ds.triton_blocks`.
 
     Gradients (X as ``[tokens, features]``): ``dX = dY W^T``, ``dX_a = dY D^T`` block by block and
     ``dD_i = X_a,i^T dY_i``, which is the gradient full fine-tuning gives the same block.
@@ -272,14 +315,14 @@ def diablo_linear(
         delta: ``[num_blocks, in_block, out_block]``, in the dtype of ``weight``.
         x_adapter: ``[..., in_features]``, what the delta sees where it is not ``x`` itself, e.g.
             after a dropout.
-        path: "fused", the blocks' products are added to the output; or "merged", the delta is
-            added to the weight's blocks while the product runs. The weight must then be contiguous.
+        path: one of `PATHS`, see `DiaBloProduct`. For "merged" the weight must be contiguous.
 
     Returns:
         ``[..., out_features]``.
 
     Raises:
-        ValueError: if "merged" goes with an ``x_adapter``, which needs a product of its own.
+        ValueError: if "merged" goes with an ``x_adapter``, which needs a product of its own, or a
+            path of Triton's with a device or dtype that it does not take.
     """
     if path == "merged" and x_adapter is not None:
         raise ValueError(
@@ -290,5 +333,7 @@ def diablo_linear(
         x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         x_adapter = None if x_adapter is None else x_adapter.to(dtype)
+    if path in TRITON_PATHS:
+        triton_blocks.check_operand(path, x)
     y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta, path)  # type: ignore[no-untyped-call]
     return y

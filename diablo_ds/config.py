@@ -106,9 +106,10 @@ class RunConfig:
     base_dropout: bool | None = setting(None, "The base's own dropout. Default: as it has it.")
     delta_path: str = setting(
         "auto",
-        "Add the blocks' products to the output (fused), or the delta to the weight (merged); auto "
-        "is merged in fp32.",
-        choices=("auto", "fused", "merged"),
+        "Add the blocks' products to the output (fused), the output to them (prefilled), or the "
+        "delta to the weight (merged); triton and triton_prefilled are the first two by kernels "
+        "for GPUs. Auto is merged in fp32, else fused.",
+        choices=("auto", "fused", "merged", "prefilled", "triton", "triton_prefilled"),
     )
     attention: str = setting(
         "auto",

@@ -21,6 +21,9 @@ FREE_ON_RESUME = frozenset(
     }
 )
 
+# Other choices of a setting that a run may go on with: they are equal up to rounding.
+FREE_CHOICES = {"delta_path": frozenset({"fused", "prefilled", "triton", "triton_prefilled"})}
+
 
 def keep_recorded(config: RunConfig, recorded: RunConfig) -> RunConfig:
     """Return a run config whose open settings are those of the run that it continues.
@@ -61,5 +64,6 @@ def _differing(old: RunConfig, new: RunConfig) -> Iterator[tuple[dataclasses.Fie
     new = keep_recorded(new, old)
     for field in dataclasses.fields(old):
         was, now = getattr(old, field.name), getattr(new, field.name)
-        if field.name not in FREE_ON_RESUME and was != now:
+        is_free = {was, now} <= FREE_CHOICES.get(field.name, frozenset())
+        if field.name not in FREE_ON_RESUME and was != now and not is_free:
             yield field, was, now

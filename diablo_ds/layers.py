@@ -9,20 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diablo_ds.blocks import delta_shape, diablo_linear, diagonal_blocks
+from diablo_ds.blocks import PATHS, delta_shape, diablo_linear, diagonal_blocks
 
-DELTA_PATHS = ("fused", "merged")
+DELTA_PATHS = PATHS
 
 
 def resolve_delta_path(setting: str, dtype: torch.dtype, dropout: float) -> str:
     """Return "fused" or "merged" for "auto", and any other setting as it is.
 
-    Merged is faster, and in fp32 equal up to rounding. In bf16 a single product gives no reason to
-    prefer one: measured against fp64, the error of the output is 0.0017 merged and 0.0017 to 0.0024
-    fused, for deltas of 0.1 % to 100 % of the weight. They differ in what is rounded: merged, the
-    delta as it acts is off by 80 % of its norm where it is 0.1 % of the weight, by 16 % at 1 % and
-    by 1.7 % at 10 %; fused, the output is rounded once more. What either does over many steps has
-    not been studied. Until it is, merged is taken in half precision only where it was asked for.
+    On a CPU merged is faster than fused, and in fp32 equal up to rounding. In bf16 a single product
+    gives no reason to prefer one: measured against fp64, the error of the output is 0.0017 merged
+    and 0.0017 to 0.0024 fused, for deltas of 0.1 % to 100 % of the weight. They differ in what is
+    rounded: merged, the delta as it acts is off by 80 % of its norm where it is 0.1 % of the
+    weight, by 16 % at 1 % and by 1.7 % at 10 %; fused, the output is rounded once more. What either
+    does over many steps has not been studied. Until it is, merged is taken in half precision only
+    where it was asked for, and so are the other paths.
     """
     if setting != "auto":
         return setting
@@ -42,7 +43,7 @@ class DiaBloLinear(nn.Linear):
         num_blocks: number of diagonal blocks; must divide both widths.
         bias: whether the base has a bias; it is kept, frozen.
         dropout: share of the adapter's input that is zeroed while training, in [0, 1).
-        delta_path: "fused" or "merged", see `diablo_ds.blocks.DiaBloProduct`.
+        delta_path: one of `DELTA_PATHS`, see `diablo_ds.blocks.DiaBloProduct`.
         device: device of the parameters.
         dtype: dtype of weight, bias and delta.
 
@@ -100,7 +101,7 @@ class DiaBloLinear(nn.Linear):
             linear: the base layer; its parameter objects are shared, not copied, and frozen.
             num_blocks: number of diagonal blocks; must divide both widths.
             dropout: share of the adapter's input that is zeroed while training, in [0, 1).
-            delta_path: "fused" or "merged".
+            delta_path: one of `DELTA_PATHS`.
             device: device of the delta; the weight's by default.
         """
         has_bias = linear.bias is not None

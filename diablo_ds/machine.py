@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from diablo_ds import distributed
+from diablo_ds import distributed, triton_blocks
 from diablo_ds.attention import attentions_by_length
 from diablo_ds.config import RunConfig
 from diablo_ds.engine import has_bf16
@@ -36,6 +36,8 @@ class Machine:
     attentions_by_length: tuple[str, ...] = ()
     """Attentions of variable length that can be used, the best first: FlashAttention's packages,
     newest first, and PyTorch's own kernel."""
+    has_triton: bool = False
+    """Whether the package triton is installed."""
     num_threads: int = 1
     """Threads of a rank's products on a CPU."""
 
@@ -60,6 +62,7 @@ def look_at_machines(config: RunConfig, shapes: Any, device: torch.device) -> li
         has_bf16=has_bf16(device),
         bf16_factor=measure_bf16_factor(width) if measured else None,
         attentions_by_length=attentions_by_length(),
+        has_triton=triton_blocks.has_package(),
         num_threads=torch.get_num_threads(),
     )
     found = distributed.gather_objects(mine)

@@ -15,10 +15,12 @@ from diablo_ds.architecture import DTYPES
 from diablo_ds.attention import choose_attention, takes_lengths
 from diablo_ds.base_dropout import check_layers_kept, choose_dropout, describe_dropout
 from diablo_ds.batch_resolution import Resolution, resolve_batch
+from diablo_ds.blocks import TRITON_PATHS
 from diablo_ds.config import DATA_ORDERS, RunConfig
 from diablo_ds.ds_config import zero_stage
 from diablo_ds.layers import resolve_delta_path
 from diablo_ds.machine import Machine
+from diablo_ds.triton_blocks import check_usable
 from diablo_ds.varlen import VARLEN
 
 WARNING_FACTOR = 1.5
@@ -58,6 +60,7 @@ def resolve_run(
         path = resolve_delta_path("auto", DTYPES[config.precision], config.dropout)
         config = dataclasses.replace(config, delta_path=path)
         lines.append(f"delta path {path}: {_DELTA_PATH_REASONS[path]}")
+    _check_delta_path(config.delta_path, machines)
     attention, reason = _resolve_attention(config, machines, shapes, device_type, recorded)
     if config.attention == "auto":
         lines.append(f"attention {attention}: {reason}")
@@ -85,6 +88,13 @@ _DELTA_PATH_REASONS = {
     "merged": "in fp32 it equals fused up to rounding, and is faster",
     "fused": "in half precision and with dropout delta and weight are kept apart",
 }
+
+
+def _check_delta_path(path: str, machines: Sequence[Machine]) -> None:
+    if path in TRITON_PATHS:
+        for rank, machine in enumerate(machines):
+            where = f" on rank {rank} ({machine.host})"
+            check_usable(path, machine.device_type, has_triton=machine.has_triton, where=where)
 
 
 def _agreed_device_type(machines: Sequence[Machine]) -> str:

@@ -6,6 +6,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from diablo_ds import blocks
+from tests.unit.block_cases import CASES, check
+
+TORCH_PATHS = [path for path in blocks.PATHS if path not in blocks.TRITON_PATHS]
 
 
 def _dense_linear(x, weight, bias, delta):
@@ -19,7 +22,7 @@ WIDTHS = [(12, 8, 4), (8, 12, 2), (16, 16, 16), (6, 9, 1)]
 @pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("leading", [(5,), (2, 3), ()])
-@pytest.mark.parametrize("path", ["fused", "merged"])
+@pytest.mark.parametrize("path", TORCH_PATHS)
 def test_forward_equals_dense(in_features, out_features, num_blocks, bias, leading, path):
     x = torch.randn(*leading, in_features, dtype=torch.float64)
     weight = torch.randn(out_features, in_features, dtype=torch.float64)
@@ -33,7 +36,7 @@ def test_forward_equals_dense(in_features, out_features, num_blocks, bias, leadi
 
 
 @pytest.mark.parametrize(("in_features", "out_features", "num_blocks"), WIDTHS)
-@pytest.mark.parametrize("path", ["fused", "merged"])
+@pytest.mark.parametrize("path", TORCH_PATHS)
 def test_delta_gradient_is_the_diagonal_of_the_dense_gradient(
     in_features, out_features, num_blocks, path
 ):
@@ -57,15 +60,40 @@ def test_delta_gradient_is_the_diagonal_of_the_dense_gradient(
     assert_close(x.grad, dense_x.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("path", TORCH_PATHS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_path_equals_fp64(case, path, dtype):
+    if path == "merged" and case.adapter:
+        with pytest.raises(ValueError, match="must have one input"):
+            check(case, path, dtype)
+    else:
+        check(case, path, dtype)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_prefilled_writes_the_output_in_place(bias):
+    """No copy of the output's size: it is all that is allocated."""
+    x, weight = torch.randn(64, 32), torch.randn(1024, 32)
+    delta = torch.randn(4, 8, 256)
+    b = torch.randn(1024) if bias else None
+    with torch.profiler.profile(profile_memory=True) as trace:
+        y = blocks.product(x, None, weight, b, delta, "prefilled")
+    events = trace.key_averages()
+    allocated = sum(event.self_cpu_memory_usage for event in events if event.key[:4] == "aten")
+    assert y.nbytes <= allocated < 1.5 * y.nbytes
+
+
+@pytest.mark.parametrize("path", ["fused", "prefilled"])
 @pytest.mark.parametrize("separate_input", [False, True])
-def test_gradcheck(separate_input):
+def test_gradcheck(separate_input, path):
     x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.randn(12, 8, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
     delta = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
     x_adapter = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     inputs = (x, delta, x_adapter) if separate_input else (x, delta)
     assert torch.autograd.gradcheck(
-        lambda x, delta, *xa: blocks.diablo_linear(x, weight, bias, delta, *xa), inputs
+        lambda x, delta, *xa: blocks.diablo_linear(x, weight, bias, delta, *xa, path=path), inputs
     )
 
 
@@ -115,7 +143,7 @@ def test_the_delta_gradient_in_bf16_has_the_precision_of_its_inputs(block):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 1.0])
-def test_in_bf16_both_formulations_err_by_the_rounding_of_their_output(share):
+def test_in_bf16_all_formulations_err_by_the_rounding_of_their_output(share):
     torch.manual_seed(0)
     x = torch.randn(64, 256, dtype=torch.bfloat16)
     weight = torch.randn(256, 256, dtype=torch.bfloat16) / 16
@@ -123,11 +151,12 @@ def test_in_bf16_both_formulations_err_by_the_rounding_of_their_output(share):
     exact = _dense_linear(x.double(), weight.double(), None, delta.double())
     errors = {
         path: float((blocks.diablo_linear(x, weight, None, delta, path=path) - exact).norm())
-        for path in ("fused", "merged")
+        for path in TORCH_PATHS
     }
     # bf16 has steps of 2^-8: 0.0017 on average, and up to the root of 2 times that when done twice.
     assert errors["merged"] < 0.002 * exact.norm()
     assert errors["fused"] < 0.0027 * exact.norm()
+    assert errors["prefilled"] < 0.0027 * exact.norm()
 
 
 def test_inputs_that_are_not_contiguous():

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from diablo_ds import layers
+from diablo_ds.config import RunConfig
 from diablo_ds.layers import DiaBloLinear
 
 
@@ -86,16 +89,17 @@ def test_auto_is_merged_in_fp32_alone():
 def test_merged_needs_no_dropout_and_a_known_name():
     with pytest.raises(ValueError, match=r"needs dropout=0.*got dropout=0\.1"):
         layers.DiaBloLinear(4, 4, num_blocks=2, dropout=0.1, delta_path="merged")
-    with pytest.raises(ValueError, match="one of fused, merged; got delta_path='other'"):
+    with pytest.raises(ValueError, match=r"one of fused, merged, .*; got delta_path='other'"):
         layers.DiaBloLinear(4, 4, num_blocks=2, delta_path="other")
 
 
-def test_both_paths_give_the_same_output_and_gradients():
+@pytest.mark.parametrize("path", ["merged", "prefilled"])
+def test_paths_give_the_same_output_and_gradients(path):
     results = []
     x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     weight, values = torch.randn(12, 8).double(), torch.randn(4, 2, 3).double()
-    for path in layers.DELTA_PATHS:
-        layer = layers.DiaBloLinear(8, 12, num_blocks=4, delta_path=path, dtype=torch.float64)
+    for delta_path in ("fused", path):
+        layer = DiaBloLinear(8, 12, num_blocks=4, delta_path=delta_path, dtype=torch.float64)
         with torch.no_grad():
             layer.weight.copy_(weight)
             layer.bias.zero_()
@@ -103,3 +107,17 @@ def test_both_paths_give_the_same_output_and_gradients():
         y = layer(x)
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, layer.delta))))
     assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("path", ["fused", "prefilled"])
+def test_a_path_with_dropout_trains_on_inputs_that_are_not_contiguous(path):
+    layer = DiaBloLinear(12, 8, num_blocks=4, dropout=0.5, delta_path=path)
+    x = torch.randn(12, 3, 5).permute(2, 1, 0).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert layer.delta.grad.abs().sum() > 0
+
+
+def test_the_run_config_takes_every_path():
+    choices = next(f for f in fields(RunConfig) if f.name == "delta_path").metadata["choices"]
+    assert choices == ("auto", *layers.DELTA_PATHS)

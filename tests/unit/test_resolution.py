@@ -112,6 +112,24 @@ def test_a_resumed_run_on_another_machine_may_change_its_attention():
     assert "flash_attention_2, which this run had, is not to be had" in resolution.text()
 
 
+def test_a_path_of_tritons_needs_a_gpu_and_the_package_on_every_rank():
+    config = RunConfig(delta_path="triton", precision="bf16")
+    usable = dataclasses.replace(GPU, has_triton=True)
+    assert _resolve([usable] * 2, config).config.delta_path == "triton"
+    with pytest.raises(ValueError, match=r"got device cuda, triton not installed on rank 1 \(a\)"):
+        _resolve([usable, GPU], config)
+    with pytest.raises(ValueError, match=r"device cpu, triton installed on rank 0 .*use 'fused'"):
+        _resolve([dataclasses.replace(FAST, has_triton=True)], config)
+
+
+def test_a_resumed_run_may_change_to_a_path_that_rounds_alike():
+    recorded = RunConfig(delta_path="triton", precision="bf16")
+    assert differing_fields(recorded, RunConfig(delta_path="fused", precision="bf16")) == []
+    assert differing_fields(recorded, RunConfig(delta_path="merged", precision="bf16")) == [
+        "delta_path: 'triton', now 'merged'"
+    ]
+
+
 def test_run_json_of_earlier_versions_still_loads():
     values = dataclasses.asdict(RunConfig())
     values |= {"precision": "bf16", "micro_batch": 4, "global_batch": 8}

@@ -1,0 +1,145 @@
+"""Triton kernels of the block product; imports triton, so it is imported where they run.
+
+Shapes are those of `diablo_ds.blocks`: rows are tokens, of one row stride, contiguous along the
+features; a delta is ``[num_blocks, in_block, out_block]``. Sums are in fp32. Each element of an
+output is written by one program, which alone reads it: no atomics, no race, the same bits each run.
+Along the summed dimension the step is a function of the shape, so that a choice of tiles by time
+changes no sum's order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def block_product(
+    x,
+    delta,
+    bias,
+    y,
+    num_tokens,
+    num_blocks,
+    x_stride,
+    y_stride,
+    delta_stride_block,
+    delta_stride_in,
+    delta_stride_out,
+    in_block: tl.constexpr,
+    out_block: tl.constexpr,
+    has_bias: tl.constexpr,
+    accumulate: tl.constexpr,
+    in_fp32: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Compute ``Y = b + X D``, or ``Y += X D``, in a tile of ``rows`` tokens of one block.
+
+    The grid is one-dimensional: column tiles of a block, then blocks, then row tiles, so that
+    programs that run together read and write neighbouring memory.
+    """
+    column_tiles: tl.constexpr = (out_block + columns - 1) // columns
+    program = tl.program_id(0)
+    column_tile = program % column_tiles
+    block = (program // column_tiles) % num_blocks
+    first = (program // (column_tiles * num_blocks)).to(tl.int64) * rows
+    num_rows = num_tokens - first
+
+    row = tl.arange(0, rows)
+    column = column_tile * columns + tl.arange(0, columns)
+    inner = tl.arange(0, step)
+    is_row = (row < num_rows)[:, None]
+    is_column = (column < out_block)[None, :]
+
+    x += first * x_stride + block * in_block
+    delta += block.to(tl.int64) * delta_stride_block
+    y += first * y_stride + block * out_block
+    target = y + row[:, None] * y_stride + column[None, :]
+    # Loaded first, so that the waits for memory overlap.
+    if accumulate:
+        sums = tl.load(target, mask=is_row & is_column, other=0.0).to(tl.float32)
+    else:
+        sums = tl.zeros((rows, columns), tl.float32)
+    if has_bias:
+        b = tl.load(bias + block * out_block + column, mask=column < out_block, other=0.0)
+        sums += b.to(tl.float32)[None, :]
+    for start in range(0, in_block, step):
+        k = start + inner
+        x_tile = tl.load(
+            x + row[:, None] * x_stride + k[None, :],
+            mask=is_row & (k < in_block)[None, :],
+            other=0.0,
+        )
+        delta_tile = tl.load(
+            delta + k[:, None] * delta_stride_in + column[None, :] * delta_stride_out,
+            mask=(k < in_block)[:, None] & is_column,
+            other=0.0,
+        )
+        if in_fp32:
+            x_tile = x_tile.to(tl.float32)
+            delta_tile = delta_tile.to(tl.float32)
+        sums = tl.dot(x_tile, delta_tile, sums, input_precision="ieee")
+    tl.store(target, sums.to(y.dtype.element_ty), mask=is_row & is_column)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "tokens_per_split"])
+def delta_gradient(
+    x,
+    grad_y,
+    grad_delta,
+    num_tokens,
+    num_blocks,
+    tokens_per_split,
+    x_stride,
+    grad_y_stride,
+    in_block: tl.constexpr,
+    out_block: tl.constexpr,
+    in_fp32: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Compute ``dD_i = X_i^T dY_i`` over one split of the tokens, in one tile of one block.
+
+    ``grad_delta`` is ``[splits, num_blocks, in_block, out_block]``. The grid is one-dimensional:
+    tiles of a block, then blocks, then splits.
+    """
+    column_tiles: tl.constexpr = (out_block + columns - 1) // columns
+    tiles: tl.constexpr = column_tiles * ((in_block + rows - 1) // rows)
+    program = tl.program_id(0)
+    tile = program % tiles
+    block = (program // tiles) % num_blocks
+    split = (program // (tiles * num_blocks)).to(tl.int64)
+    first = split * tokens_per_split
+    count = tl.minimum(num_tokens - first, tokens_per_split).to(tl.int32)
+
+    row = (tile // column_tiles) * rows + tl.arange(0, rows)
+    column = (tile % column_tiles) * columns + tl.arange(0, columns)
+    token = tl.arange(0, step)
+    is_row = (row < in_block)[None, :]
+    is_column = (column < out_block)[None, :]
+
+    x += first * x_stride + block * in_block
+    grad_y += first * grad_y_stride + block * out_block
+    x_tiles = x + token[:, None] * x_stride + row[None, :]
+    grad_tiles = grad_y + token[:, None] * grad_y_stride + column[None, :]
+    sums = tl.zeros((rows, columns), tl.float32)
+    for start in range(0, count, step):
+        is_token = (token < count - start)[:, None]
+        x_tile = tl.load(x_tiles, mask=is_token & is_row, other=0.0)
+        grad_tile = tl.load(grad_tiles, mask=is_token & is_column, other=0.0)
+        if in_fp32:
+            x_tile = x_tile.to(tl.float32)
+            grad_tile = grad_tile.to(tl.float32)
+        sums = tl.dot(tl.trans(x_tile), grad_tile, sums, input_precision="ieee")
+        x_tiles += step * x_stride
+        grad_tiles += step * grad_y_stride
+
+    grad_delta += (split * num_blocks + block) * in_block * out_block
+    tl.store(
+        grad_delta + row[:, None] * out_block + column[None, :],
+        sums.to(grad_delta.dtype.element_ty),
+        mask=(row < in_block)[:, None] & is_column,
+    )
