@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from diablo_ds import triton_blocks
 
-TRITON_PATHS = ("triton", "triton_prefilled")
+TRITON_PATHS = ("triton", "triton_merged", "triton_prefilled")
+MERGED_PATHS = ("merged", "triton_merged")
 PREFILLED_PATHS = ("prefilled", "triton_prefilled")
 PATHS = ("fused", "merged", "prefilled", *TRITON_PATHS)
 
@@ -102,7 +103,7 @@ def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
 
 
 @contextmanager
-def merged_weight(weight: Tensor, delta: Tensor) -> Iterator[Tensor]:
+def merged_weight(weight: Tensor, delta: Tensor, path: str = "merged") -> Iterator[Tensor]:
     """Add a delta to the diagonal blocks of a weight for a while, and restore them exactly.
 
     Only the blocks are copied and put back, ``1 / num_blocks`` of the weight, so nothing of the
@@ -111,14 +112,18 @@ def merged_weight(weight: Tensor, delta: Tensor) -> Iterator[Tensor]:
     Args:
         weight: ``[out_features, in_features]``, contiguous.
         delta: ``[num_blocks, in_block, out_block]``, of the same dtype.
+        path: one of `MERGED_PATHS`.
 
     Yields:
         The weight's data, which autograd does not see.
     """
     data = weight.data
     blocks = diagonal_blocks(data, delta.shape[0]).transpose(1, 2)  # [N, out_block, in_block]
-    saved = blocks.clone()
-    blocks.add_(delta.data.transpose(1, 2))
+    if path in TRITON_PATHS:
+        saved = triton_blocks.add_to_diagonal(data, delta.data)
+    else:
+        saved = blocks.clone()
+        blocks.add_(delta.data.transpose(1, 2))
     try:
         yield data
     finally:
@@ -185,8 +190,8 @@ def product(
         path: one of `PATHS`.
     """
     # The original linear: DeepSpeed replaces F.linear, which we must not nest in here.
-    if path == "merged":
-        with merged_weight(weight, delta) as whole:
+    if path in MERGED_PATHS:
+        with merged_weight(weight, delta, path) as whole:
             merged: Tensor = torch.ops.aten.linear(x, whole, bias)
         return merged
     x_rows = x.reshape(-1, x.shape[-1])
@@ -225,8 +230,8 @@ def product_gradients(
     transposed = delta.transpose(1, 2)  # [N, out_block, in_block]
     grad_x = grad_x_adapter = grad_delta = None
     if needs[0]:
-        if path == "merged":
-            with merged_weight(weight, delta) as whole:
+        if path in MERGED_PATHS:
+            with merged_weight(weight, delta, path) as whole:
                 grad_x = torch.mm(grad_rows, whole)  # [tokens, in_features]
         elif x_adapter is not None:
             grad_x = torch.mm(grad_rows, weight)
@@ -262,8 +267,8 @@ class DiaBloProduct(torch.autograd.Function):
     accumulated onto them. Merged, the delta is added to the weight's diagonal blocks while one
     matrix product runs. In half precision the first rounds the output twice, the second the delta's
     part and the output, the third ``W + D``, as full fine-tuning does;
-    `diablo_ds.layers.resolve_delta_path` has figures. The paths "triton" and "triton_prefilled" are
-    the first two by the kernels of `diablo_ds.triton_blocks`.
+    `diablo_ds.layers.resolve_delta_path` has figures. The paths "triton", "triton_prefilled" and
+    "triton_merged" are the same three by the kernels of `diablo_ds.triton_blocks`.
 
     Gradients (X as ``[tokens, features]``): ``dX = dY W^T``, ``dX_a = dY D^T`` block by block and
     ``dD_i = X_a,i^T dY_i``, which is the gradient full fine-tuning gives the same block.
@@ -315,18 +320,18 @@ def diablo_linear(
         delta: ``[num_blocks, in_block, out_block]``, in the dtype of ``weight``.
         x_adapter: ``[..., in_features]``, what the delta sees where it is not ``x`` itself, e.g.
             after a dropout.
-        path: one of `PATHS`, see `DiaBloProduct`. For "merged" the weight must be contiguous.
+        path: one of `PATHS`, see `DiaBloProduct`. Merged, the weight must be contiguous.
 
     Returns:
         ``[..., out_features]``.
 
     Raises:
-        ValueError: if "merged" goes with an ``x_adapter``, which needs a product of its own, or a
-            path of Triton's with a device or dtype that it does not take.
+        ValueError: if a merged path goes with an ``x_adapter``, which needs a product of its own,
+            or a path of Triton's with a device or dtype that it does not take.
     """
-    if path == "merged" and x_adapter is not None:
+    if path in MERGED_PATHS and x_adapter is not None:
         raise ValueError(
-            "a merged product must have one input; got path='merged' and an x_adapter; use fused"
+            f"a merged product must have one input; got path={path!r} and an x_adapter; use fused"
         )
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -107,9 +107,12 @@ class RunConfig:
     delta_path: str = setting(
         "auto",
         "Add the blocks' products to the output (fused), the output to them (prefilled), or the "
-        "delta to the weight (merged); triton and triton_prefilled are the first two by kernels "
-        "for GPUs. Auto is merged in fp32, else fused.",
-        choices=("auto", "fused", "merged", "prefilled", "triton", "triton_prefilled"),
+        "delta to the weight (merged); triton, triton_prefilled and triton_merged are the same by "
+        "kernels for GPUs. Auto is merged in fp32, else fused.",
+        choices=(
+            *("auto", "fused", "merged", "prefilled"),
+            *("triton", "triton_merged", "triton_prefilled"),
+        ),
     )
     attention: str = setting(
         "auto",
@@ -209,10 +212,10 @@ class RunConfig:
         if not self.max_steps and not self.num_epochs:
             raise ValueError("max_steps or num_epochs must be above 0; got 0 for both")
         self._check_checkpointing()
-        if self.delta_path == "merged" and self.dropout:
+        if self.delta_path in ("merged", "triton_merged") and self.dropout:
             raise ValueError(
-                "delta_path 'merged' needs dropout=0, since the adapter sees the base's input; got "
-                f"dropout={self.dropout}; use 'fused'"
+                f"delta_path {self.delta_path!r} needs dropout=0, since the adapter sees the "
+                f"base's input; got dropout={self.dropout}; use 'fused'"
             )
         self._check_batching()
         self._check_stream()

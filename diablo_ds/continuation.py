@@ -22,7 +22,12 @@ FREE_ON_RESUME = frozenset(
 )
 
 # Other choices of a setting that a run may go on with: they are equal up to rounding.
-FREE_CHOICES = {"delta_path": frozenset({"fused", "prefilled", "triton", "triton_prefilled"})}
+FREE_CHOICES = {
+    "delta_path": (
+        frozenset({"fused", "prefilled", "triton", "triton_prefilled"}),
+        frozenset({"merged", "triton_merged"}),
+    )
+}
 
 
 def keep_recorded(config: RunConfig, recorded: RunConfig) -> RunConfig:
@@ -64,6 +69,6 @@ def _differing(old: RunConfig, new: RunConfig) -> Iterator[tuple[dataclasses.Fie
     new = keep_recorded(new, old)
     for field in dataclasses.fields(old):
         was, now = getattr(old, field.name), getattr(new, field.name)
-        is_free = {was, now} <= FREE_CHOICES.get(field.name, frozenset())
+        is_free = any({was, now} <= alike for alike in FREE_CHOICES.get(field.name, ()))
         if field.name not in FREE_ON_RESUME and was != now and not is_free:
             yield field, was, now

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diablo_ds.blocks import PATHS, delta_shape, diablo_linear, diagonal_blocks
+from diablo_ds.blocks import MERGED_PATHS, PATHS, delta_shape, diablo_linear, diagonal_blocks
 
 DELTA_PATHS = PATHS
 
@@ -72,10 +72,10 @@ class DiaBloLinear(nn.Linear):
             raise ValueError(
                 f"delta_path must be one of {', '.join(DELTA_PATHS)}; got delta_path={delta_path!r}"
             )
-        if delta_path == "merged" and dropout:
+        if delta_path in MERGED_PATHS and dropout:
             raise ValueError(
-                "delta_path 'merged' needs dropout=0, since the adapter sees the base's input; got "
-                f"dropout={dropout}; use 'fused'"
+                f"delta_path {delta_path!r} needs dropout=0, since the adapter sees the base's "
+                f"input; got dropout={dropout}; use 'fused'"
             )
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.num_blocks = num_blocks

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -123,6 +124,7 @@ def block_product(
         return y
     x = _with_contiguous_rows(x)
     step = _step(x.dtype, in_block)
+    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
 
     def launch(tile: Tile, target: Tensor) -> None:
         column_tiles = -(-out_block // tile.columns)
@@ -137,8 +139,10 @@ def block_product(
             x.stride(0),
             target.stride(0),
             *delta.stride(),
-            in_block=in_block,
-            out_block=out_block,
+            in_block // in_unit,
+            out_block // out_unit,
+            in_unit=in_unit,
+            out_unit=out_unit,
             has_bias=bias is not None,
             accumulate=accumulate,
             in_fp32=_in_fp32(x.dtype),
@@ -154,7 +158,7 @@ def block_product(
         for tile in (_FP32_TILES if x.dtype == torch.float32 else _PRODUCT_TILES)
     ]
     is_transposed = delta.stride(2) != 1
-    key = ("product", x.dtype, in_block, out_block, accumulate, is_transposed, bias is not None)
+    key = ("product", x.dtype, in_block, out_block, is_transposed)
     with _on_device_of(x):
         # Tried on an output of its own: y must be added to only once.
         tile = _fastest(key, tiles, x, lambda tile: launch(tile, torch.empty_like(y)))
@@ -188,6 +192,7 @@ def delta_gradient(
         return x.new_zeros(shape)
     x, grad_y = _with_contiguous_rows(x), _with_contiguous_rows(grad_y)
     step = _step(x.dtype)
+    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
     wanted = count_splits(num_tokens, *shape) if num_splits is None else num_splits
     tokens_per_split = -(-num_tokens // (wanted * step)) * step
     splits = -(-num_tokens // tokens_per_split)
@@ -204,8 +209,10 @@ def delta_gradient(
             tokens_per_split,
             x.stride(0),
             grad_y.stride(0),
-            in_block=in_block,
-            out_block=out_block,
+            in_block // in_unit,
+            out_block // out_unit,
+            in_unit=in_unit,
+            out_unit=out_unit,
             in_fp32=_in_fp32(x.dtype),
             rows=tile.rows,
             columns=tile.columns,
@@ -223,6 +230,40 @@ def delta_gradient(
     with _on_device_of(x):
         launch(_fastest(("gradient", x.dtype, in_block, out_block), tiles, x, launch))
     return sums[0] if splits == 1 else sums.sum(0).to(x.dtype)
+
+
+def add_to_diagonal(weight: Tensor, delta: Tensor) -> Tensor:
+    """Add a delta to the diagonal blocks of a weight in place; return what was there.
+
+    Args:
+        weight: ``[out_features, in_features]``, contiguous.
+        delta: ``[num_blocks, in_block, out_block]``, of the same dtype of `DTYPES`.
+
+    Returns:
+        ``[num_blocks, out_block, in_block]``.
+    """
+    from diablo_ds import triton_kernels
+
+    num_blocks, in_block, out_block = delta.shape
+    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
+    saved = weight.new_empty((num_blocks, out_block, in_block))
+    rows, columns = min(64, _padded(out_block)), min(64, _padded(in_block))
+    tiles = -(-out_block // rows) * -(-in_block // columns)
+    with _on_device_of(weight):
+        triton_kernels.add_to_diagonal[(num_blocks * tiles,)](
+            weight,
+            delta,
+            saved,
+            weight.stride(0),
+            *delta.stride(),
+            in_block // in_unit,
+            out_block // out_unit,
+            in_unit=in_unit,
+            out_unit=out_unit,
+            rows=rows,
+            columns=columns,
+        )
+    return saved
 
 
 def count_splits(num_tokens: int, num_blocks: int, in_block: int, out_block: int) -> int:

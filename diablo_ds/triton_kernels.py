@@ -5,6 +5,10 @@ features; a delta is ``[num_blocks, in_block, out_block]``. Sums are in fp32. Ea
 output is written by one program, which alone reads it: no atomics, no race, the same bits each run.
 Along the summed dimension the step is a function of the shape, so that a choice of tiles by time
 changes no sum's order.
+
+A block's width is given as a number of units: the unit, a power of two up to 16, is known when a
+kernel is compiled and says how wide loads may be; the number is not, so that layers of many shapes
+share what was compiled.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks", "in_units", "out_units"])
 def block_product(
     x,
     delta,
@@ -26,8 +30,10 @@ def block_product(
     delta_stride_block,
     delta_stride_in,
     delta_stride_out,
-    in_block: tl.constexpr,
-    out_block: tl.constexpr,
+    in_units,
+    out_units,
+    in_unit: tl.constexpr,
+    out_unit: tl.constexpr,
     has_bias: tl.constexpr,
     accumulate: tl.constexpr,
     in_fp32: tl.constexpr,
@@ -40,7 +46,9 @@ def block_product(
     The grid is one-dimensional: column tiles of a block, then blocks, then row tiles, so that
     programs that run together read and write neighbouring memory.
     """
-    column_tiles: tl.constexpr = (out_block + columns - 1) // columns
+    in_block = in_units * in_unit
+    out_block = out_units * out_unit
+    column_tiles = tl.cdiv(out_block, columns)
     program = tl.program_id(0)
     column_tile = program % column_tiles
     block = (program // column_tiles) % num_blocks
@@ -84,7 +92,9 @@ def block_product(
     tl.store(target, sums.to(y.dtype.element_ty), mask=is_row & is_column)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "tokens_per_split"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_blocks", "tokens_per_split", "in_units", "out_units"]
+)
 def delta_gradient(
     x,
     grad_y,
@@ -94,8 +104,10 @@ def delta_gradient(
     tokens_per_split,
     x_stride,
     grad_y_stride,
-    in_block: tl.constexpr,
-    out_block: tl.constexpr,
+    in_units,
+    out_units,
+    in_unit: tl.constexpr,
+    out_unit: tl.constexpr,
     in_fp32: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -106,8 +118,10 @@ def delta_gradient(
     ``grad_delta`` is ``[splits, num_blocks, in_block, out_block]``. The grid is one-dimensional:
     tiles of a block, then blocks, then splits.
     """
-    column_tiles: tl.constexpr = (out_block + columns - 1) // columns
-    tiles: tl.constexpr = column_tiles * ((in_block + rows - 1) // rows)
+    in_block = in_units * in_unit
+    out_block = out_units * out_unit
+    column_tiles = tl.cdiv(out_block, columns)
+    tiles = column_tiles * tl.cdiv(in_block, rows)
     program = tl.program_id(0)
     tile = program % tiles
     block = (program // tiles) % num_blocks
@@ -143,3 +157,45 @@ def delta_gradient(
         sums.to(grad_delta.dtype.element_ty),
         mask=(row < in_block)[:, None] & is_column,
     )
+
+
+@triton.jit(do_not_specialize=["in_units", "out_units"])
+def add_to_diagonal(
+    weight,
+    delta,
+    saved,
+    weight_stride,
+    delta_stride_block,
+    delta_stride_in,
+    delta_stride_out,
+    in_units,
+    out_units,
+    in_unit: tl.constexpr,
+    out_unit: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Add a delta to the diagonal blocks of ``[out_features, in_features]``; save what was there.
+
+    ``saved`` is ``[num_blocks, out_block, in_block]``. The grid is one-dimensional: tiles of a
+    block, then blocks. One rounding, as that of PyTorch's sum.
+    """
+    in_block = in_units * in_unit
+    out_block = out_units * out_unit
+    column_tiles = tl.cdiv(in_block, columns)
+    tiles = column_tiles * tl.cdiv(out_block, rows)
+    program = tl.program_id(0)
+    tile = program % tiles
+    block = (program // tiles).to(tl.int64)
+    row = ((tile // column_tiles) * rows + tl.arange(0, rows))[:, None]
+    column = ((tile % column_tiles) * columns + tl.arange(0, columns))[None, :]
+    is_inside = (row < out_block) & (column < in_block)
+
+    weight += block * (out_block * weight_stride + in_block) + row * weight_stride + column
+    delta += block * delta_stride_block + column * delta_stride_in + row * delta_stride_out
+    saved += block * (out_block * in_block) + row * in_block + column
+    before = tl.load(weight, mask=is_inside)
+    change = tl.load(delta, mask=is_inside)
+    tl.store(saved, before, mask=is_inside)
+    sums = before.to(tl.float32) + change.to(tl.float32)
+    tl.store(weight, sums.to(weight.dtype.element_ty), mask=is_inside)

@@ -128,6 +128,8 @@ def test_a_resumed_run_may_change_to_a_path_that_rounds_alike():
     assert differing_fields(recorded, RunConfig(delta_path="merged", precision="bf16")) == [
         "delta_path: 'triton', now 'merged'"
     ]
+    merged = RunConfig(delta_path="triton_merged", precision="bf16")
+    assert differing_fields(merged, RunConfig(delta_path="merged", precision="bf16")) == []
 
 
 def test_run_json_of_earlier_versions_still_loads():
