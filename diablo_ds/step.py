@@ -56,8 +56,8 @@ def train_step(
 
     Raises:
         StopAgreed: ahead of a micro batch; the unfinished gradients are dropped.
-        NonFiniteError: if the loss is not finite on some rank, before anything is updated, or the
-            gradient norm is not finite, after it.
+        NonFiniteError: if the loss on some rank or the gradient norm is not finite. The deltas may
+            have been updated with it, so the run must go back to a checkpoint.
     """
     device = ds_engine.device
     num_targets = sum(int(count_targets(batch.labels)) for batch in micro_batches)
@@ -77,11 +77,12 @@ def train_step(
             heart.beat("backward")
             ds_engine.backward(loss * scale)
             loss_sum += loss.detach()
+    heart.beat("update")
+    # Read only now: until here nothing has waited for the device, which still computes gradients
+    # while the update is being launched.
+    grad_norm = engine.optimizer_step(ds_engine, deltas, learning_rate)
     loss_sums = [row[0] for row in distributed.gather_floats([float(loss_sum)], device)]
     _check_finite("loss", loss_sums)
-
-    heart.beat("update")
-    grad_norm = engine.optimizer_step(ds_engine, deltas, learning_rate)
     if not ds_engine.fp16_enabled():  # there DeepSpeed skips the update and lowers the loss scale
         _check_finite("gradient norm", [grad_norm])
     return StepResult(sum(loss_sums) / max(1, global_targets), grad_norm, global_tokens)
