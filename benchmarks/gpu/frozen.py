@@ -17,7 +17,7 @@ from benchmarks.gpu.models import (
     random_tokens,
     timed_steps,
 )
-from benchmarks.gpu.ours import Lever, cudnn
+from benchmarks.gpu.ours import COMPILED, Lever
 from benchmarks.gpu.records import Case
 from diablo_ds.architecture import build_meta_model
 from diablo_ds.loss_head import install_loss_head
@@ -63,8 +63,7 @@ class _Frozen:
 def _cases(kind: str, scale: str) -> Iterator[Case]:
     frozen = _Frozen(kind, scale)
     yield Case("as it is", partial(frozen.measure, (), True))
-    together = (cudnn, levers.compiled_loss, levers.compiled)
-    yield Case("all", partial(frozen.measure, together, True), 150.0)
+    yield Case("compiled layers and loss", partial(frozen.measure, COMPILED, True), 150.0)
     yield Case("liger", partial(frozen.measure, (levers.liger,), False))
 
 

@@ -43,11 +43,11 @@ def compiled(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cudnn_attention() -> Iterator[None]:
-    """Let PyTorch's attention prefer cuDNN's kernel."""
+def flash_attention() -> Iterator[None]:
+    """Let PyTorch's attention prefer its flash kernel to cuDNN's."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
         yield
 

@@ -11,6 +11,7 @@ from benchmarks.gpu import levers, packing
 from benchmarks.gpu.models import WORKLOADS
 from benchmarks.gpu.records import Case
 from benchmarks.gpu.sessions import Session
+from diablo_ds.layers import DELTA_PATHS
 
 _COMPILE_LIMIT_S = 150.0
 Lever = Callable[[Any], contextlib.AbstractContextManager[None]]
@@ -22,9 +23,9 @@ def path(name: str) -> Lever:
     return lambda model: levers.delta_path(model, name)
 
 
-def cudnn(model: Any) -> contextlib.AbstractContextManager[None]:
-    """Return the lever of attention."""
-    return levers.cudnn_attention()
+def flash(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Return the lever of attention by PyTorch's own flash kernel."""
+    return levers.flash_attention()
 
 
 def chunk(megabytes: int) -> Lever:
@@ -35,21 +36,24 @@ def chunk(megabytes: int) -> Lever:
 ALONE: dict[str, Sequence[Lever]] = {
     "compiled": (levers.compiled,),
     "compiled loss": (levers.compiled_loss,),
-    "merged": (path("merged"),),
-    "prefilled": (path("prefilled"),),
-    "triton": (path("triton"),),
-    "cuDNN attention": (cudnn,),
     "liger": (levers.liger,),
-    "torch rms_norm": (levers.torch_rms_norm,),
+    **{name: (path(name),) for name in DELTA_PATHS if name != "fused"},
+    "flash attention": (flash,),
     "loss chunk 64 MiB": (chunk(64),),
     "loss chunk 1024 MiB": (chunk(1024),),
 }
-_ALL: Sequence[Lever] = (cudnn, levers.compiled_loss, levers.compiled)
+COMPILED: Sequence[Lever] = (levers.compiled_loss, levers.compiled)
 """All levers but the formulation of the deltas' products."""
+_BEST = "compiled layers and loss, triton_prefilled"
 TOGETHER: dict[str, Sequence[Lever]] = {
-    "all, prefilled": (path("prefilled"), *_ALL),
-    "all, triton": (path("triton"), *_ALL),
-    "all, merged": (path("merged"), *_ALL),
+    _BEST: (path("triton_prefilled"), *COMPILED),
+    "compiled layers and loss, prefilled": (path("prefilled"), *COMPILED),
+    "compiled layers and loss, merged": (path("merged"), *COMPILED),
+    "liger, compiled loss, triton_prefilled": (
+        path("triton_prefilled"),
+        levers.compiled_loss,
+        levers.liger,
+    ),
 }
 
 
@@ -86,9 +90,9 @@ class _Lazy:
 def zero2_cases(scale: str) -> Iterator[Case]:
     """Yield the 8B shape under ZeRO-2, with every lever and combination."""
     lazy = _Lazy("step", scale, 2)
-    best = TOGETHER["all, prefilled"]
+    best = TOGETHER[_BEST]
     yield lazy.case("as it is", (), lever=False, profile=True)
-    yield lazy.case("all, prefilled", best, lever=False, profile=True)
+    yield lazy.case(_BEST, best, lever=False, profile=True)
     for name, using in ALONE.items():
         yield lazy.case(name, using)
     for name, using in TOGETHER.items():
@@ -104,8 +108,7 @@ def zero3_cases(scale: str) -> Iterator[Case]:
     """Yield the 8B shape under ZeRO-3."""
     lazy = _Lazy("step", scale, 3)
     yield lazy.case("as it is", (), lever=False)
-    together = "all, prefilled"
-    yield lazy.case(together, TOGETHER[together])
+    yield lazy.case(_BEST, TOGETHER[_BEST])
 
 
 def zero0_cases(scale: str) -> Iterator[Case]:
@@ -119,6 +122,6 @@ def slice_cases(scale: str) -> Iterator[Case]:
     lazy = _Lazy("slice", scale, 2)
     yield lazy.case("as it is", (), lever=False, profile=True)
     for name, using in TOGETHER.items():
-        yield lazy.case(name, using, lever=name != "all, prefilled")
-    for name in ("merged", "prefilled", "triton"):
+        yield lazy.case(name, using, lever=name != _BEST)
+    for name in ("merged", "prefilled", "triton_prefilled"):
         yield lazy.case(name, ALONE[name])
