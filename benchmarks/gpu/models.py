@@ -159,7 +159,7 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def profiled_step(take_step: Callable[[], object]) -> dict[str, Any]:
-    """Return kernels launched, the share of time the GPU is idle, and what takes the time.
+    """Return kernels launched, the share of time the GPU is idle, when, and what takes the time.
 
     Empty without a GPU.
     """
@@ -173,11 +173,13 @@ def profiled_step(take_step: Callable[[], object]) -> dict[str, Any]:
         take_step()
         synchronize()
     events = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]
-    spans = sorted((e.time_range.start, e.time_range.end) for e in events)
-    busy, end = 0.0, spans[0][0]
-    for start, stop in spans:
+    spans = sorted((e.time_range.start, e.time_range.end, e.name[:60]) for e in events)
+    busy, end, before = 0.0, spans[0][0], ""
+    gaps = []
+    for start, stop, name in spans:
+        gaps.append((max(0.0, start - end) / 1e3, before, name))
         busy += max(0.0, stop - max(start, end))
-        end = max(end, stop)
+        end, before = max(end, stop), name
     by_name: dict[str, list[float]] = {}
     for event in events:
         by_name.setdefault(event.name[:100], []).append(event.time_range.elapsed_us())
@@ -185,6 +187,7 @@ def profiled_step(take_step: Callable[[], object]) -> dict[str, Any]:
     return {
         "kernels": len(events),
         "idle_share": 1 - busy / (end - spans[0][0]),
+        "longest_gaps": sorted(gaps, reverse=True)[:8],
         "kernel_ms": {name: [len(times), sum(times) / 1e3] for name, times in largest},
     }
 

@@ -57,6 +57,7 @@ def write_gpu_report(records: Records, folder: Path = RESULTS) -> Path:
         _layers(records),
         _flat("Checks", records, "checks"),
         _plan(records, key),
+        _start(records),
         _failures(records),
     ]
     write_text(path.with_suffix(".md"), "\n\n".join(part for part in parts if part) + "\n")
@@ -237,6 +238,20 @@ def _plan(records: Records, card: str) -> str:
     header = ["step", "peak, GB", "planned, GB", "ratio", "step, ms", "planned, ms", "share"]
     title = "## The plan\n\nShare: the `--compute-share` with which the plan takes as long.\n\n"
     return title + table(header, rows) if rows else ""
+
+
+def _start(records: Records) -> str:
+    parts = [_lines(f"### {name}", figures) for name, figures in _found(records, "start").items()]
+    first = [
+        [f"{stage}, {name}", f"{figures['build_s']:.1f}", f"{figures['first_step_s']:.1f}"]
+        for stage in _METHODS
+        for name, figures in _found(records, stage).items()
+        if "build_s" in figures and "first_step_s" in figures
+    ]
+    if first:
+        header = ["step", "model and engine, s", "first step, s"]
+        parts.insert(0, table(header, first))
+    return "\n\n".join(["## Time to the first step", *parts]) if parts else ""
 
 
 def _failures(records: Records) -> str:

@@ -30,6 +30,7 @@ STAGES = {
     "slice-frozen": "frozen.slice_cases",
     "slice-trainer": "trainer.slice_cases",
     "step-zero0": "ours.zero0_cases",
+    "start": "start.cases",
 }
 """By name: the module and its function that yields the cases of a scale, in order."""
 
