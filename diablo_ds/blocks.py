@@ -130,8 +130,10 @@ def merged_weight(weight: Tensor, delta: Tensor, path: str = "merged") -> Iterat
         blocks.copy_(saved)
 
 
-def _delta_gradient(x_rows: Tensor, grad_rows: Tensor, delta: Tensor) -> Tensor:
+def _delta_gradient(x_rows: Tensor, grad_rows: Tensor, delta: Tensor, path: str) -> Tensor:
     """Return ``X_i^T dY_i`` of each block, shaped like ``delta``, from ``[tokens, features]``."""
+    if path in TRITON_PATHS:
+        return triton_blocks.delta_gradient(x_rows, grad_rows, delta.shape[0])
     x_blocks = _block_view(x_rows, delta.shape[0])  # [N, tokens, in_block]
     grad_blocks = _block_view(grad_rows, delta.shape[0])  # [N, tokens, out_block]
     if x_rows.device.type == "cpu" and x_rows.dtype != torch.float32:
@@ -227,32 +229,55 @@ def product_gradients(
         needs: which of the three gradients are needed.
     """
     grad_rows = grad_y.reshape(-1, grad_y.shape[-1])
-    transposed = delta.transpose(1, 2)  # [N, out_block, in_block]
-    grad_x = grad_x_adapter = grad_delta = None
-    if needs[0]:
-        if path in MERGED_PATHS:
+    rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
+    if path in MERGED_PATHS:
+        grad_x = None
+        if needs[0]:
             with merged_weight(weight, delta, path) as whole:
-                grad_x = torch.mm(grad_rows, whole)  # [tokens, in_features]
-        elif x_adapter is not None:
-            grad_x = torch.mm(grad_rows, weight)
-        elif path in PREFILLED_PATHS:
-            grad_x = grad_rows.new_empty((grad_rows.shape[0], weight.shape[1]))
-            _write_block_product(grad_rows, transposed, grad_x, path).addmm_(grad_rows, weight)
+                grad_x = torch.mm(grad_rows, whole).view(x.shape)
+        return grad_x, None, _delta_gradient(rows, grad_rows, delta, path) if needs[2] else None
+
+    prefills = path in PREFILLED_PATHS and x_adapter is None
+    adds = x_adapter is None and not prefills
+    grad_x = torch.mm(grad_rows, weight) if needs[0] and not prefills else None
+    # Where the delta's part goes: the gradient of x, or of the input that is the adapter's own.
+    part = None  # [tokens, in_features]
+    if needs[0] if x_adapter is None else needs[1]:
+        part = grad_x if adds else rows.new_empty(rows.shape)
+    grad_delta = _block_gradients(rows, grad_rows, delta, part, path, needs[2], accumulate=adds)
+    if x_adapter is not None:
+        return _shaped_like(x, grad_x), _shaped_like(x_adapter, part), grad_delta
+    if prefills and part is not None:
+        part.addmm_(grad_rows, weight)
+    return _shaped_like(x, part), None, grad_delta
+
+
+def _shaped_like(x: Tensor, rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else rows.view(x.shape)
+
+
+def _block_gradients(
+    rows: Tensor,
+    grad_rows: Tensor,
+    delta: Tensor,
+    target: Tensor | None,
+    path: str,
+    needs_delta: bool,
+    *,
+    accumulate: bool,
+) -> Tensor | None:
+    """Write ``dY D^T`` to the target, or add it; return the delta's gradient where it is needed."""
+    if target is not None:
+        if needs_delta and path in TRITON_PATHS:
+            return triton_blocks.block_gradients(
+                rows, grad_rows, delta, target, accumulate=accumulate
+            )
+        transposed = delta.transpose(1, 2)  # [N, out_block, in_block]
+        if accumulate:
+            _add_block_product(grad_rows, transposed, target, path)
         else:
-            grad_x = torch.mm(grad_rows, weight)
-            _add_block_product(grad_rows, transposed, grad_x, path)
-        grad_x = grad_x.view(x.shape)
-    if x_adapter is not None and needs[1]:
-        grad_x_adapter = grad_rows.new_empty((grad_rows.shape[0], weight.shape[1]))
-        _write_block_product(grad_rows, transposed, grad_x_adapter, path)
-        grad_x_adapter = grad_x_adapter.view(x_adapter.shape)
-    if needs[2]:
-        x_rows = (x if x_adapter is None else x_adapter).reshape(-1, x.shape[-1])
-        if path in TRITON_PATHS:
-            grad_delta = triton_blocks.delta_gradient(x_rows, grad_rows, delta.shape[0])
-        else:
-            grad_delta = _delta_gradient(x_rows, grad_rows, delta)
-    return grad_x, grad_x_adapter, grad_delta
+            _write_block_product(grad_rows, transposed, target, path)
+    return _delta_gradient(rows, grad_rows, delta, path) if needs_delta else None
 
 
 class DiaBloProduct(torch.autograd.Function):

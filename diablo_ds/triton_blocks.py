@@ -10,46 +10,25 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diablo_ds.triton_tiles import (
+    FP32_TILES,
+    GRADIENT_TILES,
+    MOST_SUMS,
+    PRODUCT_TILES,
+    TWO_LAUNCHES,
+    Tile,
+    count_splits,
+    fastest,
+    padded,
+    step_of,
+)
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-_PROGRAMS = 256
-"""Programs that fill a large GPU, two for each multiprocessor. A constant, so that the splits of a
-sum, and with them its bits, do not depend on the card."""
-_LEAST_TOKENS_PER_SPLIT = 256
-_LEAST_TOKENS_TO_TUNE = 1024
-
-
-class Tile(NamedTuple):
-    """The part of an output that one program computes, and how."""
-
-    rows: int
-    columns: int
-    num_warps: int
-    num_stages: int
-
-
-# The first of each is taken where nothing is measured. Products in fp32 use no tensor cores, and
-# larger tiles would be unrolled into code of many thousand instructions.
-_PRODUCT_TILES = (
-    Tile(128, 128, 8, 2),
-    Tile(128, 128, 4, 2),
-    Tile(64, 256, 8, 2),
-    Tile(128, 64, 4, 3),
-)
-_GRADIENT_TILES = (
-    Tile(64, 128, 4, 4),
-    Tile(64, 256, 8, 3),
-    Tile(128, 128, 8, 3),
-    Tile(128, 64, 4, 4),
-)
-_FP32_TILES = (Tile(64, 64, 4, 2),)
-_chosen: dict[Any, Tile] = {}
 
 
 @functools.cache
@@ -123,7 +102,7 @@ def block_product(
     if not y.numel():
         return y
     x = _with_contiguous_rows(x)
-    step = _step(x.dtype, in_block)
+    step = step_of(x.dtype, in_block)
     in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
 
     def launch(tile: Tile, target: Tensor) -> None:
@@ -154,14 +133,14 @@ def block_product(
         )
 
     tiles = [
-        tile._replace(columns=min(tile.columns, _padded(out_block)))
-        for tile in (_FP32_TILES if x.dtype == torch.float32 else _PRODUCT_TILES)
+        tile._replace(columns=min(tile.columns, padded(out_block)))
+        for tile in (FP32_TILES if x.dtype == torch.float32 else PRODUCT_TILES)
     ]
     is_transposed = delta.stride(2) != 1
     key = ("product", x.dtype, in_block, out_block, is_transposed)
     with _on_device_of(x):
         # Tried on an output of its own: y must be added to only once.
-        tile = _fastest(key, tiles, x, lambda tile: launch(tile, torch.empty_like(y)))
+        tile = fastest(key, tiles, x, lambda tile: launch(tile, torch.empty_like(y)))
         launch(tile, y)
     return y
 
@@ -191,16 +170,16 @@ def delta_gradient(
     if not num_tokens:
         return x.new_zeros(shape)
     x, grad_y = _with_contiguous_rows(x), _with_contiguous_rows(grad_y)
-    step = _step(x.dtype)
+    step = step_of(x.dtype)
     in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
-    wanted = count_splits(num_tokens, *shape) if num_splits is None else num_splits
-    tokens_per_split = -(-num_tokens // (wanted * step)) * step
-    splits = -(-num_tokens // tokens_per_split)
-    sums = x.new_empty((splits, *shape), dtype=x.dtype if splits == 1 else torch.float32)
+    if num_splits is None:
+        tiles_of_block = -(-in_block // 64) * -(-out_block // 128)
+        num_splits = count_splits(num_tokens, num_blocks * tiles_of_block, 64 * 128)
+    tokens_per_split, sums = _splits(x, num_splits, step, shape)
 
     def launch(tile: Tile) -> None:
         tiles = -(-in_block // tile.rows) * -(-out_block // tile.columns)
-        triton_kernels.delta_gradient[(splits * num_blocks * tiles,)](
+        triton_kernels.delta_gradient[(sums.shape[0] * num_blocks * tiles,)](
             x,
             grad_y,
             sums,
@@ -223,13 +202,87 @@ def delta_gradient(
 
     tiles = [
         tile._replace(
-            rows=min(tile.rows, _padded(in_block)), columns=min(tile.columns, _padded(out_block))
+            rows=min(tile.rows, padded(in_block)), columns=min(tile.columns, padded(out_block))
         )
-        for tile in (_FP32_TILES if x.dtype == torch.float32 else _GRADIENT_TILES)
+        for tile in (FP32_TILES if x.dtype == torch.float32 else GRADIENT_TILES)
     ]
     with _on_device_of(x):
-        launch(_fastest(("gradient", x.dtype, in_block, out_block), tiles, x, launch))
-    return sums[0] if splits == 1 else sums.sum(0).to(x.dtype)
+        launch(fastest(("gradient", x.dtype, in_block, out_block), tiles, x, launch))
+    return _sum_of_splits(sums, x.dtype)
+
+
+def block_gradients(
+    x: Tensor, grad_y: Tensor, delta: Tensor, grad_x: Tensor, *, accumulate: bool = False
+) -> Tensor:
+    """Write ``dY D^T`` to ``grad_x``, or add it, and return ``dD_i = X_i^T dY_i``.
+
+    Where a program can hold a block's sums, both are computed in one launch that reads ``dY`` once,
+    if that is faster; else in two.
+
+    Args:
+        x: ``[tokens, num_blocks * in_block]``, of any row stride.
+        grad_y: ``[tokens, num_blocks * out_block]``, likewise.
+        delta: ``[num_blocks, in_block, out_block]``, of any strides.
+        grad_x: ``[tokens, num_blocks * in_block]``, contiguous rows of any stride.
+        accumulate: add to what ``grad_x`` holds.
+
+    Returns:
+        ``[num_blocks, in_block, out_block]``. All tensors are of one dtype of `DTYPES`.
+    """
+    from diablo_ds import triton_kernels
+
+    num_blocks, in_block, out_block = delta.shape
+    x, grad_y = _with_contiguous_rows(x), _with_contiguous_rows(grad_y)
+    rows, columns = padded(in_block), padded(out_block)
+    fits = x.dtype != torch.float32 and rows * columns <= MOST_SUMS
+
+    def launch_two(target: Tensor, num_splits: int | None = None) -> Tensor:
+        block_product(grad_y, delta.transpose(1, 2), target, accumulate=accumulate)
+        return delta_gradient(x, grad_y, num_blocks, num_splits=num_splits)
+
+    if not fits or not x.shape[0]:
+        return launch_two(grad_x)
+    step = step_of(x.dtype)
+    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
+    num_splits = count_splits(x.shape[0], num_blocks, rows * columns)
+
+    def launch(tile: Tile, target: Tensor) -> Tensor:
+        if tile == TWO_LAUNCHES:
+            return launch_two(target, num_splits)
+        tokens_per_split, sums = _splits(x, num_splits, step, tuple(delta.shape))
+        triton_kernels.block_gradients[(sums.shape[0] * num_blocks,)](
+            x,
+            grad_y,
+            delta,
+            target,
+            sums,
+            x.shape[0],
+            num_blocks,
+            tokens_per_split,
+            x.stride(0),
+            grad_y.stride(0),
+            target.stride(0),
+            *delta.stride(),
+            in_block // in_unit,
+            out_block // out_unit,
+            in_unit=in_unit,
+            out_unit=out_unit,
+            accumulate=accumulate,
+            in_fp32=_in_fp32(x.dtype),
+            rows=rows,
+            columns=columns,
+            step=step,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+        return _sum_of_splits(sums, x.dtype)
+
+    warps = 8 if rows * columns > MOST_SUMS // 4 else 4
+    tiles = [Tile(rows, columns, warps, 3), Tile(rows, columns, warps, 2), TWO_LAUNCHES]
+    key = ("gradients", x.dtype, in_block, out_block, num_blocks, accumulate)
+    with _on_device_of(x):
+        tile = fastest(key, tiles, x, lambda tile: launch(tile, torch.empty_like(grad_x)))
+        return launch(tile, grad_x)
 
 
 def add_to_diagonal(weight: Tensor, delta: Tensor) -> Tensor:
@@ -247,7 +300,7 @@ def add_to_diagonal(weight: Tensor, delta: Tensor) -> Tensor:
     num_blocks, in_block, out_block = delta.shape
     in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
     saved = weight.new_empty((num_blocks, out_block, in_block))
-    rows, columns = min(64, _padded(out_block)), min(64, _padded(in_block))
+    rows, columns = min(64, padded(out_block)), min(64, padded(in_block))
     tiles = -(-out_block // rows) * -(-in_block // columns)
     with _on_device_of(weight):
         triton_kernels.add_to_diagonal[(num_blocks * tiles,)](
@@ -266,58 +319,20 @@ def add_to_diagonal(weight: Tensor, delta: Tensor) -> Tensor:
     return saved
 
 
-def count_splits(num_tokens: int, num_blocks: int, in_block: int, out_block: int) -> int:
-    """Return into how many parts the tokens are split for the gradients of all blocks.
-
-    A function of the shape alone, so that the same bits come out on every card.
-    """
-    tiles = -(-in_block // 64) * -(-out_block // 128)
-    most = max(1, num_tokens // _LEAST_TOKENS_PER_SPLIT)
-    return min(most, max(1, _PROGRAMS // (num_blocks * tiles)))
+def _splits(x: Tensor, num_splits: int, step: int, shape: tuple[int, ...]) -> tuple[int, Tensor]:
+    """Return the tokens of a split, a multiple of the step, and room for the sums of each."""
+    tokens_per_split = -(-x.shape[0] // (num_splits * step)) * step
+    splits = -(-x.shape[0] // tokens_per_split)
+    dtype = x.dtype if splits == 1 else torch.float32
+    return tokens_per_split, x.new_empty((splits, *shape), dtype=dtype)
 
 
-def _fastest(key: Any, tiles: Sequence[Tile], x: Tensor, launch: Callable[[Tile], None]) -> Tile:
-    """Return the tile that a kernel and shape was fastest with, measured at its first use.
-
-    Tiles differ in speed alone: the order in which an element is summed is the same in all. So
-    ranks, and the continuation of a run, may choose differently.
-    """
-    if key in _chosen:
-        return _chosen[key]
-    tiles = list(dict.fromkeys(tiles))
-    if (
-        len(tiles) == 1
-        or not x.is_cuda
-        or x.shape[0] < _LEAST_TOKENS_TO_TUNE
-        or torch.cuda.is_current_stream_capturing()
-    ):
-        return tiles[0]
-    from triton.runtime.errors import OutOfResources
-    from triton.testing import do_bench
-
-    times = {}
-    for tile in tiles:
-        with contextlib.suppress(OutOfResources):
-            times[tile] = do_bench(
-                functools.partial(launch, tile), warmup=5, rep=20, return_mode="median"
-            )
-    _chosen[key] = min(times, key=lambda tile: times[tile]) if times else tiles[0]
-    return _chosen[key]
+def _sum_of_splits(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    return sums[0] if len(sums) == 1 else sums.sum(0).to(dtype)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _padded(width: int) -> int:
-    """Return the width of the smallest tile that holds a block's width."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-def _step(dtype: torch.dtype, width: int | None = None) -> int:
-    """Return how many terms of a sum are added at a time, at most ``width`` with its padding."""
-    most = 16 if dtype == torch.float32 else 64
-    return most if width is None else min(most, _padded(width))
 
 
 def _in_fp32(dtype: torch.dtype) -> bool:

@@ -159,6 +159,96 @@ def delta_gradient(
     )
 
 
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_blocks", "tokens_per_split", "in_units", "out_units"]
+)
+def block_gradients(
+    x,
+    grad_y,
+    delta,
+    grad_x,
+    grad_delta,
+    num_tokens,
+    num_blocks,
+    tokens_per_split,
+    x_stride,
+    grad_y_stride,
+    grad_x_stride,
+    delta_stride_block,
+    delta_stride_in,
+    delta_stride_out,
+    in_units,
+    out_units,
+    in_unit: tl.constexpr,
+    out_unit: tl.constexpr,
+    accumulate: tl.constexpr,
+    in_fp32: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Compute ``dX = dY D^T``, or add it, and ``dD_i = X_i^T dY_i``, reading ``dY`` once.
+
+    One program takes a whole block, ``rows`` and ``columns`` being at least its widths, and one
+    split of the tokens. ``grad_delta`` is ``[splits, num_blocks, in_block, out_block]``. The grid
+    is one-dimensional: blocks, then splits.
+    """
+    in_block = in_units * in_unit
+    out_block = out_units * out_unit
+    program = tl.program_id(0)
+    block = program % num_blocks
+    split = (program // num_blocks).to(tl.int64)
+    first = split * tokens_per_split
+    count = tl.minimum(num_tokens - first, tokens_per_split).to(tl.int32)
+
+    row = tl.arange(0, rows)
+    column = tl.arange(0, columns)
+    token = tl.arange(0, step)
+    is_row = row < in_block
+    is_column = column < out_block
+
+    delta += block.to(tl.int64) * delta_stride_block
+    transposed = tl.load(
+        delta + column[:, None] * delta_stride_out + row[None, :] * delta_stride_in,
+        mask=is_column[:, None] & is_row[None, :],
+        other=0.0,
+    )
+    if in_fp32:
+        transposed = transposed.to(tl.float32)
+    x += first * x_stride + block * in_block
+    grad_x += first * grad_x_stride + block * in_block
+    grad_y += first * grad_y_stride + block * out_block
+    x_tiles = x + token[:, None] * x_stride + row[None, :]
+    grad_x_tiles = grad_x + token[:, None] * grad_x_stride + row[None, :]
+    grad_y_tiles = grad_y + token[:, None] * grad_y_stride + column[None, :]
+    delta_sums = tl.zeros((rows, columns), tl.float32)
+    for start in range(0, count, step):
+        is_token = (token < count - start)[:, None]
+        is_inside = is_token & is_row[None, :]
+        x_tile = tl.load(x_tiles, mask=is_inside, other=0.0)
+        grad_tile = tl.load(grad_y_tiles, mask=is_token & is_column[None, :], other=0.0)
+        if in_fp32:
+            x_tile = x_tile.to(tl.float32)
+            grad_tile = grad_tile.to(tl.float32)
+        if accumulate:
+            x_sums = tl.load(grad_x_tiles, mask=is_inside, other=0.0).to(tl.float32)
+        else:
+            x_sums = tl.zeros((step, rows), tl.float32)
+        x_sums = tl.dot(grad_tile, transposed, x_sums, input_precision="ieee")
+        tl.store(grad_x_tiles, x_sums.to(grad_x.dtype.element_ty), mask=is_inside)
+        delta_sums = tl.dot(tl.trans(x_tile), grad_tile, delta_sums, input_precision="ieee")
+        x_tiles += step * x_stride
+        grad_x_tiles += step * grad_x_stride
+        grad_y_tiles += step * grad_y_stride
+
+    grad_delta += (split * num_blocks + block) * in_block * out_block
+    tl.store(
+        grad_delta + row[:, None] * out_block + column[None, :],
+        delta_sums.to(grad_delta.dtype.element_ty),
+        mask=is_row[:, None] & is_column[None, :],
+    )
+
+
 @triton.jit(do_not_specialize=["in_units", "out_units"])
 def add_to_diagonal(
     weight,

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from diablo_ds import triton_kernels
 
-POINTERS = ("x", "delta", "bias", "y", "grad_y", "grad_delta", "weight", "saved")
+POINTERS = ("x", "delta", "bias", "y", "grad_y", "grad_x", "grad_delta", "weight", "saved")
 
 def build(kernel, dtype, num_warps, **constants):
     signature = {name: "i32" for name in kernel.arg_names}
@@ -51,7 +51,13 @@ for dtype, rows, step in (("bf16", 128, 64), ("fp32", 64, 16)):
             triton_kernels.block_product, dtype, 8,
             accumulate=accumulate, has_bias=not accumulate, delta_stride_out=1, **shape
         )
-    build(triton_kernels.delta_gradient, dtype, 4, **(shape | {"rows": 64}))
+    shape["rows"] = 64
+    build(triton_kernels.delta_gradient, dtype, 4, **shape)
+    if dtype == "bf16":
+        build(
+            triton_kernels.block_gradients, dtype, 8,
+            accumulate=True, delta_stride_out=1, **(shape | {"columns": 256})
+        )
     shape = dict(in_unit=16, out_unit=16, rows=64, columns=64)
     build(triton_kernels.add_to_diagonal, dtype, 4, delta_stride_out=1, **shape)
 """
@@ -84,6 +90,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
         "block_product bf16 wgmma",
         "block_product bf16 wgmma",
         "delta_gradient bf16 wgmma",
+        "block_gradients bf16 wgmma",
         "add_to_diagonal bf16",
         "block_product fp32",
         "block_product fp32",
@@ -124,19 +131,18 @@ def test_every_path_equals_fp64_on_a_gpu(path, dtype):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="measures tiles on a GPU")
 @pytest.mark.parametrize("block", [(64, 224), (224, 64), (9, 24)], ids=str)
 def test_all_tiles_give_the_same_bits(block, monkeypatch):
-    rows = torch.randn(2000, 4 * block[0], device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(2000, 4 * block[0], device="cuda", dtype=torch.bfloat16)
     grad_y = torch.randn(2000, 4 * block[1], device="cuda", dtype=torch.bfloat16)
     delta = torch.randn(4, *block, device="cuda", dtype=torch.bfloat16)
-    monkeypatch.setattr(triton_blocks, "_chosen", {})
     found = []
-    for product, gradient in zip(
-        triton_blocks._PRODUCT_TILES, triton_blocks._GRADIENT_TILES, strict=True
-    ):
-        monkeypatch.setattr(triton_blocks, "_PRODUCT_TILES", (product,))
-        monkeypatch.setattr(triton_blocks, "_GRADIENT_TILES", (gradient,))
-        y = triton_blocks.block_product(rows, delta, torch.empty_like(grad_y))
-        triton_blocks.block_product(rows, delta, y, accumulate=True)
-        found.append((y, triton_blocks.delta_gradient(rows, grad_y, 4)))
-    for y, gradient in found[1:]:
-        assert torch.equal(y, found[0][0])
-        assert torch.equal(gradient, found[0][1])
+    for index in range(4):
+        monkeypatch.setattr(
+            triton_blocks, "fastest", lambda _, tiles, *rest, i=index: tiles[i % len(tiles)]
+        )
+        y = triton_blocks.block_product(x, delta, torch.empty_like(grad_y))
+        triton_blocks.block_product(x, delta, y, accumulate=True)
+        grad_x = torch.empty_like(x)
+        gradient = triton_blocks.block_gradients(x, grad_y, delta, grad_x)
+        found.append((y, triton_blocks.delta_gradient(x, grad_y, 4), grad_x, gradient))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))

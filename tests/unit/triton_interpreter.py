@@ -10,7 +10,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from diablo_ds import blocks, triton_blocks
+from diablo_ds import blocks, triton_blocks, triton_tiles
 from tests.unit.block_cases import CASES, Case, check
 
 _patch_tensor = interpreter._patch_lang_tensor
@@ -44,10 +44,10 @@ def _integers(*shape: int) -> torch.Tensor:
     return torch.randint(-4, 5, shape).float()
 
 
-@pytest.mark.parametrize("tile", triton_blocks._PRODUCT_TILES, ids=str)
+@pytest.mark.parametrize("tile", triton_tiles.PRODUCT_TILES, ids=str)
 @pytest.mark.parametrize("block", [(9, 24), (64, 224)], ids=str)
 def test_a_product_writes_its_rows_and_nothing_else(tile, block, monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FP32_TILES", (tile,))
+    monkeypatch.setattr(triton_blocks, "FP32_TILES", (tile,))
     num_blocks, tokens = 2, 130
     x, delta = _integers(tokens, num_blocks * block[0]), _integers(num_blocks, *block)
     around = torch.full((tokens + 2, num_blocks * block[1] + 14), 7.0)
@@ -62,12 +62,12 @@ def test_a_product_writes_its_rows_and_nothing_else(tile, block, monkeypatch):
     assert (around == 7).all()
 
 
-@pytest.mark.parametrize("tile", triton_blocks._GRADIENT_TILES, ids=str)
+@pytest.mark.parametrize("tile", triton_tiles.GRADIENT_TILES, ids=str)
 @pytest.mark.parametrize("num_splits", [1, 3, 40])
 def test_the_delta_gradient_is_the_same_for_any_tile_and_split(tile, num_splits, monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FP32_TILES", (tile,))
+    monkeypatch.setattr(triton_blocks, "FP32_TILES", (tile,))
     x, grad_y = _integers(300, 2 * 72), _integers(300, 2 * 136)
-    expected = blocks._delta_gradient(x, grad_y, torch.zeros(2, 72, 136))
+    expected = blocks._delta_gradient(x, grad_y, torch.zeros(2, 72, 136), "fused")
     found = triton_blocks.delta_gradient(x, grad_y, 2, num_splits=num_splits)
     assert torch.equal(found, expected)
 
@@ -99,15 +99,44 @@ def test_offsets_beyond_two_to_the_31(tmp_path):
     assert not x.any()
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("block", [(9, 24), (64, 100), (200, 40)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_both_gradients_in_one_launch_equal_two(block, accumulate, dtype):
+    tokens, num_blocks = 600, 2
+    x, grad_y = (_integers(tokens, num_blocks * width).to(dtype) for width in block)
+    delta = _integers(num_blocks, *block).to(dtype)
+    around = torch.full((tokens + 2, x.shape[1] + 14), 7.0, dtype=dtype)
+    grad_x = around[1:-1, 6:-8]
+    expected = grad_y @ torch.block_diag(*delta).T + (7 if accumulate else 0)
+    gradient = triton_blocks.block_gradients(x, grad_y, delta, grad_x, accumulate=accumulate)
+    assert torch.equal(grad_x, expected)
+    assert torch.equal(gradient, triton_blocks.delta_gradient(x, grad_y, num_blocks))
+    grad_x.fill_(7.0)
+    assert (around == 7).all()
+
+
+def test_two_launches_are_one_of_the_choices_for_both_gradients(monkeypatch):
+    x, grad_y, delta = _integers(600, 18).half(), _integers(600, 48).half(), _integers(2, 9, 24)
+    results = []
+    for index in (0, -1):
+        monkeypatch.setattr(triton_blocks, "fastest", lambda _, tiles, *rest, i=index: tiles[i])
+        grad_x = torch.zeros_like(x)
+        gradient = triton_blocks.block_gradients(x, grad_y, delta.half(), grad_x)
+        results.append((grad_x, gradient))
+    assert all(map(torch.equal, *results))
+
+
 def test_the_number_of_splits_is_set_by_the_shape():
-    assert triton_blocks.count_splits(8192, 64, 64, 224) == 2
-    assert triton_blocks.count_splits(8192, 64, 128, 448) == 1
-    assert triton_blocks.count_splits(8192, 2, 9, 9) == 32
-    assert triton_blocks.count_splits(100, 2, 9, 9) == 1
+    assert triton_tiles.count_splits(8192, 128, 64 * 128) == 2
+    assert triton_tiles.count_splits(8192, 512, 64 * 128) == 1
+    assert triton_tiles.count_splits(8192, 64, 64 * 256) == 2
+    assert triton_tiles.count_splits(8192, 2, 256) == 32
+    assert triton_tiles.count_splits(100, 2, 256) == 1
 
 
-def test_cases_cover_several_splits():
+def test_several_splits_equal_fp64():
     many = Case(2, 9, 16, leading=(600,))
-    assert triton_blocks.count_splits(600, *many[:3]) > 1
-    for dtype in (torch.float32, torch.bfloat16):
-        check(many, "triton", dtype)
+    for path in ("triton_merged", "triton_prefilled"):
+        for dtype in (torch.float32, torch.bfloat16):
+            check(many, path, dtype)
