@@ -363,6 +363,8 @@ def diablo_linear(
         x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         x_adapter = None if x_adapter is None else x_adapter.to(dtype)
+    if torch.compiler.is_compiling():  # the same, opaque to the compiler: compiled_blocks.py
+        return torch.ops.diablo_ds.product(x, x_adapter, weight, bias, delta, path)  # type: ignore[no-any-return]
     if path in TRITON_PATHS:
         triton_blocks.check_operand(path, x)
     y: Tensor = DiaBloProduct.apply(x, x_adapter, weight, bias, delta, path)  # type: ignore[no-untyped-call]

@@ -31,6 +31,7 @@ OPEN_SETTINGS: dict[str, Any] = {
     "precision": "auto",
     "delta_path": "auto",
     "attention": "auto",
+    "compile": "auto",
     "micro_batch": 0,
     "global_batch": 0,
     "base_dropout": None,
@@ -119,6 +120,11 @@ class RunConfig:
         "Attention kernels; auto takes FlashAttention where it is installed, else PyTorch's own, "
         "for packed rows on a GPU the one that needs no mask (varlen).",
         choices=("auto", *ATTENTIONS),
+    )
+    compile: str = setting(
+        "auto",
+        "Compile decoder layers with torch.compile: on, off, or auto, which is off for now.",
+        choices=("auto", "on", "off"),
     )
     max_length: int = setting(512, "Longest example, in tokens.", minimum=2)
     overlong: str = setting(

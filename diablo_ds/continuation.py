@@ -15,7 +15,7 @@ FREE_ON_RESUME = frozenset(
     {
         *("output", "cache_folder", "shared_folders"),
         *("micro_batch", "micro_batch_tokens", "gradient_checkpointing", "reentrant"),
-        *("checkpointed_layers", "keep_attention", "memory_budget", "attention"),
+        *("checkpointed_layers", "keep_attention", "memory_budget", "attention", "compile"),
         "allow_changed_data",
         *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
     }

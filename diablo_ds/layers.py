@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import diablo_ds.compiled_blocks  # noqa: F401  makes its operators known, for torch.compile
 from diablo_ds.blocks import MERGED_PATHS, PATHS, delta_shape, diablo_linear, diagonal_blocks
 
 DELTA_PATHS = PATHS

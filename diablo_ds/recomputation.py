@@ -79,7 +79,10 @@ def recompute_layers(model: Any, recomputation: Recomputation, *, reentrant: boo
     options: dict[str, Any] = {"use_reentrant": reentrant}
     if recomputation.keep_attention:
         options["context_fn"] = _keeping_attention
-    model.activation_checkpointing_enable(options)
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # its name before transformers 5.23
+        model.gradient_checkpointing_enable(options)
     layers: list[Any] = decoder_layers(model)
     if recomputation.num_layers == len(layers):
         return

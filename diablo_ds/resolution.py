@@ -16,6 +16,7 @@ from diablo_ds.attention import choose_attention, takes_lengths
 from diablo_ds.base_dropout import check_layers_kept, choose_dropout, describe_dropout
 from diablo_ds.batch_resolution import Resolution, resolve_batch
 from diablo_ds.blocks import TRITON_PATHS
+from diablo_ds.compilation import choose_compilation
 from diablo_ds.config import DATA_ORDERS, RunConfig
 from diablo_ds.ds_config import zero_stage
 from diablo_ds.layers import resolve_delta_path
@@ -65,6 +66,10 @@ def resolve_run(
     if config.attention == "auto":
         lines.append(f"attention {attention}: {reason}")
     config = dataclasses.replace(config, attention=attention)
+    compiling, reason = choose_compilation(config.compile, shapes, recorded)
+    if reason:
+        lines.append(f"compile {compiling}: {reason}")
+    config = dataclasses.replace(config, compile=compiling)
     if config.data_order == "auto":
         config = dataclasses.replace(config, data_order=DATA_ORDERS[0])
     base_dropout, rates = choose_dropout(config.base_dropout, shapes)

@@ -19,6 +19,7 @@ from diablo_ds.base import Base, keep_apart, read_base
 from diablo_ds.base_dropout import switch_off_dropout
 from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.batches import BatchSource, Dealer
+from diablo_ds.compilation import compile_layers, set_up_cache
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.data_identity import DataIdentity
@@ -155,6 +156,8 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         logger.info(f"Chosen: {line}")
     for line in resolution.warnings:
         logger.warning(line)
+    if resolution.config.compile == "on":
+        distributed.on_every_rank(lambda: set_up_cache(resolution.config))
     config, separation = keep_apart(base, resolution.config, asked=config.attention)
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(config, base, separation))
@@ -203,6 +206,8 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         )
         optimizer_state.restore_loss_scaler(ds_engine, checkpoint.loss_scaler)
     logger.info(placement.placement_table(expected, stage=stage, world_size=world_size))
+    if config.compile == "on":
+        compile_layers(model)
 
     return Run(
         config=config,

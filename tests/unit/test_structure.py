@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "diablo_ds").rglob("*.py"))
 METHOD = (
-    *("blocks", "layers", "adapter", "loss", "schedule", "config", "files"),
+    *("blocks", "compiled_blocks", "layers", "adapter", "loss", "schedule", "config", "files"),
     *("triton_blocks", "triton_kernels", "triton_tiles"),
     *("strict_json", "settings", "batch_sizes", "whole_tensors"),
     *("labels", "templates", "packing", "targets"),

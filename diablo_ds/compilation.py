@@ -1,0 +1,242 @@
+"""Compiling decoder layers with `torch.compile`: what lies between matrix products is fused.
+
+What is compiled is a layer's ``forward`` alone. What lies around it is not seen by the compiler and
+runs as before: DeepSpeed's hooks, which gather a layer's weights ahead of it and release them after
+it, and recomputation, which calls it once more in the backward. So a compiled region holds no
+collective, and each rank may compile, or fall back, by itself.
+
+All layers of a class share their compilations: one for training and one for evaluation, and of each
+a second one, for any length, as soon as a second length is met.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diablo_ds import distributed, trust
+from diablo_ds.architecture import decoder_layers
+from diablo_ds.compiled_blocks import frozen_linear_op
+from diablo_ds.config import RunConfig
+from diablo_ds.default_model import cache_folder
+from diablo_ds.launcher.probe import code_digest
+
+logger = logging.getLogger("diablo_ds")
+
+RECOMPILE_LIMIT = 64
+"""Compilations of one function; PyTorch's 8 are few for both modes, with and without a mask, and
+lengths and numbers of sequences of 1, of one number, and of any number."""
+CACHE_VARIABLE, THREADS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
+_MOST_THREADS = 8
+
+
+def choose_compilation(setting: str, shapes: Any, recorded: RunConfig | None) -> tuple[str, str]:
+    """Return "on" or "off" and, where "auto" took "on", why.
+
+    Args:
+        setting: "auto", "on" or "off". Auto is what a run had that goes on, else off: whether it is
+            faster has not been measured yet.
+        shapes: the model on the meta device.
+        recorded: the run config of the run that is continued.
+
+    Raises:
+        ValueError: if the model's decoder layers are not known.
+    """
+    if setting == "on" and not decoder_layers(shapes):
+        raise ValueError(
+            "compile needs a model whose decoder layers are known; got model type "
+            f"{shapes.config.model_type!r}; use --compile off"
+        )
+    if setting != "auto":
+        return setting, ""
+    if recorded is not None and recorded.compile == "on":
+        return "on", "as this run has it"
+    return "off", ""
+
+
+def set_up_cache(config: RunConfig) -> Path:
+    """Keep what is compiled in the user's cache folder, so that a run that goes on finds it there.
+
+    A folder that the variable TORCHINDUCTOR_CACHE_DIR names is used instead. PyTorch's own default
+    is a folder in /tmp whose name anybody can foresee, and what lies in it is run as code. Each
+    version of this package has a folder of its own in the cache: PyTorch does not know that its
+    operators may have changed. Nothing is ever removed there.
+
+    Args:
+        config: the run config; names the cache folder, and says whether others may write it.
+
+    Raises:
+        ValueError: if the folder cannot be made, or others can change it.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    own = cache_folder(config.cache_folder)
+    repair = f"name another by {CACHE_VARIABLE}, or give --shared-folders to use it as it is"
+    for folder in [Path(named)] if named else [own, own / "compiled" / code_digest()[:16]]:
+        trust.make_writable_folder(
+            folder,
+            "folder of compiled layers",
+            f"the variable {CACHE_VARIABLE}",
+            shared=config.shared_folders,
+            repair=repair,
+        )
+    os.environ[CACHE_VARIABLE] = str(folder)
+    # Each rank starts so many processes; by default as many as there are cores, up to 32.
+    of_rank = len(os.sched_getaffinity(0)) // distributed.local_world_size()
+    os.environ.setdefault(THREADS_VARIABLE, str(max(1, min(_MOST_THREADS, of_rank))))
+    return folder
+
+
+def compile_layers(model: Any, *, backend: str = "inductor") -> int:
+    """Let each decoder layer run compiled from now on; it is compiled when it is first called.
+
+    The numbers are those of before up to rounding. Where a layer cannot be compiled, all of its
+    class run as before, and a warning says so once. May be called before or after DeepSpeed takes
+    the model.
+
+    Args:
+        model: a model whose decoder layers are known; deltas are attached.
+        backend: of `torch.compile`; "aot_eager" traces alike, and generates no code.
+
+    Returns:
+        How many layers it now has that are compiled.
+    """
+    import torch._dynamo
+
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, RECOMPILE_LIMIT)
+    uncompile_layers(model)
+    layers: list[Any] = decoder_layers(model)
+    for layer in layers:
+        for module in layer.modules():
+            if type(module) is nn.Linear and not module.weight.requires_grad:
+                module.__class__ = _FrozenLinear
+        layer_class: Any = type(layer)
+        compiled = _compiled_class(layer_class, backend)
+        compiled.compilation.has_failed = False
+        layer.__class__ = compiled
+    return len(layers)
+
+
+def uncompile_layers(model: nn.Module) -> None:
+    """Undo `compile_layers`; what was compiled is kept for the case that it is called again."""
+    for module in model.modules():
+        before = getattr(type(module), "class_before", None)
+        if before is not None:
+            module.__class__ = before
+
+
+class _FrozenLinear(nn.Linear):
+    """A linear layer whose weight gets no gradient, opaque to the compiler.
+
+    Left to itself the compiler would look into the function that DeepSpeed puts in the place of
+    `torch.nn.functional.linear`, or might keep a view of a gathered weight for the backward.
+    """
+
+    class_before = nn.Linear
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``[..., in_features]`` to ``[..., out_features]``."""
+        if torch.compiler.is_compiling():
+            y: Tensor = frozen_linear_op(input, self.weight, self.bias)
+            return y
+        return super().forward(input)
+
+
+class _Compilation:
+    """The compiled forward of a class of layers.
+
+    Args:
+        layer_class: the class.
+        backend: of `torch.compile`.
+    """
+
+    def __init__(self, layer_class: type[nn.Module], backend: str) -> None:
+        self.layer_class = layer_class
+        self.has_failed = False
+        self._eager: Callable[..., Any] = layer_class.forward
+        self._compiled = torch.compile(
+            layer_class.forward, fullgraph=True, backend=functools.partial(_compile, backend)
+        )
+
+    def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the forward of a layer, compiled unless that failed."""
+        # A layer that is computed again in the backward has to do what it did in the forward, also
+        # where another layer has failed in between; and PyTorch ends that by an error of its own.
+        kinds = _compiler_errors()
+        if not _is_in_backward():
+            layer.runs_compiled = not self.has_failed
+            kinds = (Exception,)  # compilers and their tools raise all kinds
+        if layer.runs_compiled:
+            if not torch.is_grad_enabled():  # one case, whether an input requires a gradient or not
+                args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+            try:
+                return self._compiled(layer, *args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except kinds as error:  # one of the layer's own will come again
+                self._report(error)
+                layer.runs_compiled = False
+        return self._eager(layer, *args, **kwargs)
+
+    def _report(self, error: BaseException) -> None:
+        if not self.has_failed:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            logger.warning(
+                f"{self.layer_class.__name__} could not be compiled, and runs as with --compile "
+                f"off: {type(error).__name__}: {reason}"
+            )
+            logger.debug("why a layer could not be compiled", exc_info=error)
+        self.has_failed = True
+
+
+def _compile(backend: str, graph: Any, inputs: Any) -> Any:
+    """Compile a graph and, right away, its backward, where it is too late for falling back."""
+    import torch._functorch.config
+    from torch._dynamo.backends.registry import lookup_backend
+
+    # A view of a weight that were kept for the backward would keep the gathered weight, too.
+    settings = {"force_non_lazy_backward_lowering": True, "recompute_views": True}
+    with torch._functorch.config.patch(settings):
+        return lookup_backend(backend)(graph, inputs)
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return TorchDynamoException, FailOnRecompileLimitHit
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+@functools.cache
+def _compiled_class(layer_class: type[nn.Module], backend: str) -> Any:
+    """Return a subclass whose forward runs compiled.
+
+    A subclass, and not a function put into each layer, since transformers' recomputation is part
+    of a layer's ``__call__`` in some versions and of its class's ``forward`` in others; a subclass
+    gets it around its own forward in both.
+    """
+    compilation = _Compilation(layer_class, backend)
+
+    @functools.wraps(layer_class.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return compilation.run(self, *args, **kwargs)
+
+    # The same name: transformers tells decoder layers by it.
+    members = {
+        "__module__": layer_class.__module__,
+        "class_before": layer_class,
+        "compilation": compilation,
+        "runs_compiled": True,
+        "forward": forward,
+    }
+    return type(layer_class.__name__, (layer_class,), members)

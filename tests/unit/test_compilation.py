@@ -1,0 +1,182 @@
+"""Compiled layers compute what they compute without; one compilation serves all equal layers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+from torch.testing import assert_close
+
+from diablo_ds import adapter, compiled_blocks
+from diablo_ds.architecture import decoder_layers
+from diablo_ds.compilation import (
+    CACHE_VARIABLE,
+    THREADS_VARIABLE,
+    choose_compilation,
+    compile_layers,
+    set_up_cache,
+    uncompile_layers,
+)
+from diablo_ds.config import RunConfig
+from diablo_ds.recomputation import Recomputation, recompute_layers
+from tests.tiny import build_model
+
+BACKEND = "aot_eager"
+"""Traces forward and backward as the default does; without its code, which takes a minute."""
+LENGTHS = (16, 24, 40)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_compiled_before():
+    torch._dynamo.reset()
+
+
+def _model(family: str = "llama", path: str = "fused", *, targets=(), **options: Any):
+    """A model with deltas that are not zero, as training has it."""
+    model: Any = build_model(family)
+    model.config.use_cache = False
+    chosen = adapter.select_targets(model, targets, model_type=model.config.model_type)
+    num_blocks = adapter.resolve_num_blocks(chosen, "4")
+    deltas = adapter.attach(model, num_blocks, delta_path=path, **options)
+    for delta in deltas.values():
+        nn.init.normal_(delta, std=0.05)
+    model.enable_input_require_grads()
+    return model, deltas
+
+
+def _loss_and_gradients(model: Any, deltas: Any, length: int, num_sequences: int = 2):
+    torch.manual_seed(length)
+    tokens = torch.randint(0, 256, (num_sequences, length))
+    logits = model(input_ids=tokens).logits
+    loss = logits.log_softmax(-1)[..., 3].sum()
+    model.zero_grad()
+    loss.backward()
+    return [loss.detach(), *(delta.grad for delta in deltas.values())]
+
+
+def _num_graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def _assert_equal(model: Any, deltas: Any, reference: Any, lengths=LENGTHS) -> None:
+    for length in lengths:
+        found = _loss_and_gradients(model, deltas, length)
+        assert_close(found, reference[length], rtol=1e-4, atol=1e-5)
+    assert all(layer.runs_compiled for layer in decoder_layers(model))
+
+
+@pytest.mark.parametrize("path", ["fused", "merged"])
+def test_compiled_layers_compute_the_same_at_any_length(path):
+    model, deltas = _model(path=path)
+    reference = {length: _loss_and_gradients(model, deltas, length) for length in LENGTHS}
+    torch._dynamo.utils.counters.clear()
+    assert compile_layers(model, backend=BACKEND) == 2
+    _assert_equal(model, deltas, reference)
+    assert _num_graphs() == 2  # of the first length, and of any, for both layers
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.zeros(2, 16, dtype=torch.int64))
+    assert _num_graphs() == 3
+
+    uncompile_layers(model.train())
+    assert not any(hasattr(module, "class_before") for module in model.modules())
+    found = _loss_and_gradients(model, deltas, 16)
+    assert all(torch.equal(a, b) for a, b in zip(found, reference[16], strict=True))
+    compile_layers(model, backend=BACKEND)
+    _assert_equal(model, deltas, reference)
+    assert _num_graphs() == 3  # nothing is compiled again
+
+
+@pytest.mark.parametrize("kind", ["non-re-entrant", "re-entrant", "attention kept"])
+def test_recomputed_layers_compute_the_same(kind):
+    model, deltas = _model(targets=("q_proj", "down_proj"), dropout=0.1)
+    reference = {length: _loss_and_gradients(model, deltas, length) for length in LENGTHS[:2]}
+    recomputation = Recomputation(2, keep_attention=kind == "attention kept")
+    recompute_layers(model, recomputation, reentrant=kind == "re-entrant")
+    compile_layers(model, backend=BACKEND)
+    _assert_equal(model, deltas, reference, LENGTHS[:2])
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gpt_neox"])
+def test_other_families_compile_without_a_break(family):
+    model, deltas = _model(family)
+    reference = {16: _loss_and_gradients(model, deltas, 16)}
+    compile_layers(model, backend=BACKEND)
+    _assert_equal(model, deltas, reference, (16,))
+
+
+class _LooksAtValues(nn.Module):
+    """Cannot be compiled as part of a whole graph."""
+
+    def forward(self, x):
+        return x * (2.0 if x.sum().item() > 0 else 0.5)
+
+
+def test_a_layer_that_cannot_be_compiled_runs_as_before_with_one_warning(caplog):
+    model, deltas = _model()
+    model.model.layers[1].mlp.act_fn = _LooksAtValues()
+    reference = [_loss_and_gradients(model, deltas, 16) for _ in range(2)]
+    # The first layer has run compiled when the second fails, and is computed again after that.
+    recompute_layers(model, Recomputation(2), reentrant=False)
+    compile_layers(model, backend=BACKEND)
+    with caplog.at_level(logging.WARNING, logger="diablo_ds"):
+        found = [_loss_and_gradients(model, deltas, 16) for _ in range(2)]
+    assert_close(found, reference, rtol=1e-4, atol=1e-5)
+    assert not any(layer.runs_compiled for layer in decoder_layers(model))
+    (warning,) = caplog.messages
+    assert warning.startswith("LlamaDecoderLayer could not be compiled, and runs as with --compile")
+
+
+def test_an_error_of_the_layer_itself_is_raised():
+    model, deltas = _model()
+    compile_layers(model, backend=BACKEND)
+    model.model.layers[0].mlp.up_proj.weight.data = torch.zeros(3, 3)
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2|size mismatch"):
+        _loss_and_gradients(model, deltas, 16)
+
+
+@pytest.mark.parametrize("path", ["fused", "merged", "prefilled"])
+@pytest.mark.parametrize("has_own_input", [False, True])
+def test_operators_keep_their_contract(path, has_own_input):
+    if path == "merged" and has_own_input:
+        return
+    x = torch.randn(2, 3, 16, requires_grad=True)
+    x_adapter = torch.randn(2, 3, 16, requires_grad=True) if has_own_input else None
+    delta = torch.randn(4, 4, 8, requires_grad=True)
+    weight, bias = torch.randn(32, 16), torch.randn(32)
+    arguments = x, x_adapter, weight, bias, delta, path
+    torch.library.opcheck(compiled_blocks.product_op, arguments)
+    torch.library.opcheck(compiled_blocks.frozen_linear_op, (x, weight, None))
+
+
+def test_compiled_code_lies_in_the_users_cache_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    monkeypatch.delenv(THREADS_VARIABLE, raising=False)
+    cache = tmp_path / "cache"
+    folder = set_up_cache(RunConfig(cache_folder=str(cache)))
+    assert folder.is_relative_to(cache)
+    assert os.environ[CACHE_VARIABLE] == str(folder)
+    assert int(os.environ[THREADS_VARIABLE]) >= 1
+
+    own = tmp_path / "own"
+    monkeypatch.setenv(CACHE_VARIABLE, str(own))
+    assert set_up_cache(RunConfig(cache_folder=str(cache))) == own
+    own.chmod(0o777)
+    with pytest.raises(ValueError, match="folder of compiled layers must belong to you and be"):
+        set_up_cache(RunConfig())
+    assert set_up_cache(RunConfig(shared_folders=True)) == own
+
+
+def test_auto_is_off_unless_the_run_was_compiled():
+    shapes = build_model()
+    assert choose_compilation("auto", shapes, None)[0] == "off"
+    assert choose_compilation("auto", shapes, RunConfig(compile="on"))[0] == "on"
+    assert choose_compilation("off", shapes, RunConfig(compile="on"))[0] == "off"
+    shapes._no_split_modules = []
+    with pytest.raises(ValueError, match="compile needs a model whose decoder layers are known"):
+        choose_compilation("on", shapes, None)
