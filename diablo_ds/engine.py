@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -243,6 +244,8 @@ def _without_record(coordinator: Any) -> Any:
 def optimizer_step(engine: Any, deltas: Mapping[str, nn.Parameter], learning_rate: float) -> float:
     """Clip the reduced gradients, update the deltas, and drop the gradients.
 
+    Nothing is updated where the norm is not finite.
+
     Collective: every rank must call this.
 
     Returns:
@@ -253,7 +256,8 @@ def optimizer_step(engine: Any, deltas: Mapping[str, nn.Parameter], learning_rat
     if has_plain_optimizer(engine):  # DeepSpeed reports no norm there
         grads = [delta.grad for delta in deltas.values() if delta.grad is not None]
         grad_norm = float(torch.nn.utils.get_total_norm(grads))
-        engine.step()
+        if math.isfinite(grad_norm):  # elsewhere DeepSpeed skips the update by itself
+            engine.step()
         return grad_norm
     engine.step()
     return float(engine.get_global_grad_norm())

@@ -56,8 +56,8 @@ def train_step(
 
     Raises:
         StopAgreed: ahead of a micro batch; the unfinished gradients are dropped.
-        NonFiniteError: if the loss on some rank or the gradient norm is not finite. The deltas may
-            have been updated with it, so the run must go back to a checkpoint.
+        NonFiniteError: if the gradient norm is not finite, and then nothing was updated; or if the
+            loss on some rank is not.
     """
     device = ds_engine.device
     num_targets = sum(int(count_targets(batch.labels)) for batch in micro_batches)

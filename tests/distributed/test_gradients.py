@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from diablo_ds.engine import optimizer_step
 from diablo_ds.gradients import one_gradient_reduction
-from diablo_ds.step import micro_batch_loss
+from diablo_ds.placement import gather_absent
+from diablo_ds.step import NonFiniteError, micro_batch_loss, train_step
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, micro_batches
 from tests.tiny import save_model
@@ -57,6 +59,22 @@ def _error(value: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
     return _norm({name: value[name] - exact[name] for name in exact}) / _norm(exact)
 
 
+def _refused(engine: Any, deltas: Mapping[str, Any], batches: Sequence[Any]) -> tuple[str, bool]:
+    """What a step says of a gradient that is no number, and whether the deltas are as before."""
+    train_step(engine, deltas, batches, 1e-3)  # the deltas are whole after it
+    before = {name: delta.detach().clone() for name, delta in deltas.items()}
+    hook = next(iter(deltas.values())).register_hook(lambda grad: grad * math.nan)
+    message = ""
+    try:
+        train_step(engine, deltas, batches, 1e-3)
+    except NonFiniteError as error:
+        message = str(error)
+    hook.remove()
+    if engine.zero_optimization_stage() == 3:
+        gather_absent(deltas.values())
+    return message, all(torch.equal(before[name], delta) for name, delta in deltas.items())
+
+
 def _measure(rank: int, folder: Path, output: Path) -> None:
     errors = {}
     for ds_file in STAGES:
@@ -75,7 +93,11 @@ def _measure(rank: int, folder: Path, output: Path) -> None:
             "bf16": _error({name: total.double() for name, total in in_bf16.items()}, exact),
             "large": _error(_reduced(engine, deltas, large * REPEATS), exact),
         }
+        errors[ds_file]["refused"] = _refused(engine, deltas, batches[:2])
         engine.destroy()
+    engine, deltas, _ = build(folder, "zero0.json", dataclasses.replace(ONE_ROW, precision="fp32"))
+    batches = micro_batches(0, ONE_ROW, rank, 2)
+    errors["zero0.json, fp32"] = {"refused": _refused(engine, deltas, batches)}
     if rank == 0:
         output.write_text(json.dumps(errors))
 
@@ -97,3 +119,10 @@ def test_many_micro_batches_lose_nothing_in_bf16(ds_file, errors):
     assert found["bf16"] > 5e-3
     # A micro batch's own gradient is rounded to bf16 once, whatever its size.
     assert found["large"] < 5e-3
+
+
+@pytest.mark.parametrize("case", [*STAGES, "zero0.json, fp32"])
+def test_a_gradient_that_is_no_number_updates_nothing(case, errors):
+    message, is_unchanged = errors[case]["refused"]
+    assert "gradient norm must be finite" in message
+    assert is_unchanged
