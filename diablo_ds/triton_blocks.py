@@ -278,7 +278,7 @@ def block_gradients(
         return _sum_of_splits(sums, x.dtype)
 
     warps = 8 if rows * columns > MOST_SUMS // 4 else 4
-    tiles = [Tile(rows, columns, warps, 3), Tile(rows, columns, warps, 2), TWO_LAUNCHES]
+    tiles = [Tile(rows, columns, warps, 3), TWO_LAUNCHES]
     key = ("gradients", x.dtype, in_block, out_block, num_blocks, accumulate)
     with _on_device_of(x):
         tile = fastest(key, tiles, x, lambda tile: launch(tile, torch.empty_like(grad_x)))
