@@ -12,6 +12,7 @@ from benchmarks.gpu.models import WORKLOADS, timed_steps
 from benchmarks.gpu.sessions import Session
 from diablo_ds.batches import MicroBatch, collate
 from diablo_ds.labels import Example
+from diablo_ds.varlen import has_varlen_kernel, register_varlen_attention
 
 # Tokens of the first 96 examples of GSM8K in diablo_ds/samples, question and answer, by SmolLM2's
 # tokenizer.
@@ -35,15 +36,12 @@ class Batch(NamedTuple):
 
 def batches(scale: str) -> dict[str, Batch]:
     """Return the layouts to compare, by name."""
-    from diablo_ds import attention
-
-    variable = getattr(attention, "VARLEN_ATTENTION", "")
     found = {
         "padded examples": Batch(False, ""),
         "packed, dense mask": Batch(True, ""),
     }
-    if variable and scale == "full":
-        found["packed, variable length"] = Batch(True, variable)
+    if scale == "full" and has_varlen_kernel():
+        found["packed, variable length"] = Batch(True, register_varlen_attention())
     return found
 
 
