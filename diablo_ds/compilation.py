@@ -11,6 +11,7 @@ a second one, for any length, as soon as a second length is met.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -64,28 +65,24 @@ def choose_compilation(setting: str, shapes: Any, recorded: RunConfig | None) ->
 def set_up_cache(config: RunConfig) -> Path:
     """Keep what is compiled in the user's cache folder, so that a run that goes on finds it there.
 
-    A folder that the variable TORCHINDUCTOR_CACHE_DIR names is used instead. PyTorch's own default
-    is a folder in /tmp whose name anybody can foresee, and what lies in it is run as code. Each
-    version of this package has a folder of its own in the cache: PyTorch does not know that its
-    operators may have changed. Nothing is ever removed there.
+    A folder that the variable TORCHINDUCTOR_CACHE_DIR names is used instead. What lies there is run
+    as code, so nobody else may change it. Nothing is ever removed.
 
     Args:
         config: the run config; names the cache folder, and says whether others may write it.
 
     Raises:
-        ValueError: if the folder cannot be made, or others can change it.
+        ValueError: if the folder cannot be made, or others can change it or one in it.
     """
-    named = os.environ.get(CACHE_VARIABLE)
-    own = cache_folder(config.cache_folder)
+    folder = Path(os.environ.get(CACHE_VARIABLE) or cache_folder(config.cache_folder) / "inductor")
+    what, shared = "folder of compiled layers", config.shared_folders
     repair = f"name another by {CACHE_VARIABLE}, or give --shared-folders to use it as it is"
-    for folder in [Path(named)] if named else [own, own / "compiled" / code_digest()[:16]]:
-        trust.make_writable_folder(
-            folder,
-            "folder of compiled layers",
-            f"the variable {CACHE_VARIABLE}",
-            shared=config.shared_folders,
-            repair=repair,
-        )
+    trust.make_writable_folder(
+        folder, what, f"the variable {CACHE_VARIABLE}", shared=shared, repair=repair
+    )
+    for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            trust.check_folder(inside, what, shared=shared, repair=repair)
     os.environ[CACHE_VARIABLE] = str(folder)
     # Each rank starts so many processes; by default as many as there are cores, up to 32.
     of_rank = len(os.sched_getaffinity(0)) // distributed.local_world_size()
@@ -199,12 +196,19 @@ class _Compilation:
 def _compile(backend: str, graph: Any, inputs: Any) -> Any:
     """Compile a graph and, right away, its backward, where it is too late for falling back."""
     import torch._functorch.config
+    import torch.compiler.config
     from torch._dynamo.backends.registry import lookup_backend
 
     # A view of a weight that were kept for the backward would keep the gathered weight, too.
     settings = {"force_non_lazy_backward_lowering": True, "recompute_views": True}
-    with torch._functorch.config.patch(settings):
+    # PyTorch's cache does not see when our operators' gradients change.
+    of_all_caches: Any = torch.compiler.config
+    tagged = of_all_caches.patch(cache_key_tag=f"diablo_ds {_code_digest()}")
+    with torch._functorch.config.patch(settings), tagged:
         return lookup_backend(backend)(graph, inputs)
+
+
+_code_digest = functools.cache(code_digest)
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:

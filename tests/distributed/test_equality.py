@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from diablo_ds.config import RunConfig
 from tests.distributed.runner import run_distributed
-from tests.distributed.training import CONFIG, train_and_save, train_plain
+from tests.distributed.training import CONFIG, TRACING, train_and_save, train_plain
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.distributed
@@ -55,7 +55,7 @@ def train_all(model_folder, tmp_path_factory):
     def train(jobs: dict[str, Job], num_ranks: int = 2) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp("results")
         filled = {
-            folder / str(number): (job.model or model_folder, job.ds_file, job.config)
+            folder / str(number): dataclasses.replace(job, model=job.model or model_folder)
             for number, job in enumerate(jobs.values())
         }
         run_distributed(_train_in_turn, num_ranks, folder, filled)
@@ -66,25 +66,26 @@ def train_all(model_folder, tmp_path_factory):
 
 @dataclasses.dataclass
 class Job:
-    """A training; without a model that of this module."""
+    """A training; without a model that of this module. Ranks compile by their backends."""
 
     ds_file: str
     config: RunConfig = CONFIG
     model: Path | None = None
+    backends: tuple[str, ...] = (TRACING,)
 
 
-def _train_in_turn(rank: int, jobs: dict[Path, tuple[Path, str, RunConfig]]) -> None:
-    for output, (model, ds_file, config) in jobs.items():
-        with _named(ds_file, config):
-            train_and_save(rank, model, ds_file, config, output)
+def _train_in_turn(rank: int, jobs: dict[Path, Job]) -> None:
+    for output, job in jobs.items():
+        with _named(job):
+            train_and_save(rank, job.model, job.ds_file, job.config, output, job.backends)
 
 
 @contextmanager
-def _named(ds_file: str, config: RunConfig) -> Iterator[None]:
+def _named(job: Job) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        error.add_note(f"with {ds_file}, {config}")
+        error.add_note(f"with {job}")
         raise
 
 
@@ -123,6 +124,24 @@ def checkpointing(train_all):
 @pytest.mark.parametrize(("ds_file", "reentrant"), CHECKPOINTING)
 def test_gradient_checkpointing_changes_nothing(ds_file, reentrant, checkpointing, reference):
     _check(checkpointing[ds_file, reentrant], reference)
+
+
+COMPILED = dataclasses.replace(CONFIG, compile="on", delta_path="fused", checkpointed_layers=1)
+COMPILING = {
+    "all": Job("zero3.json", COMPILED),
+    "one rank cannot": Job("zero3.json", COMPILED, backends=(TRACING, "missing")),
+    "merged": Job("zero1.json", dataclasses.replace(CONFIG, compile="on", delta_path="merged")),
+}
+
+
+@pytest.fixture(scope="module")
+def compiling(train_all):
+    return train_all(COMPILING)
+
+
+@pytest.mark.parametrize("kind", COMPILING)
+def test_compiled_layers_change_nothing(kind, compiling, reference):
+    _check(compiling[kind], reference)
 
 
 def test_one_rank_with_zero3_equals_one_process(train_all, reference):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from diablo_ds import adapter, distributed, optimizer_state
-from diablo_ds.architecture import DTYPES, build_meta_model
+from diablo_ds.architecture import DTYPES, build_meta_model, decoder_layers
 from diablo_ds.batches import BatchSource, Dealer
+from diablo_ds.compilation import compile_layers
 from diablo_ds.config import RunConfig
 from diablo_ds.data import Examples
 from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config, zero_stage
@@ -30,6 +31,8 @@ from tests.tiny import tiny_examples
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 NUM_STEPS = 4
+TRACING = "aot_eager"
+"""The compiler that traces forward and backward as a run's does; the code of that takes minutes."""
 CONFIG = RunConfig(
     num_blocks="4",
     micro_batch=2,
@@ -59,11 +62,13 @@ def build(
     config: RunConfig = CONFIG,
     *,
     changes: Mapping[str, int] = MappingProxyType({}),
+    backends: Sequence[str] = (TRACING,),
     **options: Any,
 ) -> tuple[Any, dict[str, Any], Any]:
     """Load the model, attach deltas and start the engine, as a run does.
 
-    ``changes`` are to the file's ZeRO section; ``options`` go to `start_engine`.
+    ``changes`` are to the file's ZeRO section; ``backends`` are each rank's, where layers are
+    compiled; ``options`` go to `start_engine`.
     """
     device = init_process_group()
     complete = complete_ds_config(
@@ -88,6 +93,8 @@ def build(
     recompute_layers(model, choose_recomputation(config, shapes), reentrant=config.reentrant)
     assert install_loss_head(model, shapes)
     engine, expected = start_engine(model, deltas, config, complete, **options)
+    if config.compile == "on":
+        compile_layers(model, backend=backends[distributed.rank() % len(backends)])
     return engine, deltas, expected
 
 
@@ -97,10 +104,15 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def train_and_save(
-    rank: int, model_folder: Path, ds_file: str, config: RunConfig, output: Path
+    rank: int,
+    model_folder: Path,
+    ds_file: str,
+    config: RunConfig,
+    output: Path,
+    backends: Sequence[str] = (TRACING,),
 ) -> None:
     """Train on this rank; rank 0 saves losses, norms and final deltas; checks the base."""
-    engine, deltas, _ = build(model_folder, ds_file, config)
+    engine, deltas, _ = build(model_folder, ds_file, config, backends=backends)
     before = base_values(engine)
     results = [
         train_step(
@@ -111,6 +123,9 @@ def train_and_save(
         )
         for step in range(NUM_STEPS)
     ]
+    if config.compile == "on":
+        is_compiled = backends[rank % len(backends)] == TRACING
+        assert {layer.runs_compiled for layer in decoder_layers(engine.module)} == {is_compiled}
     for name, value in base_values(engine).items():
         assert torch.equal(value, before[name]), f"{name} changed"
     assert optimizer_state.num_optimizer_steps(engine) == NUM_STEPS

@@ -166,6 +166,10 @@ def test_compiled_code_lies_in_the_users_cache_unless_told_otherwise(tmp_path, m
     own = tmp_path / "own"
     monkeypatch.setenv(CACHE_VARIABLE, str(own))
     assert set_up_cache(RunConfig(cache_folder=str(cache))) == own
+    (own / "ab").mkdir()
+    (own / "ab").chmod(0o777)
+    with pytest.raises(ValueError, match=f"folder of compiled layers must .* got {own}/ab"):
+        set_up_cache(RunConfig())
     own.chmod(0o777)
     with pytest.raises(ValueError, match="folder of compiled layers must belong to you and be"):
         set_up_cache(RunConfig())
