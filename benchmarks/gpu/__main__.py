@@ -12,6 +12,7 @@ GPU, `--scale tiny` runs all of it on tiny shapes.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def main(
         return
     deadline = time.monotonic() + 60 * minutes
     output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(output.absolute() / "compiled"))
     if retry_failed:
         records.forget_failed()
     if start_method == "fork":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch import nn
 
 from diablo_ds import loss
 from diablo_ds.adapter import diablo_layers
+from diablo_ds.architecture import decoder_layers
+from diablo_ds.compilation import compile_layers, uncompile_layers
 from diablo_ds.layers import DELTA_PATHS
 
 
@@ -34,12 +35,14 @@ def delta_path(model: nn.Module, path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def compiled(model: Any) -> Iterator[None]:
     """Compile the decoder layers."""
-    compilation = importlib.import_module("diablo_ds.compilation")
-    compilation.compile_layers(model)
+    compile_layers(model)
+    (layer_class,) = {type(layer) for layer in decoder_layers(model)}
     try:
         yield
+        if layer_class.compilation.has_failed:  # type: ignore[attr-defined]
+            raise RuntimeError("the layers could not be compiled; the log says why")
     finally:
-        compilation.uncompile_layers(model)
+        uncompile_layers(model)
 
 
 @contextlib.contextmanager
