@@ -16,6 +16,12 @@ from tests.unit.block_cases import CASES, check
 ROOT = Path(__file__).parents[2]
 
 
+needs_triton = pytest.mark.skipif(
+    not triton_blocks.has_package(), reason="triton is not to be had on this system"
+)
+
+
+@needs_triton
 def test_the_kernels_are_right_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -29,7 +35,7 @@ def test_the_kernels_are_right_in_the_interpreter():
     assert " passed" in done.stdout
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="triton's compiler is for Linux")
+@needs_triton
 def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.triton_compiler"],

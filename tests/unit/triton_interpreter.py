@@ -16,10 +16,11 @@ from tests.unit.block_cases import CASES, Case, check
 _patch_tensor = interpreter._patch_lang_tensor
 
 
-def _patch_tensor_for_numpy(tensor, scope):
+def _patch_tensor_for_numpy(tensor, *scope):
     """Let a tensor of one element bound a loop: numpy 2.4 makes no int of an array any more."""
-    _patch_tensor(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    _patch_tensor(tensor, *scope)
+    set_attribute = scope[0].set_attr if scope else setattr  # no scope before Triton 3.6
+    set_attribute(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
 interpreter._patch_lang_tensor = _patch_tensor_for_numpy
