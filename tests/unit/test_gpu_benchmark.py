@@ -25,9 +25,9 @@ def _run(folder, *words):
     ).stdout
 
 
-def test_the_command_measures_what_it_can_and_records_the_rest(tmp_path):
-    wanted = ("ceilings", "step-frozen", "step-zero0", "layers")
-    printed = _run(tmp_path, *(word for stage in wanted for word in ("--stage", stage)))
+def test_the_command_measures_and_a_second_run_goes_on(tmp_path):
+    wanted = ("ceilings", "step-zero0", "layers")
+    _run(tmp_path, *(word for stage in wanted for word in ("--stage", stage)))
     records = Records(tmp_path / "results.jsonl")
     ceilings = records.ended("ceilings")
     assert list(ceilings) == ["product", "copy"]
@@ -35,17 +35,11 @@ def test_the_command_measures_what_it_can_and_records_the_rest(tmp_path):
     step = records.ended("step-zero0")["as it is"]
     assert step["status"] == "measured", step
     assert step["figures"]["tokens_per_s"] > 0
-    # liger's kernels need a GPU, or the package is absent: a reason, and the rest went on.
-    frozen = records.ended("step-frozen")
-    assert frozen["as it is"]["status"] == "measured"
-    assert frozen["liger"]["status"] == "failed"
-    assert frozen["liger"]["reason"]
-    assert "failed: " in printed
     assert all(r["card"] and r["versions"]["torch"] for r in records.all())
 
     page = write_gpu_report(records, tmp_path)
     assert "| DiaBlo, ZeRO-0 |" in page.read_text()
-    assert "step-frozen, liger" in page.read_text()
+    assert "## One layer" in page.read_text()
     assert page.with_suffix(".jsonl").is_file()
 
     before = records.path.read_text()
