@@ -13,13 +13,12 @@ from benchmarks.gpu.check_runs import Runs
 from benchmarks.gpu.check_training import check_steps
 from benchmarks.gpu.models import device
 from benchmarks.gpu.records import Case
+from diablo_ds.blocks import TRITON_PATHS
 from diablo_ds.layers import DELTA_PATHS
 
 _LIMIT_S, _LONG_LIMIT_S, _RUN_LIMIT_S = 60.0, 120.0, 200.0
 _CPU_FACTOR = 20
 """Limits on a CPU, which may be a busy one, in those on a GPU."""
-_NEEDS_GPU = ("triton",)
-"""Paths that run on a GPU only."""
 _ZERO3 = "steps, ZeRO-3"
 Check = Callable[[], dict[str, Any]]
 
@@ -56,6 +55,6 @@ def _checks(scale: str) -> Iterator[tuple[str, Check, float]]:
 
 
 def _on_device(path: str, check: Check) -> Check:
-    if path in _NEEDS_GPU and device().type != "cuda":
+    if path in TRITON_PATHS and device().type != "cuda":
         return lambda: {"skipped": f"{path} needs a GPU"}
     return check
