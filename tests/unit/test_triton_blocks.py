@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import block_kernels
+from benchmarks.layer import Shape
 from diablo_ds import blocks, layers, triton_blocks
 from tests.unit.block_cases import CASES, check
 
@@ -72,6 +74,14 @@ def test_triton_is_imported_by_a_launch_alone():
     )
     assert "triton" not in done.stdout.split()
     assert "diablo_ds.triton_kernels" not in done.stdout.split()
+
+
+def test_the_parts_of_the_block_product_can_be_measured():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    figures = block_kernels.measure(Shape(32, 64, 4), torch.float32, 16, device)
+    assert {"PyTorch: write y", "PyTorch: write dx, dD", "PyTorch: merge and restore"} <= set(
+        figures
+    )
 
 
 @pytest.mark.gpu
