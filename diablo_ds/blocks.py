@@ -358,12 +358,15 @@ def diablo_linear(
         raise ValueError(
             f"a merged product must have one input; got path={path!r} and an x_adapter; use fused"
         )
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    device_type, is_compiling = x.device.type, torch.compiler.is_compiling()
+    # PyTorch 2.11 cannot compile the question whether a device has autocast.
+    has_autocast = is_compiling or torch.amp.is_autocast_available(device_type)
+    if has_autocast and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
         x, weight, delta = x.to(dtype), weight.to(dtype), delta.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         x_adapter = None if x_adapter is None else x_adapter.to(dtype)
-    if torch.compiler.is_compiling():  # the same, opaque to the compiler: compiled_blocks.py
+    if is_compiling:  # the same, opaque to the compiler: compiled_blocks.py
         return torch.ops.diablo_ds.product(x, x_adapter, weight, bias, delta, path)  # type: ignore[no-any-return]
     if path in TRITON_PATHS:
         triton_blocks.check_operand(path, x)

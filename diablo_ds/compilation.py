@@ -184,6 +184,7 @@ class _Compilation:
 
     def _report(self, error: BaseException) -> None:
         if not self.has_failed:
+            error = getattr(error, "inner_exception", error)
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
             logger.warning(
                 f"{self.layer_class.__name__} could not be compiled, and runs as with --compile "

@@ -36,13 +36,13 @@ def _nothing_is_compiled_before():
     torch._dynamo.reset()
 
 
-def _model(family: str = "llama", path: str = "fused", *, targets=(), **options: Any):
+def _model(family="llama", path="fused", *, targets=(), dropout=0.0, **changes: Any):
     """A model with deltas that are not zero, as training has it."""
-    model: Any = build_model(family)
+    model: Any = build_model(family, **changes)
     model.config.use_cache = False
     chosen = adapter.select_targets(model, targets, model_type=model.config.model_type)
     num_blocks = adapter.resolve_num_blocks(chosen, "4")
-    deltas = adapter.attach(model, num_blocks, delta_path=path, **options)
+    deltas = adapter.attach(model, num_blocks, delta_path=path, dropout=dropout)
     for delta in deltas.values():
         nn.init.normal_(delta, std=0.05)
     model.enable_input_require_grads()
@@ -108,6 +108,29 @@ def test_other_families_compile_without_a_break(family):
     reference = {16: _loss_and_gradients(model, deltas, 16)}
     compile_layers(model, backend=BACKEND)
     _assert_equal(model, deltas, reference, (16,))
+
+
+# PyTorch's own, while its compiler is imported.
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
+def test_generated_code_computes_the_same_and_keeps_no_view_of_a_weight(tmp_path, monkeypatch):
+    """The one test of the default backend: it takes a C++ compiler's time."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(THREADS_VARIABLE, "1")
+    model, deltas = _model(targets=("q_proj", "down_proj"), num_hidden_layers=1)
+    reference = {16: _loss_and_gradients(model, deltas, 16)}
+    compile_layers(model)
+    _assert_equal(model, deltas, reference, (16,))
+
+    # Under ZeRO-3 a parameter that is kept for the backward is emptied in between; a view is not.
+    parameters = list(model.parameters())
+    storages = {p.untyped_storage().data_ptr() for p in parameters}
+    hidden = torch.randn(2, 16, 32, requires_grad=True)
+    rotary = model.model.rotary_emb(hidden, torch.arange(16)[None])
+    y = model.model.layers[0](hidden, position_embeddings=rotary)
+    kept = [t for t in y.grad_fn.saved_tensors if isinstance(t, torch.Tensor)]
+    of_weights = [t for t in kept if t.untyped_storage().data_ptr() in storages]
+    assert len(of_weights) >= 7 + 2  # each matrix, and the deltas
+    assert all(any(t is p for p in parameters) for t in of_weights)
 
 
 class _LooksAtValues(nn.Module):
