@@ -161,13 +161,19 @@ def _kernel_options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _knows_groups() -> bool:
+    """Return whether the kernel takes fewer heads of keys; called, not traced, by compilers."""
+    return "enable_gqa" in _kernel_options()
+
+
 def _by_kernel(
     q: Tensor, k: Tensor, v: Tensor, edges: Tensor, longest: int, scale: float, window: int
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     options: dict[str, Any] = {}
-    if "enable_gqa" in _kernel_options():
+    if _knows_groups():
         options["enable_gqa"] = True
     elif q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))

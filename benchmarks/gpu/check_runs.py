@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,56 +55,63 @@ class Ended(NamedTuple):
 
 
 class Runs:
-    """Runs on a tiny model; those that need no other are started together.
+    """Runs on a tiny model, in processes of their own beside the other checks."""
 
-    Args:
-        folder: for the model, the data and the run folders; a new one by default.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(3 if _on_gpu() else 1)  # on a CPU each has all cores
+        self._half = "bf16" if _on_gpu() else "fp32"
 
     @cached_property
     def folder(self) -> Path:
         """Where everything lies; holds the model and its data."""
         from tests.tiny import save_model, write_pairs
 
-        folder = self._folder or Path(tempfile.mkdtemp(prefix="diablo-checks-"))
+        folder = Path(tempfile.mkdtemp(prefix="diablo-checks-"))
         save_model(folder / "model", **_SHAPE)
         write_pairs(folder / "pairs.jsonl", 60)
         return folder
 
     @cached_property
-    def first(self) -> dict[str, Ended]:
-        """The runs that need no other, by name."""
-        half = "bf16" if _on_gpu() else "fp32"
-        packed = ["--packing", "--attention", "varlen" if _on_gpu() else "auto"]
-        commands = {
-            "whole": self._command("whole", 3, half),
-            "fp16": self._command("fp16", 2, "fp16" if _on_gpu() else "fp32"),
-            "packed": self._command("packed", 3, half, *packed),
+    def _started(self) -> dict[str, Future[Ended]]:
+        whole = self._pool.submit(self._run, "whole", 3, self._half)
+        # On a GPU the resumed one has to wait for the whole one alone.
+        return {
+            "whole": whole,
+            "cut": self._pool.submit(self._resume, whole),
+            "fp16": self._pool.submit(self._run, "fp16", 2, "fp16" if _on_gpu() else "fp32"),
+            "packed": self._pool.submit(
+                self._run,
+                "packed",
+                3,
+                self._half,
+                *("--packing", "--attention", "varlen" if _on_gpu() else "auto"),
+            ),
         }
-        # On a GPU they share it; on a CPU each of them has all cores.
-        groups = [list(commands)] if _on_gpu() else [[name] for name in commands]
-        found: dict[str, Ended] = {}
-        for names in groups:
-            started = {name: _start(commands[name]) for name in names}
-            found |= {name: _wait(p, self.folder / name) for name, p in started.items()}
-        return found
 
-    def resumed(self) -> dict[str, Any]:
-        """Compare a run that was cut back to its first checkpoint and resumed with itself."""
-        whole = self.first["whole"]
-        if problem := whole.problem():
-            return {"passed": False, "reason": f"the whole run: {problem}"}
-        cut = self.folder / "cut"
+    def start(self) -> None:
+        """Start them all, where there is a device to share and cores to spare."""
+        if _on_gpu():
+            _ = self._started
+
+    def _ended(self, name: str) -> Ended:
+        return self._started[name].result()
+
+    def _resume(self, started: Future[Ended]) -> Ended:
+        """Cut a copy of a run back to its first checkpoint, and let it go on."""
+        whole, cut = started.result(), self.folder / "cut"
+        if whole.code:
+            return whole
         shutil.copytree(whole.folder, cut)
         shutil.rmtree(cut / "checkpoints" / f"step-{_STEPS:06d}")
         shutil.rmtree(cut / "adapter")
         shutil.rmtree(cut / ".owner", ignore_errors=True)
-        resumed = _wait(_start(self._command("cut", 3, "bf16" if _on_gpu() else "fp32")), cut)
+        return self._run("cut", 3, self._half)
+
+    def resumed(self) -> dict[str, Any]:
+        """Compare a run that was cut back to its first checkpoint and resumed with itself."""
+        whole, resumed = self._ended("whole"), self._ended("cut")
         if problem := resumed.problem():
-            return {"passed": False, "reason": f"the resumed run: {problem}"}
+            return {"passed": False, "reason": f"{resumed.folder.name}: {problem}"}
         losses, again = whole.points("loss"), resumed.points("loss")
         adapters = [load_adapter(run.folder / "adapter")[0] for run in (whole, resumed)]
         apart = max(float((adapters[0][n] - adapters[1][n]).abs().max()) for n in adapters[0])
@@ -116,7 +124,7 @@ class Runs:
             "largest_norm_of_a_delta": norm,
             "steps_whose_loss_differs": differing,
             "largest_difference_of_losses": max(
-                abs(losses[step] - again.get(step, math.nan)) for step in losses
+                abs(losses[step] - again.get(step, math.inf)) for step in losses
             ),
             "resumed_from": _line(resumed.output, "Resuming after step"),
             "first_loss": losses[1],
@@ -129,7 +137,7 @@ class Runs:
 
     def fp16(self) -> dict[str, Any]:
         """Return loss, loss scale and skipped steps of a run in fp16 under ZeRO-2."""
-        run = self.first["fp16"]
+        run = self._ended("fp16")
         if problem := run.problem():
             return {"passed": False, "reason": problem}
         losses, scales = run.points("loss"), run.points("loss_scale")
@@ -148,7 +156,7 @@ class Runs:
 
     def packed(self) -> dict[str, Any]:
         """Compare the first held-out loss of packed rows with that of padded ones."""
-        run, plain = self.first["packed"], self.first["whole"]
+        run, plain = self._ended("packed"), self._ended("whole")
         if problem := run.problem() or plain.problem():
             return {"passed": False, "reason": problem}
         attention = json.loads((run.folder / "run.json").read_text())["attention"]
@@ -166,7 +174,8 @@ class Runs:
             and (attention == "varlen") == _on_gpu(),
         }
 
-    def _command(self, name: str, stage: int, precision: str, *more: str) -> list[str]:
+    def _run(self, name: str, stage: int, precision: str, *more: str) -> Ended:
+        """Train in a process of its own, and wait for it."""
         options = {
             "--ds_config": ROOT / "ds_configs" / f"zero{stage}.json",
             "--model": self.folder / "model",
@@ -184,7 +193,23 @@ class Runs:
         }
         words = [str(word) for pair in options.items() for word in pair]
         start = [*_launcher(), "--num_gpus=1", f"--master_port={free_port()}", "launch/train.py"]
-        return [*start, *words, *more]
+        process = subprocess.Popen(
+            [*start, *words, *more],
+            cwd=ROOT,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        limit_s = _LIMIT_S[device().type]
+        try:
+            output, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            output, _ = process.communicate()
+            output += f"\nended after {limit_s:g} s"
+        return Ended(self.folder / name, process.returncode, output)
 
 
 def _on_gpu() -> bool:
@@ -207,28 +232,6 @@ def _environment() -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept |= {"PYTHONPATH": os.pathsep.join(paths)}
     return kept if _on_gpu() else kept | {"DS_ACCELERATOR": "cpu"}
-
-
-def _start(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        list(command),
-        cwd=ROOT,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _wait(process: subprocess.Popen[str], folder: Path) -> Ended:
-    try:
-        output, _ = process.communicate(timeout=_LIMIT_S[device().type])
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        output, _ = process.communicate()
-        output += f"\nended after {_LIMIT_S[device().type]:g} s"
-    return Ended(folder, process.returncode, output)
 
 
 def _line(output: str, part: str) -> str:

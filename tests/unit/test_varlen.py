@@ -19,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from diablo_ds import varlen
 from diablo_ds.architecture import build_meta_model
 from diablo_ds.attention import attends_by_variable_length, choose_attention, takes_lengths
 from diablo_ds.base import Base, keep_apart
@@ -112,6 +113,30 @@ def test_what_the_kernel_lacks_is_refused(options, found):
     with pytest.raises(UnfitAttentionError, match=f"got {found}; use --attention sdpa"):
         varlen_attention(None, *states, mask, cu_seq_lens_q=edges, max_length_q=9, **options)
     varlen_attention(None, *states, None, softcap=None, s_aux=None, dropout=0.0, is_causal=True)
+
+
+def test_a_compiler_sees_one_graph_for_all_lengths(monkeypatch):
+    """A compiled decoder layer may not break; here up to the kernel's call, which needs a GPU."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return lambda *values: (torch.zeros(1),)
+
+    monkeypatch.setattr(varlen, "_in_parts", varlen._by_kernel)
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def attend(query, key, value, edges, longest):
+        options = {"sliding_window": 3, "dropout": 0.0, "position_ids": None}
+        return varlen_attention(
+            None, query, key, value, None, cu_seq_lens_q=edges, max_length_q=longest, **options
+        )
+
+    for lengths in ((5, 9, 1), (5, 5, 3, 2), (2, 4, 9), (1, 14)):
+        states, edges, _ = _states(lengths=lengths)
+        attend(*states, edges, max(lengths))
+    assert len(graphs) <= 3
+    assert "torch_attn._varlen_attn" in graphs[-1].code
 
 
 @pytest.mark.parametrize("family", FAMILIES)
