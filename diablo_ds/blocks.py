@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from diablo_ds import triton_blocks
 
-TRITON_PATHS = ("triton", "triton_merged", "triton_prefilled")
+TRITON_PATHS = tuple(triton_blocks.WITHOUT_TRITON)
 MERGED_PATHS = ("merged", "triton_merged")
 PREFILLED_PATHS = ("prefilled", "triton_prefilled")
 PATHS = ("fused", "merged", "prefilled", *TRITON_PATHS)

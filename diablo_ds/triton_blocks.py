@@ -29,6 +29,8 @@ from diablo_ds.triton_tiles import (
 )
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WITHOUT_TRITON = {"triton": "fused", "triton_merged": "merged", "triton_prefilled": "prefilled"}
+"""The path that computes the same with PyTorch's products; a run may go on with it."""
 
 
 @functools.cache
@@ -61,7 +63,7 @@ def check_usable(path: str, device_type: str, *, has_triton: bool, where: str = 
     installed = "installed" if has_triton else "not installed"
     raise ValueError(
         f"delta_path {path!r} needs a GPU and the package triton; got device {device_type}, triton "
-        f"{installed}{where}; use 'fused'"
+        f"{installed}{where}; use {WITHOUT_TRITON[path]!r}"
     )
 
 
@@ -71,7 +73,8 @@ def check_operand(path: str, x: Tensor) -> None:
         check_usable(path, x.device.type, has_triton=has_package())
     if x.dtype not in DTYPES:
         raise ValueError(
-            f"delta_path {path!r} needs bf16, fp16 or fp32; got dtype={x.dtype}; use 'fused'"
+            f"delta_path {path!r} needs bf16, fp16 or fp32; got dtype={x.dtype}; use "
+            f"{WITHOUT_TRITON[path]!r}"
         )
 
 

@@ -13,6 +13,8 @@ import torch
 from benchmarks import block_kernels
 from benchmarks.layer import Shape
 from diablo_ds import blocks, layers, triton_blocks
+from diablo_ds.config import RunConfig
+from diablo_ds.continuation import differing_fields
 from tests.unit.block_cases import CASES, check
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +64,12 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused where there is no GPU")
 def test_without_a_gpu_a_path_of_tritons_is_refused(path):
     layer = layers.DiaBloLinear(8, 8, num_blocks=2, delta_path=path)
-    with pytest.raises(ValueError, match="needs a GPU and the package triton; got device cpu"):
+    instead = triton_blocks.WITHOUT_TRITON[path]
+    with pytest.raises(
+        ValueError, match=f"needs a GPU and .*; got device cpu, .*; use '{instead}'"
+    ):
         layer(torch.randn(3, 8))
+    assert differing_fields(RunConfig(delta_path=path), RunConfig(delta_path=instead)) == []
     assert not triton_blocks.is_available()
 
 
