@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,16 @@ from diablo_ds.tokenization import Tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load the tokenizer in a process of its own.
+    """Load the tokenizer, in a process of its own unless this one has the libraries loaded.
 
-    That takes libraries of some 300 MB; the tokenizer by itself needs a tenth of them.
+    They take some 300 MB; the tokenizer by itself needs a tenth of them.
 
     Raises:
         ValueError: if it cannot be used.
         OSError: if the process is killed.
     """
+    if sys.modules.get("transformers"):
+        return tokenization.load_tokenizer(path)
     with _pool(1) as pool:
         loaded = pool.submit(_tokenizer_or_message, path).result()
     if isinstance(loaded, str):
@@ -54,10 +58,14 @@ def encode_chunks(
 ) -> Iterator[ChunkCounts]:
     """Encode chunks in worker processes, a few ahead; yield their counts in order.
 
+    One chunk alone is encoded here: sooner than a process starts.
+
     Raises:
         OSError: if a worker is killed.
     """
-    if num_proc == 1:
+    first = list(islice(chunks, 2))
+    chunks = chain(first, chunks)
+    if num_proc == 1 or len(first) < 2:
         yield from map(encoder, chunks)
         return
     with _pool(num_proc, start_worker, (encoder,)) as pool:
