@@ -18,7 +18,7 @@ train: setup
 	PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | sed -u -E '$(LAUNCHER_NOISE)'
 
 test: check
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: setup
 	ruff check .
