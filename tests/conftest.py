@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each started process compiles the package
 
 import pytest
 import torch

@@ -1,7 +1,8 @@
-"""Start real ranks: spawned processes, a file store, one thread each."""
+"""Start real ranks: processes of their own, a file store, one thread each."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.forked import start_method
 from tests.waiting import WAIT_S
 
 
@@ -27,7 +29,10 @@ def run_distributed(
     """Run ``function(rank, *args)`` in one process per rank; report failures in order."""
     folder = tmp_path / f"ranks-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
-    ranks = mp.spawn(_worker, (function, world_size, folder, args), nprocs=world_size, join=False)
+    arguments = (function, world_size, folder, args)
+    ranks = mp.start_processes(
+        _worker, arguments, nprocs=world_size, join=False, start_method=start_method()
+    )
     deadline = time.monotonic() + WAIT_S
     try:
         while not ranks.join(timeout=1):
@@ -47,6 +52,7 @@ def _worker(
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in numbers.items()})
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed has all objects looked through at each start of an engine
     try:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         store = f"file://{folder / 'store'}"

@@ -10,14 +10,15 @@ import socket
 import pytest
 
 from diablo_ds.exit_codes import EXIT_PORT_IN_USE
+from tests import forked
 from tests.e2e.commands import ROOT, assert_user_error, deepspeed, diablo_ds, losses
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.e2e
 
 
-def _fails(options, *changes, parts, command="train"):
-    assert_user_error(diablo_ds(command, *options, *changes, check=False), *parts)
+def _fails(options, *changes, parts, command="train", program=forked.diablo_ds):
+    assert_user_error(program(command, *options, *changes, check=False), *parts)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,8 @@ def test_wrong_deepspeed_configs_are_named(text, parts, options, tmp_path):
 def test_wrong_run_config_keys_are_named(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"modle": "x"}))
-    _fails([], "--config", path, parts=["known keys only", "modle", str(path)])
+    parts = ["known keys only", "modle", str(path)]
+    _fails([], "--config", path, parts=parts, program=diablo_ds)
 
 
 def test_a_row_that_cannot_be_text_does_not_end_a_stream(options, tmp_path):
@@ -85,7 +87,7 @@ def test_a_row_that_cannot_be_text_does_not_end_a_stream(options, tmp_path):
     parts = ["each row must fit its corpus", f"{path}, line 6", "surrogate"]
     _fails(options, "--data", path, parts=parts)
     run = ["--data", path, "--stream", "--max-steps", 4, "--output", tmp_path / "run"]
-    result = diablo_ds("train", *options, *run)
+    result = forked.diablo_ds("train", *options, *run)
     assert "rows of the stream left out" in result.stderr
 
 
@@ -125,7 +127,7 @@ def test_a_checkpoint_without_a_tensor_of_the_model_is_refused(options, model, t
 
 def test_an_output_folder_of_another_run_is_left_alone(options, tmp_path):
     folder = tmp_path / "run"
-    diablo_ds("train", *options, "--max-steps", 2, "--output", folder)
+    forked.diablo_ds("train", *options, "--max-steps", 2, "--output", folder)
     before = losses(folder)
     parts = ["must not hold another run", "max_steps: 2, now 8", "seed: 0, now 1"]
     _fails(options, "--seed", 1, "--output", folder, parts=parts)
@@ -142,7 +144,7 @@ def test_an_output_folder_of_another_run_is_left_alone(options, tmp_path):
 def test_resuming_with_another_model_of_the_same_shape_is_refused(options, model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "model")
     run = ["--model", copy, "--output", tmp_path / "run", "--max-steps", 2]
-    diablo_ds("train", *options, *run)
+    forked.diablo_ds("train", *options, *run)
     shutil.rmtree(copy)
     save_model(copy, initializer_range=1.0)  # other weights under the same name
     parts = ["must be loaded on the base model it was trained on", "fingerprint"]
@@ -150,8 +152,11 @@ def test_resuming_with_another_model_of_the_same_shape_is_refused(options, model
 
 
 def test_inspecting_nothing_is_named(tmp_path):
-    _fails([], tmp_path / "nowhere", command="inspect", parts=["nowhere, which does not exist"])
-    _fails([], tmp_path, command="inspect", parts=["must be the folder of an adapter"])
+    for path, part in (
+        (tmp_path / "nowhere", "nowhere, which does not exist"),
+        (tmp_path, "must be the folder of an adapter"),
+    ):
+        _fails([], path, command="inspect", parts=[part], program=diablo_ds)
 
 
 def test_under_the_launcher_one_message_and_all_ranks_end(options, tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.commands import assert_user_error, diablo_ds, losses
+from tests.e2e.commands import assert_user_error, losses
+from tests.forked import diablo_ds
 from tests.tiny import write_pairs
 
 pytestmark = pytest.mark.e2e

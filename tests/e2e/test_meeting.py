@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from typing import Any
 
 import pytest
 
 from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
 from diablo_ds.ownership import OWNER_FOLDER
-from tests.e2e.commands import ROOT, environment, losses
-from tests.waiting import WAIT_S, wait_until
+from tests.e2e.commands import losses
+from tests.forked import Command
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
 
-def _start(*args: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["diablo-ds", "train", *map(str, args)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=WAIT_S)
+def _end(command: Command) -> tuple[int, str]:
+    result = command.result(check=False)
+    output = result.stdout + result.stderr
     assert "Traceback" not in output, output
-    return process.returncode, output
+    return result.returncode, output
 
 
 def test_of_two_starts_into_one_folder_one_runs(options, tmp_path):
     folder = tmp_path / "run"
     # Long enough for the second, however late, to find the first at work.
     options = [*options, "--output", folder, "--save-every", 1, "--max-steps", 3000]
-    processes = [_start(*options), _start(*options)]
-    wait_until(lambda: any(p.poll() is not None for p in processes), "the second start")
-    loser = next(process for process in processes if process.poll() is not None)
-    (winner,) = (process for process in processes if process is not loser)
+    commands = [Command("train", *options), Command("train", *options)]
+    wait_until(lambda: any(command.has_ended() for command in commands), "the second start")
+    loser = next(command for command in commands if command.has_ended())
+    (winner,) = (command for command in commands if command is not loser)
     code, output = _end(loser)
     assert code == 2, output
     assert f"run folder must not be in use by another process; got {folder}" in output
-    assert f"in use by process {winner.pid} of " in output
+    assert f"in use by process {winner.processes[0].pid} of " in output
 
     wait_until(lambda: len(list_checkpoints(folder / "checkpoints")) == 2, "checkpoints")
     # Another process takes the folder over, as one on another host may after a long pause.

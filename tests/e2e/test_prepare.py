@@ -21,11 +21,10 @@ from tests.e2e.commands import (
     ROOT,
     ZERO3,
     assert_user_error,
-    deepspeed,
-    diablo_ds,
     environment,
     losses,
 )
+from tests.forked import diablo_ds, ranks
 from tests.tiny import write_pairs
 from tests.waiting import WAIT_S, wait_until
 
@@ -71,13 +70,13 @@ def test_shipped_samples_of_each_family_are_prepared_and_trained_on(family, mode
     source, prepared = SAMPLES / SAMPLE_FOLDERS[family], tmp_path / "prepared"
     options = ["--source", source, "--tokenizer", model, "--max-length", 1024]
     options += ["--val-share", 0.1, "--limit", 40]
-    result = _script(f"data_prep/{family}.py", *options, "--output", prepared)
+    result = _prepare(family, *options, "--output", prepared)
     assert "Licence: " in result.stdout
     assert f"Next: diablo-ds prepare --inspect {prepared}" in result.stdout
     # The same program under its other names finds that the work is done.
     for again in (
+        _script(f"data_prep/{family}.py", *options, "--output", prepared),
         _script("-m", f"data_prep.{family}", *options, "--output", prepared),
-        _prepare(family, *options, "--output", prepared),
     ):
         assert "Already prepared" in again.stderr
         assert again.stdout == result.stdout
@@ -85,7 +84,7 @@ def test_shipped_samples_of_each_family_are_prepared_and_trained_on(family, mode
     run = ["--ds_config", ZERO3, "--model", model, "--data", prepared, "--num-blocks", 4]
     run += ["--max-length", 1024, "--packing", "--micro-batch", 1, "--global-batch", 4]
     run += ["--max-steps", 20, "--learning-rate", 0.02, "--output", tmp_path / "run"]
-    deepspeed(*run, num_ranks=2)
+    ranks(*run, num_ranks=2)
     heldout = losses(tmp_path / "run", "heldout_loss")
     assert heldout[20] < heldout[0] - 0.1
 
@@ -111,10 +110,10 @@ def test_a_prepared_dataset_trains_like_its_source(options, model, tmp_path):
 def test_every_way_of_batching_resumes_bit_identically_on_two_ranks(mode, options, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     options = [*options, *mode.split()]
-    deepspeed(*options, "--output", whole, num_ranks=2)
+    ranks(*options, "--output", whole, num_ranks=2)
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-000008")
-    result = deepspeed(*options, "--output", resumed, num_ranks=2)
+    result = ranks(*options, "--output", resumed, num_ranks=2)
     assert "Resuming after step 4" in result.stderr
     assert losses(resumed) == losses(whole)
     assert len(losses(whole)) == 8
@@ -126,7 +125,7 @@ def test_every_way_of_batching_resumes_bit_identically_on_two_ranks(mode, option
 def test_one_rank_and_two_take_the_same_steps(mode, options, tmp_path):
     options = [*options, *mode.split(), "--dropout", "0"]
     diablo_ds("train", *options, "--output", tmp_path / "one")
-    deepspeed(*options, "--output", tmp_path / "two", num_ranks=2)
+    ranks(*options, "--output", tmp_path / "two", num_ranks=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
@@ -209,7 +208,7 @@ def test_a_folder_with_modules_named_like_pythons_own_hides_none(model, data, tm
 def long_source(tmp_path_factory):
     """A source that takes some seconds: 30 chunks."""
     path = tmp_path_factory.mktemp("source") / "long.jsonl"
-    row = json.dumps({"prompt": "p{}", "completion": "word " * 100})
+    row = json.dumps({"prompt": "p{}", "completion": "word " * 60})
     path.write_text("".join(row.replace("{}", str(i)) + "\n" for i in range(30_000)))
     return path
 

@@ -14,12 +14,11 @@ from torch.testing import assert_close
 
 from diablo_ds.adapter import load_adapter
 from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
+from tests import forked
 from tests.e2e.commands import (
     BIN,
     ROOT,
     assert_user_error,
-    deepspeed,
-    diablo_ds,
     environment,
     free_port,
     losses,
@@ -55,7 +54,7 @@ def _assert_identical(folder: Path, other: Path) -> None:
 )
 def test_resume_is_bit_identical(ds_file, precision, options, tmp_path):
     def train(folder: Path) -> str:
-        result = deepspeed(
+        result = forked.ranks(
             *options,
             *("--ds_config", ROOT / "ds_configs" / ds_file, "--output", folder),
             *("--precision", precision),
@@ -73,7 +72,7 @@ def test_resume_is_bit_identical(ds_file, precision, options, tmp_path):
 
 
 def test_a_killed_run_goes_on_with_the_same_command(options, tmp_path):
-    diablo_ds("train", *options, "--max-steps", 30, "--output", tmp_path / "whole")
+    forked.diablo_ds("train", *options, "--max-steps", 30, "--output", tmp_path / "whole")
     folder = tmp_path / "killed"
     command = ["deepspeed", "--num_accelerators=1", f"--master_port={free_port()}"]
     command += ["launch/train.py", *options, "--max-steps", "30", "--output", str(folder)]
@@ -90,7 +89,7 @@ def test_a_killed_run_goes_on_with_the_same_command(options, tmp_path):
     subprocess.run(["pkill", "-KILL", "-f", str(folder)], check=False)
     process.wait()
     assert not (folder / "adapter").exists()
-    result = diablo_ds("train", *options, "--max-steps", 30, "--output", folder)
+    result = forked.diablo_ds("train", *options, "--max-steps", 30, "--output", folder)
     assert "Resuming after step" in result.stderr
     _assert_identical(folder, tmp_path / "whole")
 
@@ -101,7 +100,7 @@ def test_resume_with_other_world_sizes_and_stages(options, tmp_path):
     def train(ds_file: str, num_ranks: int) -> None:
         ds_config = ROOT / "ds_configs" / ds_file
         arguments = [*options, "--ds_config", ds_config, "--output", tmp_path / "run"]
-        deepspeed(*arguments, num_ranks=num_ranks)
+        forked.ranks(*arguments, num_ranks=num_ranks)
 
     train("zero3.json", 1)
     expected, expected_losses = _deltas(tmp_path / "run"), losses(tmp_path / "run")
@@ -116,13 +115,13 @@ def test_resume_with_other_world_sizes_and_stages(options, tmp_path):
 
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(options, tmp_path):
     options = [*options, "--output", tmp_path / "run"]
-    diablo_ds("train", *options)
+    forked.diablo_ds("train", *options)
     expected = losses(tmp_path / "run")
     _interrupt_after_step_4(tmp_path / "run")
-    diablo_ds("train", *options)
+    forked.diablo_ds("train", *options)
     damaged = tmp_path / "run" / "checkpoints" / STEP_8 / "optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    result = diablo_ds("train", *options)
+    result = forked.diablo_ds("train", *options)
     assert "Passing over a damaged checkpoint: " in result.stderr
     assert f"{damaged} changed" in result.stderr
     assert "Resuming after step 4" in result.stderr
@@ -130,14 +129,14 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(options, tmp_pa
 
     for folder in list_checkpoints(tmp_path / "run" / "checkpoints"):
         (folder / "state.json").unlink()
-    result = diablo_ds("train", *options, check=False)
+    result = forked.diablo_ds("train", *options, check=False)
     assert_user_error(result, "at least one checkpoint must be whole", "state.json missing")
 
 
 def test_a_diverging_run_stops_with_step_and_rank_and_keeps_its_checkpoint(options, tmp_path):
     folder = tmp_path / "run"
     diverging = ["--learning-rate", "1e30", "--warmup-steps", "0", "--save-every", "1"]
-    result = deepspeed(*options, *diverging, "--output", folder, num_ranks=2, check=False)
+    result = forked.ranks(*options, *diverging, "--output", folder, num_ranks=2, check=False)
     assert_user_error(result, "loss must be finite; got loss=nan on rank 0 in step 2")
     assert f"the last good checkpoint is {folder}/checkpoints/step-000001" in result.stderr
     (kept,) = list_checkpoints(folder / "checkpoints")
@@ -159,7 +158,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_stops_the_run_and_keeps_the_older_checkpoint(options, small_disk):
     folder = small_disk / "run"
     options = [*options, "--output", folder, "--keep-last", "9"]
-    first = diablo_ds("train", *options, "--max-steps", 1, check=False)
+    first = forked.diablo_ds("train", *options, "--max-steps", 1, check=False)
     assert first.returncode == 0, first.stderr
     shutil.rmtree(folder / "adapter")
     (kept,) = list_checkpoints(folder / "checkpoints")
@@ -168,14 +167,14 @@ def test_a_full_disk_stops_the_run_and_keeps_the_older_checkpoint(options, small
     )
     free = shutil.disk_usage(small_disk).free
     (small_disk / "ballast").write_bytes(bytes(free - 30_000))  # room for metrics, not for more
-    result = deepspeed(*options, num_ranks=2, check=False)
+    result = forked.ranks(*options, num_ranks=2, check=False)
     assert_user_error(result, "No space left on device")
     assert list_checkpoints(folder / "checkpoints") == [kept]
     verify_checkpoint(kept)
     assert not [p for p in (folder / "checkpoints").iterdir() if p != kept]
 
     (small_disk / "ballast").unlink()
-    assert "Done: 8 steps" in diablo_ds("train", *options).stdout
+    assert "Done: 8 steps" in forked.diablo_ds("train", *options).stdout
 
 
 def test_environment_has_the_commands():

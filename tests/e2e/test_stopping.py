@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -14,14 +15,15 @@ import pytest
 
 from diablo_ds.checkpoint import list_checkpoints
 from tests.cluster.watching import assert_same_run
-from tests.e2e.commands import ROOT, ZERO3, deepspeed, environment, free_port, losses
+from tests.e2e.commands import ROOT, ZERO3, environment, free_port, losses
+from tests.forked import Command, ranks
 from tests.tiny import write_pairs
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
 
-class _Run:
+class _Launched:
     """A run on two ranks, started as a user does, of which one rank can be told to stop."""
 
     def __init__(self, options: list[str]) -> None:
@@ -58,6 +60,20 @@ class _Run:
         return False
 
 
+def _stop_one_rank_at(event: Callable[[], object], what: str, options: list[str]) -> str:
+    """The same with ranks that are started without a launcher, and at once."""
+    run = Command("train", *options, num_ranks=2, port=free_port())
+
+    def is_time() -> object:
+        assert not run.has_ended(), run.result().stderr
+        return event()
+
+    wait_until(is_time, what, poll_s=0.005)
+    os.kill(run.processes[-1].pid, signal.SIGUSR1)
+    result = run.result(check=False)
+    return result.stdout + result.stderr
+
+
 def _points(folder: Path, name: str) -> set[int]:
     return set(losses(folder, name)) if (folder / "metrics.jsonl").exists() else set()
 
@@ -70,21 +86,22 @@ def test_a_run_stopped_again_and_again_equals_an_undisturbed_one(model, tmp_path
         "--max-steps 3 --save-every 3 --eval-every 2 --learning-rate 0.01 --dropout 0.1"
     )
     options, folder = [*text.split(), "--precision", "bf16"], tmp_path / "run"
-    deepspeed(*options, "--output", tmp_path / "whole", num_ranks=2)
+    ranks(*options, "--output", tmp_path / "whole")
     options += ["--output", str(folder)]
 
     # In the evaluation ahead of the first step: nothing is finished.
-    text = _Run(options).stop_one_rank_at((folder / "metrics.jsonl").exists, "an evaluation")
+    exists = (folder / "metrics.jsonl").exists
+    text = _Launched(options).stop_one_rank_at(exists, "an evaluation")
     assert "Stopped before the first step was finished; nothing had to be saved" in text
     assert not list_checkpoints(folder / "checkpoints")
     # In step 2, of 40 micro batches on each rank; and in the evaluation after it.
     for step in (1, 2):
-        text = _Run(options).stop_one_rank_at(lambda s=step: s in _points(folder, "loss"), "a step")
+        text = _stop_one_rank_at(lambda s=step: s in _points(folder, "loss"), "a step", options)
         assert f"Stopped after step {step} of 3, which is saved" in text
     # That evaluation is made up for, also where it was too quick to be stopped.
     metrics = folder / "metrics.jsonl"
     points = [json.loads(line) for line in metrics.read_text().splitlines()]
     kept = [p for p in points if p["step"] < 2 or "heldout_loss" not in p]
     metrics.write_text("".join(json.dumps(point) + "\n" for point in kept))
-    assert "Done: 3 steps" in deepspeed(*options, num_ranks=2).stdout
+    assert "Done: 3 steps" in ranks(*options).stdout
     assert_same_run(folder, tmp_path / "whole")

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diablo_ds.adapter import load_adapter
 from diablo_ds.checkpoint import list_checkpoints
+from tests import forked
 from tests.e2e.commands import ROOT, ZERO3, assert_user_error, deepspeed, diablo_ds, losses
 
 pytestmark = pytest.mark.e2e
@@ -120,9 +121,9 @@ def test_inspect_describes_run_checkpoint_and_adapter(finished):
     folder, _ = finished
     run = diablo_ds("inspect", folder).stdout
     assert "step-000019, whole" in run
-    checkpoint = diablo_ds("inspect", folder / "checkpoints" / "step-000019").stdout
+    checkpoint = forked.diablo_ds("inspect", folder / "checkpoints" / "step-000019").stdout
     assert "step         19, 76 examples seen" in checkpoint
-    adapter = diablo_ds("inspect", folder / "adapter").stdout
+    adapter = forked.diablo_ds("inspect", folder / "adapter").stdout
     assert "2 x q_proj: num_blocks=4, in_block=8, out_block=8, F32" in adapter
 
 
@@ -131,13 +132,13 @@ def test_a_finished_run_is_not_trained_again(finished):
     before = (folder / "metrics.jsonl").read_bytes()
     run = json.loads((folder / "run.json").read_text())
     (folder.parent / "again.json").write_text(json.dumps(run))
-    result = diablo_ds("train", "--config", folder.parent / "again.json")
+    result = forked.diablo_ds("train", "--config", folder.parent / "again.json")
     assert "Done: 19 steps" in result.stdout
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_dry_run_prints_everything_and_trains_nothing(options, tmp_path):
-    result = diablo_ds("train", "--dry-run", "--output", tmp_path / "run", *options)
+    result = forked.diablo_ds("train", "--dry-run", "--output", tmp_path / "run", *options)
     for part in (
         '"learning_rate": 0.01',
         '"stage": 3',
@@ -156,7 +157,7 @@ def test_dry_run_prints_everything_and_trains_nothing(options, tmp_path):
 )
 def test_other_stages_from_the_command_line(ds_file, options, tmp_path):
     ds_config = ROOT / "ds_configs" / ds_file
-    result = deepspeed(
+    result = forked.ranks(
         *options, "--ds_config", ds_config, "--output", tmp_path / "run", num_ranks=2
     )
     assert "Done: 8 steps" in result.stdout
@@ -164,6 +165,7 @@ def test_other_stages_from_the_command_line(ds_file, options, tmp_path):
     assert heldout[8] < heldout[0]
 
 
+@pytest.mark.filterwarnings("ignore:The distutils:DeprecationWarning")
 def test_nvme_offload_where_libaio_is_there(options, tmp_path):
     from diablo_ds.engine import import_deepspeed
 
@@ -175,10 +177,10 @@ def test_nvme_offload_where_libaio_is_there(options, tmp_path):
     path.write_text(json.dumps({"zero_optimization": zero}))
     run = [*options, "--ds_config", path, "--output", tmp_path / "run"]
     assert_user_error(
-        diablo_ds("train", *run, check=False), "NVMe offload needs an existing folder"
+        forked.diablo_ds("train", *run, check=False), "NVMe offload needs an existing folder"
     )
     if not AsyncIOBuilder().is_compatible(verbose=False):
-        assert_user_error(diablo_ds("train", *run, check=False), "NVMe offload needs")
+        assert_user_error(forked.diablo_ds("train", *run, check=False), "NVMe offload needs")
         pytest.skip("libaio-dev is not installed")
     if not os.environ.get("DIABLO_TEST_NVME"):
         pytest.skip("compiling DeepSpeed's NVMe op takes minutes; DIABLO_TEST_NVME=1 runs it")

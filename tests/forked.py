@@ -1,0 +1,128 @@
+"""Processes that find everything imported: forked from a server that has done it once.
+
+A process that imports torch, transformers and DeepSpeed spends five seconds of a core on it, before
+it does anything. Ranks and commands whose start is not what a test looks at are forked from one
+process (multiprocessing's fork server) that has the imports behind it, and nothing else: no thread,
+no process group, no random numbers drawn. Each is a process of its own, with environment, output
+and exit code. The real `diablo-ds` and `deepspeed` are in `tests.e2e.commands`.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Mapping
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.e2e.commands import ROOT, environment, free_port
+from tests.waiting import WAIT_S
+
+
+def start_method() -> str:
+    """Return how processes are started: a process that knows of a GPU must not be forked."""
+    if torch.accelerator.is_available():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["tests.imported"])
+    return "forkserver"
+
+
+def diablo_ds(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `diablo-ds` in a forked process."""
+    return Command(*args).result(check)
+
+
+def ranks(*args: Any, num_ranks: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `diablo-ds train` on forked ranks, as a launcher of this machine starts them."""
+    port = free_port()
+    result = Command("train", *args, num_ranks=num_ranks, port=port).result(check)
+    assert not list(Path("/dev/shm").glob(f"deepspeed*_{port}_*")), "memory is left behind"
+    return result
+
+
+class Command:
+    """A command in one forked process, or on several as the ranks of one run.
+
+    Args:
+        args: words after `diablo-ds`.
+        num_ranks: how many processes; for 0 one that is no rank.
+        port: where rank 0 listens.
+    """
+
+    def __init__(self, *args: Any, num_ranks: int = 0, port: int = 0) -> None:
+        self.words = ["diablo-ds", *map(str, args)]
+        self._folder = tempfile.TemporaryDirectory(prefix="forked-")
+        self._outputs = [os.path.join(self._folder.name, name) for name in ("stdout", "stderr")]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks}
+        place["LOCAL_SIZE"] = num_ranks
+        numbers = [place | {"RANK": n, "LOCAL_RANK": n} for n in range(num_ranks)] or [{}]
+        context = multiprocessing.get_context(start_method())
+        self.processes = []
+        for values in numbers:
+            variables = environment() | {name: str(value) for name, value in values.items()}
+            arguments = (self.words, variables, self._outputs)
+            process = context.Process(target=_run, args=arguments)
+            process.start()
+            self.processes.append(process)
+
+    def has_ended(self) -> bool:
+        """Return whether a process has ended."""
+        return any(process.exitcode is not None for process in self.processes)
+
+    def result(self, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; where a rank fails the others are ended, as by a launcher."""
+        deadline = time.monotonic() + WAIT_S
+        running = {process.sentinel: process for process in self.processes}
+        codes: list[int] = []
+        while running:
+            for sentinel in connection.wait(list(running), deadline - time.monotonic()):
+                process = running.pop(sentinel)
+                process.join()
+                codes.append(process.exitcode)
+                if process.exitcode:
+                    for other in running.values():
+                        other.terminate()
+            if time.monotonic() > deadline:
+                for process in running.values():
+                    process.kill()
+                raise TimeoutError(f"{self.words} still runs after {WAIT_S} s\n{self._texts()}")
+        code = next((code for code in codes if code), 0)
+        stdout, stderr = self._texts()
+        self._folder.cleanup()
+        assert code == 0 or not check, f"{self.words}\n{stdout}\n{stderr}"
+        return subprocess.CompletedProcess(self.words, code, stdout, stderr)
+
+    def _texts(self) -> list[str]:
+        return [Path(path).read_text() for path in self._outputs]
+
+
+def _run(words: list[str], variables: Mapping[str, str], outputs: list[str]) -> None:
+    """Be the command, from its entry point on."""
+    gc.freeze()  # what was imported need not be looked through again and again
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    for stream, path in enumerate(outputs, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, stream)
+        os.close(file)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    # As in a process that was started by itself.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv = words
+    from diablo_ds.cli import entry_point
+
+    entry_point()
