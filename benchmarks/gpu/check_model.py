@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.gpu import levers
 from benchmarks.gpu.models import device
 from diablo_ds import adapter
 from diablo_ds.architecture import DTYPES, build_meta_model, build_model
@@ -199,12 +200,11 @@ def measure(
     )
     model.enable_input_require_grads()
     install_loss_head(model, build_meta_model(model.config))
-    if compiled:
-        importlib.import_module("diablo_ds.compilation").compile_layers(model)
     num_targets = int(count_targets(batch.labels))
-    loss = micro_batch_loss(_Plain(model), batch)
     scale = _FP16_SCALE if precision == "fp16" else 1.0
-    (loss * (scale / num_targets)).backward()
+    with levers.compiled(model) if compiled else contextlib.nullcontext():
+        loss = micro_batch_loss(_Plain(model), batch)
+        (loss * (scale / num_targets)).backward()
     gradients = {}
     for name, delta in deltas.items():
         assert delta.grad is not None
