@@ -7,7 +7,13 @@ from functools import partial
 from typing import Any
 
 from benchmarks.gpu.check_layers import check_layer
-from benchmarks.gpu.check_model import SIZES, attentions, check_packing, check_path
+from benchmarks.gpu.check_model import (
+    SIZES,
+    attentions,
+    check_packing,
+    check_path,
+    check_repeats,
+)
 from benchmarks.gpu.check_runs import Runs
 from benchmarks.gpu.check_training import check_steps
 from benchmarks.gpu.models import device
@@ -43,6 +49,8 @@ def _checks(scale: str) -> Iterator[tuple[str, Check, float]]:
         packed = partial(check_packing, scale, attention)
         yield f"packed, {attention}", packed, _LIMIT_S
         yield f"packed with a window, {attention}", partial(packed, window), _LIMIT_S
+    for attention in attentions():
+        yield f"repeated, {attention}", partial(check_repeats, scale, attention), _LIMIT_S
     yield "steps, ZeRO-2", partial(check_steps, scale, 2), _LONG_LIMIT_S
     for path in plain:
         yield f"layer, {path}", partial(check_layer, scale, path), _LIMIT_S

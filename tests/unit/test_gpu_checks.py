@@ -14,7 +14,8 @@ from benchmarks.gpu.checks import cases
 from diablo_ds.blocks import diablo_linear
 from diablo_ds.layers import DELTA_PATHS
 
-CHEAP = {c.name: c for c in cases("tiny") if c.name.startswith(("gradients", "packed", "layer"))}
+_KINDS = ("gradients", "packed", "repeated", "layer")
+CHEAP = {case.name: case for case in cases("tiny") if case.name.startswith(_KINDS)}
 
 
 def test_every_path_and_attention_has_its_checks():
