@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from diablo_ds import distributed, trust
+from diablo_ds.adapter import named_deltas
 from diablo_ds.architecture import decoder_layers
 from diablo_ds.compiled_blocks import frozen_linear_op
 from diablo_ds.config import RunConfig
 from diablo_ds.default_model import cache_folder
+from diablo_ds.gradients import hidden_gradients
 from diablo_ds.launcher.probe import code_digest
 
 logger = logging.getLogger("diablo_ds")
@@ -118,6 +120,7 @@ def compile_layers(model: Any, *, backend: str = "inductor") -> int:
         compiled = _compiled_class(layer_class, backend)
         compiled.compilation.has_failed = False
         layer.__class__ = compiled
+        layer.own_deltas = tuple(named_deltas(layer).values())
     return len(layers)
 
 
@@ -174,7 +177,8 @@ class _Compilation:
             if not torch.is_grad_enabled():  # one case, whether an input requires a gradient or not
                 args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
             try:
-                return self._compiled(layer, *args, **kwargs)
+                with hidden_gradients(layer.own_deltas):
+                    return self._compiled(layer, *args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
             except kinds as error:  # one of the layer's own will come again

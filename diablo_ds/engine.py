@@ -21,7 +21,7 @@ from diablo_ds.architecture import decoder_layer_classes
 from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
-from diablo_ds.gradients import keep_fp32_gradients
+from diablo_ds.gradients import check_gradients_once, keep_fp32_gradients
 from diablo_ds.launcher.probe import code_digest, versions
 from diablo_ds.placement import can_place_by_name, gather_absent
 
@@ -201,6 +201,8 @@ def build_engine(
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     keep_fp32_gradients(engine)
+    if can_place_by_name():  # a DeepSpeed whose optimizer was tested so
+        check_gradients_once(engine)
     # At stage 0 in half precision DeepSpeed has taken a step with zero gradients, to allocate
     # AdamW's moments; counted in, it would shift the bias correction of every step.
     optimizer.state.clear()

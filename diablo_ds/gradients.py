@@ -10,11 +10,12 @@ DeepSpeed config names another `communication_data_type`) up to AdamW.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def keep_fp32_gradients(engine: Any) -> None:
@@ -29,6 +30,40 @@ def keep_fp32_gradients(engine: Any) -> None:
         engine.optimizer._gradient_reduction_buffer_dtype = lambda: torch.float32
 
 
+def check_gradients_once(engine: Any) -> None:
+    """Let the ZeRO-1 or 2 optimizer of a new engine find infinite gradients by their norm alone.
+
+    DeepSpeed looks for them in each gradient, by a dozen small kernels, and then computes the norm,
+    tensor by tensor. That of one infinite gradient is infinite itself, and DeepSpeed then skips the
+    update as well; and all tensors' norms take one kernel. With some 160 deltas that is most of
+    what an update launches.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() in (1, 2) and not optimizer.cpu_offload:
+        optimizer.check_overflow = lambda partition_gradients=True: None
+        optimizer.get_grad_norm_direct = functools.partial(_gradient_norm, optimizer)
+
+
+def _gradient_norm(
+    optimizer: Any, gradients: Iterable[Tensor], parameters: Iterable[nn.Parameter]
+) -> Tensor:
+    """Return the norm of a group's gradients over all ranks, ``[]`` in fp32; may not be finite.
+
+    Collective: every rank must call this.
+
+    Args:
+        optimizer: DeepSpeed's optimizer of ZeRO-1 or 2.
+        gradients: this rank's part of them, with DeepSpeed's padding.
+        parameters: theirs; not needed.
+    """
+    own = [grad for grad in gradients if not getattr(grad, "_zero_padding", False)]
+    norms = torch._foreach_norm(own, 2, dtype=torch.float64)
+    total = torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+    squares = total.to(torch.float32).to(optimizer.device)
+    torch.distributed.all_reduce(squares, group=optimizer.dp_process_group)
+    return squares.sqrt()
+
+
 @contextlib.contextmanager
 def one_gradient_reduction(engine: Any, deltas: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Accumulate delta gradients in fp32, and reduce them over ranks once, when the block ends.
@@ -38,7 +73,7 @@ def one_gradient_reduction(engine: Any, deltas: Mapping[str, nn.Parameter]) -> I
 
     Collective: every rank must enter it, once per optimizer step, around all backward passes.
     """
-    _start_from_zero(deltas.values())
+    start_from_zero(deltas.values())
     if engine.zero_optimization_stage():
         with _forgetting(engine), engine.coalesce_grad_reduction(), _dropping(deltas.values()):
             yield
@@ -48,17 +83,43 @@ def one_gradient_reduction(engine: Any, deltas: Mapping[str, nn.Parameter]) -> I
         engine.allreduce_gradients()
 
 
-def _start_from_zero(deltas: Iterable[nn.Parameter]) -> None:
+def start_from_zero(deltas: Iterable[nn.Parameter]) -> None:
     """Give each delta an fp32 gradient of zeros, ``[num_blocks, in_block, out_block]``.
 
     PyTorch then adds in place and in fp32. So a delta that no micro batch of this rank uses has a
     gradient too, and every rank reduces the same tensors.
     """
-    for delta in deltas:
-        # Under ZeRO-3 a delta may be partitioned now; its own shape is then [0].
-        shape = getattr(delta, "ds_shape", delta.shape)
-        delta.grad = torch.empty_like(delta)
-        delta.grad.data = torch.zeros(shape, dtype=torch.float32, device=delta.device)
+    deltas = list(deltas)
+    # Under ZeRO-3 a delta may be partitioned now; its own shape is then [0].
+    shapes = [getattr(delta, "ds_shape", delta.shape) for delta in deltas]
+    sizes = [shape.numel() for shape in shapes]
+    flat = torch.zeros(sum(sizes), dtype=torch.float32, device=deltas[0].device)  # by one kernel
+    for delta, shape, grad in zip(deltas, shapes, flat.split(sizes), strict=True):
+        set_gradient(delta, grad.view(shape))
+
+
+def set_gradient(delta: nn.Parameter, grad: Tensor) -> None:
+    """Set a delta's gradient to one of another dtype, which PyTorch refuses to be assigned.
+
+    Args:
+        delta: the delta, in the model's dtype; may be partitioned.
+        grad: its gradient, ``[num_blocks, in_block, out_block]`` in fp32.
+    """
+    delta.grad = delta.data
+    delta.grad.data = grad
+
+
+@contextlib.contextmanager
+def hidden_gradients(deltas: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let deltas have no gradient for a while: compilers refuse one of another dtype."""
+    hidden = [(delta, delta.grad) for delta in deltas if delta.grad is not None]
+    for delta, _ in hidden:
+        delta.grad = None
+    try:
+        yield
+    finally:
+        for delta, grad in hidden:
+            set_gradient(delta, grad.data)
 
 
 @contextlib.contextmanager

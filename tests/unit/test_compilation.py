@@ -23,6 +23,7 @@ from diablo_ds.compilation import (
     uncompile_layers,
 )
 from diablo_ds.config import RunConfig
+from diablo_ds.gradients import start_from_zero
 from diablo_ds.recomputation import Recomputation, recompute_layers
 from tests.tiny import build_model
 
@@ -90,6 +91,26 @@ def test_compiled_layers_compute_the_same_at_any_length(path):
     compile_layers(model, backend=BACKEND)
     _assert_equal(model, deltas, reference)
     assert _num_graphs() == 3  # nothing is compiled again
+
+
+def test_fp32_gradients_of_bf16_deltas_accumulate_through_compiled_layers():
+    model, deltas = _model()
+    model.bfloat16()
+    tokens = torch.randint(0, 256, (2, 16))
+
+    def accumulate():
+        start_from_zero(deltas.values())
+        for row in (tokens[:1], tokens[1:]):
+            model(input_ids=row).logits.float().log_softmax(-1)[..., 3].sum().backward()
+        assert {delta.grad.dtype for delta in deltas.values()} == {torch.float32}
+        return [delta.grad.clone() for delta in deltas.values()]
+
+    expected = accumulate()
+    compile_layers(model, backend=BACKEND)
+    found = accumulate()
+    assert all(layer.runs_compiled for layer in decoder_layers(model))
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
 
 
 @pytest.mark.parametrize("kind", ["non-re-entrant", "re-entrant", "attention kept"])
