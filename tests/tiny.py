@@ -12,6 +12,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -40,6 +41,11 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
     "gpt_neox": GPTNeoXConfig(**_SHAPE, hidden_dropout=0.0, attention_dropout=0.0),
 }
+
+TWO_KINDS_OF_LAYERS = Gemma2Config(
+    **_SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=8, attn_logit_softcapping=20.0
+)
+"""A family whose layers attend in turn to a window and to all."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -73,7 +79,8 @@ def tiny_examples(pairs: Sequence[tuple[str, str]]) -> Examples:
 
 def build_model(family: str = "llama", *, seed: int = 0, **changes: float) -> torch.nn.Module:
     """A random causal LM in fp32, in training mode."""
-    config = FAMILIES[family].__class__.from_dict({**FAMILIES[family].to_dict(), **changes})
+    known = FAMILIES | {"gemma2": TWO_KINDS_OF_LAYERS}
+    config = known[family].__class__.from_dict({**known[family].to_dict(), **changes})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).float().train()
 

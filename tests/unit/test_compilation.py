@@ -123,12 +123,14 @@ def test_recomputed_layers_compute_the_same(kind):
     _assert_equal(model, deltas, reference, LENGTHS[:2])
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gpt_neox", "gemma2"])
 def test_other_families_compile_without_a_break(family):
     model, deltas = _model(family)
     reference = {16: _loss_and_gradients(model, deltas, 16)}
+    torch._dynamo.utils.counters.clear()
     compile_layers(model, backend=BACKEND)
     _assert_equal(model, deltas, reference, (16,))
+    assert _num_graphs() == 1  # Gemma 2's windows are in the mask
 
 
 # PyTorch's own, while its compiler is imported.
