@@ -161,9 +161,18 @@ class _Compilation:
         self.layer_class = layer_class
         self.has_failed = False
         self._eager: Callable[..., Any] = layer_class.forward
-        self._compiled = torch.compile(
-            layer_class.forward, fullgraph=True, backend=functools.partial(_compile, backend)
-        )
+
+        # Two functions, since a function whose sizes vary is compiled for any size from then on: a
+        # held-out batch of another size shall not make the training's code more general and slower.
+        def in_training(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            return layer_class.forward(layer, *args, **kwargs)
+
+        def without_gradient(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            return layer_class.forward(layer, *args, **kwargs)
+
+        options: Any = {"fullgraph": True, "backend": functools.partial(_compile, backend)}
+        self._in_training = torch.compile(in_training, **options)
+        self._without_gradient = torch.compile(without_gradient, **options)
 
     def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the forward of a layer, compiled unless that failed."""
@@ -174,11 +183,14 @@ class _Compilation:
             layer.runs_compiled = not self.has_failed
             kinds = (Exception,)  # compilers and their tools raise all kinds
         if layer.runs_compiled:
-            if not torch.is_grad_enabled():  # one case, whether an input requires a gradient or not
+            compiled = self._in_training
+            if not torch.is_grad_enabled():
+                compiled = self._without_gradient
+                # Then it is one case, whether an input requires a gradient or not.
                 args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
             try:
                 with hidden_gradients(layer.own_deltas):
-                    return self._compiled(layer, *args, **kwargs)
+                    return compiled(layer, *args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
             except kinds as error:  # one of the layer's own will come again
