@@ -20,7 +20,7 @@ from diablo_ds.planning.shapes import Shape, find_config
 
 WARM_UP_STEPS, STEPS = 5, 10
 """Of a baseline."""
-LEVER_WARM_UP_STEPS, LEVER_STEPS = 3, 7
+LEVER_WARM_UP_STEPS, LEVER_STEPS = 3, 6
 """Of what differs from it in one point, in the same process."""
 
 

@@ -44,17 +44,13 @@ ALONE: dict[str, Sequence[Lever]] = {
 }
 COMPILED: Sequence[Lever] = (levers.compiled_loss, levers.compiled)
 """All levers but the formulation of the deltas' products."""
-_BEST = "compiled layers and loss, triton_prefilled"
+_FUSED = "compiled layers and loss"
 TOGETHER: dict[str, Sequence[Lever]] = {
-    _BEST: (path("triton_prefilled"), *COMPILED),
-    "compiled layers and loss, prefilled": (path("prefilled"), *COMPILED),
-    "compiled layers and loss, merged": (path("merged"), *COMPILED),
-    "liger, compiled loss, triton_prefilled": (
-        path("triton_prefilled"),
-        levers.compiled_loss,
-        levers.liger,
-    ),
+    _FUSED: COMPILED,
+    **{f"{_FUSED}, {name}": (path(name), *COMPILED) for name in DELTA_PATHS if name != "fused"},
+    "liger, compiled loss, prefilled": (path("prefilled"), levers.compiled_loss, levers.liger),
 }
+_OF_OTHER_STAGES = (_FUSED, f"{_FUSED}, prefilled", f"{_FUSED}, merged")
 
 
 class _Lazy:
@@ -87,28 +83,31 @@ class _Lazy:
         return Case(name, partial(self.measure, using, lever=lever, profile=profile), limit)
 
 
-def zero2_cases(scale: str) -> Iterator[Case]:
-    """Yield the 8B shape under ZeRO-2, with every lever and combination."""
+def lever_cases(scale: str) -> Iterator[Case]:
+    """Yield the 8B shape under ZeRO-2 with one lever at a time, and other layouts of a batch."""
     lazy = _Lazy("step", scale, 2)
-    best = TOGETHER[_BEST]
     yield lazy.case("as it is", (), lever=False, profile=True)
-    yield lazy.case(_BEST, best, lever=False, profile=True)
     for name, using in ALONE.items():
         yield lazy.case(name, using)
-    for name, using in TOGETHER.items():
-        if using is not best:
-            yield lazy.case(name, using)
     yield Case("micro batch 1", partial(lazy.measure, (), micro_batch=1, lever=True))
     yield Case("recomputed", lazy.recomputed)
     for name, batch in packing.batches(scale).items():
         yield Case(name, lambda batch=batch: packing.measure(lazy.session, batch))  # type: ignore[misc]
 
 
+def zero2_cases(scale: str) -> Iterator[Case]:
+    """Yield the 8B shape under ZeRO-2 with several levers together."""
+    lazy = _Lazy("step", scale, 2)
+    yield lazy.case("as it is", (), lever=False, profile=True)
+    for name, using in TOGETHER.items():
+        yield lazy.case(name, using, lever=name != _FUSED, profile=name == _FUSED)
+
+
 def zero3_cases(scale: str) -> Iterator[Case]:
     """Yield the 8B shape under ZeRO-3."""
     lazy = _Lazy("step", scale, 3)
     yield lazy.case("as it is", (), lever=False)
-    yield lazy.case(_BEST, TOGETHER[_BEST])
+    yield lazy.case(_FUSED, TOGETHER[_FUSED])
 
 
 def zero0_cases(scale: str) -> Iterator[Case]:
@@ -121,7 +120,5 @@ def slice_cases(scale: str) -> Iterator[Case]:
     """Yield the slice of the 70B shape under ZeRO-2."""
     lazy = _Lazy("slice", scale, 2)
     yield lazy.case("as it is", (), lever=False, profile=True)
-    for name, using in TOGETHER.items():
-        yield lazy.case(name, using, lever=name != _BEST)
-    for name in ("merged", "prefilled", "triton_prefilled"):
-        yield lazy.case(name, ALONE[name])
+    for name in _OF_OTHER_STAGES:
+        yield lazy.case(name, TOGETHER[name], lever=name != _FUSED)

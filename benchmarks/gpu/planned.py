@@ -15,7 +15,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
 from diablo_ds.planning.plan import Candidate, Planner
 
-_STAGES = {"step-zero0": 0, "step-zero2": 2, "step-zero3": 3, "slice-zero2": 2}
+_STAGES = {"step-zero0": 0, "step-zero2": 2, "step-levers": 2, "step-zero3": 3, "slice-zero2": 2}
 
 
 class Comparison(NamedTuple):

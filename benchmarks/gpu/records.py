@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from diablo_ds.files import write_text
+from diablo_ds.launcher.probe import code_digest
 
 _PACKAGES = ("torch", "triton", "deepspeed", "transformers", "peft", "liger-kernel")
-_WHERE = ("card", "versions")
+_WHERE = ("card", "versions", "source")
 _REASON_CHARACTERS = 2000
 
 
@@ -35,7 +36,7 @@ class Case(NamedTuple):
 
 @cache
 def where() -> dict[str, Any]:
-    """Return card and versions; without a GPU, the machine's processor."""
+    """Return card, versions and a digest of this package's source; or the processor's name."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -44,7 +45,7 @@ def where() -> dict[str, Any]:
             continue
     has_gpu = torch.cuda.is_available()
     card = torch.cuda.get_device_name(0) if has_gpu else f"CPU, {platform.machine()}"
-    return {"card": card, "versions": versions}
+    return {"card": card, "versions": versions, "source": code_digest()[:12]}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ _METHODS = {
     "step-frozen": "frozen base",
     "step-zero0": "DiaBlo, ZeRO-0",
     "step-zero2": "DiaBlo, ZeRO-2",
+    "step-levers": "DiaBlo, ZeRO-2",
     "step-zero3": "DiaBlo, ZeRO-3",
     "step-trainer": "Trainer + PEFT LoRA",
     "slice-frozen": "frozen base",
@@ -170,7 +171,7 @@ def _packing(records: Records) -> str:
             f"{f['tokens_per_s']:,.0f}",
             f"{f['memory_bytes'] / 1e9:.1f}",
         ]
-        for name, f in _found(records, "step-zero2").items()
+        for name, f in _found(records, "step-levers").items()
         if "padding" in f
     ]
     header = ["GSM8K's lengths", "tokens", "padding", "step, ms", "tokens/s", "peak, GB"]

@@ -22,6 +22,7 @@ STAGES = {
     "ceilings": "ceilings.cases",
     "step-frozen": "frozen.step_cases",
     "step-zero2": "ours.zero2_cases",
+    "step-levers": "ours.lever_cases",
     "checks": "checks.cases",
     "step-trainer": "trainer.step_cases",
     "layers": "layers.cases",
