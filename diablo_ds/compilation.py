@@ -30,6 +30,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.default_model import cache_folder
 from diablo_ds.gradients import hidden_gradients
 from diablo_ds.launcher.probe import code_digest
+from diablo_ds.loss import LossHead, fusible_softmax_loss, in_place_softmax_loss
 
 logger = logging.getLogger("diablo_ds")
 
@@ -40,14 +41,17 @@ CACHE_VARIABLE, THREADS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COM
 _MOST_THREADS = 8
 
 
-def choose_compilation(setting: str, shapes: Any, recorded: RunConfig | None) -> tuple[str, str]:
+def choose_compilation(
+    setting: str, shapes: Any, recorded: RunConfig | None, device_type: str
+) -> tuple[str, str]:
     """Return "on" or "off" and, where "auto" took "on", why.
 
     Args:
-        setting: "auto", "on" or "off". Auto is what a run had that goes on, else off: whether it is
-            faster has not been measured yet.
+        setting: "auto", "on" or "off". Auto is what a run had that goes on, else on where it was
+            measured to be faster: on a GPU.
         shapes: the model on the meta device.
         recorded: the run config of the run that is continued.
+        device_type: "cuda" or "cpu".
 
     Raises:
         ValueError: if the model's decoder layers are not known.
@@ -59,8 +63,10 @@ def choose_compilation(setting: str, shapes: Any, recorded: RunConfig | None) ->
         )
     if setting != "auto":
         return setting, ""
-    if recorded is not None and recorded.compile == "on":
-        return "on", "as this run has it"
+    if recorded is not None and recorded.compile != "auto":
+        return recorded.compile, "as this run has it" if recorded.compile == "on" else ""
+    if device_type == "cuda" and decoder_layers(shapes):
+        return "on", "on a GPU steps take less time and memory; the first takes some 10 s more"
     return "off", ""
 
 
@@ -122,6 +128,51 @@ def compile_layers(model: Any, *, backend: str = "inductor") -> int:
         layer.__class__ = compiled
         layer.own_deltas = tuple(named_deltas(layer).values())
     return len(layers)
+
+
+def compile_loss(model: Any) -> bool:
+    """Let a loss head compute softmax and gradient of a chunk by one compiled function.
+
+    It reads the logits two or three times, where operation by operation takes a dozen passes.
+
+    Args:
+        model: a model whose head may be a `diablo_ds.loss.LossHead`.
+
+    Returns:
+        Whether it is one.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, LossHead):
+        head.compute_softmax_by(_CompiledLoss())
+    return isinstance(head, LossHead)
+
+
+class _CompiledLoss:
+    """`diablo_ds.loss.fusible_softmax_loss`, compiled for any number of rows."""
+
+    def __init__(self) -> None:
+        self.has_failed = False
+        self._compiled = torch.compile(fusible_softmax_loss, fullgraph=True)
+
+    def __call__(
+        self, logits: Tensor, target: Tensor, gain: float, with_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        if not self.has_failed:
+            # The last chunk of a batch has any size; one code for all sizes rounds alike in each.
+            for rows in (logits, target):
+                torch._dynamo.maybe_mark_dynamic(rows, 0)
+            try:
+                loss, grad = self._compiled(logits, target, gain, with_grad)
+                return loss, grad
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # compilers and their tools raise all kinds
+                logger.warning(
+                    f"the loss could not be compiled, and runs as with --compile off: "
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+                )
+                self.has_failed = True
+        return in_place_softmax_loss(logits, target, gain, with_grad)
 
 
 def uncompile_layers(model: nn.Module) -> None:

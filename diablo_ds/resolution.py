@@ -58,15 +58,15 @@ def resolve_run(
     elif config.precision == "bf16":
         warnings += _bf16_warnings(machines)
     if config.delta_path == "auto":
-        path = resolve_delta_path("auto", DTYPES[config.precision], config.dropout)
+        path, reason = _choose_delta_path(config, device_type, recorded)
         config = dataclasses.replace(config, delta_path=path)
-        lines.append(f"delta path {path}: {_DELTA_PATH_REASONS[path]}")
+        lines.append(f"delta path {path}: {reason}")
     _check_delta_path(config.delta_path, machines)
     attention, reason = _resolve_attention(config, machines, shapes, device_type, recorded)
     if config.attention == "auto":
         lines.append(f"attention {attention}: {reason}")
     config = dataclasses.replace(config, attention=attention)
-    compiling, reason = choose_compilation(config.compile, shapes, recorded)
+    compiling, reason = choose_compilation(config.compile, shapes, recorded, device_type)
     if reason:
         lines.append(f"compile {compiling}: {reason}")
     config = dataclasses.replace(config, compile=compiling)
@@ -91,8 +91,19 @@ def _dropout_line(rates: Mapping[str, float], *, is_kept: bool) -> str:
 
 _DELTA_PATH_REASONS = {
     "merged": "in fp32 it equals fused up to rounding, and is faster",
+    "prefilled": "on a GPU the fastest that keeps delta and weight apart, as half precision needs",
     "fused": "in half precision and with dropout delta and weight are kept apart",
 }
+
+
+def _choose_delta_path(
+    config: RunConfig, device_type: str, recorded: RunConfig | None
+) -> tuple[str, str]:
+    """Return the delta path of all ranks, and why it was chosen."""
+    if recorded is not None and recorded.delta_path in _DELTA_PATH_REASONS:
+        return recorded.delta_path, "as this run has it"
+    path = resolve_delta_path("auto", DTYPES[config.precision], config.dropout, device_type)
+    return path, _DELTA_PATH_REASONS[path]
 
 
 def _check_delta_path(path: str, machines: Sequence[Machine]) -> None:

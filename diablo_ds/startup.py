@@ -19,7 +19,7 @@ from diablo_ds.base import Base, keep_apart, read_base
 from diablo_ds.base_dropout import switch_off_dropout
 from diablo_ds.batch_resolution import resolve_batch
 from diablo_ds.batches import BatchSource, Dealer
-from diablo_ds.compilation import compile_layers, set_up_cache
+from diablo_ds.compilation import compile_layers, compile_loss, set_up_cache
 from diablo_ds.config import RunConfig
 from diablo_ds.data import load_data, load_heldout
 from diablo_ds.data_identity import DataIdentity
@@ -208,6 +208,7 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     logger.info(placement.placement_table(expected, stage=stage, world_size=world_size))
     if config.compile == "on":
         compile_layers(model)
+        compile_loss(model)
 
     return Run(
         config=config,

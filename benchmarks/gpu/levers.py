@@ -12,7 +12,7 @@ from torch import nn
 from diablo_ds import loss
 from diablo_ds.adapter import diablo_layers
 from diablo_ds.architecture import decoder_layers
-from diablo_ds.compilation import compile_layers, uncompile_layers
+from diablo_ds.compilation import compile_layers, compile_loss, uncompile_layers
 from diablo_ds.layers import DELTA_PATHS
 
 
@@ -58,12 +58,11 @@ def flash_attention() -> Iterator[None]:
 @contextlib.contextmanager
 def compiled_loss(model: Any) -> Iterator[None]:
     """Compile what the loss computes from a chunk's logits."""
-    head = model.get_output_embeddings()
-    head.compute_softmax_by(torch.compile(loss.fusible_softmax_loss, dynamic=False))
+    compile_loss(model)
     try:
         yield
     finally:
-        head.compute_softmax_by(None)
+        model.get_output_embeddings().compute_softmax_by(None)
 
 
 @contextlib.contextmanager

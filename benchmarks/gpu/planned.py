@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from benchmarks.gpu.goals import COMPILED
 from benchmarks.gpu.models import WORKLOADS
 from benchmarks.gpu.records import Records
 from diablo_ds.config import RunConfig
@@ -38,7 +39,7 @@ def comparisons(records: Records, card: str) -> Iterator[Comparison]:
         card: a key of `diablo_ds.planning.hardware.DEVICES`.
     """
     for stage, zero in _STAGES.items():
-        for name in ("as it is", "micro batch 1", "recomputed"):
+        for name in ("as it is", COMPILED, "micro batch 1", "recomputed"):
             record = records.ended(stage).get(name, {})
             if record.get("status") != "measured":
                 continue

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import planned
+from benchmarks.gpu import checks, planned
+from benchmarks.gpu.goals import goals_table
 from benchmarks.gpu.records import Records
+from benchmarks.gpu.stages import STAGES
 from benchmarks.plots import plot_bars
 from benchmarks.report import RESULTS, table
 from diablo_ds.files import write_text
@@ -18,7 +20,7 @@ _METHODS = {
     "step-frozen": "frozen base",
     "step-zero0": "DiaBlo, ZeRO-0",
     "step-zero2": "DiaBlo, ZeRO-2",
-    "step-levers": "DiaBlo, ZeRO-2",
+    "step-levers": "DiaBlo, ZeRO-2, one lever",
     "step-zero3": "DiaBlo, ZeRO-3",
     "step-trainer": "Trainer + PEFT LoRA",
     "slice-frozen": "frozen base",
@@ -50,7 +52,9 @@ def write_gpu_report(records: Records, folder: Path = RESULTS) -> Path:
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     parts = [
         f"# One GPU\n\n{date}; {card}; {versions}.\n"
-        "Command: `python -m benchmarks.gpu`; figures: the file of the same name in JSON lines.",
+        "Command: `python -m benchmarks.gpu`; figures: the file of the same name in JSON lines.\n"
+        f"{_sources(records)}",
+        goals_table(records),
         _ceilings(records),
         *(_steps(records, kind, title) for kind, title in _TITLES.items()),
         _kernels(records),
@@ -72,6 +76,16 @@ _TITLES = {
     "step": "The step: shape of Llama-3-8B, sequences of 4,096",
     "slice": "The step: 8 layers of the shape of Llama-3-70B, sequences of 4,096",
 }
+
+
+def _sources(records: Records) -> str:
+    """Return which source the figures of each stage were measured with, by its digest."""
+    by_source: dict[str, list[str]] = {}
+    for record in records.all():
+        stages = by_source.setdefault(str(record.get("source", "unknown")), [])
+        if record["stage"] not in stages:
+            stages.append(record["stage"])
+    return "Source digests: " + "; ".join(f"{k}: {', '.join(v)}" for k, v in by_source.items())
 
 
 def _found(records: Records, stage: str) -> dict[str, dict[str, Any]]:
@@ -257,7 +271,11 @@ def _start(records: Records) -> str:
 
 def _failures(records: Records) -> str:
     stages = sorted({r["stage"] for r in records.all()})
-    rows = [
+    rows = [[stage, "not run"] for stage in STAGES if stage not in stages]
+    if "checks" in stages:
+        missing = [c.name for c in checks.cases("full") if c.name not in records.ended("checks")]
+        rows += [[f"checks, {name}", "not run"] for name in missing]
+    rows += [
         [f"{stage}, {name}", " ".join(r["reason"].split())[:300].replace("|", "/")]
         for stage in stages
         for name, r in records.ended(stage).items()

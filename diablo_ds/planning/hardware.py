@@ -41,10 +41,14 @@ DEVICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """Shares of the vendors' figures that a step is taken to reach; none was checked on a GPU."""
+    """Shares of the vendors' figures that a step is taken to reach.
 
-    compute_share: float = 0.5
-    """Of the peak of matrix products, for layers of a few thousand features."""
+    The first was measured on one H200 (benchmarks/results), the others were not.
+    """
+
+    compute_share: float = 0.55
+    """Of the peak of matrix products, by a whole step with compiled layers: 0.54 to 0.60 for shapes
+    of 8B and 70B; 0.43 to 0.53 without compilation."""
     memory_share: float = 0.7
     """Of the memory's bandwidth, for elementwise work and the optimizer."""
     link_share: float = 0.7

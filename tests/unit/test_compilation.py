@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from diablo_ds.compilation import (
     THREADS_VARIABLE,
     choose_compilation,
     compile_layers,
+    compile_loss,
     set_up_cache,
     uncompile_layers,
 )
 from diablo_ds.config import RunConfig
 from diablo_ds.gradients import start_from_zero
+from diablo_ds.loss import LossHead, fusible_softmax_loss
 from diablo_ds.recomputation import Recomputation, recompute_layers
 from tests.tiny import build_model
 
@@ -226,11 +229,61 @@ def test_compiled_code_lies_in_the_users_cache_unless_told_otherwise(tmp_path, m
     assert set_up_cache(RunConfig(shared_folders=True)) == own
 
 
-def test_auto_is_off_unless_the_run_was_compiled():
+def test_auto_is_on_for_a_gpu_and_as_the_run_was():
     shapes = build_model()
-    assert choose_compilation("auto", shapes, None)[0] == "off"
-    assert choose_compilation("auto", shapes, RunConfig(compile="on"))[0] == "on"
-    assert choose_compilation("off", shapes, RunConfig(compile="on"))[0] == "off"
+    assert choose_compilation("auto", shapes, None, "cpu")[0] == "off"
+    assert choose_compilation("auto", shapes, None, "cuda")[0] == "on"
+    assert choose_compilation("auto", shapes, RunConfig(compile="on"), "cpu")[0] == "on"
+    assert choose_compilation("auto", shapes, RunConfig(compile="off"), "cuda")[0] == "off"
+    assert choose_compilation("off", shapes, RunConfig(compile="on"), "cuda")[0] == "off"
     shapes._no_split_modules = []
+    assert choose_compilation("auto", shapes, None, "cuda")[0] == "off"
     with pytest.raises(ValueError, match="compile needs a model whose decoder layers are known"):
-        choose_compilation("on", shapes, None)
+        choose_compilation("on", shapes, None, "cuda")
+
+
+def test_a_compiled_loss_is_one_code_for_any_number_of_rows(monkeypatch):
+    monkeypatch.setattr("diablo_ds.loss.LOSS_CHUNK_BYTES", {"cpu": 7 * 4 * 11})
+    torch.manual_seed(0)
+    head = LossHead(nn.Linear(6, 11, bias=False).requires_grad_(False))
+    model = SimpleNamespace(get_output_embeddings=lambda: head)
+    batches = [
+        (torch.randn(2, n, 6, requires_grad=True), torch.randint(11, (2, n))) for n in (9, 6)
+    ]
+
+    def losses():
+        found = []
+        for hidden, labels in batches:
+            with head.computing_loss(labels):
+                loss = head(hidden)
+            found += [loss.detach(), *torch.autograd.grad(loss, hidden)]
+        return found
+
+    expected = losses()
+    assert compile_loss(model)
+    monkeypatch.setattr(
+        head.linear.softmax_loss,
+        "_compiled",
+        torch.compile(fusible_softmax_loss, fullgraph=True, backend=BACKEND),
+    )
+    torch._dynamo.utils.counters.clear()
+    assert_close(losses(), expected)
+    assert not head.linear.softmax_loss.has_failed
+    assert _num_graphs() == 1
+
+
+def test_a_loss_that_cannot_be_compiled_is_computed_as_before(caplog, monkeypatch):
+    head = LossHead(nn.Linear(6, 11, bias=False).requires_grad_(False))
+    hidden, labels = torch.randn(1, 5, 6, requires_grad=True), torch.randint(11, (1, 5))
+    with head.computing_loss(labels):
+        expected = head(hidden)
+    compile_loss(SimpleNamespace(get_output_embeddings=lambda: head))
+
+    def fail(*args):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(head.linear.softmax_loss, "_compiled", fail)
+    with caplog.at_level(logging.WARNING), head.computing_loss(labels):
+        assert_close(head(hidden), expected)
+        assert_close(head(hidden), expected)
+    assert caplog.text.count("the loss could not be compiled") == 1

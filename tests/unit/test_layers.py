@@ -83,6 +83,8 @@ def test_auto_is_merged_in_fp32_alone():
     assert layers.resolve_delta_path("auto", torch.float32, 0.0) == "merged"
     assert layers.resolve_delta_path("auto", torch.float32, 0.1) == "fused"
     assert layers.resolve_delta_path("auto", torch.bfloat16, 0.0) == "fused"
+    assert layers.resolve_delta_path("auto", torch.bfloat16, 0.0, "cuda") == "prefilled"
+    assert layers.resolve_delta_path("auto", torch.float32, 0.0, "cuda") == "merged"
     assert layers.resolve_delta_path("merged", torch.bfloat16, 0.0) == "merged"
 
 
