@@ -7,6 +7,8 @@ import pytest
 
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.ssh import SshHosts
+from tests.e2e.commands import ZERO3
+from tests.forked import ranks
 from tests.tiny import save_model, write_pairs
 
 
@@ -40,8 +42,6 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def undisturbed(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run on two ranks, left alone."""
-    from tests.e2e.commands import deepspeed
-
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    deepspeed("--ds_config", "ds_configs/zero3.json", *options, "--output", folder, num_ranks=2)
+    ranks("--ds_config", ZERO3, *options, "--output", folder)
     return folder

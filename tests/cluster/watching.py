@@ -71,17 +71,18 @@ class Observer:
         wait_until(look, "the run to go on")
 
     def look(self) -> None:
-        for process in Path("/proc").iterdir():
-            if not process.name.isdigit() or int(process.name) == os.getpid():
+        secret, folder = SECRET.encode(), str(self.folder).encode()
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) == os.getpid():
                 continue
             with suppress(OSError):
-                command = (process / "cmdline").read_bytes()
-                if SECRET.encode() in command:
+                command = _read(f"/proc/{name}/cmdline")
+                if secret in command:
                     self.seen.add(command.decode())
-                is_rank = b"diablo_ds\0train" in command and str(self.folder).encode() in command
-                given = f"HF_TOKEN={SECRET}".encode()
-                if is_rank and given in (process / "environ").read_bytes():
-                    self.reached.add(int(process.name))
+                is_rank = b"diablo_ds\0train" in command and folder in command
+                is_new = is_rank and int(name) not in self.reached
+                if is_new and b"HF_TOKEN=" + secret in _read(f"/proc/{name}/environ"):
+                    self.reached.add(int(name))
 
     def files_with_secret(self) -> list[str]:
         found = []
@@ -90,6 +91,15 @@ class Observer:
                 if path.is_file() and SECRET.encode() in path.read_bytes():
                     found.append(path.name)
         return found
+
+
+def _read(path: str) -> bytes:
+    """Read a file of a process; hundreds of them are read twenty times a second."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, 1 << 20)
+    finally:
+        os.close(file)
 
 
 def hostile_folder(parent: Path) -> Path:
