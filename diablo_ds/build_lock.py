@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,18 @@ def extensions_folder() -> Path:
     from torch.utils.cpp_extension import get_default_build_root
 
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
+def prefer_own_programs() -> None:
+    """Have ops compiled by this environment's own ninja, wherever this process was started from.
+
+    A host that is reached by ssh may have another one on its path, and each version of ninja
+    compiles again, for minutes, what the other one has compiled.
+    """
+    own = os.path.dirname(sys.executable)
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if path[0] != own:
+        os.environ["PATH"] = os.pathsep.join([own, *path])
 
 
 def check_extensions(folder: Path, *, shared: bool = False) -> None:

@@ -18,7 +18,12 @@ from torch import nn
 
 from diablo_ds import distributed, identity, rendezvous, trust
 from diablo_ds.architecture import decoder_layer_classes
-from diablo_ds.build_lock import check_extensions, extensions_folder, removing_stale_locks
+from diablo_ds.build_lock import (
+    check_extensions,
+    extensions_folder,
+    prefer_own_programs,
+    removing_stale_locks,
+)
 from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import offload_device, zero_stage
 from diablo_ds.gradients import check_gradients_once, keep_fp32_gradients
@@ -97,6 +102,7 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
         quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
         extensions = extensions_folder()
         check_extensions(extensions, shared=shared_folders)
+        prefer_own_programs()
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())
             rendezvous.join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,12 @@ import time
 import pytest
 
 from diablo_ds import build_lock
-from diablo_ds.build_lock import StaleLocks, check_extensions, removing_stale_locks
+from diablo_ds.build_lock import (
+    StaleLocks,
+    check_extensions,
+    prefer_own_programs,
+    removing_stale_locks,
+)
 
 # What PyTorch's FileBaton does, then loads an op for a long time.
 HOLD = """
@@ -100,3 +106,15 @@ def test_a_folder_that_cannot_be_made_names_what_helps(tmp_path):
     (tmp_path / "home").touch()
     with pytest.raises(ValueError, match=r"must be writable; .* the variable TORCH_EXTENSIONS_DIR"):
         check_extensions(tmp_path / "home" / ".cache" / "torch_extensions")
+
+
+def test_ops_are_compiled_by_the_environments_own_ninja(monkeypatch, tmp_path):
+    for name in ("host", "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ninja").touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "own" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "host"))
+    for _ in range(2):
+        prefer_own_programs()
+        assert shutil.which("ninja") == str(tmp_path / "own" / "ninja")
+    assert os.environ["PATH"].split(os.pathsep) == [str(tmp_path / n) for n in ("own", "host")]
