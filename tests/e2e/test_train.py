@@ -66,7 +66,7 @@ def test_nothing_on_the_screen_that_a_newcomer_cannot_act_on(finished):
         if not any(name in line for name in ("[runner.py", "[launch.py", "[real_accelerator.py"))
     ]
     noise = ("arn", "DeepSpeed", "[INFO]")
-    assert "rank 0 of 2, from DeepSpeed" in ours
+    assert "rank 0 of 2, from DeepSpeed" in ours, result.stdout + result.stderr
     ours.remove("rank 0 of 2, from DeepSpeed")
     assert not [line for line in ours if any(word in line for word in noise)]
 
