@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 from diablo_ds import trust
-from diablo_ds.checkpoint import remove_leftovers
 from diablo_ds.config import RunConfig
 from diablo_ds.continuation import differing_fields, repair_fields
 from diablo_ds.default_model import DEFAULT_MODEL_NAME
@@ -70,6 +69,8 @@ def own_run_folder(config: RunConfig) -> FolderOwner:
     Raises:
         ValueError: if the folder holds something else, is in use, or cannot be written.
     """
+    from diablo_ds.checkpoint import remove_leftovers  # brings torch, which a launcher does without
+
     folder = reserve_run_folder(config)
     with _naming_errors(folder):
         trust.make_folder(folder, "run folder", shared=config.shared_folders)

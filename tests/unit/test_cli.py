@@ -94,3 +94,18 @@ def test_a_cache_that_cannot_be_written_names_the_option(tmp_path):
     (tmp_path / "home").touch()
     with pytest.raises(ValueError, match=r"cache folder must be writable; .*--cache-folder"):
         converted_model(tmp_path / "home" / ".cache" / "diablo_ds")
+
+
+@pytest.mark.parametrize(
+    "words", ["launch --gpus-per-node 2 --dry-run", "slurm --dry-run --nodes 2 --gpus-per-node 2"]
+)
+def test_what_starts_ranks_needs_no_torch(words, tmp_path):
+    """On a login node that takes seconds, and there may be none."""
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'numpy', 'deepspeed')));"
+        "from diablo_ds.cli import entry_point; entry_point()"
+    )
+    command = [sys.executable, "-c", program, *words.split(), "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "deepspeed" in done.stdout
