@@ -158,6 +158,7 @@ def unblocked(remark: str = "") -> Iterator[None]:
     """
     old: dict[str, TextIO] = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     outlets: dict[Any, Outlet] = {}
+    streams = []
     for name, stream in old.items():
         try:
             descriptor = stream.fileno()
@@ -167,18 +168,21 @@ def unblocked(remark: str = "") -> Iterator[None]:
             continue
         # Two streams of one terminal stay in order.
         outlet = outlets.setdefault((found.st_dev, found.st_ino), Outlet(remark))
-        raw: Any = _Raw(outlet, descriptor)  # a text stream on top of a raw one, as python -u has
+        raw: Any = _Raw(outlet, descriptor)
         new = io.TextIOWrapper(
             raw,
             encoding=stream.encoding,
             errors="backslashreplace",
-            write_through=True,
+            line_buffering=True,  # a line with its end at once, or another's comes in between
         )
+        streams.append(new)
         setattr(sys, name, new)
     try:
         yield
     finally:
         for name, stream in old.items():
             setattr(sys, name, stream)
+        for stream in streams:
+            stream.flush()
         for outlet in outlets.values():
             outlet.drain()

@@ -104,4 +104,4 @@ def test_a_fork_inside_the_block_writes_by_itself():
         "    os.waitpid(child, 0)\n"
     )
     done = _run(code, capture_output=True)
-    assert sorted(done.stdout.split()) == [b"child", b"parent"]
+    assert sorted(done.stdout.splitlines()) == [b"child", b"parent"]
