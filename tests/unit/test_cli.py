@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +13,7 @@ from diablo_ds import __version__
 from diablo_ds.blocks import check_num_blocks
 from diablo_ds.cli import build_run_config, clean_errors, main
 from diablo_ds.config import RunConfig
+from diablo_ds.console import run
 from diablo_ds.default_model import converted_model
 from diablo_ds.exit_codes import EXIT_USER_ERROR
 
@@ -109,3 +111,16 @@ def test_what_starts_ranks_needs_no_torch(words, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "deepspeed" in done.stdout
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_share_their_core_unless_told_otherwise(monkeypatch, given, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setattr(sys, "argv", ["x"])
+    seen = []
+    with pytest.raises(SystemExit):
+        run(click.Command("x", callback=lambda: seen.append(os.environ["OMP_WAIT_POLICY"])))
+    assert seen == [expected]
