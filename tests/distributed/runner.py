@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.e2e.commands import free_port
 from tests.forked import start_method
 from tests.waiting import WAIT_S
 
@@ -29,7 +30,7 @@ def run_distributed(
     """Run ``function(rank, *args)`` in one process per rank; report failures in order."""
     folder = tmp_path / f"ranks-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
-    arguments = (function, world_size, folder, args)
+    arguments = (function, world_size, folder, free_port(), args)
     ranks = mp.start_processes(
         _worker, arguments, nprocs=world_size, join=False, start_method=start_method()
     )
@@ -47,9 +48,22 @@ def run_distributed(
 
 
 def _worker(
-    rank: int, function: Callable[..., None], world_size: int, folder: Path, args: tuple[Any, ...]
+    rank: int,
+    function: Callable[..., None],
+    world_size: int,
+    folder: Path,
+    port: int,
+    args: tuple[Any, ...],
 ) -> None:
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_SIZE": world_size}
+    numbers: dict[str, Any] = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_SIZE": world_size,
+    }
+    # Nobody listens there. DeepSpeed's op for CPUs names its shared memory by it: ranks of two
+    # tests that run at once must not find each other's.
+    numbers |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in numbers.items()})
     torch.set_num_threads(1)
     gc.freeze()  # DeepSpeed has all objects looked through at each start of an engine
