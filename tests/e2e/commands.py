@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.identity import LAUNCHER, PLACE_NAMES, RANK_NAMES
 from tests.waiting import WAIT_S
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def free_port() -> int:
 
 def environment() -> dict[str, str]:
     """This environment without what a launcher would set, and the tests' PATH first."""
-    dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR")
+    dropped = (*RANK_NAMES, *PLACE_NAMES, LAUNCHER, "LOCAL_SIZE", "DS_ACCELERATOR")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 

@@ -190,8 +190,10 @@ def _train(options, monkeypatch, world_sizes=(1,)):
 def _python(arguments):
     option, *others = arguments
     if option == "-m" and others[0].startswith("benchmarks."):
-        command = importlib.import_module(others[0]).main
-        _succeed(CliRunner().invoke(command, [*others[1:], "--help"]))
+        module = importlib.import_module(others[0])
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{others[0]}.__main__")
+        _succeed(CliRunner().invoke(module.main, [*others[1:], "--help"]))
         return
     assert (ROOT / option).is_file(), f"no way to run python {shlex.join(arguments)}"
 
