@@ -10,6 +10,7 @@ layer computes its output and the gradient of its input, which any method has to
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import statistics
 import time
@@ -77,13 +78,7 @@ class EinsumLinear(nn.Module):
 
 def candidates(base: nn.Linear, shape: Shape) -> dict[str, nn.Module]:
     """Return the layers to compare, all with the same frozen weight, as far as they can run."""
-    import peft
-
     options: dict[str, Any] = {"num_blocks": shape.num_blocks}
-    wrapped = nn.Sequential()
-    wrapped.add_module("layer", base)
-    lora = peft.LoraConfig(r=shape.lora_rank, target_modules=["layer"], bias="none")
-    lora_layer = peft.inject_adapter_in_model(lora, wrapped).get_submodule("layer")
     has_kernels = base.weight.is_cuda and triton_blocks.is_available()
     return {
         "frozen": base,
@@ -93,8 +88,19 @@ def candidates(base: nn.Linear, shape: Shape) -> dict[str, nn.Module]:
             if has_kernels or path not in TRITON_PATHS
         },
         "einsum": EinsumLinear(base, shape.num_blocks),
-        "PEFT LoRA": lora_layer.to(base.weight.dtype),
+        **({"PEFT LoRA": _lora_layer(base, shape)} if importlib.util.find_spec("peft") else {}),
     }
+
+
+def _lora_layer(base: nn.Linear, shape: Shape) -> nn.Module:
+    """Return PEFT's LoRA of equal size on the same weight."""
+    import peft
+
+    wrapped = nn.Sequential()
+    wrapped.add_module("layer", base)
+    config = peft.LoraConfig(r=shape.lora_rank, target_modules=["layer"], bias="none")
+    layer: nn.Module = peft.inject_adapter_in_model(config, wrapped).get_submodule("layer")
+    return layer.to(base.weight.dtype)
 
 
 def measure(

@@ -113,14 +113,22 @@ def test_what_starts_ranks_needs_no_torch(words, tmp_path):
     assert "deepspeed" in done.stdout
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "20000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
 def test_waiting_threads_share_their_core_unless_told_otherwise(monkeypatch, given, expected):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    if given:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["x"])
     seen = []
     with pytest.raises(SystemExit):
-        run(click.Command("x", callback=lambda: seen.append(os.environ["OMP_WAIT_POLICY"])))
+        run(click.Command("x", callback=lambda: seen.append(os.environ.get("GOMP_SPINCOUNT"))))
     assert seen == [expected]
