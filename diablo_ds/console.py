@@ -45,14 +45,14 @@ def run(command: click.Command) -> None:
 
 
 _SPINS = "20000"
-"""Turns for which a thread of GNU's OpenMP waits busily, some 0.1 ms: on a quiet machine as fast as
-its default of 300,000."""
+"""Turns for which a thread of GNU's OpenMP waits busily. On a quiet machine products take as long
+with it as by default, on a busy one less."""
 
 
 def _share_cores() -> None:
     """Let threads that wait for others soon give their core away, unless the user has chosen.
 
-    By default OpenMP's threads spin for milliseconds. Where a core is wanted by another program,
+    By default OpenMP's threads spin for long. Where a core is wanted by another program,
     that keeps it from the very thread that is waited for.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
