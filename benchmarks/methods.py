@@ -24,12 +24,12 @@ from diablo_ds.layers import DELTA_PATHS, resolve_delta_path
 from diablo_ds.loss import causal_lm_loss
 from diablo_ds.loss_head import install_loss_head
 from diablo_ds.model import load_base
+from diablo_ds.planning.plan import DS_CONFIGS
 from diablo_ds.recomputation import Recomputation, choose_recomputation, recompute_layers
 from diablo_ds.startup import complete_ds_config, start_engine
 from diablo_ds.step import train_step
 
 WARM_UP_STEPS = 3
-DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
 
 
 @dataclass(frozen=True)

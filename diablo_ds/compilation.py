@@ -167,10 +167,7 @@ class _CompiledLoss:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # compilers and their tools raise all kinds
-                logger.warning(
-                    f"the loss could not be compiled, and runs as with --compile off: "
-                    f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
-                )
+                _warn_of_failure("the loss", error)
                 self.has_failed = True
         return in_place_softmax_loss(logits, target, gain, with_grad)
 
@@ -251,14 +248,18 @@ class _Compilation:
 
     def _report(self, error: BaseException) -> None:
         if not self.has_failed:
-            error = getattr(error, "inner_exception", error)
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            logger.warning(
-                f"{self.layer_class.__name__} could not be compiled, and runs as with --compile "
-                f"off: {type(error).__name__}: {reason}"
-            )
-            logger.debug("why a layer could not be compiled", exc_info=error)
+            _warn_of_failure(self.layer_class.__name__, error)
         self.has_failed = True
+
+
+def _warn_of_failure(what: str, error: BaseException) -> None:
+    error = getattr(error, "inner_exception", error)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    logger.warning(
+        f"{what} could not be compiled, and runs as with --compile off: {type(error).__name__}: "
+        f"{reason}"
+    )
+    logger.debug(f"why {what} could not be compiled", exc_info=error)
 
 
 def _compile(backend: str, graph: Any, inputs: Any) -> Any:

@@ -109,7 +109,8 @@ class RunConfig:
         "auto",
         "Add the blocks' products to the output (fused), the output to them (prefilled), or the "
         "delta to the weight (merged); triton, triton_prefilled and triton_merged are the same by "
-        "kernels for GPUs. Auto is merged in fp32, else fused.",
+        "kernels for GPUs. Auto is merged in fp32, else prefilled on a GPU "
+        "and fused on a CPU.",
         choices=(
             *("auto", "fused", "merged", "prefilled"),
             *("triton", "triton_merged", "triton_prefilled"),
@@ -123,7 +124,7 @@ class RunConfig:
     )
     compile: str = setting(
         "auto",
-        "Compile decoder layers with torch.compile: on, off, or auto, which is off for now.",
+        "Compile decoder layers and loss with torch.compile; auto does so on a GPU.",
         choices=("auto", "on", "off"),
     )
     max_length: int = setting(512, "Longest example, in tokens.", minimum=2)

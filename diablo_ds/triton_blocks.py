@@ -106,7 +106,7 @@ def block_product(
         return y
     x = _with_contiguous_rows(x)
     step = step_of(x.dtype, in_block)
-    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
+    counts, units = _in_units(in_block, out_block)
 
     def launch(tile: Tile, target: Tensor) -> None:
         column_tiles = -(-out_block // tile.columns)
@@ -121,18 +121,13 @@ def block_product(
             x.stride(0),
             target.stride(0),
             *delta.stride(),
-            in_block // in_unit,
-            out_block // out_unit,
-            in_unit=in_unit,
-            out_unit=out_unit,
+            *counts,
+            **units,
             has_bias=bias is not None,
             accumulate=accumulate,
             in_fp32=_in_fp32(x.dtype),
-            rows=tile.rows,
-            columns=tile.columns,
             step=step,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile._asdict(),
         )
 
     tiles = [
@@ -174,7 +169,7 @@ def delta_gradient(
         return x.new_zeros(shape)
     x, grad_y = _with_contiguous_rows(x), _with_contiguous_rows(grad_y)
     step = step_of(x.dtype)
-    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
+    counts, units = _in_units(in_block, out_block)
     if num_splits is None:
         tiles_of_block = -(-in_block // 64) * -(-out_block // 128)
         num_splits = count_splits(num_tokens, num_blocks * tiles_of_block, 64 * 128)
@@ -191,16 +186,11 @@ def delta_gradient(
             tokens_per_split,
             x.stride(0),
             grad_y.stride(0),
-            in_block // in_unit,
-            out_block // out_unit,
-            in_unit=in_unit,
-            out_unit=out_unit,
+            *counts,
+            **units,
             in_fp32=_in_fp32(x.dtype),
-            rows=tile.rows,
-            columns=tile.columns,
             step=step,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile._asdict(),
         )
 
     tiles = [
@@ -246,7 +236,7 @@ def block_gradients(
     if not fits or not x.shape[0]:
         return launch_two(grad_x)
     step = step_of(x.dtype)
-    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
+    counts, units = _in_units(in_block, out_block)
     num_splits = count_splits(x.shape[0], num_blocks, rows * columns)
 
     def launch(tile: Tile, target: Tensor) -> Tensor:
@@ -266,17 +256,12 @@ def block_gradients(
             grad_y.stride(0),
             target.stride(0),
             *delta.stride(),
-            in_block // in_unit,
-            out_block // out_unit,
-            in_unit=in_unit,
-            out_unit=out_unit,
+            *counts,
+            **units,
             accumulate=accumulate,
             in_fp32=_in_fp32(x.dtype),
-            rows=rows,
-            columns=columns,
             step=step,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile._asdict(),
         )
         return _sum_of_splits(sums, x.dtype)
 
@@ -301,7 +286,7 @@ def add_to_diagonal(weight: Tensor, delta: Tensor) -> Tensor:
     from diablo_ds import triton_kernels
 
     num_blocks, in_block, out_block = delta.shape
-    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
+    counts, units = _in_units(in_block, out_block)
     saved = weight.new_empty((num_blocks, out_block, in_block))
     rows, columns = min(64, padded(out_block)), min(64, padded(in_block))
     tiles = -(-out_block // rows) * -(-in_block // columns)
@@ -312,10 +297,8 @@ def add_to_diagonal(weight: Tensor, delta: Tensor) -> Tensor:
             saved,
             weight.stride(0),
             *delta.stride(),
-            in_block // in_unit,
-            out_block // out_unit,
-            in_unit=in_unit,
-            out_unit=out_unit,
+            *counts,
+            **units,
             rows=rows,
             columns=columns,
         )
@@ -332,6 +315,12 @@ def _splits(x: Tensor, num_splits: int, step: int, shape: tuple[int, ...]) -> tu
 
 def _sum_of_splits(sums: Tensor, dtype: torch.dtype) -> Tensor:
     return sums[0] if len(sums) == 1 else sums.sum(0).to(dtype)
+
+
+def _in_units(in_block: int, out_block: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Return a block's widths as counts of units, and the units, as the kernels take them."""
+    in_unit, out_unit = math.gcd(in_block, 16), math.gcd(out_block, 16)
+    return (in_block // in_unit, out_block // out_unit), {"in_unit": in_unit, "out_unit": out_unit}
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:

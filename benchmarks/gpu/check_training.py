@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import load_ds_config
 from diablo_ds.engine import import_deepspeed, init_process_group
 from diablo_ds.loss_head import install_loss_head
+from diablo_ds.planning.plan import DS_CONFIGS
 from diablo_ds.planning.shapes import Shape, find_config
 from diablo_ds.startup import complete_ds_config, start_engine
 from diablo_ds.step import train_step
@@ -41,7 +41,6 @@ BOUND = 0.01
 """Nats by which a step's mean loss may differ. A logit in bf16 is off by up to 2^-8 of itself,
 which the mean over tokens evens out; updates follow gradients that are off by 1 to 2 %, so that
 what is learned, a tenth of a nat and more, differs by about as much."""
-_DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
 
 def check_steps(scale: str, stage: int) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def _engine_losses(scale: str, stage: int) -> list[float]:
     """Return losses by step of this trainer's engine, in bf16 with fp32 masters."""
     device = init_process_group()
     config, run = _config(scale), _run_config(scale)
-    file = _DS_CONFIGS / f"zero{stage}.json"
+    file = DS_CONFIGS / f"zero{stage}.json"
     shapes = build_meta_model(config)
     complete = complete_ds_config(load_ds_config(file), run, shapes, file)
     model = _model(config).bfloat16()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 from benchmarks.gpu import levers
+from benchmarks.gpu.levers import Lever
 from benchmarks.gpu.models import (
+    COMPILED,
     WORKLOADS,
     device,
     flops_per_token,
@@ -17,7 +18,7 @@ from benchmarks.gpu.models import (
     random_tokens,
     timed_steps,
 )
-from benchmarks.gpu.ours import COMPILED, Lever
+from benchmarks.gpu.ours import COMPILE_LIMIT_S, COMPILERS
 from benchmarks.gpu.records import Case
 from diablo_ds.architecture import build_meta_model
 from diablo_ds.loss_head import install_loss_head
@@ -53,9 +54,7 @@ class _Frozen:
         workload = self.workload
         num_tokens = workload.micro_batch * workload.length
         flops = flops_per_token(self.model, workload.config(), workload.length)
-        with contextlib.ExitStack() as stack:
-            for lever in using:
-                stack.enter_context(lever(self.model))
+        with levers.switched(self.model, using):
             figures = timed_steps(self.take_step, num_tokens, flops, lever=not profile)
             return figures | (profiled_step(self.take_step) if profile else {})
 
@@ -63,7 +62,7 @@ class _Frozen:
 def _cases(kind: str, scale: str) -> Iterator[Case]:
     frozen = _Frozen(kind, scale)
     yield Case("as it is", partial(frozen.measure, (), True))
-    yield Case("compiled layers and loss", partial(frozen.measure, COMPILED, True), 150.0)
+    yield Case(COMPILED, partial(frozen.measure, COMPILERS, True), COMPILE_LIMIT_S)
     yield Case("liger", partial(frozen.measure, (levers.liger,), False))
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from benchmarks.gpu.records import Records
 from benchmarks.report import table
 
-COMPILED = "compiled layers and loss"
 _LAYERS = (
     "4096 -> 14336, N=64",
     "14336 -> 4096, N=64",
@@ -53,7 +52,7 @@ def _goals(records: Records) -> list[Goal]:
     name, part = ours["slice"]
     found.append(Goal("8 layers of 70B, MFU", 0.45, True, part.get("mfu"), name))
     for peer in ("as it is", "liger"):
-        lora = _figures(records, "step-trainer").get(peer, {})
+        lora = records.measured("step-trainer").get(peer, {})
         case = f"{ours['step'][0]}; LoRA {peer}"
         found.append(
             Goal("8B, rate / LoRA's", 1.25, True, _ratio(lora, step, "step_s"), case),
@@ -61,7 +60,7 @@ def _goals(records: Records) -> list[Goal]:
         found.append(
             Goal("8B, memory / LoRA's", 0.8, False, _ratio(step, lora, "memory_bytes"), case)
         )
-    layers = _figures(records, "layers")
+    layers = records.measured("layers")
     for shape in _LAYERS:
         paths = {
             key.removesuffix(" ms"): value / layers[shape]["frozen ms"]
@@ -76,16 +75,11 @@ def _goals(records: Records) -> list[Goal]:
     return found
 
 
-def _figures(records: Records, stage: str) -> dict[str, dict[str, Any]]:
-    ended = records.ended(stage).items()
-    return {name: r["figures"] for name, r in ended if r["status"] == "measured"}
-
-
 def _best(records: Records, stage: str) -> tuple[str, Mapping[str, Any]]:
     """Return the fastest case that does not round ``W + D``, whose effect has not been studied."""
     cases = {
         name: figures
-        for name, figures in _figures(records, stage).items()
+        for name, figures in records.measured(stage).items()
         if "merged" not in name and "liger" not in name
     }
     name = min(cases, key=lambda name: cases[name]["step_s"], default="")

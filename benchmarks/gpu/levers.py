@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from diablo_ds import loss
@@ -14,6 +13,18 @@ from diablo_ds.adapter import diablo_layers
 from diablo_ds.architecture import decoder_layers
 from diablo_ds.compilation import compile_layers, compile_loss, uncompile_layers
 from diablo_ds.layers import DELTA_PATHS
+
+Lever = Callable[[Any], contextlib.AbstractContextManager[None]]
+"""Of a model."""
+
+
+@contextlib.contextmanager
+def switched(model: Any, using: Iterable[Lever]) -> Iterator[None]:
+    """Switch several levers, in their order."""
+    with contextlib.ExitStack() as stack:
+        for lever in using:
+            stack.enter_context(lever(model))
+        yield
 
 
 @contextlib.contextmanager
@@ -102,24 +113,3 @@ def liger(model: Any) -> Iterator[None]:
             for name in ("forward", "extra_repr", "_get_name"):
                 if name in before:
                     module.__dict__[name] = before[name]
-
-
-def fused_rms_norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Normalise ``[..., hidden_size]`` by PyTorch's own fused kernel, rounding once."""
-    normed: torch.Tensor = nn.functional.rms_norm(
-        hidden, module.weight.shape, module.weight, module.variance_epsilon
-    )
-    return normed
-
-
-@contextlib.contextmanager
-def torch_rms_norm(model: Any) -> Iterator[None]:
-    """Normalise by `torch.nn.functional.rms_norm`."""
-    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
-    for norm in norms:
-        norm.forward = fused_rms_norm.__get__(norm)
-    try:
-        yield
-    finally:
-        for norm in norms:
-            del norm.forward

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +16,8 @@ from diablo_ds.loss import LossHead
 from diablo_ds.planning.hardware import DEVICES
 from diablo_ds.planning.shapes import Shape, find_config
 
+COMPILED = "compiled layers and loss"
+"""The case of all levers but the formulation of the deltas' products."""
 WARM_UP_STEPS, STEPS = 5, 10
 """Of a baseline."""
 LEVER_WARM_UP_STEPS, LEVER_STEPS = 3, 6
@@ -97,13 +97,15 @@ def flops_per_token(model: nn.Module, config: Any, length: int) -> float:
     return float(4 * sum(unique.values()) + attention)
 
 
+def card_key(name: str) -> str:
+    """Return the key of a card in `DEVICES` by the name that its driver gives, or nothing."""
+    return next((key for key in DEVICES if key.split("-")[0] in name.lower()), "")
+
+
 def peak_flops() -> float | None:
     """Return the card's peak of dense 16-bit products in FLOP/s by its vendor, where known."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name(0).lower()
-    known = [card for card in DEVICES if card.split("-")[0] in name]
-    return DEVICES[known[0]].tflops * 1e12 if known else None
+    key = card_key(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else ""
+    return DEVICES[key].tflops * 1e12 if key else None
 
 
 def synchronize() -> None:
@@ -190,14 +192,3 @@ def profiled_step(take_step: Callable[[], object]) -> dict[str, Any]:
         "longest_gaps": sorted(gaps, reverse=True)[:8],
         "kernel_ms": {name: [len(times), sum(times) / 1e3] for name, times in largest},
     }
-
-
-@contextlib.contextmanager
-def released() -> Iterator[None]:
-    """Free what a case leaves behind."""
-    try:
-        yield
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 from benchmarks.gpu import levers, packing
-from benchmarks.gpu.models import WORKLOADS
+from benchmarks.gpu.levers import Lever
+from benchmarks.gpu.models import COMPILED, WORKLOADS
 from benchmarks.gpu.records import Case
 from benchmarks.gpu.sessions import Session
 from diablo_ds.layers import DELTA_PATHS
 
-_COMPILE_LIMIT_S = 150.0
-Lever = Callable[[Any], contextlib.AbstractContextManager[None]]
-"""Of a model."""
+COMPILE_LIMIT_S = 150.0
 
 
 def path(name: str) -> Lever:
@@ -42,15 +41,13 @@ ALONE: dict[str, Sequence[Lever]] = {
     "loss chunk 64 MiB": (chunk(64),),
     "loss chunk 1024 MiB": (chunk(1024),),
 }
-COMPILED: Sequence[Lever] = (levers.compiled_loss, levers.compiled)
-"""All levers but the formulation of the deltas' products."""
-_FUSED = "compiled layers and loss"
+COMPILERS: Sequence[Lever] = (levers.compiled_loss, levers.compiled)
 TOGETHER: dict[str, Sequence[Lever]] = {
-    _FUSED: COMPILED,
-    **{f"{_FUSED}, {name}": (path(name), *COMPILED) for name in DELTA_PATHS if name != "fused"},
+    COMPILED: COMPILERS,
+    **{f"{COMPILED}, {name}": (path(name), *COMPILERS) for name in DELTA_PATHS if name != "fused"},
     "liger, compiled loss, prefilled": (path("prefilled"), levers.compiled_loss, levers.liger),
 }
-_OF_OTHER_STAGES = (_FUSED, f"{_FUSED}, prefilled", f"{_FUSED}, merged")
+_OF_OTHER_STAGES = (COMPILED, f"{COMPILED}, prefilled", f"{COMPILED}, merged")
 
 
 class _Lazy:
@@ -64,9 +61,7 @@ class _Lazy:
         return Session(WORKLOADS[self.scale][self.kind], self.stage)
 
     def measure(self, using: Sequence[Lever] = (), **options: Any) -> dict[str, Any]:
-        with contextlib.ExitStack() as stack:
-            for lever in using:
-                stack.enter_context(lever(self.session.model))
+        with levers.switched(self.session.model, using):
             return self.session.measure(**options)
 
     def recomputed(self, using: Sequence[Lever] = ()) -> dict[str, Any]:
@@ -79,7 +74,7 @@ class _Lazy:
     def case(
         self, name: str, using: Sequence[Lever], *, lever: bool = True, profile: bool = False
     ) -> Case:
-        limit = _COMPILE_LIMIT_S if levers.compiled in using else 60.0
+        limit = COMPILE_LIMIT_S if levers.compiled in using else 60.0
         return Case(name, partial(self.measure, using, lever=lever, profile=profile), limit)
 
 
@@ -100,14 +95,14 @@ def zero2_cases(scale: str) -> Iterator[Case]:
     lazy = _Lazy("step", scale, 2)
     yield lazy.case("as it is", (), lever=False, profile=True)
     for name, using in TOGETHER.items():
-        yield lazy.case(name, using, lever=name != _FUSED, profile=name == _FUSED)
+        yield lazy.case(name, using, lever=name != COMPILED, profile=name == COMPILED)
 
 
 def zero3_cases(scale: str) -> Iterator[Case]:
     """Yield the 8B shape under ZeRO-3."""
     lazy = _Lazy("step", scale, 3)
     yield lazy.case("as it is", (), lever=False)
-    yield lazy.case(_FUSED, TOGETHER[_FUSED])
+    yield lazy.case(COMPILED, TOGETHER[COMPILED])
 
 
 def zero0_cases(scale: str) -> Iterator[Case]:
@@ -121,4 +116,4 @@ def slice_cases(scale: str) -> Iterator[Case]:
     lazy = _Lazy("slice", scale, 2)
     yield lazy.case("as it is", (), lever=False, profile=True)
     for name in _OF_OTHER_STAGES:
-        yield lazy.case(name, TOGETHER[name], lever=name != _FUSED)
+        yield lazy.case(name, TOGETHER[name], lever=name != COMPILED)

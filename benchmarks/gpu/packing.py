@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.gpu.models import WORKLOADS, timed_steps
+from benchmarks.gpu.models import timed_steps
 from benchmarks.gpu.sessions import Session
 from diablo_ds.batches import MicroBatch, collate
 from diablo_ds.labels import Example
@@ -47,7 +47,7 @@ def batches(scale: str) -> dict[str, Batch]:
 
 def measure(session: Session, batch: Batch) -> dict[str, Any]:
     """Return what a step takes; tokens a second count no padding."""
-    workload = WORKLOADS["full" if session.workload.length > 1000 else "tiny"]["step"]
+    workload = session.workload
     vocab_size = session.config.get_text_config().vocab_size
     micro_batch = _micro_batch(batch, workload.micro_batch, workload.length, vocab_size)
     with _attention(session.model, batch.attention):

@@ -6,11 +6,10 @@ Needs no GPU: it reads what was measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from benchmarks.gpu.goals import COMPILED
-from benchmarks.gpu.models import WORKLOADS
+from benchmarks.gpu.models import COMPILED, WORKLOADS
 from benchmarks.gpu.records import Records
 from diablo_ds.config import RunConfig
 from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
@@ -39,11 +38,11 @@ def comparisons(records: Records, card: str) -> Iterator[Comparison]:
         card: a key of `diablo_ds.planning.hardware.DEVICES`.
     """
     for stage, zero in _STAGES.items():
+        measured = records.measured(stage)
         for name in ("as it is", COMPILED, "micro batch 1", "recomputed"):
-            record = records.ended(stage).get(name, {})
-            if record.get("status") != "measured":
+            if name not in measured:
                 continue
-            figures = record["figures"]
+            figures = measured[name]
             kind = stage.partition("-")[0]
             planned = functools.partial(
                 _plan, card, kind, zero, figures["micro_batch"], name == "recomputed"
@@ -109,14 +108,3 @@ def _share(planned: functools.partial[Candidate], measured_s: float) -> float:
         slower = planned(Assumptions(compute_share=middle)).time.total > measured_s
         low, high = (middle, high) if slower else (low, middle)
     return low
-
-
-def card_key(name: str) -> str:
-    """Return the key of a card in `DEVICES` by the name that its driver gives, or nothing."""
-    found = [key for key in DEVICES if key.split("-")[0] in name.lower()]
-    return found[0] if found else ""
-
-
-def as_rows(found: Iterator[Comparison]) -> list[Mapping[str, Any]]:
-    """Return comparisons as JSON can hold them."""
-    return [comparison._asdict() for comparison in found]

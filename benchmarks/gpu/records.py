@@ -66,6 +66,11 @@ class Records:
         lines = [r for r in self.all() if r["stage"] == stage and r["status"] != "started"]
         return {line["case"]: line for line in lines}
 
+    def measured(self, stage: str) -> dict[str, dict[str, Any]]:
+        """Return the figures of each case of a stage that was measured."""
+        ended = self.ended(stage).items()
+        return {name: r["figures"] for name, r in ended if r["status"] == "measured"}
+
     def unfinished(self, stage: str) -> dict[str, Any] | None:
         """Return the line of the case that was started last and has not ended, if there is one."""
         of_stage = [r for r in self.all() if r["stage"] == stage]

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.gpu import checks, planned
 from benchmarks.gpu.goals import goals_table
+from benchmarks.gpu.models import card_key
 from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import STAGES
 from benchmarks.plots import plot_bars
@@ -47,7 +48,7 @@ def write_gpu_report(records: Records, folder: Path = RESULTS) -> Path:
     last = measured[-1]
     card = str(last["card"])
     date = datetime.date.fromisoformat(last["time"][:10]).isoformat()
-    key = planned.card_key(card)
+    key = card_key(card)
     path = folder / f"{date}-gpu-{key or 'cpu'}"
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     parts = [
@@ -88,13 +89,8 @@ def _sources(records: Records) -> str:
     return "Source digests: " + "; ".join(f"{k}: {', '.join(v)}" for k, v in by_source.items())
 
 
-def _found(records: Records, stage: str) -> dict[str, dict[str, Any]]:
-    ended = records.ended(stage).items()
-    return {name: r["figures"] for name, r in ended if r["status"] == "measured"}
-
-
 def _ceilings(records: Records) -> str:
-    found = _found(records, "ceilings")
+    found = records.measured("ceilings")
     rows = []
     if "product" in found:
         figures = found["product"]
@@ -110,10 +106,10 @@ def _ceilings(records: Records) -> str:
 
 def _steps(records: Records, kind: str, title: str) -> str:
     stages = [stage for stage in _METHODS if stage.startswith(kind)]
-    frozen = _found(records, f"{kind}-frozen").get("as it is")
+    frozen = records.measured(f"{kind}-frozen").get("as it is")
     rows = []
     for stage in stages:
-        for name, figures in _found(records, stage).items():
+        for name, figures in records.measured(stage).items():
             if "tflops" not in figures:
                 continue
             mfu = figures.get("mfu")
@@ -143,7 +139,7 @@ def _to_frozen(figures: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> 
 def _kernels(records: Records) -> str:
     rows = []
     for stage, method in _METHODS.items():
-        for name, figures in _found(records, stage).items():
+        for name, figures in records.measured(stage).items():
             if "kernel_ms" not in figures:
                 continue
             of_kind = _by_kind(figures["kernel_ms"])
@@ -185,7 +181,7 @@ def _packing(records: Records) -> str:
             f"{f['tokens_per_s']:,.0f}",
             f"{f['memory_bytes'] / 1e9:.1f}",
         ]
-        for name, f in _found(records, "step-levers").items()
+        for name, f in records.measured("step-levers").items()
         if "padding" in f
     ]
     header = ["GSM8K's lengths", "tokens", "padding", "step, ms", "tokens/s", "peak, GB"]
@@ -194,7 +190,7 @@ def _packing(records: Records) -> str:
 
 
 def _layers(records: Records) -> str:
-    found = _found(records, "layers")
+    found = records.measured("layers")
     shapes = {name: f for name, f in found.items() if "frozen ms" in f}
     parts = []
     if shapes:
@@ -230,7 +226,7 @@ def _number(value: Any) -> str:
 def _flat(title: str, records: Records, stage: str) -> str:
     rows = [
         [name, ", ".join(f"{key} {_number(value)}" for key, value in figures.items())]
-        for name, figures in _found(records, stage).items()
+        for name, figures in records.measured(stage).items()
     ]
     return f"## {title}\n\n" + table(["check", "found"], rows) if rows else ""
 
@@ -256,11 +252,11 @@ def _plan(records: Records, card: str) -> str:
 
 
 def _start(records: Records) -> str:
-    parts = [_lines(f"### {name}", figures) for name, figures in _found(records, "start").items()]
+    parts = [_lines(f"### {name}", figures) for name, figures in records.measured("start").items()]
     first = [
         [f"{stage}, {name}", f"{figures['build_s']:.1f}", f"{figures['first_step_s']:.1f}"]
         for stage in _METHODS
-        for name, figures in _found(records, stage).items()
+        for name, figures in records.measured(stage).items()
         if "build_s" in figures and "first_step_s" in figures
     ]
     if first:
@@ -290,7 +286,7 @@ def _plot(records: Records, path: Path) -> None:
             _METHODS[stage] + ("" if name == "as it is" else f": {name}"): figures
             for stage in _METHODS
             if stage.startswith(kind)
-            for name, figures in _found(records, stage).items()
+            for name, figures in records.measured(stage).items()
             if "tflops" in figures
         }
         if found:

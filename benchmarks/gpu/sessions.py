@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +24,11 @@ from diablo_ds.config import RunConfig
 from diablo_ds.ds_config import load_ds_config
 from diablo_ds.engine import import_deepspeed, init_process_group
 from diablo_ds.loss_head import install_loss_head
+from diablo_ds.planning.plan import DS_CONFIGS
 from diablo_ds.recomputation import Recomputation, recompute_layers
 from diablo_ds.startup import complete_ds_config, start_engine
 from diablo_ds.step import train_step
 
-DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 _DELTA_STD = 1e-3
 """Of the deltas at the start: zeros could be computed faster than other numbers."""
 
