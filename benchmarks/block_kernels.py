@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.gpu.ceilings import milliseconds
 from benchmarks.layer import DTYPES, Shape
-from diablo_ds import blocks, triton_blocks
+from diablo_ds.adapter import blocks
+from diablo_ds.adapter.kernels import triton_blocks
 
 SHAPES = (
     Shape(4096, 4096, 64),

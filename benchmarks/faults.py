@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diablo_ds.adapter import load_adapter
-from diablo_ds.checkpoint import find_checkpoint, list_checkpoints
-from diablo_ds.launcher.records import read_records
-from diablo_ds.run_folder import checkpoints_folder
+from diablo_ds.adapter.storage import load_adapter
+from diablo_ds.ranks.records import read_records
+from diablo_ds.training.checkpoint import find_checkpoint, list_checkpoints
+from diablo_ds.training.run_folder import checkpoints_folder
 
 if TYPE_CHECKING:
     from tests.cluster.ssh import SshHosts

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from benchmarks.plots import plot_bars
 from benchmarks.report import table, write_report
-from diablo_ds import triton_blocks
-from diablo_ds.blocks import PATHS, TRITON_PATHS
-from diablo_ds.layers import DiaBloLinear
+from diablo_ds.adapter.blocks import PATHS, TRITON_PATHS
+from diablo_ds.adapter.kernels import triton_blocks
+from diablo_ds.adapter.layer import DiaBloLinear
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -65,12 +65,13 @@ def bytes_read() -> tuple[int, int]:
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Load the model on this rank."""
-    from diablo_ds.architecture import load_model_config
-    from diablo_ds.config import RunConfig
-    from diablo_ds.distributed import world_size
-    from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
-    from diablo_ds.engine import init_process_group
-    from diablo_ds.model import _from_pretrained, _load_shards
+    from diablo_ds.config.run import RunConfig
+    from diablo_ds.model.architecture import BaseSizes, load_model_config
+    from diablo_ds.model.pretrained import from_pretrained
+    from diablo_ds.ranks.distributed import world_size
+    from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
+    from diablo_ds.zero.engine import init_process_group
+    from diablo_ds.zero.loading import _load_shards
 
     init_process_group()
     file = Path(__file__).parents[1] / "ds_configs" / "zero3.json"
@@ -79,7 +80,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     complete = complete_ds_config(
         load_ds_config(file), config, world_size=world_size(), base=base, source=str(file)
     )
-    load = _load_shards if settings["method"] == "ours" else _from_pretrained
+    load = _load_shards if settings["method"] == "ours" else from_pretrained
     folder = Path(settings["folder"])
     torch.distributed.barrier()
     reset_peak_memory()

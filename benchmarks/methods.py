@@ -14,20 +14,22 @@ from typing import Any
 import torch
 
 from benchmarks.ranks import peak_memory, rank_main, reset_peak_memory
-from diablo_ds import adapter, distributed
-from diablo_ds.architecture import DTYPES, build_meta_model, load_model_config
-from diablo_ds.batches import MicroBatch
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import load_ds_config, zero_stage
-from diablo_ds.engine import init_process_group
-from diablo_ds.layers import DELTA_PATHS, resolve_delta_path
-from diablo_ds.loss import causal_lm_loss
-from diablo_ds.loss_head import install_loss_head
-from diablo_ds.model import load_base
-from diablo_ds.planning.plan import DS_CONFIGS
-from diablo_ds.recomputation import Recomputation, choose_recomputation, recompute_layers
-from diablo_ds.startup import complete_ds_config, start_engine
-from diablo_ds.step import train_step
+from diablo_ds.adapter.attach import attach
+from diablo_ds.adapter.layer import DELTA_PATHS, resolve_delta_path
+from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.config.choices import DS_CONFIGS
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import MicroBatch
+from diablo_ds.model.architecture import DTYPES, build_meta_model, load_model_config
+from diablo_ds.model.loss import causal_lm_loss
+from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.recomputation import Recomputation, choose_recomputation, recompute_layers
+from diablo_ds.ranks import distributed
+from diablo_ds.training.startup import complete_ds_config, start_engine
+from diablo_ds.training.step import train_step
+from diablo_ds.zero.ds_config import load_ds_config, zero_stage
+from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.loading import load_base
 
 WARM_UP_STEPS = 3
 
@@ -139,10 +141,10 @@ def _diablo_steps(settings: Settings) -> tuple[Callable[[], object], int]:
     shapes = build_meta_model(load_model_config(folder))
     complete = complete_ds_config(load_ds_config(file), config, shapes, file)
     model = load_base(folder, settings.precision, complete if zero_stage(complete) == 3 else None)
-    layers = adapter.select_targets(model, (), model_type=model.config.model_type)
-    deltas = adapter.attach(
+    layers = select_targets(model, (), model_type=model.config.model_type)
+    deltas = attach(
         model,
-        adapter.resolve_num_blocks(layers, settings.num_blocks),
+        resolve_num_blocks(layers, settings.num_blocks),
         delta_path=resolve_delta_path(settings.method, dtype, 0.0),
         device=device,
     )
@@ -257,8 +259,8 @@ def with_lora(model: Any, shapes: Any, num_blocks: str, *, use_dora: bool = Fals
     """Attach LoRA to the same layers, at the rank that trains about as many parameters."""
     import peft
 
-    targets = adapter.select_targets(shapes, (), model_type=model.config.model_type)
-    counts = adapter.resolve_num_blocks(targets, num_blocks)
+    targets = select_targets(shapes, (), model_type=model.config.model_type)
+    counts = resolve_num_blocks(targets, num_blocks)
     wanted = sum(
         targets[name].in_features * targets[name].out_features // count
         for name, count in counts.items()

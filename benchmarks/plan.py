@@ -23,16 +23,16 @@ import click
 import torch
 
 from benchmarks.report import table, write_report
-from diablo_ds.architecture import decoder_layers, load_model_config
-from diablo_ds.batches import MicroBatch
-from diablo_ds.config import RunConfig
-from diablo_ds.model import find_model
+from diablo_ds.config.choices import DS_CONFIGS
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import MicroBatch
+from diablo_ds.model.architecture import decoder_layers, load_model_config
+from diablo_ds.model.finding import find_model
+from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning.communication import LIMIT_KEYS, Layout, gathers_per_micro_step
 from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model
 from diablo_ds.planning.memory import DEFAULT_BUCKET_ELEMENTS, memory_dict, rank_memory
-from diablo_ds.planning.plan import DS_CONFIGS
-from diablo_ds.recomputation import Recomputation
 
 NUM_RANKS = 2
 STAGES = (2, 3)
@@ -73,17 +73,18 @@ def _warm_up(config: Any, stage: int) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    from diablo_ds import adapter
-    from diablo_ds.engine import import_deepspeed
-    from diablo_ds.labels import IGNORE_LABEL
-    from diablo_ds.loss_head import install_loss_head
-    from diablo_ds.recomputation import recompute_layers
+    from diablo_ds.adapter.attach import attach
+    from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+    from diablo_ds.data.labels import IGNORE_LABEL
+    from diablo_ds.model.loss_head import install_loss_head
+    from diablo_ds.model.recomputation import recompute_layers
+    from diablo_ds.zero.engine import import_deepspeed
 
     small = type(config).from_dict({**config.to_dict(), "num_hidden_layers": 1})
     model: Any = AutoModelForCausalLM.from_config(small).to(torch.bfloat16).train()
     model.config.use_cache = False
-    targets = adapter.select_targets(model, (), model_type=config.model_type)
-    deltas = adapter.attach(model, adapter.resolve_num_blocks(targets, "64"))
+    targets = select_targets(model, (), model_type=config.model_type)
+    deltas = attach(model, resolve_num_blocks(targets, "64"))
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(small)
     install_loss_head(model, shapes)
@@ -115,15 +116,18 @@ def _warm_up(config: Any, stage: int) -> None:
 
 def measure(stage: int, output: Path) -> None:
     """Train on this rank, and let rank 0 write the peaks of all cases."""
-    from diablo_ds import adapter, distributed, engine
-    from diablo_ds.architecture import DTYPES, build_meta_model
-    from diablo_ds.ds_config import load_ds_config
-    from diablo_ds.layers import resolve_delta_path
-    from diablo_ds.loss_head import install_loss_head
-    from diablo_ds.model import load_base
-    from diablo_ds.recomputation import recompute_layers
-    from diablo_ds.startup import complete_ds_config, start_engine
-    from diablo_ds.step import train_step
+    from diablo_ds.adapter.attach import attach
+    from diablo_ds.adapter.layer import resolve_delta_path
+    from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+    from diablo_ds.model.architecture import DTYPES, build_meta_model
+    from diablo_ds.model.loss_head import install_loss_head
+    from diablo_ds.model.recomputation import recompute_layers
+    from diablo_ds.ranks import distributed
+    from diablo_ds.training.startup import complete_ds_config, start_engine
+    from diablo_ds.training.step import train_step
+    from diablo_ds.zero import engine
+    from diablo_ds.zero.ds_config import load_ds_config
+    from diablo_ds.zero.loading import load_base
 
     run = RunConfig(micro_batch=1, global_batch=NUM_RANKS, precision="bf16")
     device = engine.init_process_group()
@@ -135,10 +139,10 @@ def measure(stage: int, output: Path) -> None:
     gc.collect()
     before = _resident()
     model = load_base(folder, run.precision, complete if stage == 3 else None)
-    targets = adapter.select_targets(model, (), model_type=model.config.model_type)
-    deltas = adapter.attach(
+    targets = select_targets(model, (), model_type=model.config.model_type)
+    deltas = attach(
         model,
-        adapter.resolve_num_blocks(targets, run.num_blocks),
+        resolve_num_blocks(targets, run.num_blocks),
         delta_path=resolve_delta_path(run.delta_path, DTYPES[run.precision], 0),
         device=device,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from diablo_ds.files import new_file
+from diablo_ds.files.atomic import new_file
 
 
 def plot_bars(

@@ -30,16 +30,19 @@ import click
 import torch
 
 from benchmarks.report import table, write_report
-from diablo_ds import adapter, tokenization
-from diablo_ds.batches import BatchSource, Dealer
-from diablo_ds.config import RunConfig
-from diablo_ds.corpora.encoding import RowEncoder
-from diablo_ds.corpora.sources import find_sources
-from diablo_ds.data import load_data
-from diablo_ds.encoders import Encoder
-from diablo_ds.loss import causal_lm_loss
-from diablo_ds.prepare.chunks import Chunk, ChunkEncoder, split_chunks
-from diablo_ds.prepare.decontamination import ExcludedQuestions
+from diablo_ds.adapter.attach import attach
+from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.corpora.encoding import RowEncoder
+from diablo_ds.data.corpora.sources import find_sources
+from diablo_ds.data.examples import load_data
+from diablo_ds.data.prepare.chunks import Chunk, ChunkEncoder, split_chunks
+from diablo_ds.data.prepare.decontamination import ExcludedQuestions
+from diablo_ds.data.text import tokenization
+from diablo_ds.data.text.encoders import Encoder
+from diablo_ds.model import finding
+from diablo_ds.model.loss import causal_lm_loss
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "diablo_ds" / "samples"
@@ -240,14 +243,14 @@ def _memory(pid: int) -> dict[str, int]:
 
 def measure_reading(steps: int) -> list[dict[str, Any]]:
     """Time getting a step's micro batches, and the training step they feed."""
-    from diablo_ds.model import load_base
+    from diablo_ds.zero.loading import load_base
 
-    folder = tokenization.find_tokenizer("default")
+    folder = finding.find_tokenizer("default")
     tokenizer = tokenization.load_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_base(folder, "bf16").to(device).train()
-    layers = adapter.select_targets(model, (), model_type=model.config.model_type)
-    deltas = adapter.attach(model, adapter.resolve_num_blocks(layers, "64"))
+    layers = select_targets(model, (), model_type=model.config.model_type)
+    deltas = attach(model, resolve_num_blocks(layers, "64"))
     optimizer = torch.optim.AdamW(deltas.values(), lr=1e-3)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -309,7 +312,7 @@ def main(
     default = [f"math={SAMPLES / 'gsm8k'}"]
     default += [f"{name}={SAMPLES / name}" for name in ("commonsense", "code", "safety")]
     pairs = [text.split("=", 1) for text in sources or default]
-    path = tokenization.find_tokenizer(tokenizer)
+    path = finding.find_tokenizer(tokenizer)
     speed = []
     for family, source in pairs:  # each in a fresh process, as a worker is
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

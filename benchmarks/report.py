@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from diablo_ds.files import write_json, write_text
+from diablo_ds.files.atomic import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets")

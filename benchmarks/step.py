@@ -21,7 +21,7 @@ import torch
 from benchmarks.plots import plot_bars
 from benchmarks.ranks import run_ranks
 from benchmarks.report import table, write_report
-from diablo_ds.model import find_model
+from diablo_ds.model.finding import find_model
 
 NAMES = {
     "frozen": "frozen base",

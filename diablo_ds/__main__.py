@@ -1,6 +1,6 @@
 """`python -m diablo_ds`, the same as the command `diablo-ds`."""
 
-from diablo_ds.cli import entry_point
+from diablo_ds.cli.main import entry_point
 
 if __name__ == "__main__":
     entry_point()

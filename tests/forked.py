@@ -125,6 +125,6 @@ def _run(words: list[str], variables: Mapping[str, str], outputs: list[str]) -> 
     multiprocessing.set_start_method(None, force=True)
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = words
-    from diablo_ds.cli import entry_point
+    from diablo_ds.cli.main import entry_point
 
     entry_point()

@@ -9,7 +9,12 @@ for _name in (
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
     *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mistral", "qwen2")),
     *("transformers.models.gpt_neox.modeling_gpt_neox", "transformers.integrations.deepspeed"),
-    *("diablo_ds.train", "diablo_ds.dry_run", "diablo_ds.inspection", "diablo_ds.prepare.pipeline"),
+    *(
+        "diablo_ds.training.train",
+        "diablo_ds.training.dry_run",
+        "diablo_ds.training.inspection",
+        "diablo_ds.data.prepare.pipeline",
+    ),
     "tests.distributed.training",
 ):
     import_module(_name)

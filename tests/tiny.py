@@ -21,10 +21,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from diablo_ds.data import Examples, TokenTable
-from diablo_ds.labels import Example
-from diablo_ds.templates import Segment
-from diablo_ds.tokenization import EncodableText, HuggingFaceEncoder, Tokenizer
+from diablo_ds.data.examples import Examples, TokenTable
+from diablo_ds.data.labels import Example
+from diablo_ds.data.text.templates import Segment
+from diablo_ds.data.text.tokenization import EncodableText, HuggingFaceEncoder, Tokenizer
 
 END = "<|end|>"
 _SHAPE = {

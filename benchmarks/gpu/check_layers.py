@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.models import device
-from diablo_ds.blocks import dense_delta, diablo_linear, diagonal_blocks
+from diablo_ds.adapter.blocks import dense_delta, diablo_linear, diagonal_blocks
 
 _WIDTHS = {
     "full": ((4096, 14336), (14336, 4096), (4096, 1024)),

@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from benchmarks.gpu import levers
 from benchmarks.gpu.models import device
-from diablo_ds import adapter
-from diablo_ds.architecture import DTYPES, build_meta_model, build_model
-from diablo_ds.attention import attentions_by_length, takes_lengths
-from diablo_ds.batches import MicroBatch, collate
-from diablo_ds.blocks import dense_delta, diagonal_blocks
-from diablo_ds.labels import Example
-from diablo_ds.loss import count_targets
-from diablo_ds.loss_head import install_loss_head
-from diablo_ds.step import micro_batch_loss
-from diablo_ds.varlen import VARLEN, register_varlen_attention
+from diablo_ds.adapter.attach import attach, load_deltas
+from diablo_ds.adapter.blocks import dense_delta, diagonal_blocks
+from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.data.batches import MicroBatch, collate
+from diablo_ds.data.labels import Example
+from diablo_ds.model.architecture import DTYPES, build_meta_model, build_model
+from diablo_ds.model.attention import attentions_by_length, takes_lengths
+from diablo_ds.model.loss import count_targets
+from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.varlen import VARLEN, register_varlen_attention
+from diablo_ds.training.step import micro_batch_loss
 
 UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}
 """Largest relative error of rounding a number, by dtype."""
@@ -134,8 +135,8 @@ def reference(sizes: Sizes, dtype: torch.dtype) -> Found:
     their gradients read off the dense ones'.
     """
     model = _model(sizes, dtype).double()
-    targets = adapter.select_targets(model, (), model_type=model.config.model_type)
-    counts = adapter.resolve_num_blocks(targets, str(sizes.num_blocks))
+    targets = select_targets(model, (), model_type=model.config.model_type)
+    counts = resolve_num_blocks(targets, str(sizes.num_blocks))
     model.requires_grad_(False)
     shapes = {
         name: (counts[name], layer.in_features // counts[name], layer.out_features // counts[name])
@@ -192,11 +193,11 @@ def measure(
     if attention == VARLEN:
         register_varlen_attention()
     model.set_attn_implementation(attention)
-    targets = adapter.select_targets(model, (), model_type=model.config.model_type)
-    counts = adapter.resolve_num_blocks(targets, str(sizes.num_blocks))
-    deltas = adapter.attach(model, counts, delta_path=path)
+    targets = select_targets(model, (), model_type=model.config.model_type)
+    counts = resolve_num_blocks(targets, str(sizes.num_blocks))
+    deltas = attach(model, counts, delta_path=path)
     shapes = {name.removesuffix(".delta"): tuple(d.shape) for name, d in deltas.items()}
-    adapter.load_deltas(
+    load_deltas(
         model, {f"{name}.delta": delta for name, delta in _deltas(dict(shapes), first).items()}
     )
     model.enable_input_require_grads()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu.models import device
-from diablo_ds.adapter import load_adapter
+from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.launcher.ports import free_port
 
 ROOT = Path(__file__).parents[2]

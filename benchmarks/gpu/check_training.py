@@ -9,17 +9,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from diablo_ds import adapter
-from diablo_ds.architecture import build_meta_model, build_model
-from diablo_ds.batches import MicroBatch
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import load_ds_config
-from diablo_ds.engine import import_deepspeed, init_process_group
-from diablo_ds.loss_head import install_loss_head
-from diablo_ds.planning.plan import DS_CONFIGS
+from diablo_ds.adapter.attach import attach
+from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.config.choices import DS_CONFIGS
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import MicroBatch
+from diablo_ds.model.architecture import build_meta_model, build_model
+from diablo_ds.model.loss_head import install_loss_head
 from diablo_ds.planning.shapes import Shape, find_config
-from diablo_ds.startup import complete_ds_config, start_engine
-from diablo_ds.step import train_step
+from diablo_ds.training.startup import complete_ds_config, start_engine
+from diablo_ds.training.step import train_step
+from diablo_ds.zero.ds_config import load_ds_config
+from diablo_ds.zero.engine import import_deepspeed, init_process_group
 
 NUM_STEPS, _NUM_BATCHES = 20, 4
 _MODEL = "smollm2-135m"
@@ -107,8 +108,8 @@ def _run_config(scale: str) -> RunConfig:
 
 
 def _attach(model: Any, scale: str, **options: Any) -> Any:
-    targets = adapter.select_targets(model, (), model_type=model.config.model_type)
-    return adapter.attach(model, adapter.resolve_num_blocks(targets, _COUNTS[scale]), **options)
+    targets = select_targets(model, (), model_type=model.config.model_type)
+    return attach(model, resolve_num_blocks(targets, _COUNTS[scale]), **options)
 
 
 @lru_cache(maxsize=1)

@@ -20,8 +20,8 @@ from benchmarks.gpu.models import (
 )
 from benchmarks.gpu.ours import COMPILE_LIMIT_S, COMPILERS
 from benchmarks.gpu.records import Case
-from diablo_ds.architecture import build_meta_model
-from diablo_ds.loss_head import install_loss_head
+from diablo_ds.model.architecture import build_meta_model
+from diablo_ds.model.loss_head import install_loss_head
 
 
 class _Frozen:

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from diablo_ds import loss
-from diablo_ds.adapter import diablo_layers
-from diablo_ds.architecture import decoder_layers
-from diablo_ds.compilation import compile_layers, compile_loss, uncompile_layers
-from diablo_ds.layers import DELTA_PATHS
+from diablo_ds.adapter.attach import diablo_layers
+from diablo_ds.adapter.layer import DELTA_PATHS
+from diablo_ds.model import loss
+from diablo_ds.model.architecture import decoder_layers
+from diablo_ds.model.compilation import compile_layers, compile_loss, uncompile_layers
 
 Lever = Callable[[Any], contextlib.AbstractContextManager[None]]
 """Of a model."""

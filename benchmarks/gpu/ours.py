@@ -12,7 +12,7 @@ from benchmarks.gpu.levers import Lever
 from benchmarks.gpu.models import COMPILED, WORKLOADS
 from benchmarks.gpu.records import Case
 from benchmarks.gpu.sessions import Session
-from diablo_ds.layers import DELTA_PATHS
+from diablo_ds.adapter.layer import DELTA_PATHS
 
 COMPILE_LIMIT_S = 150.0
 

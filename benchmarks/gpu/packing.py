@@ -10,9 +10,9 @@ import numpy as np
 
 from benchmarks.gpu.models import timed_steps
 from benchmarks.gpu.sessions import Session
-from diablo_ds.batches import MicroBatch, collate
-from diablo_ds.labels import Example
-from diablo_ds.varlen import has_varlen_kernel, register_varlen_attention
+from diablo_ds.data.batches import MicroBatch, collate
+from diablo_ds.data.labels import Example
+from diablo_ds.model.varlen import has_varlen_kernel, register_varlen_attention
 
 # Tokens of the first 96 examples of GSM8K in diablo_ds/samples, question and answer, by SmolLM2's
 # tokenizer.

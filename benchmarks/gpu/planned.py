@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from benchmarks.gpu.models import COMPILED, WORKLOADS
 from benchmarks.gpu.records import Records
-from diablo_ds.config import RunConfig
+from diablo_ds.config.run import RunConfig
 from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
 from diablo_ds.planning.plan import Candidate, Planner
 

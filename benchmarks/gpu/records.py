@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diablo_ds.files import write_text
-from diablo_ds.launcher.probe import code_digest
+from diablo_ds.files.atomic import write_text
+from diablo_ds.ranks.software import code_digest
 
 _PACKAGES = ("torch", "triton", "deepspeed", "transformers", "peft", "liger-kernel")
 _WHERE = ("card", "versions", "source")

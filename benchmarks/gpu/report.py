@@ -15,7 +15,7 @@ from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import STAGES
 from benchmarks.plots import plot_bars
 from benchmarks.report import RESULTS, table
-from diablo_ds.files import write_text
+from diablo_ds.files.atomic import write_text
 
 _METHODS = {
     "step-frozen": "frozen base",

@@ -17,17 +17,18 @@ from benchmarks.gpu.models import (
     random_tokens,
     timed_steps,
 )
-from diablo_ds import adapter
-from diablo_ds.architecture import build_meta_model, decoder_layers
-from diablo_ds.batches import MicroBatch
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import load_ds_config
-from diablo_ds.engine import import_deepspeed, init_process_group
-from diablo_ds.loss_head import install_loss_head
-from diablo_ds.planning.plan import DS_CONFIGS
-from diablo_ds.recomputation import Recomputation, recompute_layers
-from diablo_ds.startup import complete_ds_config, start_engine
-from diablo_ds.step import train_step
+from diablo_ds.adapter.attach import attach
+from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.config.choices import DS_CONFIGS
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import MicroBatch
+from diablo_ds.model.architecture import build_meta_model, decoder_layers
+from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.recomputation import Recomputation, recompute_layers
+from diablo_ds.training.startup import complete_ds_config, start_engine
+from diablo_ds.training.step import train_step
+from diablo_ds.zero.ds_config import load_ds_config
+from diablo_ds.zero.engine import import_deepspeed, init_process_group
 
 _DELTA_STD = 1e-3
 """Of the deltas at the start: zeros could be computed faster than other numbers."""
@@ -61,9 +62,9 @@ class Session:
         model = random_model(self.config)
         if stage == 3:
             import_deepspeed().zero.Init(module=model, config_dict_or_path=complete)
-        targets = adapter.select_targets(model, (), model_type=self.config.model_type)
-        self.deltas: dict[str, nn.Parameter] = adapter.attach(
-            model, adapter.resolve_num_blocks(targets, num_blocks), device=device
+        targets = select_targets(model, (), model_type=self.config.model_type)
+        self.deltas: dict[str, nn.Parameter] = attach(
+            model, resolve_num_blocks(targets, num_blocks), device=device
         )
         for delta in self.deltas.values():
             nn.init.normal_(delta, std=_DELTA_STD)

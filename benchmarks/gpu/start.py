@@ -15,13 +15,13 @@ from typing import Any
 
 from benchmarks.gpu.models import WORKLOADS, device, random_model, synchronize
 from benchmarks.gpu.records import Case
-from diablo_ds.architecture import build_meta_model, load_model_config
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import load_ds_config
-from diablo_ds.engine import init_process_group
-from diablo_ds.model import load_base
-from diablo_ds.planning.plan import DS_CONFIGS
-from diablo_ds.startup import complete_ds_config
+from diablo_ds.config.choices import DS_CONFIGS
+from diablo_ds.config.run import RunConfig
+from diablo_ds.model.architecture import build_meta_model, load_model_config
+from diablo_ds.training.startup import complete_ds_config
+from diablo_ds.zero.ds_config import load_ds_config
+from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.loading import load_base
 
 _LIBRARIES = ("torch", "transformers", "deepspeed")
 _NUM_LAYERS = 4

@@ -11,7 +11,7 @@ import signal
 import threading
 from pathlib import Path
 
-from diablo_ds.heartbeat import Heart
+from diablo_ds.ranks.heartbeat import Heart
 
 _beat = Heart.beat
 

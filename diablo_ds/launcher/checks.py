@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.config import RunConfig
-from diablo_ds.files import read_json
+from diablo_ds.config.run import RunConfig
+from diablo_ds.files.atomic import read_json
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 from diablo_ds.launcher.hosts import Answer, on_all_hosts
-from diablo_ds.launcher.probe import PACKAGES
+from diablo_ds.ranks.software import PACKAGES
 
 _COMMANDS = {"pdsh": "pdsh", "openmpi": "ompi_info", "mpich": "mpirun", "slurm": "srun"}
 

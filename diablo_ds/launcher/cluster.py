@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
 
-from diablo_ds.files import read_bytes
-from diablo_ds.identity import ANY_PORT
-from diablo_ds.launcher.guard import rank_python
-from diablo_ds.settings import check_text
-from diablo_ds.strict_json import decode_text
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_bytes
+from diablo_ds.files.strict_json import check_text, decode_text
+from diablo_ds.ranks.identity import ANY_PORT
 
 RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
 """How ranks get to their hosts: DeepSpeed's own runners, and "no-ssh", where `diablo-ds launch` is
@@ -36,7 +37,7 @@ class Cluster:
     """Where a run goes, and how.
 
     Raises:
-        ValueError: if the parts do not go together.
+        UserError: if the parts do not go together.
     """
 
     runner: str = "local"
@@ -70,37 +71,37 @@ class Cluster:
     def __post_init__(self) -> None:
         """Check the values."""
         if self.runner not in RUNNERS:
-            raise ValueError(
+            raise UserError(
                 f"runner must be one of {', '.join(RUNNERS)}; got runner={self.runner!r}"
             )
         if not self.hosts:
-            raise ValueError("a cluster must have at least one host; got none")
+            raise UserError("a cluster must have at least one host; got none")
         if self.runner != "local" and self.hostfile is None:
-            raise ValueError(
+            raise UserError(
                 f"runner {self.runner} needs a hostfile; got none; give --hostfile, with a line "
                 "`name slots=gpus` for each host"
             )
         if (self.node_rank is None) == (self.runner == "no-ssh"):
-            raise ValueError(
+            raise UserError(
                 "node_rank goes with --no-ssh, which needs it; got "
                 f"node_rank={self.node_rank}, runner={self.runner!r}"
             )
         if self.node_rank is not None and not 0 <= self.node_rank < len(self.hosts):
-            raise ValueError(
+            raise UserError(
                 f"node_rank must be from 0 to {len(self.hosts) - 1}; got node_rank={self.node_rank}"
             )
         if self.ssh_port is not None and self.runner != "pdsh":
-            raise ValueError(
+            raise UserError(
                 f"ssh_port is for the runner pdsh; got ssh_port={self.ssh_port} with runner "
                 f"{self.runner!r}"
             )
         if self.master_addr and self.runner == "local":
-            raise ValueError(
+            raise UserError(
                 "master_addr is for the hosts of a hostfile, this machine's ranks need none; got "
                 f"master_addr={self.master_addr!r}"
             )
         if self.launcher_args and self.runner in ("local", "no-ssh"):
-            raise ValueError(
+            raise UserError(
                 "launcher_args are for pdsh, mpirun and srun; got "
                 f"launcher_args={self.launcher_args!r} with runner {self.runner!r}"
             )
@@ -114,7 +115,7 @@ class Cluster:
         )
         if len({host.slots for host in self.hosts}) > 1 and self.runner in ("mpich", "slurm"):
             slots = ", ".join(f"{host.name} {host.slots}" for host in self.hosts)
-            raise ValueError(f"runner {self.runner} needs equally many slots a host; got {slots}")
+            raise UserError(f"runner {self.runner} needs equally many slots a host; got {slots}")
 
     @property
     def world_size(self) -> int:
@@ -144,9 +145,9 @@ class Cluster:
 
 
 def check_word(name: str, value: str) -> None:
-    """Raise ValueError unless a setting is empty or one plain word that is no option."""
+    """Raise UserError unless a setting is empty or one plain word that is no option."""
     if value and not _WORD.fullmatch(value):
-        raise ValueError(
+        raise UserError(
             f"{name} must be a word of letters, digits and _ . , : @ / + = -; got {name}={value!r}"
         )
 
@@ -160,12 +161,12 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     """Read a hostfile: a line `name slots=number` for each host; "#" starts a comment.
 
     Raises:
-        ValueError: if it cannot be read or a line is wrong; names file and line.
+        UserError: if it cannot be read or a line is wrong; names file and line.
     """
     try:
         lines = decode_text(read_bytes(path)).splitlines()
     except JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"hostfile must be a text file; got {path}, line {error.lineno}: {error.msg}"
         ) from None
     hosts: dict[str, Host] = {}
@@ -174,21 +175,30 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
             continue
         match = _HOST_LINE.fullmatch(line.strip())
         if match is None or int(match["slots"]) == 0:
-            raise ValueError(
+            raise UserError(
                 "a line of a hostfile must read `name slots=number`, with at least one slot; got "
                 f"{line.strip()!r:.60} in {path}, line {number}"
             )
         name = match["name"]
         if name in hosts:
-            raise ValueError(
+            raise UserError(
                 f"a host must be named once; got {name:.60} again in {path}, line {number}"
             )
         hosts[name] = Host(name, int(match["slots"]))
     if not hosts:
-        raise ValueError(f"a hostfile must name at least one host; got none in {path}")
+        raise UserError(f"a hostfile must name at least one host; got none in {path}")
     return tuple(hosts.values())
 
 
 def hostfile_text(hosts: tuple[Host, ...]) -> str:
     """Return hosts in the form of a hostfile."""
     return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+
+
+def rank_python(venv: Path | None, wrap: str) -> list[str]:
+    """Return the words that start a rank's Python: this one, a venv's, or a container's own.
+
+    It imports nothing from the working folder (-P), where a file may be named like a module.
+    """
+    inside = "python3" if wrap else sys.executable
+    return [*shlex.split(wrap), inside if venv is None else str(venv / "bin" / "python"), "-P"]

@@ -13,6 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diablo_ds.errors import UserError
+
 NAMES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 """Variables that choose GPUs. CUDA's and HIP's count among those that ROCR's leaves."""
 _NUMBERED = NAMES[0]
@@ -42,19 +44,19 @@ def count_devices(environment: Mapping[str, str]) -> int | None:
 
 
 def check_devices(environment: Mapping[str, str], num_ranks: int) -> None:
-    """Raise ValueError where fewer devices were given than ranks are to start on this host.
+    """Raise UserError where fewer devices were given than ranks are to start on this host.
 
     An empty list is none of them: it makes ranks run on CPUs.
     """
     for name in NAMES:
         found = devices(environment.get(name, ""))
         if len(set(found)) < len(found):
-            raise ValueError(
+            raise UserError(
                 f"a device must be named once; got {name}={environment[name]}; CUDA would see none"
             )
         if found and len(found) < num_ranks:
             tasks = "; srun must show a task all of its node's (--gpu-bind=none)"
-            raise ValueError(
+            raise UserError(
                 f"each rank needs a device of its own; got {num_ranks} ranks on this host, and "
                 f"{name}={environment[name]}, which is {len(found)}; start {len(found)}, name more "
                 f"devices, or none for ranks on CPUs{tasks * ('SLURM_STEP_ID' in environment)}"
@@ -71,7 +73,7 @@ def put_back(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[s
         given: the environment in which DeepSpeed was started on this host.
 
     Raises:
-        ValueError: if DeepSpeed was told to use devices that were not given.
+        UserError: if DeepSpeed was told to use devices that were not given.
     """
     own = {name: given[name] for name in NAMES if name in given}
     result = dict(environment)
@@ -111,7 +113,7 @@ def _select(name: str, text: str, selected: Sequence[str]) -> str:
     else:
         chosen = [entry for entry in found if entry in selected]
     if len(chosen) < len(selected):
-        raise ValueError(
+        raise UserError(
             f"ranks must use devices that were given; got {','.join(selected)} from DeepSpeed, and "
             f"{name}={text}, which is {len(found)}; start at most {len(found)} ranks here, and let "
             "--include count among these"

@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import os
 import select
-import shlex
 import signal
 import socket
 import subprocess
@@ -27,17 +26,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from diablo_ds import terminal, trust
-from diablo_ds.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
-from diablo_ds.heartbeat import DESCRIPTOR, STACKS_SIGNAL
-from diablo_ds.identity import ANY_PORT, RANK_NAMES, find_identity
+from diablo_ds.errors import UserError
+from diablo_ds.files import trust
+from diablo_ds.launcher.cluster import rank_python
 from diablo_ds.launcher.devices import AGENT, check_devices, given_environment, put_back
-from diablo_ds.launcher.environment import STORE_FILE, read_hidden, remove_start
 from diablo_ds.launcher.ports import agree_on_port, meeting_folder
 from diablo_ds.launcher.rank_output import RankOutput
-from diablo_ds.launcher.records import (
+from diablo_ds.ranks import terminal
+from diablo_ds.ranks.environment import STORE_FILE, read_hidden, remove_start
+from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.ranks.heartbeat import DESCRIPTOR, STACKS_SIGNAL
+from diablo_ds.ranks.identity import ANY_PORT, RANK_NAMES, find_identity
+from diablo_ds.ranks.records import (
     FAILED_FILE,
     STOP_FILE,
+    STOP_GRACE_S,
     STOPPED,
     RankRecord,
     announce_failure,
@@ -45,8 +48,6 @@ from diablo_ds.launcher.records import (
     write_record,
 )
 
-STOP_GRACE_S = 25.0
-"""From a request to stop to SIGKILL; DeepSpeed's launcher kills after 30 s itself."""
 PEER_GRACE_S = 5.0
 """The same where another rank has failed: no step can be finished any more."""
 STACKS_WAIT_S = 2.0
@@ -88,7 +89,7 @@ def main() -> None:
         code = guard.run([*python, "-u", "-m", "diablo_ds", "train", *train_arguments])
     except (ValueError, OSError) as error:
         sys.stderr.write(f"Error: {error}\n")
-        code = EXIT_USER_ERROR if isinstance(error, ValueError) else 1
+        code = EXIT_USER_ERROR if isinstance(error, UserError) else 1
         if own.log_folder is not None and guard is None:
             _record_refusal(own.log_folder, code, str(error), shared=own.shared_folders)
     finally:
@@ -118,15 +119,6 @@ def _record_refusal(folder: Path, code: int, message: str, *, shared: bool) -> N
         announce_failure(folder, identity.rank)
 
 
-def rank_python(venv: Path | None, wrap: str) -> list[str]:
-    """Return the words that start a rank's Python: this one, a venv's, or a container's own.
-
-    It imports nothing from the working folder (-P), where a file may be named like a module.
-    """
-    inside = "python3" if wrap else sys.executable
-    return [*shlex.split(wrap), inside if venv is None else str(venv / "bin" / "python"), "-P"]
-
-
 def rank_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the rank that this process guards.
 
@@ -137,7 +129,7 @@ def rank_environment(variables: Mapping[str, str]) -> dict[str, str]:
         variables: what the user gave to the ranks.
 
     Raises:
-        ValueError: if the variables do not tell which rank this is, or fewer devices than ranks
+        UserError: if the variables do not tell which rank this is, or fewer devices than ranks
             were given.
     """
     environment = {**os.environ, **variables}

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from diablo_ds.config import RunConfig
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.files.strict_json import check_text
 from diablo_ds.launcher.cluster import check_word
-from diablo_ds.launcher.environment import secret_assignment
-from diablo_ds.settings import check_text
+from diablo_ds.ranks.environment import secret_assignment
 
 SIGNAL_EARLY_S = 60
 """By so much SLURM may send its warning ahead of the time that was asked for (man sbatch)."""
@@ -22,7 +23,7 @@ class Job:
     """What SLURM is asked for.
 
     Raises:
-        ValueError: if the parts do not go together.
+        UserError: if the parts do not go together.
     """
 
     name: str = "diablo"
@@ -64,41 +65,41 @@ class Job:
         for name in ("partition", "account", "time", "master_addr"):
             check_word(name, getattr(self, name))
         if not self.name.strip():
-            raise ValueError(f"name must not be empty; got name={self.name!r}")
+            raise UserError(f"name must not be empty; got name={self.name!r}")
         self._check_time()
         for option in self.options:
             if not option.startswith("-"):
-                raise ValueError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
+                raise UserError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
             if _TIME_OPTIONS.match(option):
-                raise ValueError(
+                raise UserError(
                     "time limit and signal of a job must be given by --time and --warning-s, which "
                     f"are checked together; got sbatch_option={option!r}"
                 )
         if name := next(filter(None, map(secret_assignment, self.setup)), ""):
-            raise ValueError(
+            raise UserError(
                 f"setup must not hold a secret, since batch scripts are kept; got one that sets "
                 f"{name}; export it where you submit, and give --env {name}"
             )
         low, high = self.node_range()
         if not 1 <= low <= high:
-            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
+            raise UserError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
         if len(self.sweep) > 1:
-            raise ValueError(f"sweep goes over one setting; got sweep={', '.join(self.sweep)}")
+            raise UserError(f"sweep goes over one setting; got sweep={', '.join(self.sweep)}")
         if self.sweep and self.master_port:
-            raise ValueError(
+            raise UserError(
                 "the jobs of an array must choose their ports, as they may share a node; got "
                 f"sweep={self.sweep[0]}, master_port={self.master_port}; leave master_port out"
             )
         if self.sweep and self.chain > 1:
-            raise ValueError(
+            raise UserError(
                 f"give sweep or chain, not both; got sweep={self.sweep[0]}, chain={self.chain}"
             )
 
     def _check_time(self) -> None:
-        """Raise ValueError where a job would be told to stop as soon as it has started."""
+        """Raise UserError where a job would be told to stop as soon as it has started."""
         limit_s = time_limit_s(self.time) if self.time else 0
         if 0 < limit_s <= self.warning_s + SIGNAL_EARLY_S:
-            raise ValueError(
+            raise UserError(
                 f"time must be longer than warning_s, by more than the {SIGNAL_EARLY_S} s that "
                 f"SLURM may warn early; got time={self.time!r}, warning_s={self.warning_s}: the "
                 "job would stop, save and go back into the queue without end"
@@ -108,11 +109,11 @@ class Job:
         """Return the least and the most nodes.
 
         Raises:
-            ValueError: if ``nodes`` is neither a number nor a range.
+            UserError: if ``nodes`` is neither a number nor a range.
         """
         match = _NODES.fullmatch(self.nodes)
         if match is None:
-            raise ValueError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
+            raise UserError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
         return int(match[1]), int(match[2] or match[1])
 
     def sweep_runs(self, run: RunConfig) -> tuple[str, list[str], list[RunConfig]]:
@@ -121,7 +122,7 @@ class Job:
         Without a sweep these are no field, no values, and the run config itself.
 
         Raises:
-            ValueError: if there is no such field, or a value is not one of its.
+            UserError: if there is no such field, or a value is not one of its.
         """
         if not self.sweep:
             return "", [], [run]
@@ -129,7 +130,7 @@ class Job:
         field = name.replace("-", "_")
         known = {f.name: f for f in fields(RunConfig)}
         if field not in known or not text or field == "output":
-            raise ValueError(
+            raise UserError(
                 "sweep must read `setting=value,value,...` with a setting of the run config; got "
                 f"sweep={self.sweep[0]!r}"
             )
@@ -140,7 +141,7 @@ class Job:
             try:
                 runs.append(replace(run, **{field: kind(value)}))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"sweep: {error}") from None
+                raise UserError(f"sweep: {error}") from None
         return field, values, runs
 
 
@@ -152,7 +153,7 @@ def time_limit_s(text: str) -> int:
             days-hours:minutes, days-hours:minutes:seconds, or UNLIMITED.
 
     Raises:
-        ValueError: if it has none of these forms.
+        UserError: if it has none of these forms.
     """
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return 0
@@ -160,7 +161,7 @@ def time_limit_s(text: str) -> int:
     parts = clock.split(":")
     numbers = [days, *parts] if dash else parts
     if len(parts) > 3 or not all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers):
-        raise ValueError(
+        raise UserError(
             "time must be minutes, hours:minutes:seconds, days-hours or another form of sbatch's; "
             f"got time={text!r}"
         )

@@ -17,10 +17,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from diablo_ds import trust
-from diablo_ds.identity import ANY_PORT, Identity
+from diablo_ds.errors import UserError
+from diablo_ds.files import trust
 from diablo_ds.launcher.devices import AGENT
-from diablo_ds.launcher.records import FAILED_FILE, STOP_FILE
+from diablo_ds.ranks.identity import ANY_PORT, Identity
+from diablo_ds.ranks.records import FAILED_FILE, STOP_FILE
 
 FIRST_PORT, NUM_PORTS = 20000, 12000
 """Below those that systems give to connections; strangers cannot guess which one is taken."""
@@ -56,7 +57,7 @@ def meeting_folder(
     that is named after it; the last guard to leave removes it.
 
     Raises:
-        ValueError: if they have no folder in common, or others can write it.
+        UserError: if they have no folder in common, or others can write it.
     """
     if log_folder is not None:
         yield log_folder
@@ -64,7 +65,7 @@ def meeting_folder(
     parent = os.getppid()
     is_agent = AGENT in Path(f"/proc/{parent}/cmdline").read_bytes()
     if not is_agent or environment.get("CROSS_SIZE") != "1":
-        raise ValueError(
+        raise UserError(
             f"any port can be chosen for ranks that share a log folder; got MASTER_PORT={ANY_PORT} "
             "and no --log-folder; give it, the same on all hosts, or give a port"
         )

@@ -6,25 +6,16 @@ Only the standard library is used, so that an answer comes within a second.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import platform
 import shutil
 import socket
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from diablo_ds.launcher.devices import count_devices
-
-PACKAGES = ("torch", "deepspeed", "transformers", "diablo-ds")
-"""Packages that every run needs."""
-FURTHER_PACKAGES = ("tokenizers", "datasets", "numpy", "safetensors", "flash-attn", "flash-attn-3")
-"""Packages that hosts have to agree on too: in their version, or in being without."""
-WHOLE_FILE_BYTES = 1 << 20
-"""Larger files are told apart by their size and their first bytes."""
+from diablo_ds.ranks.software import code_digest, path_digest, versions
 
 
 def main() -> None:
@@ -47,39 +38,6 @@ def main() -> None:
         "port_problem": port_problem(question["port"]),
     }
     print(json.dumps(answer))  # noqa: T201
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that ranks have to agree on."""
-    found = {"python": platform.python_version()}
-    for name in (*PACKAGES, *FURTHER_PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
-
-
-def code_digest() -> str:
-    """Return a digest of this package's source files and their names."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def path_digest(path: Path) -> str:
-    """Return a digest of a file or a folder's files; empty where there is none."""
-    if not path.exists():
-        return ""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        with file.open("rb") as opened:
-            digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-            digest.update(opened.read(WHOLE_FILE_BYTES))
-    return digest.hexdigest()
 
 
 def folder_problem(folder: Path) -> str:

@@ -11,8 +11,8 @@ import select
 import sys
 from pathlib import Path
 
-from diablo_ds import trust
-from diablo_ds.terminal import TERMINAL, Outlet
+from diablo_ds.files import trust
+from diablo_ds.ranks.terminal import TERMINAL, Outlet
 
 DRAIN_S = 2.0
 """How long the end of a rank waits for a log or a launcher that takes no more output."""

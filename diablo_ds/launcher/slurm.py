@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diablo_ds.batch_resolution import resolve_batch
-from diablo_ds.config import RunConfig
-from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
-from diablo_ds.identity import ANY_PORT
-from diablo_ds.launcher.command import SCRIPT, run_options, shown_path
-from diablo_ds.launcher.environment import RUN_KEY
+from diablo_ds.config.batch_resolution import resolve_batch
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.words import run_options
+from diablo_ds.errors import UserError
+from diablo_ds.launcher.deepspeed_command import SCRIPT, shown_path
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.ports import PORT_TRIES
-from diablo_ds.launcher.records import WARNING_VARIABLE
+from diablo_ds.ranks.environment import RUN_KEY
+from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.ranks.identity import ANY_PORT
+from diablo_ds.ranks.records import WARNING_VARIABLE
 
 
 class Variable(str):
@@ -52,7 +54,7 @@ def build_script(
             are not in the script.
 
     Raises:
-        ValueError: if the global batch does not divide over the ranks, or a folder's name cannot
+        UserError: if the global batch does not divide over the ranks, or a folder's name cannot
             be that of SLURM's log.
     """
     low, high = job.node_range()
@@ -98,7 +100,7 @@ def submit(script: Path, job: Job, hidden: Mapping[str, str]) -> list[int]:
         hidden: variables that the job takes from the environment in which it is submitted.
 
     Raises:
-        ValueError: if sbatch is missing or refuses it.
+        UserError: if sbatch is missing or refuses it.
     """
     numbers: list[int] = []
     for _ in range(job.chain):
@@ -113,9 +115,9 @@ def submit(script: Path, job: Job, hidden: Mapping[str, str]) -> list[int]:
                 check=False,
             )
         except OSError as error:
-            raise ValueError(f"submitting needs the command sbatch; got {error}") from None
+            raise UserError(f"submitting needs the command sbatch; got {error}") from None
         if done.returncode:
-            raise ValueError(f"sbatch must accept the job; got {done.stderr.strip()}")
+            raise UserError(f"sbatch must accept the job; got {done.stderr.strip()}")
         numbers.append(int(done.stdout.split(";")[0]))
     return numbers
 
@@ -124,7 +126,7 @@ def _sbatch_options(run: RunConfig, job: Job, num_values: int, folder: Path) -> 
     number = "%A_%a" if num_values else "%j"
     logs = folder / run.output / "logs"
     if "\\" in str(logs):
-        raise ValueError(
+        raise UserError(
             "output must have no backslash for SLURM, which would not fill in the job's number; "
             f"got output={run.output!r} in {folder}"
         )

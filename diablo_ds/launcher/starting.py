@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diablo_ds.config import RunConfig
+from diablo_ds.config.run import RunConfig
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
-from diablo_ds.launcher.command import build_command, launcher_env
-from diablo_ds.launcher.environment import (
+from diablo_ds.launcher.deepspeed_command import build_command, launcher_env
+from diablo_ds.ranks.environment import (
     RUN_KEY,
     STORE_FILE,
     new_key,
@@ -50,7 +50,7 @@ def prepared_start(
         folder: the log folder, shared by all hosts.
 
     Raises:
-        ValueError: if the run and the cluster do not go together.
+        UserError: if the run and the cluster do not go together.
     """
     environment: dict[str, str] = dict(os.environ)
     hidden_file = exports_file = None

@@ -7,10 +7,11 @@ import statistics
 import time
 from pathlib import Path
 
-from diablo_ds.checkpoint import list_checkpoints
-from diablo_ds.launcher.records import read_records
-from diablo_ds.metrics import PROGRESS_FILE, format_seconds, read_metrics, read_num_steps
-from diablo_ds.run_folder import RUN_CONFIG_FILE, checkpoints_folder, logs_folder
+from diablo_ds.errors import UserError
+from diablo_ds.ranks.records import read_records
+from diablo_ds.training.checkpoint import list_checkpoints
+from diablo_ds.training.metrics import PROGRESS_FILE, format_seconds, read_metrics, read_num_steps
+from diablo_ds.training.run_folder import RUN_CONFIG_FILE, checkpoints_folder, logs_folder
 
 RECENT_STEPS = 50
 
@@ -19,12 +20,12 @@ def describe_status(folder: Path) -> str:
     """Return a run's status as lines of text.
 
     Raises:
-        ValueError: if the folder is not that of a run.
+        UserError: if the folder is not that of a run.
     """
     if not (folder / RUN_CONFIG_FILE).is_file():
         if logs_folder(folder).is_dir():
             return f"Run {folder}\n  it has not started to train yet"
-        raise ValueError(f"folder must be that of a run; got {folder}, without {RUN_CONFIG_FILE}")
+        raise UserError(f"folder must be that of a run; got {folder}, without {RUN_CONFIG_FILE}")
     metrics = folder / "metrics.jsonl"
     points, _ = read_metrics(metrics)
     wanted = {"loss", "step_s", "tokens_per_s"}

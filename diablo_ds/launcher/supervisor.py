@@ -17,26 +17,28 @@ from types import FrameType
 
 import click
 
-from diablo_ds import trust
-from diablo_ds.batch_resolution import resolve_batch
-from diablo_ds.config import RunConfig
-from diablo_ds.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
-from diablo_ds.files import write_text
+from diablo_ds.config.batch_resolution import resolve_batch
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.words import shell_text
+from diablo_ds.errors import UserError
+from diablo_ds.files import trust
+from diablo_ds.files.atomic import write_text
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host, hostfile_text
-from diablo_ds.launcher.command import shell_text
-from diablo_ds.launcher.guard import PEER_GRACE_S, STOP_GRACE_S
+from diablo_ds.launcher.guard import PEER_GRACE_S
 from diablo_ds.launcher.hosts import reachable_hosts
 from diablo_ds.launcher.ports import PORT_TRIES
-from diablo_ds.launcher.records import (
+from diablo_ds.launcher.starting import Start, prepared_start
+from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.ranks.records import (
     FAILED_FILE,
     STOP_FILE,
+    STOP_GRACE_S,
     RankRecord,
     describe_failure,
     first_failure,
     read_records,
     record_file,
 )
-from diablo_ds.launcher.starting import Start, prepared_start
 
 POLL_S = 0.2
 MARGIN_S = 4.0
@@ -67,7 +69,7 @@ def run_until_done(
     a log folder of its own in ``logs``.
 
     Raises:
-        ValueError: if the run and the cluster do not go together.
+        UserError: if the run and the cluster do not go together.
     """
     restarts = port_tries = 0
     while True:
@@ -132,7 +134,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
     """Return the cluster of the hosts that can be reached, as many as the global batch allows.
 
     Raises:
-        ValueError: if they are too few.
+        UserError: if they are too few.
     """
     alive = reachable_hosts(cluster)
     lost = [host.name for host in cluster.hosts if host not in alive]
@@ -140,7 +142,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
         return cluster
     hosts = fitting_hosts(run, alive)
     if len(hosts) < min_nodes:
-        raise ValueError(
+        raise UserError(
             f"at least min_nodes={min_nodes} hosts must be left; got {len(hosts)}; lost are "
             f"{', '.join(lost)}"
         )

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diablo_ds.activations import attention_share
-from diablo_ds.config import RunConfig
-from diablo_ds.distributed import local_world_size
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.model.activations import attention_share
+from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning.communication import Layout, gathers_per_micro_step
 from diablo_ds.planning.hardware import GB
 from diablo_ds.planning.measure import measure_model
 from diablo_ds.planning.memory import buckets, rank_memory
-from diablo_ds.recomputation import Recomputation
+from diablo_ds.ranks.distributed import local_world_size
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def fit_memory(
         device_type: "cuda" or "cpu".
 
     Raises:
-        ValueError: if nothing fits.
+        UserError: if nothing fits.
     """
     num_micro_steps = run.accumulation_steps(world_size)
     if run.micro_batch_tokens:
@@ -91,7 +92,7 @@ def fit_memory(
     fitting = [choice for choice in choices if planned_bytes(choice) <= run.memory_budget * GB]
     if not fitting:
         least = min(planned_bytes(choice) for choice in choices)
-        raise ValueError(
+        raise UserError(
             "memory_budget must hold the run; got "
             f"memory_budget={run.memory_budget:g} GB, the least is {least / GB:.2f} GB with every "
             "layer recomputed; use a smaller micro_batch, ZeRO stage 3 or more ranks"

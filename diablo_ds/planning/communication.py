@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diablo_ds.ds_config import offload_device
 from diablo_ds.planning.gathers import Gathers, Limits, simulate
 from diablo_ds.planning.measure import ModelSizes
-from diablo_ds.traffic import BASE_GATHERS, DELTA_GATHERS, DELTA_GRADIENTS, Collective
+from diablo_ds.zero.ds_config import offload_device
+from diablo_ds.zero.traffic import BASE_GATHERS, DELTA_GATHERS, DELTA_GRADIENTS, Collective
 
 NO_LIMITS = Limits(0, 0, 0)
 LIMIT_KEYS = (
@@ -111,7 +111,7 @@ def base_gather_bytes(model: ModelSizes, layout: Layout, gathers: Gathers) -> in
 def step_traffic(
     model: ModelSizes, layout: Layout, gathers: Gathers | None = None
 ) -> dict[Collective, int]:
-    """Return the bytes of one step's collectives, as `diablo_ds.traffic.Traffic` counts them.
+    """Return the bytes of one step's collectives, as `diablo_ds.zero.traffic.Traffic` counts them.
 
     Args:
         model: the model's sizes.

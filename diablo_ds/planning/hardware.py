@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diablo_ds.errors import UserError
+
 GB = 1e9
 
 
@@ -65,7 +67,7 @@ class Assumptions:
     def __post_init__(self) -> None:
         for name in ("compute_share", "memory_share", "link_share"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1]; got {name}={getattr(self, name)}")
+                raise UserError(f"{name} must be in (0, 1]; got {name}={getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class ClusterSize:
 
     def __post_init__(self) -> None:
         if self.reserved_bytes >= self.memory_bytes:
-            raise ValueError(
+            raise UserError(
                 "gpu_memory must be larger than the reserve; got "
                 f"gpu_memory={self.memory_bytes / GB:g}, reserve={self.reserved_bytes / GB:g} GB"
             )

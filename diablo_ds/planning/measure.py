@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from diablo_ds import adapter
-from diablo_ds.activations import ActivationSizes, measure_activations
-from diablo_ds.architecture import (
+from diablo_ds.adapter.attach import attach
+from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.config.run import RunConfig
+from diablo_ds.model.activations import ActivationSizes, measure_activations
+from diablo_ds.model.architecture import (
     DTYPES,
+    BaseSizes,
     build_meta_model,
     decoder_layer_classes,
     decoder_layers,
     measure_base,
     text_decoder_name,
 )
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import BaseSizes
-from diablo_ds.loss import LossHead
-from diablo_ds.loss_head import install_loss_head
-from diablo_ds.placement import TensorPlacement, expected_placement
+from diablo_ds.model.loss import LossHead
+from diablo_ds.model.loss_head import install_loss_head
 from diablo_ds.planning.gathers import Visit
+from diablo_ds.zero.placement import TensorPlacement, expected_placement
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,20 @@ def measure_model(config: Any, run: RunConfig) -> ModelSizes:
         run: the run config.
 
     Raises:
-        ValueError: if a target matches nothing or a block count does not divide a layer.
+        UserError: if a target matches nothing or a block count does not divide a layer.
     """
     dtype = DTYPES[run.precision]
     model: Any = build_meta_model(config).to(dtype)
     base = measure_base(model, dtype)
-    targets = adapter.select_targets(
+    targets = select_targets(
         model,
         run.targets,
         layers=run.layers,
         model_type=config.get_text_config().model_type,
         within=text_decoder_name(model),
     )
-    num_blocks = adapter.resolve_num_blocks(targets, run.num_blocks)
-    deltas = adapter.attach(model, num_blocks, dropout=run.dropout)
+    num_blocks = resolve_num_blocks(targets, run.num_blocks)
+    deltas = attach(model, num_blocks, dropout=run.dropout)
     activations = measure_activations(model, micro_batch=run.micro_batch, length=run.max_length)
     has_loss_head = install_loss_head(model, build_meta_model(config))
     placed = expected_placement(model, deltas, stage=3, threshold=0)

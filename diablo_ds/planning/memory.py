@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from diablo_ds.loss import loss_head_bytes
+from diablo_ds.model.loss import loss_head_bytes
+from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning.communication import Layout, padded
 from diablo_ds.planning.gathers import Gathers
 from diablo_ds.planning.measure import ModelSizes
-from diablo_ds.recomputation import Recomputation
 
 DEFAULT_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's reduce_bucket_size where a config names none."""
 _OPTIMIZER_BYTES = 12
 """fp32 master and AdamW's two moments, of each delta element."""
 _GRADIENT_BYTES = 4
-"""fp32 at any precision, see `diablo_ds.gradients`."""
+"""fp32 at any precision, see `diablo_ds.zero.gradients`."""
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 

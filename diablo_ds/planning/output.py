@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.config import RunConfig
-from diablo_ds.files import write_json, write_text
-from diablo_ds.launcher.command import run_options, shell_text
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.words import run_options, shell_text
+from diablo_ds.files.atomic import write_json, write_text
 from diablo_ds.planning.plan import Candidate, Planner
 
 DS_CONFIG_FILE, LAUNCH_FILE, SLURM_FILE = "ds_config.json", "launch.sh", "slurm.sh"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import complete_ds_config
-from diablo_ds.files import read_json
+from diablo_ds.config.choices import DS_CONFIGS
+from diablo_ds.config.run import RunConfig
+from diablo_ds.files.atomic import read_json
+from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning.communication import (
     LIMIT_KEYS,
     Layout,
@@ -24,10 +24,9 @@ from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes, measure_model
 from diablo_ds.planning.memory import Memory, buckets, host_bytes, rank_memory
 from diablo_ds.planning.step_time import StepTime, Work, step_time
-from diablo_ds.recomputation import Recomputation
-from diablo_ds.traffic import Collective
+from diablo_ds.zero.ds_config import complete_ds_config
+from diablo_ds.zero.traffic import Collective
 
-DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 MOST_RANKS = 1024
 _BUCKET_ELEMENTS = 50_000_000
 """Largest bucket for gradients that a plan writes: 200 MB in fp32."""
@@ -120,7 +119,7 @@ class Planner:
         """Yield every layout of a run on a cluster.
 
         Raises:
-            ValueError: if the global batch does not divide, or a block count is not legal.
+            UserError: if the global batch does not divide, or a block count is not legal.
         """
         run = run or self.run
         num_layers = self.model(run).num_layers

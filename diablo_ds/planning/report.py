@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.config import RunConfig
-from diablo_ds.files import new_file
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import new_file
 from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes
 from diablo_ds.planning.memory import memory_dict
@@ -172,14 +173,12 @@ def plot_scaling(candidates: Sequence[Candidate], path: Path, title: str) -> Non
     """Draw tokens a second and memory over the number of GPUs, as a PNG.
 
     Raises:
-        ValueError: if matplotlib is not installed.
+        UserError: if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise ValueError(
-            "a plot needs matplotlib; got none; run `pip install matplotlib`"
-        ) from None
+        raise UserError("a plot needs matplotlib; got none; run `pip install matplotlib`") from None
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     rate, memory = figure.subplots(1, 2)
     for number, variant in enumerate(VARIANTS):

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.architecture import load_model_config
-from diablo_ds.hub import hub_folder, looks_like_hub_name
+from diablo_ds.errors import UserError
+from diablo_ds.files.hub import hub_folder, looks_like_hub_name
+from diablo_ds.model.architecture import load_model_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def find_config(model: str, shape: Shape, length: int) -> tuple[Any, str]:
         length: tokens of a sequence; a model given by its shape has so many positions.
 
     Raises:
-        ValueError: if there is no such model, or the shape is not whole.
+        UserError: if there is no such model, or the shape is not whole.
     """
     changes = {name: value for name, value in asdict(shape).items() if value not in (0, None)}
     if not model:
@@ -112,7 +113,7 @@ def _whole(changes: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in (*_NEEDED, "vocab_size") if name not in changes]
     if missing:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise ValueError(
+        raise UserError(
             "a model must be given by --model or by all of its widths; got none of "
             f"{options}; built in are {', '.join(BUILT_IN)}"
         )
@@ -124,7 +125,7 @@ def _config_of(family: str, values: dict[str, Any], length: int) -> Any:
 
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     if hidden % heads or heads % values["num_key_value_heads"]:
-        raise ValueError(
+        raise UserError(
             "hidden_size must be a multiple of num_attention_heads, and that one of "
             f"num_key_value_heads; got hidden_size={hidden}, num_attention_heads={heads}, "
             f"num_key_value_heads={values['num_key_value_heads']}"
@@ -137,11 +138,11 @@ def _config_folder(model: str) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or not looks_like_hub_name(model):
-        raise ValueError(
+        raise UserError(
             "model must be a folder with a config.json, a hub name or a built-in shape; got "
             f"model={model!r}; built in are {', '.join(BUILT_IN)}"
         )
     try:
         return hub_folder(model, "model", ["config.json"])
     except ValueError as error:
-        raise ValueError(f"{error}; built in are {', '.join(BUILT_IN)}") from None
+        raise UserError(f"{error}; built in are {', '.join(BUILT_IN)}") from None

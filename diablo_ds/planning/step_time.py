@@ -13,7 +13,7 @@ from diablo_ds.planning.communication import Layout, base_gather_bytes, passes
 from diablo_ds.planning.gathers import Gathers
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes
-from diablo_ds.traffic import BASE_GATHERS, Collective
+from diablo_ds.zero.traffic import BASE_GATHERS, Collective
 
 _ADAM_BYTES = 30
 """Read and written of a delta element: master and moments twice, gradient, bf16 copy."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from diablo_ds.adapter import load_adapter
+from diablo_ds.adapter.storage import load_adapter
 from tests.e2e.commands import losses
 from tests.waiting import WAIT_S, wait_until
 

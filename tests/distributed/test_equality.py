@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diablo_ds.config import RunConfig
+from diablo_ds.config.run import RunConfig
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, TRACING, train_and_save, train_plain
 from tests.tiny import save_model

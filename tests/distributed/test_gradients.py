@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diablo_ds.engine import optimizer_step
-from diablo_ds.gradients import one_gradient_reduction
-from diablo_ds.placement import gather_absent
-from diablo_ds.step import NonFiniteError, micro_batch_loss, train_step
+from diablo_ds.training.step import NonFiniteError, micro_batch_loss, train_step
+from diablo_ds.zero.engine import optimizer_step
+from diablo_ds.zero.gradients import one_gradient_reduction
+from diablo_ds.zero.placement import gather_absent
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, micro_batches
 from tests.tiny import save_model

@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diablo_ds.model
-from diablo_ds import distributed, sharded_loading
-from diablo_ds import engine as ds_engine
-from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
-from diablo_ds.model import load_base
-from diablo_ds.tensor_files import find_tensors
+from diablo_ds.files.tensor_files import find_tensors
+from diablo_ds.model import checkpoint_contents
+from diablo_ds.model.architecture import BaseSizes
+from diablo_ds.ranks import distributed
+from diablo_ds.zero import engine as ds_engine
+from diablo_ds.zero import sharded_loading
+from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
+from diablo_ds.zero.loading import load_base
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, DS_CONFIGS
 from tests.tiny import save_model
@@ -48,7 +51,7 @@ def _check_values(rank: int, folder: Path, precision: str, zero: dict[str, Any])
         reports.append(report)
         return model, report
 
-    diablo_ds.model.load_shards = load_and_report
+    diablo_ds.zero.loading.load_shards = load_and_report
     model = load_base(folder, precision, _complete(precision, **zero))
     whole = dict(load_base(folder, precision).named_parameters())
     parameters = dict(model.named_parameters())
@@ -112,7 +115,7 @@ def _check_renamed(rank: int, folder: Path) -> None:
     model = load_base(folder, "fp32", _complete())
     names = dict(model.named_parameters())
     # Without the head's prefix: transformers adds it.
-    assert not sharded_loading.fits_checkpoint(model, find_tensors(folder))
+    assert not checkpoint_contents.fits_checkpoint(model, find_tensors(folder))
     norm = names["model.norm.weight"]
     norm.all_gather([norm])
     assert torch.equal(norm, torch.full((32,), 3.0))

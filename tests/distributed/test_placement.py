@@ -15,13 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from diablo_ds import distributed, placement
-from diablo_ds import engine as ds_engine
-from diablo_ds.blocks import dense_delta
-from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
-from diablo_ds.gradients import one_gradient_reduction
-from diablo_ds.layers import DiaBloLinear
-from diablo_ds.step import evaluate, train_step
+from diablo_ds.adapter.blocks import dense_delta
+from diablo_ds.adapter.layer import DiaBloLinear
+from diablo_ds.model.architecture import BaseSizes
+from diablo_ds.ranks import distributed
+from diablo_ds.training.step import evaluate, train_step
+from diablo_ds.zero import engine as ds_engine
+from diablo_ds.zero import placement
+from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
+from diablo_ds.zero.gradients import one_gradient_reduction
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, DS_CONFIGS, build, learning_rate, micro_batches
 from tests.tiny import save_model

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from diablo_ds import distributed
-from diablo_ds.architecture import load_model_config
+from diablo_ds.model.architecture import load_model_config
 from diablo_ds.planning.communication import LIMIT_KEYS, Layout, step_traffic
 from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model
-from diablo_ds.step import train_step
-from diablo_ds.traffic import NORMS, counting_traffic
+from diablo_ds.ranks import distributed
+from diablo_ds.training.step import train_step
+from diablo_ds.zero.traffic import NORMS, counting_traffic
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
 from tests.tiny import save_model

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.launcher.environment import RUN_KEY
-from diablo_ds.rendezvous import check_key
+from diablo_ds.errors import UserError
+from diablo_ds.ranks.environment import RUN_KEY
+from diablo_ds.ranks.rendezvous import check_key
 from tests.distributed.runner import run_distributed
 from tests.e2e.commands import environment
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.distributed
 def _check(rank: int, keys: tuple[str, ...], refusing: set[int]) -> None:
     os.environ[RUN_KEY] = keys[rank]
     if rank in refusing:
-        with pytest.raises(ValueError, match="every rank must have the key") as error:
+        with pytest.raises(UserError, match="every rank must have the key") as error:
             check_key("cpu")
         assert not any(key in str(error.value) for key in keys if key)
     else:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from diablo_ds import optimizer_state
-from diablo_ds.step import evaluate, train_step
-from diablo_ds.stopping import Borders, StopAgreed, StopRequests
+from diablo_ds.ranks.stopping import Borders, StopAgreed, StopRequests
+from diablo_ds.training.step import evaluate, train_step
+from diablo_ds.zero import optimizer_state
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
 from tests.tiny import save_model

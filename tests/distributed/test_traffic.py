@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from diablo_ds import distributed
 from diablo_ds.planning.communication import padded
-from diablo_ds.step import evaluate, train_step
-from diablo_ds.traffic import BASE_GATHERS, DELTA_GATHERS, DELTA_GRADIENTS, counting_traffic
+from diablo_ds.ranks import distributed
+from diablo_ds.training.step import evaluate, train_step
+from diablo_ds.zero.traffic import BASE_GATHERS, DELTA_GATHERS, DELTA_GRADIENTS, counting_traffic
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
 from tests.tiny import save_model

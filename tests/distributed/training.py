@@ -11,22 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diablo_ds import adapter, distributed, optimizer_state
-from diablo_ds.architecture import DTYPES, build_meta_model, decoder_layers
-from diablo_ds.batches import BatchSource, Dealer
-from diablo_ds.compilation import compile_layers
-from diablo_ds.config import RunConfig
-from diablo_ds.data import Examples
-from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config, zero_stage
-from diablo_ds.engine import init_process_group
-from diablo_ds.layers import resolve_delta_path
-from diablo_ds.loss import causal_lm_loss, count_targets
-from diablo_ds.loss_head import install_loss_head
-from diablo_ds.model import load_base
-from diablo_ds.recomputation import choose_recomputation, recompute_layers
-from diablo_ds.schedule import lr_factor
-from diablo_ds.startup import start_engine
-from diablo_ds.step import train_step
+from diablo_ds.adapter.attach import attach
+from diablo_ds.adapter.layer import resolve_delta_path
+from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.schedule import lr_factor
+from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.examples import Examples
+from diablo_ds.model.architecture import DTYPES, BaseSizes, build_meta_model, decoder_layers
+from diablo_ds.model.compilation import compile_layers
+from diablo_ds.model.loss import causal_lm_loss, count_targets
+from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.recomputation import choose_recomputation, recompute_layers
+from diablo_ds.ranks import distributed
+from diablo_ds.training.startup import start_engine
+from diablo_ds.training.step import train_step
+from diablo_ds.zero import optimizer_state
+from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config, zero_stage
+from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.loading import load_base
 from tests.tiny import tiny_examples
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -81,14 +84,12 @@ def build(
     complete["zero_optimization"].update(changes)
     partition = complete if zero_stage(complete) == 3 else None
     model = load_base(model_folder, config.precision, partition)
-    targets = adapter.select_targets(
+    targets = select_targets(
         model, config.targets, model_type=model.config.model_type, layers=config.layers
     )
-    num_blocks = adapter.resolve_num_blocks(targets, config.num_blocks)
+    num_blocks = resolve_num_blocks(targets, config.num_blocks)
     path = resolve_delta_path(config.delta_path, DTYPES[config.precision], config.dropout)
-    deltas = adapter.attach(
-        model, num_blocks, dropout=config.dropout, delta_path=path, device=device
-    )
+    deltas = attach(model, num_blocks, dropout=config.dropout, delta_path=path, device=device)
     shapes = build_meta_model(model.config)
     recompute_layers(model, choose_recomputation(config, shapes), reentrant=config.reentrant)
     assert install_loss_head(model, shapes)
@@ -151,8 +152,8 @@ def train_plain(
 ) -> tuple[list[list[float]], dict[str, Tensor]]:
     """The reference: one process, no DeepSpeed, one backward over the whole global batch."""
     model = load_base(model_folder, config.precision).train()
-    targets = adapter.select_targets(model, (), model_type=model.config.model_type)
-    deltas = adapter.attach(model, adapter.resolve_num_blocks(targets, config.num_blocks))
+    targets = select_targets(model, (), model_type=model.config.model_type)
+    deltas = attach(model, resolve_num_blocks(targets, config.num_blocks))
     optimizer = torch.optim.AdamW(
         deltas.values(),
         betas=(config.beta1, config.beta2),

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.identity import LAUNCHER, PLACE_NAMES, RANK_NAMES
+from diablo_ds.ranks.identity import LAUNCHER, PLACE_NAMES, RANK_NAMES
 from tests.waiting import WAIT_S
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from diablo_ds.exit_codes import EXIT_PORT_IN_USE
+from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE
 from tests import forked
 from tests.e2e.commands import ROOT, assert_user_error, deepspeed, diablo_ds, losses
 from tests.tiny import save_model

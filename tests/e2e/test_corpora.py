@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.batches import BatchSource, Dealer
-from diablo_ds.config import RunConfig
-from diablo_ds.data import load_data
-from diablo_ds.tokenization import find_tokenizer, load_tokenizer
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.examples import load_data
+from diablo_ds.data.text.tokenization import load_tokenizer
+from diablo_ds.model.finding import find_tokenizer
 from tests.e2e.commands import ROOT, ZERO3, losses
 from tests.forked import diablo_ds, ranks
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from diablo_ds.cli import main
-from diablo_ds.launcher.launch_command import local_slots
+from diablo_ds.cli.launch import local_slots
+from diablo_ds.cli.main import main
 from tests.documents import DOCUMENTS, ROOT, commands
 from tests.e2e.commands import deepspeed
 from tests.tiny import save_model, write_pairs

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
-from diablo_ds.ownership import OWNER_FOLDER
+from diablo_ds.files.ownership import OWNER_FOLDER
+from diablo_ds.training.checkpoint import list_checkpoints, verify_checkpoint
 from tests.e2e.commands import losses
 from tests.forked import Command
 from tests.waiting import wait_until

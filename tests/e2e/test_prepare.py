@@ -15,7 +15,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from diablo_ds.data import TokenTable
+from diablo_ds.data.examples import TokenTable
 from tests.e2e.commands import (
     BIN,
     ROOT,
@@ -179,7 +179,7 @@ def test_a_second_run_loads_no_tokenizer_and_writes_nothing(model, data, tmp_pat
     needless = ("transformers", "tokenizers", "datasets")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({needless}));"
-        "from diablo_ds.cli import entry_point; entry_point()"
+        "from diablo_ds.cli.main import entry_point; entry_point()"
     )
     result = _script("-c", program, "prepare", "jsonl", *options)
     assert "Already prepared from the same inputs" in result.stderr

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diablo_ds.adapter import load_adapter
-from diablo_ds.checkpoint import list_checkpoints, verify_checkpoint
+from diablo_ds.adapter.storage import load_adapter
+from diablo_ds.training.checkpoint import list_checkpoints, verify_checkpoint
 from tests import forked
 from tests.e2e.commands import (
     BIN,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.exit_codes import EXIT_PORT_IN_USE
+from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE
 from tests.e2e.commands import ROOT, environment
 from tests.waiting import WAIT_S
 

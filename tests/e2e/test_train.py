@@ -10,8 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diablo_ds.adapter import load_adapter
-from diablo_ds.checkpoint import list_checkpoints
+from diablo_ds.adapter.storage import load_adapter
+from diablo_ds.training.checkpoint import list_checkpoints
 from tests import forked
 from tests.e2e.commands import ROOT, ZERO3, assert_user_error, deepspeed, diablo_ds, losses
 
@@ -167,7 +167,7 @@ def test_other_stages_from_the_command_line(ds_file, options, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The distutils:DeprecationWarning")
 def test_nvme_offload_where_libaio_is_there(options, tmp_path):
-    from diablo_ds.engine import import_deepspeed
+    from diablo_ds.zero.engine import import_deepspeed
 
     import_deepspeed()
     from deepspeed.ops.op_builder import AsyncIOBuilder

@@ -6,17 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.console import is_user_error
+from diablo_ds.errors import UserError
 
 
 def result_or_our_error(function: Callable[[], Any], path: Path | None = None) -> Any:
     """Call a function; return its result, or None where it raised an error for the user."""
     try:
         return function()
-    except ValueError as error:
-        # A subclass is a library's: of JSON, of an encoding, of Arrow.
-        if type(error) is not ValueError or not is_user_error(error):
-            raise
+    except UserError as error:
         text = str(error)
         assert path is None or str(path) in text, text
         assert "; got" in text, text

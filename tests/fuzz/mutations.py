@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from diablo_ds.strict_json import MAX_DIGITS
+from diablo_ds.files.strict_json import MAX_DIGITS
 
 NASTY = [
     *rb"[ ] { } , : null NaN -0 1e999 true \ud800 \udc00\ud800 \\ \" 0001".split(),

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diablo_ds.corpora.encoding import RowEncoder
-from diablo_ds.corpora.reading import read_rows
+from diablo_ds.data.corpora.encoding import RowEncoder
+from diablo_ds.data.corpora.reading import read_rows
 from tests.fuzz.errors import result_or_our_error
 from tests.fuzz.mutations import VALUES, mutated
 from tests.tiny import tiny_tokenizer

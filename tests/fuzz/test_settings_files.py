@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diablo_ds import adapter
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import BaseSizes, complete_ds_config, load_ds_config
-from diablo_ds.ds_sections import SECTIONS
+from diablo_ds.adapter.storage import CONFIG_FILE, AdapterConfig, load_adapter_config
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.prepare.manifest import load_manifest
+from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.launcher.cluster import read_hostfile
-from diablo_ds.prepare.manifest import load_manifest
-from diablo_ds.tokenization import load_tokenizer
+from diablo_ds.model.architecture import BaseSizes
+from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
+from diablo_ds.zero.ds_sections import SECTIONS
 from tests.fuzz.errors import result_or_our_error
 from tests.fuzz.mutations import VALUES, mutated
 from tests.tokenizers_for_tests import save_metaspace, save_sentencepiece
@@ -107,14 +108,14 @@ def test_damaged_hostfiles(data, folder):
 
 
 ADAPTER = dataclasses.asdict(
-    adapter.AdapterConfig(base_model="m", base_fingerprint="f", num_blocks={"a.q_proj": 4})
+    AdapterConfig(base_model="m", base_fingerprint="f", num_blocks={"a.q_proj": 4})
 )
 
 
 @given(values=_objects(list(ADAPTER), VALUES))
 def test_any_values_in_an_adapter_config(values, folder):
-    (folder / adapter.CONFIG_FILE).write_text(json.dumps({**ADAPTER, **values}))
-    result_or_our_error(lambda: adapter.load_adapter_config(folder), folder)
+    (folder / CONFIG_FILE).write_text(json.dumps({**ADAPTER, **values}))
+    result_or_our_error(lambda: load_adapter_config(folder), folder)
 
 
 MANIFEST = json.dumps(
@@ -147,8 +148,8 @@ def test_damaged_manifests(data, folder):
 def test_the_valid_forms_are_valid(folder):
     (folder / "manifest.json").write_bytes(MANIFEST)
     assert load_manifest(folder)["rows_in"] == {"n": 3}
-    (folder / adapter.CONFIG_FILE).write_text(json.dumps(ADAPTER))
-    assert adapter.load_adapter_config(folder).num_blocks == {"a.q_proj": 4}
+    (folder / CONFIG_FILE).write_text(json.dumps(ADAPTER))
+    assert load_adapter_config(folder).num_blocks == {"a.q_proj": 4}
 
 
 @pytest.fixture(scope="module")

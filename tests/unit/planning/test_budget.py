@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 
-from diablo_ds.architecture import DTYPES, build_meta_model, measure_base
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import complete_ds_config
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.model.architecture import DTYPES, build_meta_model, measure_base
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.planning.shapes import Shape, find_config
+from diablo_ds.zero.ds_config import complete_ds_config
 
 RUN = RunConfig(micro_batch=2, global_batch=16, max_length=2048, num_blocks="64", precision="bf16")
 
@@ -64,5 +65,5 @@ def test_tokens_count_as_the_sequences_that_fill_them(config):
 
 
 def test_a_budget_that_holds_nothing_says_what_would(config):
-    with pytest.raises(ValueError, match=r"memory_budget=1 GB, the least is \d+\.\d\d GB"):
+    with pytest.raises(UserError, match=r"memory_budget=1 GB, the least is \d+\.\d\d GB"):
         _fit(config, 1)

@@ -7,17 +7,18 @@ import json
 
 import pytest
 
-from diablo_ds.architecture import build_meta_model, num_elements
-from diablo_ds.config import RunConfig
-from diablo_ds.ds_config import load_ds_config
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.model.architecture import build_meta_model, num_elements
+from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning import output
 from diablo_ds.planning.communication import Layout, link_bytes, step_traffic
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.memory import rank_memory
 from diablo_ds.planning.plan import VARIANTS, Planner, cluster_sizes, fastest
 from diablo_ds.planning.shapes import BUILT_IN, Shape, find_config
-from diablo_ds.recomputation import Recomputation
-from diablo_ds.traffic import BASE_GATHERS
+from diablo_ds.zero.ds_config import load_ds_config
+from diablo_ds.zero.traffic import BASE_GATHERS
 from tests.tiny import FAMILIES
 
 RUN = RunConfig(num_blocks="4", micro_batch=2, global_batch=16, max_length=64, precision="bf16")
@@ -74,7 +75,7 @@ def test_a_shape_changes_a_built_in_model_and_names_no_checkpoint():
 
 @pytest.mark.parametrize("shape", [Shape(), Shape(hidden_size=64)])
 def test_a_model_without_name_needs_all_widths(shape):
-    with pytest.raises(ValueError, match=r"by all of its widths; got none of .*--vocab-size"):
+    with pytest.raises(UserError, match=r"by all of its widths; got none of .*--vocab-size"):
         find_config("", shape, 512)
 
 

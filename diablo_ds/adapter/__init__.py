@@ -1,0 +1,1 @@
+"""The method: block-diagonal deltas of frozen linear layers. Needs torch alone."""

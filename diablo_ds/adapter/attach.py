@@ -1,0 +1,78 @@
+"""Attaching deltas to a model: frozen linear layers become layers that own one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diablo_ds.adapter.layer import DiaBloLinear
+from diablo_ds.adapter.storage import check_same_keys
+from diablo_ds.errors import UserError
+
+
+def attach(
+    model: nn.Module,
+    num_blocks: Mapping[str, int],
+    *,
+    dropout: float = 0.0,
+    delta_path: str = "fused",
+    device: torch.device | str | None = None,
+) -> dict[str, nn.Parameter]:
+    """Freeze the model and give the named linear layers a delta, in place.
+
+    Args:
+        model: the base model; its parameters may be partitioned by ZeRO-3.
+        num_blocks: block count by the full module name of the layer.
+        dropout: share of the adapter's input that is zeroed while training, in [0, 1).
+        delta_path: one of `diablo_ds.adapter.layer.DELTA_PATHS`.
+        device: device of the deltas; that of the weights by default.
+
+    Returns:
+        The deltas by parameter name, in model order.
+    """
+    model.requires_grad_(False)
+    for name, count in num_blocks.items():
+        parent_name, _, child_name = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        linear = getattr(parent, child_name)
+        layer = DiaBloLinear.from_linear(
+            linear, num_blocks=count, dropout=dropout, delta_path=delta_path, device=device
+        )
+        setattr(parent, child_name, layer)
+    return named_deltas(model)
+
+
+def diablo_layers(model: nn.Module) -> dict[str, DiaBloLinear]:
+    """Return the layers that own a delta, by module type, never by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, DiaBloLinear)}
+
+
+def named_deltas(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the deltas by parameter name, in model order."""
+    return {f"{name}.delta": layer.delta for name, layer in diablo_layers(model).items()}
+
+
+@torch.no_grad()
+def load_deltas(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy delta values into an attached model, strictly: names and shapes must agree.
+
+    Args:
+        model: a model with deltas that DeepSpeed has not taken over yet.
+        tensors: values by parameter name, ``[num_blocks, in_block, out_block]``, cast to the
+            dtype of the model's deltas.
+
+    Raises:
+        UserError: if a delta is missing, unknown or of another shape.
+    """
+    deltas = named_deltas(model)
+    check_same_keys("adapter", tensors, deltas)
+    for name, delta in deltas.items():
+        if tensors[name].shape != delta.shape:
+            raise UserError(
+                f"adapter delta must have the shape of the model's; got {name} of shape "
+                f"{list(tensors[name].shape)}, the model's is {list(delta.shape)}"
+            )
+    for name, delta in deltas.items():
+        delta.copy_(tensors[name])

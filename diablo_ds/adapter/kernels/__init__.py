@@ -1,0 +1,1 @@
+"""Products with a delta by hand-written kernels, and as operators for compiled layers."""

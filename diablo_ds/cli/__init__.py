@@ -1,0 +1,1 @@
+"""The command line: options to dataclasses, one call each."""

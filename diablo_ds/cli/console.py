@@ -1,0 +1,120 @@
+"""What every command shares: option names, output on rank 0, errors without traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from diablo_ds.errors import is_reported
+from diablo_ds.model.default_model import cache_folder
+from diablo_ds.ranks import terminal
+from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
+from diablo_ds.ranks.identity import IdentityError, is_announced
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    # Underscores and dashes are the same: --ds_config is what DeepSpeed users type.
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+
+def run(command: click.Command) -> None:
+    """Run a command as a whole process, and leave with its exit code.
+
+    A rank leaves without shutting the interpreter down: with gloo's threads alive that aborts
+    about one time in ten, after everything was written.
+    """
+    terminal.accept_any_character()
+    _share_cores()
+    _keep_torch_out_of_tmp()
+    try:
+        command()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+_SPINS = "20000"
+"""Turns for which a thread of GNU's OpenMP waits busily. On a quiet machine products take as long
+with it as by default, on a busy one less."""
+
+
+def _share_cores() -> None:
+    """Let threads that wait for others soon give their core away, unless the user has chosen.
+
+    By default OpenMP's threads spin for long. Where a core is wanted by another program,
+    that keeps it from the very thread that is waited for.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+def _keep_torch_out_of_tmp() -> None:
+    """Give PyTorch's cache of compiled kernels a folder that nobody else can make first.
+
+    By default it is in /tmp, under the user's name, whoever made it.
+    """
+    try:
+        folder = cache_folder() / "inductor"
+    except RuntimeError:  # no home, which `clean_errors` says
+        return
+    existing = next((parent for parent in folder.parents if parent.exists()), folder)
+    if os.access(existing, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def echo(text: str) -> None:
+    """Print a result, on rank 0 of a run."""
+    if _is_main_process():
+        click.echo(text)
+
+
+class clean_errors:  # noqa: N801 - reads as a statement
+    """Turn a user's mistake into a message without traceback, on rank 0, and an exit code."""
+
+    def __enter__(self) -> None:
+        """Enter the block, unless libraries would make a folder called `~` in it."""
+        if not os.path.isabs(os.path.expanduser("~")):
+            echo_error(
+                "HOME must be set to an absolute path where the user has no entry in the system's "
+                f"list; got HOME={os.environ.get('HOME')!r}, uid={os.getuid()}; set it to a folder "
+                "that you can write"
+            )
+            sys.exit(EXIT_USER_ERROR)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        """Replace our own errors by a message; let everything else pass, with its traceback."""
+        if error is not None and is_reported(error):
+            if isinstance(error, IdentityError):  # nothing tells which one is rank 0
+                click.echo(f"Error: {error}", err=True)
+            else:
+                echo_error(str(error))
+            # A full disk may have room the next time; a wrong setting stays wrong.
+            code = 1 if isinstance(error, OSError) else EXIT_USER_ERROR
+            sys.exit(EXIT_PORT_IN_USE if type(error).__name__ == "PortInUseError" else code)
+
+
+def echo_error(text: str) -> None:
+    """Print an error to stderr, on rank 0 of a run."""
+    if _is_main_process():
+        click.echo(f"Error: {text}", err=True)
+
+
+def _is_main_process() -> bool:
+    """Return whether this is rank 0, or a command that has no ranks."""
+    if not is_announced():
+        return True
+    from diablo_ds.ranks.distributed import is_main_process
+
+    return is_main_process()

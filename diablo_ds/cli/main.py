@@ -1,0 +1,89 @@
+"""The command `diablo-ds`: parses options, builds the config, calls one function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diablo_ds import __version__
+from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run
+from diablo_ds.cli.launch import launch
+from diablo_ds.cli.plan import plan
+from diablo_ds.cli.prepare import prepare
+from diablo_ds.cli.run_options import build_run_config, run_options
+from diablo_ds.cli.slurm import slurm
+from diablo_ds.launcher.devices import check_devices
+from diablo_ds.ranks.exit_codes import EXIT_STOPPED
+from diablo_ds.ranks.heartbeat import DESCRIPTOR
+from diablo_ds.ranks.identity import announce
+from diablo_ds.ranks.terminal import unblocked
+
+
+def entry_point() -> None:
+    """Run the command `diablo-ds`."""
+    run(main)
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__)
+def main() -> None:
+    """Fine-tune large language models with DiaBlo on DeepSpeed."""
+
+
+for _command in (prepare, plan, launch, slurm):
+    main.add_command(_command)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--dry-run", is_flag=True, help="Print what would run, and train nothing.")
+@click.option("--local-rank", type=int, hidden=True, help="Set by DeepSpeed's launcher; not used.")
+@run_options
+def train(
+    ds_config: Path,
+    config: Path | None,
+    gradient_accumulation_steps: int | None,
+    dry_run: bool,
+    local_rank: int | None,
+    **options: Any,
+) -> None:
+    """Train an adapter. Started by `deepspeed launch/train.py`, or alone for a single process."""
+    with clean_errors():
+        identity = announce()
+        check_devices(os.environ, identity.local_size or 1)
+        if identity.rank == 0:
+            click.echo(identity.describe(), err=True)
+        from diablo_ds.ranks.distributed import is_main_process, world_size
+
+        run = build_run_config(config, options, gradient_accumulation_steps, world_size())
+        if dry_run:
+            from diablo_ds.training.dry_run import describe_run
+
+            text = describe_run(run, ds_config)
+            if is_main_process():
+                echo(text)
+            return
+        from diablo_ds.ranks.stopping import Stopped
+        from diablo_ds.training.train import train as train_function
+
+        try:
+            # A guard takes all output at once; without one nothing else does.
+            with nullcontext() if DESCRIPTOR in os.environ else unblocked():
+                echo(train_function(run, ds_config).text())
+        except Stopped as stop:
+            echo(str(stop))
+            sys.exit(EXIT_STOPPED)
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("path", type=click.Path(path_type=Path))
+def inspect(path: Path) -> None:
+    """Show what is in an adapter, a checkpoint or a run folder."""
+    with clean_errors():
+        from diablo_ds.training.inspection import describe
+
+        echo(describe(path))

@@ -1,0 +1,1 @@
+"""Run configs: every setting of a run, checked; JSON and command lines in and out."""

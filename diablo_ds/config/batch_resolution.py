@@ -1,0 +1,103 @@
+"""The batch sizes of a run: what the user, a DeepSpeed config or the run itself has given, or open.
+
+The first part of `diablo_ds.training.resolution`, and all of it that a launcher needs: no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diablo_ds.config.batch_sizes import choose_batch_sizes
+from diablo_ds.config.continuation import keep_recorded
+from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A run config without open values."""
+
+    config: RunConfig
+    lines: tuple[str, ...]
+    """What was chosen, and why."""
+    warnings: tuple[str, ...] = ()
+    base_dropout: Mapping[str, float] = field(default_factory=dict)
+    """Dropout rates of the base that act while it trains, by where."""
+
+    def text(self) -> str:
+        """Return what was chosen as lines of text."""
+        return "\n".join(self.lines)
+
+
+def resolve_batch(
+    config: RunConfig,
+    world_size: int,
+    *,
+    recorded: RunConfig | None = None,
+    policy: Mapping[str, Any] | None = None,
+) -> Resolution:
+    """Choose the batch sizes that a run config leaves open; also takes what a continued run has.
+
+    Args:
+        config: the run config.
+        world_size: number of ranks.
+        recorded: the run config of the run that is continued.
+        policy: the DeepSpeed config file's values; sizes that it gives count as given.
+
+    Raises:
+        UserError: if what is given does not divide.
+    """
+    lines = []
+    if recorded is not None:
+        kept = keep_recorded(config, recorded)
+        lines += [
+            f"{_words(name)} {getattr(kept, name)}: as this run has it"
+            for name in OPEN_SETTINGS
+            if getattr(kept, name) != getattr(config, name)
+        ]
+        config = kept
+    config = _with_given(config, policy or {}, world_size)
+    sizes = choose_batch_sizes(
+        config.micro_batch,
+        config.global_batch,
+        world_size,
+        counted_in_tokens=bool(config.micro_batch_tokens),
+    )
+    config = dataclasses.replace(
+        config, micro_batch=sizes.micro_batch, global_batch=sizes.global_batch
+    )
+    if sizes.reason:
+        lines.append(f"{config.batch_equation(world_size)}: {sizes.reason}")
+    return Resolution(config, tuple(lines))
+
+
+def _with_given(config: RunConfig, policy: Mapping[str, Any], world_size: int) -> RunConfig:
+    """Return the run config with open values as a DeepSpeed config file gives them.
+
+    Wrong types are left for DeepSpeed's own check of the file.
+    """
+    micro_batch = policy.get("train_micro_batch_size_per_gpu")
+    accumulation = policy.get("gradient_accumulation_steps")
+    global_batch = policy.get("train_batch_size")
+    if _is_size(micro_batch) and _is_size(accumulation) and not _is_size(global_batch):
+        global_batch = int(micro_batch or 0) * int(accumulation or 0) * world_size
+    sizes = {"micro_batch": micro_batch, "global_batch": global_batch}
+    given: dict[str, Any] = {name: value for name, value in sizes.items() if _is_size(value)}
+    for precision in ("bf16", "fp16"):
+        section = policy.get(precision)
+        if isinstance(section, dict) and section.get("enabled") is True:
+            given["precision"] = precision
+    if config.micro_batch_tokens:
+        given.pop("micro_batch", None)
+    changes = {k: v for k, v in given.items() if getattr(config, k) == OPEN_SETTINGS[k]}
+    return dataclasses.replace(config, **changes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

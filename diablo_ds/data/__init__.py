@@ -1,0 +1,1 @@
+"""Data: text to tokens, examples to micro batches."""

@@ -1,0 +1,280 @@
+"""Examples to micro batches for one rank, which comes in as an int; pure functions of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.examples import Examples
+from diablo_ds.data.labels import IGNORE_LABEL, Example
+from diablo_ds.data.masks import EXAMPLES, NO_MASK, PADDING, MaskRule, padding_mask
+from diablo_ds.data.packing import Ints, Order, grouped_by_length, pack, packed, pass_seed, shuffled
+from diablo_ds.errors import UserError
+
+PAD_TO_MULTIPLE = 8
+"""Micro batches are padded to a multiple of this many tokens; matrix units like round sizes."""
+
+
+class MicroBatch(NamedTuple):
+    """What one rank puts through one forward; tensors ``[micro_batch, seq]``, int64.
+
+    Padding is on the right, where causal attention never looks back from a token, so it needs no
+    mask: attention runs its fastest kernels. Models for which that does not hold get one, see
+    `diablo_ds.model.separation`.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor | None
+    """For packed sequences: counted from 0 again in each example, which also keeps attention
+    within it."""
+    num_tokens: int
+    """Tokens without padding."""
+    attention_mask: Any = None
+    """None for most models, ``[micro_batch, seq]``, ``[micro_batch, 1, seq, seq]``, or a dict of
+    such by layer type."""
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Return the arguments of a Hugging Face model's forward."""
+        optional = {"position_ids": self.position_ids, "attention_mask": self.attention_mask}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {"input_ids": self.input_ids, **given}
+
+    def as_one_row(self) -> MicroBatch:
+        """Return packed rows one after the other in a single one, ``[1, micro_batch * seq]``.
+
+        Attention of variable length takes them so. The first token of a row has no loss, hence
+        the shift between logits and labels crosses no border between rows.
+        """
+        if self.position_ids is None:
+            raise UserError("only packed rows can be joined into one; got no position_ids")
+        return self._replace(
+            input_ids=self.input_ids.view(1, -1),
+            labels=self.labels.view(1, -1),
+            position_ids=self.position_ids.view(1, -1),
+        )
+
+    def variable_length_inputs(self) -> dict[str, Any]:
+        """Return the same arguments, with where each example of a single packed row lies.
+
+        Attention kernels of variable length would otherwise derive it in every layer, and wait for
+        the device each time.
+        """
+        row = self.as_one_row()
+        assert row.position_ids is not None
+        (starts,) = torch.nonzero(row.position_ids[0] == 0, as_tuple=True)
+        edges = torch.cat([starts, starts.new_tensor([row.input_ids.numel()])]).to(torch.int32)
+        longest = int(edges.diff().max())
+        return row.model_inputs() | {
+            "cu_seq_lens_q": edges,
+            "cu_seq_lens_k": edges,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Move the tensors of a forward's arguments, which may lie in dicts, to a device."""
+    if isinstance(inputs, dict):
+        return {name: to_device(value, device) for name, value in inputs.items()}
+    return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+
+
+Row = Sequence[Example]
+"""The examples of one row of a micro batch: one, several when packed, none in an empty row."""
+
+
+def collate(
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    packing: bool = False,
+    mask: MaskRule = NO_MASK,
+    multiple: int = PAD_TO_MULTIPLE,
+) -> MicroBatch:
+    """Put each row's examples one after the other, and pad on the right to a common length.
+
+    Args:
+        rows: the examples of each row.
+        pad_id: token for padding.
+        packing: whether rows hold several examples, or could.
+        mask: the attention mask to bring along; none by default.
+        multiple: what the common length is a multiple of.
+    """
+    lengths = [sum(len(example.input_ids) for example in row) for row in rows]
+    width = -(-max([*lengths, 1]) // multiple) * multiple
+    shape = (len(rows), width)
+    input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE_LABEL)
+    positions = np.zeros(shape, np.int64)
+    for index, row in enumerate(rows):
+        start = 0
+        for example in row:
+            end = start + len(example.input_ids)
+            input_ids[index, start:end] = example.input_ids
+            labels[index, start:end] = example.labels
+            labels[index, start] = IGNORE_LABEL  # what comes before belongs to another example
+            positions[index, start:end] = np.arange(end - start)
+            start = end
+        positions[index, start:] = np.arange(width - start)  # padding is a document of its own
+    position_ids = torch.from_numpy(positions)
+    attention_mask: Any = None
+    if mask.kind == PADDING:
+        attention_mask = padding_mask(torch.tensor(lengths).clamp(min=1), width)
+    if mask.kind == EXAMPLES:
+        attention_mask = mask.for_examples(position_ids)
+    return MicroBatch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        position_ids if packing else None,
+        sum(lengths),
+        attention_mask,
+    )
+
+
+@dataclass(frozen=True)
+class Dealer:
+    """Deals the sequences of a step out to ranks, as equally many micro batches each.
+
+    Args:
+        config: the run config: micro batch, in examples or tokens, and packing.
+        pad_id: token for padding.
+        rank: this rank.
+        world_size: number of ranks.
+        mask: the attention mask of each micro batch.
+        equal_lengths: put only examples of equal length into a micro batch, so that none is padded.
+    """
+
+    config: RunConfig
+    pad_id: int
+    rank: int
+    world_size: int
+    mask: MaskRule = NO_MASK
+    equal_lengths: bool = False
+
+    def deal(self, sizes: Sequence[int], load: Callable[[int], Row]) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of some rows, known by their index.
+
+        Rows of similar size go together: less padding, and equal work on all ranks. Empty rows,
+        without a target, fill up what is missing. Only this rank's rows are loaded.
+
+        Args:
+            sizes: tokens of each row, or a measure of them; the same on all ranks.
+            load: returns a row's examples.
+        """
+        by_size = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+        groups = self._groups(by_size, sizes)
+        for start in range(0, len(groups), self.world_size):
+            mine = groups[start + self.rank] if start + self.rank < len(groups) else []
+            rows = [load(index) for index in mine] or [()]
+            yield collate(
+                rows,
+                pad_id=self.pad_id,
+                packing=self.config.packing,
+                mask=self.mask,
+                multiple=1 if self.equal_lengths else PAD_TO_MULTIPLE,
+            )
+
+    def _groups(self, rows: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
+        """Cut rows, longest first, into micro batches."""
+        groups = []
+        start = 0
+        while start < len(rows):
+            size = self.config.micro_batch
+            if self.config.micro_batch_tokens:
+                width = -(-sizes[rows[start]] // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+                size = max(1, self.config.micro_batch_tokens // width)
+            if self.equal_lengths:
+                size = min(size, self._num_equal(rows, sizes, start))
+            groups.append(rows[start : start + size])
+            start += size
+        return groups
+
+    def _num_equal(self, rows: Sequence[int], sizes: Sequence[int], start: int) -> int:
+        """Return how many rows from ``start`` on have the same length."""
+        if self.config.stream:  # its lengths in tokens are not known yet
+            return 1
+        end = start
+        while end < len(rows) and sizes[rows[end]] == sizes[rows[start]]:
+            end += 1
+        return end - start
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """The micro batches of one rank, from examples with random access.
+
+    The order depends on the config's seed and the epoch alone, so that a run can go on at any step
+    without reading what came before, and a step is the same set of examples at any world size.
+    """
+
+    examples: Examples
+    config: RunConfig
+    dealer: Dealer
+    start_step: int = 0
+    """Step of the run with which the first pass begins."""
+
+    def __len__(self) -> int:
+        """Return the sequences of one pass: examples, or packed sequences of several."""
+        return len(self._order(self.config.seed))
+
+    def step(self, step: int) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of a step of the run, counted from 0.
+
+        A global batch is ``config.global_batch`` sequences; the run's last may hold fewer.
+        """
+        first = (step - self.start_step) * self.config.global_batch
+        end = min(first + self.config.global_batch, self.config.num_sequences(len(self)))
+        return self._deal([self._sequence(position) for position in range(first, end)])
+
+    def heldout(self) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of one pass over all examples."""
+        order = self._order(self.config.seed)
+        return self._deal([order.sequence(index) for index in range(len(order))])
+
+    def _deal(self, sequences: Sequence[Ints]) -> Iterator[MicroBatch]:
+        return self.dealer.deal(
+            [int(self.examples.lengths[members].sum()) for members in sequences],
+            lambda index: [self.examples[int(member)] for member in sequences[index]],
+        )
+
+    def describe(self) -> str:
+        """Return counts as a line of text."""
+        text = self.examples.describe()
+        if self.config.packing:
+            num_tokens = int(self.examples.lengths.sum())
+            full = num_tokens / (len(self) * self.config.max_length)
+            text += (
+                f"; packed into {len(self):,} sequences of {self.config.max_length} tokens, "
+                f"{full:.1%} full"
+            )
+        return text
+
+    def _sequence(self, position: int) -> Ints:
+        epoch, index = divmod(position, len(self))
+        seed = pass_seed(self.config.seed, epoch, self.config.data_order)
+        return self._order(seed).sequence(index)
+
+    @cached_property
+    def _slots(self) -> Ints:
+        return pack(-np.sort(-self.examples.lengths), self.config.max_length)
+
+    @cached_property
+    def _order(self) -> Callable[[int], Order]:
+        lengths, config = self.examples.lengths, self.config
+
+        @lru_cache(maxsize=2)
+        def order(seed: int) -> Order:
+            if config.packing:
+                return packed(lengths, self._slots, config.global_batch, seed)
+            if config.group_by_length:
+                return grouped_by_length(lengths, config.global_batch, seed)
+            return shuffled(len(lengths), seed)
+
+        return order

@@ -1,0 +1,215 @@
+"""Raw rows to tokenised examples: the one path for preparing, training and streaming."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from diablo_ds.config.choices import AUTO, CHAT, PLAIN
+from diablo_ds.data.corpora.chats import unused_keys
+from diablo_ds.data.corpora.families import Exchange, find_form
+from diablo_ds.data.corpora.own_tokens import plain_text, without_own_ends, without_own_ends_in_chat
+from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, parse, too_long
+from diablo_ds.data.corpora.rows import RowError
+from diablo_ds.data.labels import Example, has_target, shorten
+from diablo_ds.data.text.chat_encoding import encode_chats
+from diablo_ds.data.text.conversations import Conversation, RenderedChat, render_conversation
+from diablo_ds.data.text.templates import PROMPTS, Segment
+from diablo_ds.data.text.tokenization import NOT_CHARACTERS, EncodableText, Tokenizer
+from diablo_ds.errors import UserError
+
+
+class Rejected(NamedTuple):
+    """A row that does not fit its corpus."""
+
+    line: int
+    reason: str
+
+
+class Fitted(NamedTuple):
+    """An example after the limit on its length."""
+
+    example: Example | None
+    """None where it is longer than the limit, and was dropped."""
+    is_cut: bool
+
+
+class Encoded(NamedTuple):
+    """A tokenised row."""
+
+    line: int
+    form: str
+    questions: tuple[str, ...]
+    """What is asked, in each turn, without the template; compared with the questions of tests."""
+    examples: tuple[Fitted, ...]
+    """One, or for a conversation that its template does not continue, one for each answer."""
+    notes: tuple[str, ...]
+    """What was done with the row, to be counted and shown."""
+
+
+class _Rendered(NamedTuple):
+    """A row's text, before it is tokenised."""
+
+    line: int
+    form: str
+    questions: tuple[str, ...]
+    texts: Sequence[EncodableText | RenderedChat]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Reads rows of one family, renders them with a template and tokenises them.
+
+    Args:
+        family: one of `FAMILIES`.
+        template: one of `TEMPLATES`, or "auto" for the form's own.
+        tokenizer: the tokenizer.
+        max_length: longest example, in tokens.
+        overlong: "drop", "cut-prompt" or "cut-completion".
+        control_tokens: one of `CONTROL_TOKENS`, for the template plain.
+        last_answer_only: whether a conversation gives one example, whatever its template does.
+    """
+
+    family: str
+    template: str
+    tokenizer: Tokenizer
+    max_length: int
+    overlong: str
+    control_tokens: str = AUTO
+    last_answer_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.template == CHAT and self.tokenizer.chat is None:
+            raise UserError(
+                "template chat needs a tokenizer with a chat template; got one without; choose "
+                f"one of {', '.join(PROMPTS)}"
+            )
+
+    def encode(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
+        """Encode rows; one result for each, in their order."""
+        rendered: list[_Rendered | Rejected] = []
+        for row in rows:
+            try:
+                rendered.append(self._render(row))
+            except RowError as error:
+                rendered.append(Rejected(row.line, str(error)))
+        texts = [text for row in rendered if isinstance(row, _Rendered) for text in row.texts]
+        examples = iter(self._tokenise(texts))
+        return [
+            row if isinstance(row, Rejected) else self._finish(row, examples) for row in rendered
+        ]
+
+    def _tokenise(self, texts: Sequence[EncodableText | RenderedChat]) -> list[Example | str]:
+        """Tokenise texts; for each an example, or why there is none."""
+        exchanges = [text for text in texts if isinstance(text, EncodableText)]
+        chats = [text for text in texts if isinstance(text, RenderedChat)]
+        of_exchanges = iter(
+            NOT_CHARACTERS if self.tokenizer.misread(text, example) else example
+            for text, example in zip(exchanges, self.tokenizer.encode(exchanges), strict=True)
+        )
+        of_chats = iter(encode_chats(self.tokenizer, chats) if chats else [])
+        return [
+            next(of_chats if isinstance(text, RenderedChat) else of_exchanges) for text in texts
+        ]
+
+    def _finish(self, row: _Rendered, examples: Iterator[Example | str]) -> Encoded | Rejected:
+        mine = [next(examples) for _ in row.texts]
+        fitted = []
+        for example in mine:
+            if isinstance(example, str):
+                return Rejected(row.line, example)
+            if not has_target(example.labels):
+                reason = "an example must have a token to predict, and one before it"
+                return Rejected(row.line, reason)
+            fitted.append(self._fit(example))
+        return Encoded(row.line, row.form, row.questions, tuple(fitted), row.notes)
+
+    def _fit(self, example: Example) -> Fitted:
+        start = list(self.tokenizer.start_ids)
+        num_start = len(start) if example.input_ids[: len(start)] == start else 0
+        kept = shorten(example, self.max_length, self.overlong, num_start=num_start)
+        is_cut = kept is not None and len(kept.input_ids) < len(example.input_ids)
+        return Fitted(kept, is_cut)
+
+    def _render(self, row: RawRow) -> _Rendered:
+        if isinstance(row.value, bytes) and len(row.value) > MAX_ROW_CHARACTERS:
+            raise RowError(too_long(len(row.value)).reason)
+        fields = parse(row.value)
+        if isinstance(fields, Unreadable):
+            raise RowError(fields.reason)
+        form = find_form(self.family, fields)
+        meaning = form.read(fields)
+        template = form.template if self.template == AUTO else self.template
+        if isinstance(meaning, Conversation):
+            if template != CHAT:
+                raise RowError(f"messages need the template chat: {template}")
+            asked = tuple(m["content"] for m in meaning.messages if m["role"] == "user")
+            rendered = _Rendered(row.line, form.name, asked, *self._render_chat(meaning))
+        else:
+            rendered = self._render_exchange(row.line, form.name, meaning, template)
+        if (length := max(map(_num_characters, rendered.texts))) > MAX_ROW_CHARACTERS:
+            raise RowError(too_long(length).reason)
+        return rendered
+
+    def _render_exchange(
+        self, line: int, form: str, exchange: Exchange, template: str
+    ) -> _Rendered:
+        questions = (f"{exchange.instruction}\n{exchange.context}",)
+        if template == CHAT:
+            content = PROMPTS[PLAIN](exchange.instruction, exchange.context)
+            messages = [
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": exchange.response},
+            ]
+            conversation = Conversation(messages, [False, True])
+            return _Rendered(line, form, questions, *self._render_chat(conversation))
+        if template == PLAIN:
+            prompt = PROMPTS[PLAIN](exchange.instruction, exchange.context)
+            text, notes = plain_text(prompt, exchange.response, self.tokenizer, self.control_tokens)
+            return _Rendered(line, form, questions, [text], notes)
+        exchange, notes = without_own_ends(exchange, self.tokenizer)
+        prompt = PROMPTS[template](exchange.instruction, exchange.context)
+        segments = (Segment(prompt, False), Segment(exchange.response, True))
+        return _Rendered(line, form, questions, [EncodableText(segments)], notes)
+
+    def _render_chat(
+        self, conversation: Conversation
+    ) -> tuple[Sequence[RenderedChat], tuple[str, ...]]:
+        tokenizer, chat = self.tokenizer, self.tokenizer.chat
+        if chat is None:
+            raise RowError("messages need a tokenizer with a chat template")
+        conversation = without_own_ends_in_chat(conversation, tokenizer)
+        unused = unused_keys(conversation, chat)
+        try:
+            rendered = render_conversation(
+                conversation,
+                chat,
+                tokenizer.control,
+                tokenizer.turn_end,
+                last_only=self.last_answer_only,
+            )
+        except ValueError as error:
+            raise RowError(str(error)) from None
+        return rendered.chats, (*rendered.notes, *unused)
+
+
+def count_notes(results: Iterable[Encoded | Rejected]) -> dict[str, int]:
+    """Return how many rows have each note, the notes in alphabetical order."""
+    counts = Counter(
+        note for result in results if isinstance(result, Encoded) for note in result.notes
+    )
+    return dict(sorted(counts.items()))
+
+
+def count_rows(number: int, note: str) -> str:
+    """Return a note and how many rows have it, as text."""
+    return f"{number:,} row{'' if number == 1 else 's'}: {note}"
+
+
+def _num_characters(text: EncodableText | RenderedChat) -> int:
+    if isinstance(text, RenderedChat):
+        return len(text.text)
+    return sum(len(segment.text) for segment in text.segments)

@@ -1,0 +1,107 @@
+"""Source files as streams of bytes: opened, decompressed, their damage told from a disk's."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from diablo_ds.errors import UserError
+from diablo_ds.files.strict_json import foreign_encoding
+
+_BUFFER_BYTES = 1 << 18
+
+
+@contextmanager
+def open_source(path: Path, on_bytes: Callable[[int], object]) -> Iterator[IO[bytes]]:
+    """Open a text file for reading, decompressed.
+
+    Args:
+        path: the file.
+        on_bytes: called with the bytes read each time, as they lie on disk.
+
+    Raises:
+        UserError: if it cannot be opened, is damaged (also later, while it is read), or is in
+            another encoding than UTF-8.
+        OSError: if the disk fails.
+    """
+    try:
+        raw = path.open("rb", buffering=0)
+    except OSError as error:
+        raise unopened(path, error) from None
+    with io.BufferedReader(_Counting(raw, on_bytes), _BUFFER_BYTES) as packed:
+        file = _decompressed(packed, path)
+        if encoding := foreign_encoding(file.peek(4)[:4]):
+            raise UserError(
+                f"source file must be UTF-8; got {path}, which is {encoding}; convert it, with "
+                "`iconv -t UTF-8` for example"
+            )
+        yield file
+
+
+def unopened(path: Path, error: OSError) -> UserError:
+    """Return the error for a source file that cannot be opened."""
+    return UserError(f"source file must be readable; got {path}: {error.strerror or error}")
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> UserError:
+    """Return the error for a source file that is not UTF-8."""
+    where = f", line {line}" if line else ""
+    return UserError(f"source file must be UTF-8; got {path}{where}: {error.reason}")
+
+
+def _decompressed(packed: Any, path: Path) -> Any:
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return io.BufferedReader(_Whole(gzip.GzipFile(fileobj=packed), path), _BUFFER_BYTES)
+    if ending == ".zst":
+        import pyarrow as pa
+
+        stream = pa.CompressedInputStream(packed, "zstd")
+        return io.BufferedReader(_Whole(stream, path), _BUFFER_BYTES)
+    return packed
+
+
+class _Counting(io.RawIOBase):
+    """A file that tells how many bytes were read from it."""
+
+    def __init__(self, file: io.FileIO, on_bytes: Callable[[int], object]) -> None:
+        self._file = file
+        self._on_bytes = on_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = self._file.readinto(buffer)
+        self._on_bytes(num_bytes)
+        return num_bytes
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Whole(io.RawIOBase):
+    """A decompressed stream whose damage is an error that names the file."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream = stream
+        self._path = path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except (EOFError, OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, and not the decompressor's
+            raise UserError(f"source file must be whole; got {self._path}: {error}") from None
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,40 @@
+"""Source files to raw rows, each with the place it came from; nothing is held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from diablo_ds.data.corpora.json_files import read_json, read_lines
+from diablo_ds.data.corpora.opening import open_source
+from diablo_ds.data.corpora.raw_rows import RawRow
+from diablo_ds.data.corpora.sources import form_of
+from diablo_ds.data.corpora.tables import read_csv, read_parquet
+
+
+def read_rows(path: Path, on_bytes: Callable[[int], object] = int) -> Iterator[RawRow]:
+    """Yield the rows of one file, in its order, in bounded memory.
+
+    JSON may be one object a line, an array of objects, or one object whose fields are lists.
+
+    Args:
+        path: the file.
+        on_bytes: called with the bytes read each time, as they lie on disk.
+
+    Raises:
+        UserError: if the file cannot be opened, or is damaged in a way that hides where rows
+            begin.
+        OSError: if the disk fails.
+    """
+    form = form_of(path)
+    if form == ".parquet":
+        yield from read_parquet(path)
+        on_bytes(path.stat().st_size)
+        return
+    with open_source(path, on_bytes) as file:
+        if form == ".csv":
+            yield from read_csv(file, path)
+        elif form == ".jsonl":
+            yield from read_lines(file, path)
+        else:
+            yield from read_json(file, path)

@@ -1,0 +1,29 @@
+"""Fields of raw rows, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diablo_ds.errors import UserError
+
+Row = Mapping[str, Any]
+
+
+class RowError(UserError):
+    """A row does not fit its corpus; the message is the reason."""
+
+
+def text(row: Row, field: str, *, may_be_empty: bool = False) -> str:
+    """Return a text field.
+
+    Raises:
+        RowError: if it is missing, not text, or empty.
+    """
+    value = row.get(field)
+    if not isinstance(value, str):
+        shown = f"{value!r:.60}" if field in row else "no such field"
+        raise RowError(f"field {field!r} must be text: {shown}")
+    if not value.strip() and not may_be_empty:
+        raise RowError(f"field {field!r} must not be empty")
+    return value

@@ -1,0 +1,184 @@
+"""Chunks to a dataset: choose rows, write them, and write down what was done."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diablo_ds.data.corpora.families import FAMILIES
+from diablo_ds.data.corpora.sources import Source
+from diablo_ds.data.prepare import selection, writing
+from diablo_ds.data.prepare.chunks import MAX_SHOWN, TOO_LONG, ChunkCounts, read_chunk, read_counts
+from diablo_ds.data.prepare.manifest import EXAMPLES_LEFT_OUT, MANIFEST_FILE
+from diablo_ds.data.prepare.options import PrepareOptions
+from diablo_ds.data.prepare.selection import Mask, RowNumbers
+from diablo_ds.data.text.conversations import EACH_ANSWER
+from diablo_ds.data.text.tokenization import Tokenizer
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import new_folder, write_json
+
+TRAIN, HELDOUT = "train", "heldout"
+ROWS, EXAMPLES = "rows", "examples"
+
+
+def assemble(
+    options: PrepareOptions,
+    inputs: dict[str, Any],
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    num_heldout_files: int,
+    work: Path,
+) -> dict[str, Any]:
+    """Choose rows of all chunks, write the dataset and its manifest, and return the manifest.
+
+    Args:
+        options: the options.
+        inputs: the record of what went in.
+        tokenizer: the loaded tokenizer.
+        sources: the source files, those of the held-out part first.
+        num_heldout_files: how many these are.
+        work: the folder of chunk files.
+
+    Raises:
+        UserError: if a mix asks for more than there is, or a part would be empty.
+    """
+    files = sorted(work.glob("chunk-*.arrow"))
+    counts = [read_counts(file) for file in files]
+    names = ["" if count.file < num_heldout_files else sources[count.file].name for count in counts]
+    rows = [writing.row_numbers(read_chunk(file)) for file in files]
+    parts, left_out = _choose(options, files, rows, names)
+    by_row = any(EACH_ANSWER in count.notes for count in counts)
+    for part, masks in parts.items():
+        if not selection.count(masks):
+            raise UserError(
+                f"the part {part} must have at least one row; got none of "
+                f"{sum(count.num_rows for count in counts)} rows; see "
+                f"max_length={options.max_length}, mix, exclude and val_share"
+            )
+    identity = json.dumps(inputs, sort_keys=True)
+    with new_folder(options.output) as temporary:
+        described = {
+            part: writing.write_part(
+                temporary / part,
+                part,
+                files,
+                masks,
+                max_length=options.max_length,
+                identity=identity,
+                by_row=by_row,
+            )
+            for part, masks in parts.items()
+        }
+        writing.write_part_names(temporary, list(parts))
+        manifest = {
+            **_describe(options, inputs, tokenizer, sources, counts),
+            "parts": described,
+        }
+        manifest["rows_left_out"].update(left_out[ROWS])
+        if by_row:
+            num_too_long = sum(count.num_too_long for count in counts)
+            manifest[EXAMPLES_LEFT_OUT] = {"too_long": num_too_long, **left_out[EXAMPLES]}
+        write_json(temporary / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def _choose(
+    options: PrepareOptions,
+    files: Sequence[Path],
+    rows: Sequence[RowNumbers],
+    names: Sequence[str],
+) -> tuple[dict[str, list[Mask]], dict[str, dict[str, int]]]:
+    """Return the examples of each part, and how many rows and examples were left out.
+
+    Args:
+        options: the options.
+        files: the chunks.
+        rows: which row each example of a chunk came from.
+        names: the source name of each; empty for one of the held-out part.
+    """
+    first = selection.first_occurrences([writing.digests(read_chunk(file)) for file in files])
+    heldout = [mask & (not name) for mask, name in zip(first, names, strict=True)]
+    different = selection.without(first, heldout)
+    train = selection.mix(different, rows, names, options.amounts(), options.seed)
+    everything = [np.ones_like(mask) for mask in first]
+    counters: dict[str, Callable[[Sequence[Mask]], int]] = {
+        ROWS: lambda masks: selection.count_rows(masks, rows),
+        EXAMPLES: selection.count,
+    }
+    left_out = {
+        unit: {
+            "duplicates": count(everything) - count(first),
+            "not_in_mix": count(different) - count(train),
+        }
+        for unit, count in counters.items()
+    }
+    if options.val_share:
+        num_rows = selection.count_rows(train, rows)
+        num_heldout = min(max(1, round(options.val_share * num_rows)), num_rows)
+        heldout = selection.take(train, rows, num_heldout, options.seed, HELDOUT)
+        train = selection.without(train, heldout)
+    parts = {TRAIN: train}
+    if options.val_share or options.val_source:
+        parts[HELDOUT] = heldout
+    return parts, left_out
+
+
+def _describe(
+    options: PrepareOptions,
+    inputs: dict[str, Any],
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    counts: Sequence[ChunkCounts],
+) -> dict[str, Any]:
+    seen = _sum(count.forms for count in counts)
+    forms = [form for form in FAMILIES[options.family] if form.name in seen]
+    dropped = _sum(count.dropped for count in counts)
+    rows_in = _sum({sources[count.file].name: count.num_rows} for count in counts)
+    return {
+        **inputs,
+        "tokenizer": {
+            **inputs["tokenizer"],
+            "start_ids": list(tokenizer.start_ids),
+            "end_id": tokenizer.end_id,
+            "pad_id": tokenizer.pad_id,
+            "turn_end": None if tokenizer.turn_end is None else tokenizer.turn_end.text,
+            "probe": tokenizer.probe(),
+        },
+        "licences": [options.licence]
+        if options.licence
+        else sorted({form.licence for form in forms}),
+        "templates": {
+            form.name: form.template if options.template == "auto" else options.template
+            for form in forms
+        },
+        "rows_in": rows_in,
+        "rows_left_out": {
+            "bad": sum(count.num_rejected for count in counts),
+            "bad_reasons": _sum(count.reasons for count in counts),
+            "too_long": dropped.pop(TOO_LONG, 0),
+            "in_tests": dropped,
+        },
+        "notes": _sum(count.notes for count in counts),
+        "bad_rows": bad_row_lines(counts, sources)[:MAX_SHOWN],
+    }
+
+
+def bad_row_lines(counts: Iterable[ChunkCounts], sources: Sequence[Source]) -> list[str]:
+    """Return file, line and reason of the first bad rows of each chunk."""
+    return [
+        f"{sources[count.file].path}, line {line}: {reason}"
+        for count in counts
+        for line, reason in count.shown
+    ]
+
+
+def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total.update(counter)
+    return dict(sorted(total.items()))

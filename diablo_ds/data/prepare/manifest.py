@@ -1,0 +1,223 @@
+"""The record beside a prepared dataset: what went in, what was done, what came out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diablo_ds import __version__
+from diablo_ds.data.corpora.encoding import count_rows
+from diablo_ds.data.corpora.sources import Source
+from diablo_ds.data.text.conversations import EACH_ANSWER
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json, sha256_file, write_json
+
+MANIFEST_FILE = "manifest.json"
+FILE_TIMES = ".file_times.json"
+"""Sizes and times of the source files, so that unchanged ones need not be read again."""
+FORMAT_VERSION = 2
+EXAMPLES_LEFT_OUT = "examples_left_out"
+"""Beside ``rows_left_out``, and ``examples`` beside ``rows`` in each part, only where rows gave
+several examples: of other data the manifest of an earlier version is the same."""
+_LIBRARIES = ("datasets", "pyarrow", "sentencepiece", "tokenizers", "transformers")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what shapes a prepared dataset."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"diablo_ds": __version__, **versions}
+
+
+class FileHashes:
+    """SHA-256 of source files, taken from an earlier run where size and time are unchanged.
+
+    Args:
+        known: a file written by `save`; it may be absent.
+    """
+
+    def __init__(self, known: Path) -> None:
+        self._known = _load_file_times(known)
+        self._seen: dict[str, list[Any]] = {}
+
+    def __call__(self, path: Path) -> str:
+        """Return the SHA-256 of a file, in hexadecimal."""
+        name, stat = str(path.resolve()), path.stat()
+        entry = self._known.get(name)
+        if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+            entry = [stat.st_size, stat.st_mtime_ns, sha256_file(path)]
+        self._seen[name] = entry
+        return str(entry[2])
+
+    def save(self, path: Path) -> None:
+        """Write what was asked for."""
+        write_json(path, self._seen)
+
+
+def _load_file_times(path: Path) -> dict[str, Any]:
+    """Return what `FileHashes.save` wrote; nothing where that is absent or damaged."""
+    try:
+        known = read_json(path)
+    except ValueError:
+        return {}
+    if not isinstance(known, dict) or not all(
+        isinstance(entry, list) and len(entry) == 3 for entry in known.values()
+    ):
+        return {}
+    return known
+
+
+def describe_files(sources: Iterable[Source], sha256: FileHashes) -> list[dict[str, Any]]:
+    """Return name, path, size and SHA-256 of each source file."""
+    return [
+        {
+            "name": source.name,
+            "file": str(source.path),
+            "bytes": source.path.stat().st_size,
+            "sha256": sha256(source.path),
+        }
+        for source in sources
+    ]
+
+
+_COUNT, _TEXT = int, str
+_FILES = [{"name": _TEXT, "sha256": _TEXT}]
+_PART = dict.fromkeys(("rows", "cut", "tokens", "target_tokens", "longest", "largest_id"), _COUNT)
+_SHAPE = {
+    "tokenizer": {"name": _TEXT, "fingerprint": _TEXT, "probe": [_COUNT]},
+    **dict.fromkeys(("sources", "val_sources", "excluded"), _FILES),
+    "rows_in": {...: _COUNT},
+    "rows_left_out": {
+        **dict.fromkeys(("bad", "too_long", "duplicates", "not_in_mix"), _COUNT),
+        "in_tests": {...: _COUNT},
+    },
+    "licences": [_TEXT],
+    "notes": {...: _COUNT},
+    "parts": {...: {**_PART, "length_histogram": {"bin_width": _COUNT, "counts": [_COUNT]}}},
+}
+_SHAPE_BY_ROW = {
+    EXAMPLES_LEFT_OUT: dict.fromkeys(("too_long", "duplicates", "not_in_mix"), _COUNT),
+    "parts": {...: {"examples": _COUNT}},
+}
+"""What is read of a manifest: types, lists of one form, and objects; ... stands for any key."""
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """Read the record of a prepared dataset.
+
+    Raises:
+        UserError: if it is missing, or is not what this program writes.
+    """
+    path = folder / MANIFEST_FILE
+    manifest: dict[str, Any] = read_json(path)
+    if isinstance(manifest, dict):
+        manifest.setdefault("notes", {})  # of an older version
+    wrong = _misfit(manifest, _SHAPE, "manifest")
+    by_row = not wrong and EACH_ANSWER in manifest["notes"]
+    if by_row and EXAMPLES_LEFT_OUT not in manifest:
+        raise UserError(
+            "prepared dataset must keep the answers of a conversation together; got one of an "
+            f"older version in {folder}, whose parts may share conversations; prepare it again, "
+            "into a new folder"
+        )
+    if by_row:
+        wrong = _misfit(manifest, _SHAPE_BY_ROW, "manifest")
+    if wrong:
+        raise UserError(
+            f"{wrong}; got another in {path}; prepare the dataset again, with diablo-ds prepare"
+        )
+    return manifest
+
+
+def count_examples(part: Mapping[str, Any]) -> int:
+    """Return the number of examples of a part, as a manifest describes it."""
+    number: int = part.get("examples", part["rows"])
+    return number
+
+
+def _misfit(value: Any, shape: Any, name: str) -> str:
+    """Return the rule that a value breaks, or ""."""
+    if shape is _COUNT:
+        is_count = type(value) is int and value >= 0
+        return "" if is_count else f"{name} must be a whole number from 0"
+    if shape is _TEXT:
+        return "" if isinstance(value, str) else f"{name} must be text"
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name} must be a list"
+        wrong = (_misfit(item, shape[0], f"{name}[{i}]") for i, item in enumerate(value))
+        return next(filter(None, wrong), "")
+    if not isinstance(value, dict):
+        return f"{name} must be an object"
+    keys = value if ... in shape else shape
+    if missing := [key for key in keys if key not in value]:
+        return f"{name} must have a field {missing[0]}"
+    wrong = (_misfit(value[key], shape.get(key, shape.get(...)), f"{name}.{key}") for key in keys)
+    return next(filter(None, wrong), "")
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """List where two records differ, as "name: old value, now new value"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    if isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            return [f"{name}: {len(old)}, now {len(new)}"]
+        return [
+            line
+            for number, (a, b) in enumerate(zip(old, new, strict=True), start=1)
+            for line in differences(a, b, f"{name}[{number}]")
+        ]
+    return [] if old == new else [f"{name}: {old!r:.60}, now {new!r:.60}"]
+
+
+def without_paths(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of inputs that is equal for equal files, wherever they lie."""
+
+    def strip(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"name": file["name"], "sha256": file["sha256"]} for file in files]
+
+    lists = ("sources", "val_sources", "excluded")
+    tokenizer = {"fingerprint": inputs["tokenizer"]["fingerprint"]}
+    return {**inputs, **{key: strip(inputs[key]) for key in lists}, "tokenizer": tokenizer}
+
+
+def describe(manifest: dict[str, Any]) -> str:
+    """Return the manifest's counts as lines of text."""
+    left_out = manifest["rows_left_out"]
+    rows_in = sum(manifest["rows_in"].values())
+    lines = [f"{rows_in:,} rows read: " + _list(manifest["rows_in"])]
+    numbers = {
+        "bad": left_out["bad"],
+        "too long": left_out["too_long"],
+        **left_out["in_tests"],
+        "duplicates": left_out["duplicates"],
+        "not in the mix": left_out["not_in_mix"],
+    }
+    if shown := {name: number for name, number in numbers.items() if number}:
+        lines.append(f"{sum(shown.values()):,} left out: " + _list(shown))
+    if EXAMPLES_LEFT_OUT in manifest:
+        counts = manifest[EXAMPLES_LEFT_OUT]
+        numbers = {name.replace("_", " "): number for name, number in counts.items() if number}
+        if numbers:
+            lines.append("In examples, of which a conversation may give several: " + _list(numbers))
+    lines += [count_rows(number, note) for note, number in manifest["notes"].items()]
+    for part, described in manifest["parts"].items():
+        cut = f", {described['cut']:,} cut" if described["cut"] else ""
+        rows = f" of {described['rows']:,} rows" if "examples" in described else ""
+        lines.append(
+            f"{part}: {count_examples(described):,} examples{rows}{cut}, "
+            f"{described['tokens']:,} tokens, {described['target_tokens']:,} of them targets; "
+            f"longest {described['longest']:,}"
+        )
+    lines.append("Licence: " + "; ".join(manifest["licences"]))
+    return "\n".join(lines)
+
+
+def _list(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in numbers.items())

@@ -1,0 +1,262 @@
+"""The preparation, from source files to a prepared dataset. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.data.corpora.encoding import RowEncoder
+from diablo_ds.data.corpora.sources import Source, find_sources
+from diablo_ds.data.prepare.assembly import assemble, bad_row_lines
+from diablo_ds.data.prepare.chunks import ChunkCounts, ChunkEncoder, split_chunks
+from diablo_ds.data.prepare.decontamination import ExcludedQuestions, load_questions
+from diablo_ds.data.prepare.manifest import (
+    FILE_TIMES,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    FileHashes,
+    describe_files,
+    differences,
+    library_versions,
+    load_manifest,
+    without_paths,
+)
+from diablo_ds.data.prepare.options import PrepareOptions
+from diablo_ds.data.prepare.selection import check_names
+from diablo_ds.data.prepare.workers import encode_chunks, load_tokenizer
+from diablo_ds.data.text import tokenization
+from diablo_ds.errors import UserError
+from diablo_ds.files import trust
+from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.ownership import FolderOwner, claim
+
+MIN_ROWS_TO_JUDGE = 10_000
+"""From so many rows on, too many bad ones end the run at once and not only when all are read."""
+MAX_NAMED = 5
+"""Bad rows that the screen shows; the manifest has more."""
+INPUTS_FILE = "inputs.json"
+
+
+def say(text: str) -> None:
+    """Write a line for the user to stderr; stdout is for results."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> dict[str, Any]:
+    """Prepare a dataset, or find that it is there already.
+
+    Args:
+        options: what is asked for.
+        find_tokenizer: turns the tokenizer's name into its folder or file.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: if an option, a file or the tokenizer is wrong, too many rows are bad, or the
+            output folder holds something else.
+        OSError: if the disk is full or a worker process was killed; finished work is kept.
+    """
+    val_sources, passed_over_val = find_sources(options.val_source)
+    train_sources, passed_over = find_sources(options.source)
+    check_names(options.amounts(), {source.name for source in train_sources})
+    excluded = _find_excluded(options.exclude)
+    tokenizer_path = find_tokenizer(options.tokenizer)
+    for file in (*passed_over, *passed_over_val):
+        say(f"Passed over, it looks like test data: {file}")
+
+    partial = options.output.with_name(f".{options.output.name}.partial")
+    old = options.output if options.output.exists() else partial
+    sha256 = FileHashes(old / FILE_TIMES)
+    inputs = {
+        "format_version": FORMAT_VERSION,
+        "options": options.recorded(),
+        "sources": describe_files(train_sources, sha256),
+        "val_sources": describe_files(val_sources, sha256),
+        "excluded": describe_files(excluded, sha256),
+        "tokenizer": {
+            "name": options.tokenizer,
+            "fingerprint": tokenization.fingerprint(tokenizer_path),
+        },
+        "versions": library_versions(),
+    }
+    if options.output.exists():
+        return _load_same(options.output, inputs)
+    with _work_folder(partial, inputs) as owner:
+        work = owner.folder
+        if options.output.exists():  # another process has just finished it
+            return _load_same(options.output, inputs)
+        # The held-out files come first: of two equal rows the held-out one is kept.
+        sources = [*val_sources, *train_sources]
+        num_heldout_files = len(val_sources)
+        tokenizer = load_tokenizer(tokenizer_path)
+        _encode_all(options, tokenizer, sources, excluded, num_heldout_files, work)
+        owner.check()
+        manifest = assemble(options, inputs, tokenizer, sources, num_heldout_files, work)
+        sha256.save(options.output / FILE_TIMES)
+    return manifest
+
+
+def _find_excluded(texts: Sequence[str]) -> list[Source]:
+    """Find test files: of a folder those that look like tests or, if none does, all."""
+    files: list[Source] = []
+    for text in texts:
+        found, tests = find_sources([text], may_be_tests=True)
+        files += [Source(path.stem, path) for path in tests] or found
+    return files
+
+
+def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an output folder that came from the same inputs."""
+    if not (output / MANIFEST_FILE).is_file():
+        raise UserError(f"output must be a new folder; got output={str(output)!r}")
+    manifest = load_manifest(output)
+    made_from = {key: manifest.get(key) for key in inputs}
+    found = differences(without_paths(made_from), without_paths(json.loads(json.dumps(inputs))))
+    if found:
+        raise UserError(
+            "output must be new, or prepared from the same inputs; got "
+            f"output={str(output)!r}, which differs: {'; '.join(found[:5])}"
+        )
+    say(f"Already prepared from the same inputs: {output}")
+    return manifest
+
+
+@contextlib.contextmanager
+def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
+    """Own the folder of finished chunks, emptied if they came from other inputs.
+
+    It stays when the run is interrupted, if there is a chunk to keep. Only one process at a time
+    may use it.
+
+    Raises:
+        UserError: if another process uses it.
+    """
+    if folder.is_symlink():  # of somebody who wants another folder to be emptied
+        raise UserError(f"the work folder must be no link; got {folder}; remove it")
+    trust.make_folder(folder, "work folder", repair="remove it, or choose another output")
+    owner = claim(folder, "output that is being prepared")
+    is_done = False
+    try:
+        same = json.loads(json.dumps(without_paths(inputs)))
+        inputs_file = folder / INPUTS_FILE
+        if inputs_file.is_file() and read_json(inputs_file) == same:
+            say(f"Going on with an interrupted run: {folder}")
+        else:
+            inputs_file.unlink(missing_ok=True)
+            for path in (*folder.glob("chunk-*.arrow"), *folder.glob(".chunk-*.tmp")):
+                path.unlink()
+            write_json(inputs_file, same)
+        yield owner
+        is_done = True
+    finally:
+        if is_done or not any(folder.glob("chunk-*")):
+            _remove(folder)
+        owner.release()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder under another name, so that a process may make it anew meanwhile."""
+    removed = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+# --- raw rows to chunks --------------------------------------------------------------------------
+
+
+def _encode_all(
+    options: PrepareOptions,
+    tokenizer: tokenization.Tokenizer,
+    sources: Sequence[Source],
+    excluded: Sequence[Source],
+    num_heldout_files: int,
+    work: Path,
+) -> None:
+    """Tokenise every chunk that has no file yet."""
+    encoder = ChunkEncoder(
+        RowEncoder(
+            options.family,
+            options.template,
+            tokenizer,
+            options.max_length,
+            options.overlong,
+            options.control_tokens,
+        ),
+        ExcludedQuestions(load_questions(source.path for source in excluded)),
+        num_heldout_files,
+        work,
+    )
+    judge = _Judge(options, sources)
+    with _progress(sum(source.path.stat().st_size for source in sources)) as bar:
+        chunks = split_chunks(sources, options.limit, bar.update)
+        for counts in encode_chunks(encoder, chunks, options.num_proc):
+            judge.add(counts)
+    judge.finish()
+
+
+class _Judge:
+    """Counts bad rows as chunks come in, and ends the run when there are too many."""
+
+    def __init__(self, options: PrepareOptions, sources: Sequence[Source]) -> None:
+        self._options = options
+        self._sources = sources
+        self._num_rows = 0
+        self._num_bad = 0
+        self._first: list[str] = []
+
+    def add(self, counts: ChunkCounts) -> None:
+        self._num_rows += counts.num_rows
+        self._num_bad += counts.num_rejected
+        self._first += bad_row_lines([counts], self._sources)
+        if self._options.overlong == "error" and (too_long := counts.num_too_long):
+            raise UserError(
+                f"each example must fit max_length; got {too_long} longer than "
+                f"max_length={self._options.max_length} among the first {self._num_rows} rows; "
+                "raise it, or set overlong to drop, cut-prompt or cut-completion"
+            )
+        if self._num_rows >= MIN_ROWS_TO_JUDGE:
+            self._check()
+
+    def finish(self) -> None:
+        if not self._num_rows:
+            raise UserError(
+                f"source must have at least one row; got none in {self._sources[-1].path}"
+            )
+        self._check()
+        for line in self._first[:MAX_NAMED]:
+            say(f"Left out: {line}")
+
+    def _check(self) -> None:
+        allowed = self._options.max_bad_rows
+        if self._num_bad > allowed * self._num_rows:
+            raise UserError(
+                f"the share of bad rows must be at most max_bad_rows={allowed}; got "
+                f"{self._num_bad} of {self._num_rows} rows:\n  "
+                + "\n  ".join(self._first[:MAX_NAMED])
+            )
+
+
+@contextlib.contextmanager
+def _progress(num_bytes: int) -> Iterator[Any]:
+    """Yield a progress bar over bytes read; off a terminal, a line now and then."""
+    from tqdm import tqdm
+
+    seconds = 0.1 if sys.stderr.isatty() else 15
+    with tqdm(
+        total=num_bytes,
+        desc="Tokenising",
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=seconds,
+        delay=0 if sys.stderr.isatty() else seconds,
+    ) as bar:
+        yield bar

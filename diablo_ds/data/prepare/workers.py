@@ -1,0 +1,103 @@
+"""Worker processes: one that loads the tokenizer, and those that tokenise."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.data.prepare.chunks import (
+    Chunk,
+    ChunkCounts,
+    ChunkEncoder,
+    encode_in_worker,
+    start_worker,
+)
+from diablo_ds.data.text import tokenization
+from diablo_ds.data.text.tokenization import Tokenizer
+from diablo_ds.errors import UserError
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load the tokenizer, in a process of its own unless this one has the libraries loaded.
+
+    They take some 300 MB; the tokenizer by itself needs a tenth of them.
+
+    Raises:
+        UserError: if it cannot be used.
+        OSError: if the process is killed.
+    """
+    if sys.modules.get("transformers"):
+        return tokenization.load_tokenizer(path)
+    with _pool(1) as pool:
+        loaded = pool.submit(_tokenizer_or_message, path).result()
+    if isinstance(loaded, str):
+        raise UserError(loaded)
+    return loaded
+
+
+def _tokenizer_or_message(path: Path) -> Tokenizer | str:
+    try:
+        return tokenization.load_tokenizer(path)
+    except UserError as error:
+        return str(error)
+
+
+def encode_chunks(
+    encoder: ChunkEncoder, chunks: Iterator[Chunk], num_proc: int
+) -> Iterator[ChunkCounts]:
+    """Encode chunks in worker processes, a few ahead; yield their counts in order.
+
+    One chunk alone is encoded here: sooner than a process starts.
+
+    Raises:
+        OSError: if a worker is killed.
+    """
+    first = list(islice(chunks, 2))
+    chunks = chain(first, chunks)
+    if num_proc == 1 or len(first) < 2:
+        yield from map(encoder, chunks)
+        return
+    with _pool(num_proc, start_worker, (encoder,)) as pool:
+        waiting: deque[Future[ChunkCounts]] = deque()
+        for chunk in chunks:
+            waiting.append(pool.submit(encode_in_worker, chunk))
+            if len(waiting) > 2 * num_proc:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def _pool(
+    num_proc: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of worker processes, which end with the block."""
+    # A new Python looks for modules in the current folder first, where a user's math.py or
+    # random.py would hide Python's own.
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_proc, context, initializer, initargs)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise OSError(
+            "a worker process ended before its work was done, perhaps killed for want of "
+            "memory; finished work is kept: run the same command again to go on, with a lower "
+            "--num-proc if memory was short"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before

@@ -1,0 +1,151 @@
+"""Files that are either whole or absent: write, sync, rename; and checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.errors import UserError
+from diablo_ds.files import strict_json
+
+MAX_SETTINGS_BYTES = 1 << 28
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name that becomes ``path`` when the block ends without an error.
+
+    An old file stays whole until the new one is. On an error nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        sync_file(temporary)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented and with a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, strictly; see `strict_json`.
+
+    Raises:
+        UserError: if the file is missing or is not JSON; names the file, line and column.
+    """
+    try:
+        return strict_json.loads(read_bytes(path))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"file must be valid JSON; got {path}, line {error.lineno}, "
+            f"column {error.colno}: {error.msg}"
+        ) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file of settings or of a record as a whole.
+
+    Raises:
+        UserError: if it cannot be read or is far too large to be one.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SETTINGS_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"file must be readable; got {path}: {reason}") from None
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise UserError(f"file must have at most {MAX_SETTINGS_BYTES:,} bytes; got more in {path}")
+    return data
+
+
+@contextmanager
+def new_folder(folder: Path, *, keep_first: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``folder`` when the block ends without an error.
+
+    Every file in it is synced before the rename. On an error nothing is left behind, and ``folder``
+    is as it was.
+
+    Args:
+        folder: the new folder; one that exists is replaced.
+        keep_first: whether one that another process has made meanwhile stays instead, since it may
+            be in use.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    temporary = folder.with_name(f".{folder.name}.{tag}.tmp")
+    old = folder.with_name(f".{folder.name}.{tag}.old")
+    temporary.mkdir(0o755)  # whatever the umask is, nobody else may write to it
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                sync_file(path)
+        sync_folder(temporary)
+        if keep_first:
+            if not _rename_unless_there(temporary, folder):
+                shutil.rmtree(temporary, ignore_errors=True)
+                return
+        else:
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename_unless_there(folder: Path, name: Path) -> bool:
+    """Rename a folder; return False where there is one of that name that holds something."""
+    try:
+        folder.rename(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,165 @@
+"""Checkpoints as safetensors files: which tensor lies where, and reading any part of one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diablo_ds.errors import UserError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_READ_BYTES = 16 * 2**20
+"""Bytes read at once: large enough for a parallel file system, small beside any shard."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies."""
+
+    file: Path
+    offset: int
+    """First byte, from the start of the file."""
+    num_bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Elements, all of them."""
+        return math.prod(self.shape)
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Return a safetensors file's header, without its metadata, and the offset of its data.
+
+    Raises:
+        UserError: if the file is not a whole safetensors file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise UserError(f"model file must be a safetensors file; got {file} of {size} bytes")
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+        except ValueError:
+            raise UserError(
+                f"model file must be a safetensors file; got a broken header in {file}"
+            ) from None
+    header.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if end > size:
+        raise UserError(
+            f"model file must be whole; got {file} of {size} bytes, not {end}; copy it again"
+        )
+    return header, 8 + length
+
+
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of a checkpoint by name.
+
+    Where the folder holds an index, only the files it names count.
+
+    Raises:
+        UserError: if a file is missing, cut off or of an unknown dtype.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"checkpoint must hold every file of its index; got no {file}")
+        header, data_offset = read_header(file)
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            if entry["dtype"] not in _DTYPES:
+                raise UserError(f"tensor dtype must be known; got {entry['dtype']} in {file}")
+            found[name] = StoredTensor(
+                file, data_offset + start, end - start, _DTYPES[entry["dtype"]], (*entry["shape"],)
+            )
+    return found
+
+
+class TensorReader:
+    """Reads parts of stored tensors, and counts the bytes.
+
+    Args:
+        tensors: see `find_tensors`.
+    """
+
+    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+        self.tensors = tensors
+        self.bytes_read = 0
+        self._path: Path | None = None
+        self._buffer = torch.empty(_READ_BYTES, dtype=torch.uint8)
+
+    def read(self, name: str, flat: Tensor, start: int = 0, stop: int | None = None) -> None:
+        """Copy elements ``[start, stop)`` of a tensor to the same places of ``flat``.
+
+        Args:
+            name: of the tensor.
+            flat: ``[num_elements]``, of any floating dtype, on any device; changed in place.
+            start: first element.
+            stop: end; the tensor's by default.
+
+        Raises:
+            OSError: if the file cannot be read, or ends early.
+        """
+        tensor = self.tensors[name]
+        stop = tensor.num_elements if stop is None else min(stop, tensor.num_elements)
+        if start >= stop:
+            return
+        if tensor.file != self._path:  # tensors lie in few files, and in the order of the layers
+            self.close()
+            self._path, self._stream = tensor.file, tensor.file.open("rb", buffering=0)
+        size = tensor.dtype.itemsize
+        self._stream.seek(tensor.offset + start * size)
+        step = _READ_BYTES // size
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            part = self._buffer[: (last - first) * size]
+            self._fill(part)
+            flat[first:last].copy_(part.view(tensor.dtype))
+
+    def _fill(self, part: Tensor) -> None:
+        view, done = part.numpy().data, 0
+        while done < len(view):
+            count = self._stream.readinto(view[done:])
+            if not count:
+                raise OSError(f"{self._path} ended early")
+            done += count
+        self.bytes_read += done
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._path is not None:
+            self._stream.close()
+            self._path = None

@@ -1,0 +1,1 @@
+"""The base model: found, built, looked into; its loss, attention and recomputation."""

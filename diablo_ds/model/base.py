@@ -1,0 +1,90 @@
+"""The base model as a run sees it before it loads any weights; the same in a dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.model.architecture import DTYPES, build_meta_model, check_runs, load_model_config
+from diablo_ds.model.attention import takes_lengths
+from diablo_ds.model.checkpoint_contents import check_contents
+from diablo_ds.model.separation import Separation, prove_separation
+from diablo_ds.ranks import distributed
+from diablo_ds.ranks.log import logger
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model without its weights."""
+
+    folder: Path
+    config: Any
+    """Its Hugging Face config."""
+    shapes: Any
+    """The model on the meta device."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that its embedding knows."""
+        return int(self.shapes.get_input_embeddings().num_embeddings)
+
+
+def read_base(folder: Path) -> Base:
+    """Read a base model's config and compare it with the files.
+
+    Collective, where the ranks have joined: every rank must call this.
+
+    Args:
+        folder: with config.json and safetensors files.
+
+    Raises:
+        UserError: if the config or the files cannot be trained on.
+    """
+    config = distributed.on_every_rank(lambda: load_model_config(folder))
+    shapes = distributed.on_every_rank(lambda: build_meta_model(config))
+    distributed.on_every_rank(lambda: check_runs(shapes))
+    distributed.on_main_process(lambda: check_contents(config, folder))
+    return Base(folder, config, shapes)
+
+
+def keep_apart(base: Base, run: RunConfig, *, asked: str) -> tuple[RunConfig, Separation]:
+    """Try how examples are kept apart; it may take another attention than was chosen.
+
+    Collective, where the ranks have joined: every rank must call this.
+
+    Args:
+        base: the base model.
+        run: the run config, without open values.
+        asked: the attention that the user asked for, "auto" for none.
+
+    Returns:
+        The run config, and how examples are kept apart.
+
+    Raises:
+        UserError: if packing or padding would change losses.
+    """
+
+    def prove() -> tuple[str, Separation, str]:
+        try:
+            return run.attention, _prove(base, run, run.attention), ""
+        except ValueError as error:
+            if asked != "auto" or not takes_lengths(run.attention):
+                raise
+            reason = str(error).partition("; use ")[0]
+        # Kernels of variable length take no mask and lack soft caps; others do not.
+        other: str = base.shapes.config.get_text_config()._attn_implementation or "eager"
+        return other, _prove(base, run, other), reason
+
+    attention, separation, reason = distributed.on_main_process(prove)
+    if attention != run.attention:
+        logger.info(f"Attention {attention} instead of {run.attention}: {reason}")
+    if separation.text:
+        logger.info(separation.text)
+    return dataclasses.replace(run, attention=attention), separation
+
+
+def _prove(base: Base, run: RunConfig, attention: str) -> Separation:
+    return prove_separation(base.config, run, attention, DTYPES[run.precision])

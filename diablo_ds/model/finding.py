@@ -1,0 +1,93 @@
+"""A name given by a user to files: base models and tokenizers; and which model they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from diablo_ds.data.text.tokenization import TOKENIZER_FILES
+from diablo_ds.errors import UserError
+from diablo_ds.files.hub import hub_folder, looks_like_hub_name
+from diablo_ds.files.tensor_files import read_header
+from diablo_ds.model.default_model import cache_folder, converted_model
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+_HUB_COPIES = ["consolidated*", "original/*"]
+"""The same weights again, in their authors' own format."""
+
+
+_SAMPLES_PER_TENSOR_BYTES = 1024
+
+
+def find_model(name: str, cache: str = "", *, shared: bool = False) -> Path:
+    """Return the local folder of a base model, converting or downloading it where needed.
+
+    Args:
+        name: "default", a local folder, or a hub name such as "org/model".
+        cache: cache folder for the converted default model; empty for the user's.
+        shared: use a cache folder that other users can write, too.
+
+    Raises:
+        UserError: if the folder or the hub's model does not exist, or is not a causal LM's.
+    """
+    if name == "default":
+        return converted_model(cache_folder(cache), shared=shared)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if not looks_like_hub_name(name):
+            raise UserError(f"model must be an existing folder or a hub name; got model={name!r}")
+        folder = hub_folder(name, "model", _HUB_FILES, ignored=_HUB_COPIES)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder must hold a config.json; got model={name!r} in {folder}")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model folder must hold *.safetensors files; got model={name!r} in {folder}"
+        )
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash that tells one base model's weights from another's, in well under a second.
+
+    It covers the safetensors headers (names, shapes, dtypes) and the first 1 KiB of each tensor,
+    so it also tells a model from its fine-tuned versions, without reading the whole checkpoint.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        header, data_offset = read_header(path)
+        digest.update(json.dumps(header, sort_keys=True).encode())
+        with path.open("rb") as file:
+            for entry in header.values():
+                start, end = entry["data_offsets"]
+                file.seek(data_offset + start)
+                digest.update(file.read(min(end - start, _SAMPLES_PER_TENSOR_BYTES)))
+    return digest.hexdigest()
+
+
+def find_tokenizer(name: str) -> Path:
+    """Return the folder or file of a tokenizer, downloading it where needed.
+
+    Args:
+        name: "default", a folder, a SentencePiece file (*.model), or a hub name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name == "default":
+        return converted_model(cache_folder())
+    path = Path(name).expanduser()
+    if path.suffix == ".model" and path.is_file():
+        return path
+    if not path.is_dir():
+        if path.exists() or not looks_like_hub_name(name):
+            raise UserError(
+                "tokenizer must be an existing folder, a *.model file or a hub name; got "
+                f"tokenizer={name!r}"
+            )
+        path = hub_folder(name, "model", TOKENIZER_FILES)
+    if not any((path / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(f"tokenizer folder must hold tokenizer.json; got tokenizer={name!r}")
+    return path

@@ -1,0 +1,196 @@
+"""Rank, world size and small reductions; every function also works in a single process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from diablo_ds.errors import UserError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Return this process's rank; 0 before the process group exists and none was announced."""
+    return dist.get_rank() if dist.is_initialized() else _number("RANK", default=0)
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", default=1)
+
+
+def local_rank() -> int:
+    """Return this process's rank on its host."""
+    return _number("LOCAL_RANK", default=0)
+
+
+def local_world_size() -> int:
+    """Return the number of ranks on this host."""
+    return _number("LOCAL_SIZE", default=_number("LOCAL_WORLD_SIZE", default=1))
+
+
+def device_memory_bytes() -> int:
+    """Return the memory of this rank's GPU or, without one, its share of the host's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(local_rank()).total_memory)
+    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host_bytes // max(1, local_world_size())
+
+
+def host_name() -> str:
+    """Return the name by which messages call this machine."""
+    return socket.gethostname()
+
+
+def is_main_process() -> bool:
+    """Return whether this is rank 0."""
+    return rank() == 0
+
+
+def _number(name: str, *, default: int) -> int:
+    """Return a launcher's number; commands that train check first that it is one."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
+def _is_alone() -> bool:
+    """Return whether there is no other rank to talk to; a dry run joins none."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def gather_floats(values: list[float], device: torch.device | str) -> list[list[float]]:
+    """Gather a few numbers from every rank, exactly (fp64). Collective: every rank must call this.
+
+    Args:
+        values: as many numbers on each rank.
+        device: where the backend communicates.
+
+    Returns:
+        One list per rank.
+    """
+    mine = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size() == 1:
+        return [mine.tolist()]
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    return [part.tolist() for part in parts]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Gather a picklable value from every rank. Collective: every rank must call this."""
+    if _is_alone():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def check_same(facts: Mapping[str, object], place: str = "rank") -> None:
+    """Raise UserError on every rank unless all have the same facts; names two that differ.
+
+    Collective: every rank must call this.
+
+    Args:
+        facts: what this rank found on its machine, by name.
+        place: where it has to be the same: "rank" or "host".
+    """
+    difference = first_difference(gather_objects((host_name(), dict(facts))), place)
+    if difference:
+        raise UserError(difference)
+
+
+def first_difference(found: Sequence[tuple[str, Mapping[str, object]]], place: str) -> str:
+    """Return a sentence about the first fact in which a rank differs from rank 0; empty for none.
+
+    Args:
+        found: host and facts of each rank.
+        place: where they have to be the same.
+    """
+    (first_host, first), *others = found
+    for rank, (host, facts) in enumerate(others, 1):
+        for name, value in facts.items():
+            if value != first[name]:
+                return (
+                    f"{name} must be the same on every {place}; got {first[name]} on rank 0 "
+                    f"({first_host}) and {value} on rank {rank} ({host})"
+                )
+    return ""
+
+
+def on_main_process(function: Callable[[], T]) -> T:
+    """Run a function on rank 0 and return its result on every rank.
+
+    A UserError or OSError on rank 0 is raised on every rank, so that none waits for ever.
+    Collective: every rank must call this.
+
+    Args:
+        function: what to run; its result must be picklable.
+    """
+    if _is_alone():
+        return function()
+    message: list[Any] = [None, None]
+    if is_main_process():
+        message = _call(function)
+    dist.broadcast_object_list(message, src=0)
+    result: T
+    result, error = message
+    if error is not None:
+        raise error
+    return result
+
+
+def on_every_rank(function: Callable[[], T]) -> T:
+    """Run a function on every rank; an error on any rank is raised on all of them.
+
+    Meant for reading and checking input, which may be wrong on one host only: the message then
+    names it. Collective: every rank must call this.
+    """
+    if _is_alone():
+        return function()
+    message = _call(function)
+    _raise_first_error(message[1])
+    result: T = message[0]
+    return result
+
+
+def on_each_host_first(function: Callable[[], T]) -> T:
+    """Run a function on the first rank of each host, then on the others, which find its result.
+
+    Meant for work that leaves a file in a host's cache. An error on any rank is raised on every
+    rank. Collective: every rank must call this.
+    """
+    if _is_alone():
+        return function()
+    message: list[Any] = [None, None]
+    for first_ranks in (True, False):
+        if first_ranks == (local_rank() == 0):
+            message = _call(function)
+        _raise_first_error(message[1])
+    result: T = message[0]
+    return result
+
+
+def _call(function: Callable[[], T]) -> list[Any]:
+    try:
+        return [function(), None]
+    except (UserError, OSError) as error:
+        return [None, error]
+
+
+def _raise_first_error(error: BaseException | None) -> None:
+    errors = gather_objects((host_name(), error))
+    first = next((e for _, e in errors if e is not None), None)
+    if first is None:
+        return
+    failing = [rank for rank, (_, e) in enumerate(errors) if e is not None]
+    if type(first) is UserError and len(failing) < len(errors):
+        hosts = ", ".join(dict.fromkeys(errors[rank][0] for rank in failing))
+        ranks = ", ".join(map(str, failing))
+        raise UserError(f"{first} (on {hosts}, rank {ranks}; not on the others)")
+    raise first

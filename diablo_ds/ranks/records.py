@@ -1,0 +1,139 @@
+"""How ranks ended: one file a rank in the log folder, and which of them failed first.
+
+Only the standard library is used here: a guard lives beside every rank and has to stay small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from diablo_ds.files import trust
+
+FAILED_FILE = "failed"
+"""Made by the first rank that fails; tells the others to stop."""
+STOP_FILE = "stop"
+"""Made by the launcher to end a run at the next border of a micro batch."""
+WARNING_VARIABLE = "DIABLO_SLURM_WARNING_S"
+"""Environment variable with the seconds between SLURM's warning and its time limit."""
+STOPPED = "stopped by a signal (SIGSTOP)"
+TAIL_LINES = 25
+RECORD_BYTES = 2048
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """How a rank ended, or that it has not."""
+
+    rank: int
+    host: str
+    pid: int
+    world_size: int
+    started: float
+    """Seconds since 1970, by the host's clock."""
+    ended: float = 0.0
+    exit_code: int | None = None
+    """None while it runs; 128 and the signal's number where a signal ended it."""
+    cause: str = ""
+    """What ended it, for people."""
+    phase: str = ""
+    """What it did last."""
+    by_request: bool = False
+    """Whether something else had ended before and this rank was told to stop."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether it ended badly of its own."""
+        return bool(self.exit_code) and not self.by_request
+
+
+def record_file(folder: Path, rank: int) -> Path:
+    """Return where a rank's record is."""
+    return folder / f"rank-{rank:05d}.json"
+
+
+def log_file(folder: Path, rank: int) -> Path:
+    """Return where a rank's output is."""
+    return folder / f"rank-{rank:05d}.log"
+
+
+def write_record(folder: Path, record: RankRecord) -> None:
+    """Write a record in place: its end needs no more room than its start, so none on a full disk.
+
+    Best effort: an error must not keep a guard from its work.
+    """
+    text = json.dumps(asdict(record), indent=2)
+    with contextlib.suppress(OSError):
+        path = record_file(folder, record.rank)
+        descriptor = trust.open_own_file(path, os.O_CREAT | os.O_WRONLY)
+        os.write(descriptor, f"{text:{RECORD_BYTES - 1}}\n".encode())
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def announce_failure(folder: Path, rank: int) -> None:
+    """Tell all other ranks that one failed, unless another one did so first."""
+    with contextlib.suppress(OSError):
+        trust.write_new_file(folder / FAILED_FILE, f"{rank}\n".encode())
+
+
+def read_records(folder: Path) -> list[RankRecord]:
+    """Return the records in a log folder, by rank.
+
+    One that is being written is left out, and so is one that another user put there.
+    """
+    records = []
+    for path in sorted(folder.glob("rank-*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            records.append(RankRecord(**json.loads(trust.read_own_file(path))))
+    return records
+
+
+def first_failure(records: Sequence[RankRecord]) -> RankRecord | None:
+    """Return the rank that failed first; the others are most likely its victims.
+
+    A rank without an end vanished with its guard, as when a host goes down: nothing tells when,
+    but it did not fall to the others, who were stopped in order.
+    """
+    vanished = [record for record in records if record.exit_code is None]
+    failed = sorted((r for r in records if r.has_failed), key=lambda record: record.ended)
+    stopped = [record for record in failed if STOPPED in record.cause]
+    return next(iter([*stopped, *vanished, *failed]), None)
+
+
+def describe_failure(folder: Path) -> str:
+    """Return the first failing rank's error as text: host, rank, cause, last lines of its log."""
+    records = read_records(folder)
+    failure = first_failure(records)
+    if failure is None:
+        return f"no rank left a record of its end in {folder}"
+    cause = failure.cause or "vanished, with the process that guarded it: is the host down?"
+    during = f", in {failure.phase}" if failure.phase else ""
+    lines = [
+        f"rank {failure.rank} on {failure.host} failed first{during}: {cause}",
+        f"Its last lines, from {log_file(folder, failure.rank)}:",
+        *(f"  | {line}" for line in last_lines(log_file(folder, failure.rank)) or ["(none)"]),
+    ]
+    others = [r for r in records if r is not failure and (r.exit_code is None or r.has_failed)]
+    for other in others[:8]:
+        lines.append(f"After it: rank {other.rank} on {other.host}: {other.cause or 'vanished'}")
+    return "\n".join(lines)
+
+
+def last_lines(path: Path, count: int = TAIL_LINES) -> list[str]:
+    """Return the end of a log without blank lines; only its last 64 KiB are read."""
+    try:
+        with os.fdopen(trust.open_own_file(path, os.O_RDONLY), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ["(no log)"]
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+STOP_GRACE_S = 25.0
+"""From a request to stop to SIGKILL; DeepSpeed's launcher kills after 30 s itself."""

@@ -1,0 +1,287 @@
+"""Checkpoints: adapter, optimizer and position; written whole or not at all, verified on load.
+
+A checkpoint is a folder `step-000120` with an adapter (two files), `optimizer.safetensors` (the
+AdamW moments, fp32, by delta name), `state.json` (step and loss scaler) and `manifest.json`
+(SHA-256 of each file). The frozen base is never in it. Tensors are whole, so any world size and
+ZeRO stage can go on from it. Data position, learning rate and random state are functions of seed
+and step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diablo_ds.adapter.storage import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    AdapterConfig,
+    load_adapter,
+    write_adapter_files,
+)
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import new_folder, read_json, sha256_file, write_json
+from diablo_ds.files.whole_tensors import load_tensors, save_tensors
+from diablo_ds.training.content_checks import check_position, check_tensors
+from diablo_ds.zero.optimizer_state import MOMENTS
+
+CHECKPOINT_FORMAT = 1
+STATE_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "state.json", "optimizer.safetensors", "manifest.json"
+_FILES = {STATE_FILE, OPTIMIZER_FILE, TENSOR_FILE, CONFIG_FILE}
+_STEP_NAME = re.compile(r"step-[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on exactly, apart from its config and the base model."""
+
+    step: int
+    """Optimizer steps taken."""
+    global_batch: int
+    """Examples per step; gives the data position."""
+    seed: int
+    """Seed of data order and dropout."""
+    num_optimizer_steps: int
+    """AdamW's own count; smaller than ``step`` where fp16 skipped steps."""
+    adapter: AdapterConfig
+    """What the deltas belong to."""
+    state: Mapping[str, Mapping[str, Tensor]]
+    """By delta name: "master", "exp_avg", "exp_avg_sq", each fp32."""
+    loss_scaler: Mapping[str, float] = field(default_factory=dict)
+    """State of the dynamic loss scaler; empty unless in fp16."""
+
+    data: Mapping[str, Any] | None = None
+    """Identity of the data trained on; None where an older version wrote the checkpoint."""
+
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """The deltas by name, fp32."""
+        return {name: state["master"] for name, state in self.state.items()}
+
+
+def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
+    """Write a checkpoint and then remove all but the last ``keep_last``.
+
+    Args:
+        root: folder of the run's checkpoints.
+        checkpoint: what to save.
+        keep_last: how many to keep, counting this one.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: if it cannot be written, e.g. on a full disk; older checkpoints are untouched.
+    """
+    folder = checkpoint_folder(root, checkpoint.step)
+    with new_folder(folder) as temporary:
+        write_adapter_files(temporary, checkpoint.masters, checkpoint.adapter)
+        moments = {
+            f"{name}.{key}": state[key]
+            for name, state in checkpoint.state.items()
+            for key in MOMENTS
+        }
+        save_tensors(temporary / OPTIMIZER_FILE, moments)
+        write_json(
+            temporary / STATE_FILE,
+            {
+                "format": CHECKPOINT_FORMAT,
+                "step": checkpoint.step,
+                "examples_seen": checkpoint.step * checkpoint.global_batch,
+                "global_batch": checkpoint.global_batch,
+                "seed": checkpoint.seed,
+                "num_optimizer_steps": checkpoint.num_optimizer_steps,
+                "loss_scaler": dict(checkpoint.loss_scaler),
+                "data": None if checkpoint.data is None else dict(checkpoint.data),
+            },
+        )
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(temporary.iterdir())
+        }
+        write_json(temporary / MANIFEST_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
+    for old in _by_worth(root, folder)[keep_last:]:
+        _remove(old)
+    return folder
+
+
+def _by_worth(root: Path, newest: Path) -> list[Path]:
+    """Return the checkpoints, the one that is best to keep first.
+
+    ``newest``, just written, is the first; others are worth less if they are damaged. Those of
+    later steps are: the run was resumed before them. For the rest, sizes have to do, since
+    checksums would take as long as writing.
+    """
+    step = step_of(newest)
+
+    def worth(folder: Path) -> tuple[bool, bool, int]:
+        is_good = step_of(folder) < step and _has_right_sizes(folder)
+        return folder == newest, is_good, step_of(folder)
+
+    return sorted(list_checkpoints(root), key=worth, reverse=True)
+
+
+def _has_right_sizes(folder: Path) -> bool:
+    """Return whether each file of a checkpoint is as long as its manifest says."""
+    try:
+        files = read_json(folder / MANIFEST_FILE)["files"]
+        return all(
+            (folder / name).stat().st_size == entry["bytes"] for name, entry in files.items()
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, so that one which is half removed is not taken for a damaged one."""
+    hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    with contextlib.suppress(FileNotFoundError):  # someone else removed it
+        folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a killed process left: half-written and half-removed checkpoints."""
+    for path in root.glob(".step-*"):
+        name, suffix = path.name[1:].split(".")[0], path.suffix
+        if suffix == ".old" and not (root / name).exists():  # replaced by no new one yet
+            path.rename(root / name)
+        elif suffix in (".old", ".tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after ``step`` steps."""
+    return root / f"step-{step:06d}"
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return checkpoint folders, the latest first; half-written ones are not among them."""
+    found = [path for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        UserError: if a file is missing, truncated, changed, or not in the manifest; names it.
+    """
+    manifest = read_json(folder / MANIFEST_FILE)
+    try:
+        files = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"manifest must list files with a sha256; got {folder}") from None
+    if files.keys() != _FILES:
+        raise UserError(
+            f"manifest must list exactly {', '.join(sorted(_FILES))}; got "
+            f"{', '.join(sorted(files)[:9])} in {folder}"
+        )
+    for name, checksum in files.items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != checksum:
+            raise UserError(
+                f"checkpoint files must match their checksums; got {path} "
+                f"{'changed' if path.is_file() else 'missing'}"
+            )
+
+
+def find_checkpoint(
+    root: Path, accept: Callable[[Path], object] = lambda folder: load_checkpoint(folder)
+) -> tuple[Path | None, list[str]]:
+    """Return the latest whole checkpoint, and a message for each damaged one passed over.
+
+    Args:
+        root: folder of the run's checkpoints.
+        accept: raises UserError where the content of a checkpoint does not fit.
+
+    Raises:
+        UserError: if there are checkpoints and none is whole: starting over would lose a run.
+    """
+    problems = []
+    for folder in list_checkpoints(root):
+        try:
+            verify_checkpoint(folder)
+            accept(folder)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return folder, problems
+    if problems:
+        raise UserError(
+            "at least one checkpoint must be whole; got "
+            + "; ".join(problems)
+            + f"; remove {root} to start over"
+        )
+    return None, []
+
+
+def load_checkpoint(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Checkpoint:
+    """Load a checkpoint that `verify_checkpoint` accepted, onto the CPU.
+
+    Args:
+        folder: the checkpoint.
+        shapes: of the run's deltas by name; by default those that the adapter in it has.
+
+    Raises:
+        UserError: if the files disagree, have another format, or hold something that cannot be
+            trained on, such as a tensor of another shape or dtype.
+    """
+    position = read_position(folder)
+    masters, adapter = load_adapter(folder)
+    wanted = {name: tuple(master.shape) for name, master in masters.items()}
+    check_tensors(masters, wanted if shapes is None else shapes, folder / TENSOR_FILE)
+    moments = load_tensors(folder / OPTIMIZER_FILE)
+    moment_shapes = {f"{name}.{key}": wanted[name] for name in wanted for key in MOMENTS}
+    check_tensors(moments, moment_shapes, folder / OPTIMIZER_FILE)
+    state = {
+        name: {"master": master, **{key: moments[f"{name}.{key}"] for key in MOMENTS}}
+        for name, master in masters.items()
+    }
+    negative = next((n for n, tensors in state.items() if (tensors[MOMENTS[1]] < 0).any()), None)
+    if negative is not None:
+        raise UserError(
+            f"second moments must not be negative; got {negative} in {folder / OPTIMIZER_FILE}"
+        )
+    return Checkpoint(
+        step=position["step"],
+        global_batch=position["global_batch"],
+        seed=position["seed"],
+        num_optimizer_steps=position["num_optimizer_steps"],
+        adapter=adapter,
+        state=state,
+        loss_scaler=position["loss_scaler"],
+        data=position.get("data"),
+    )
+
+
+def read_position(folder: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's `state.json`.
+
+    Raises:
+        UserError: if it is of another format or step, or a value is missing or wrong.
+    """
+    file = folder / STATE_FILE
+    position = check_position(read_json(file), file)
+    if position.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"checkpoint must have format {CHECKPOINT_FORMAT}; got {folder}")
+    if _STEP_NAME.fullmatch(folder.name) and position["step"] != step_of(folder):
+        raise UserError(
+            f"checkpoint must hold the step of its name; got step={position['step']} in {folder}"
+        )
+    return position

@@ -1,0 +1,245 @@
+"""What a run reports: TensorBoard, a metrics file, console lines, memory; on rank 0."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diablo_ds.config.continuation import FREE_ON_RESUME
+from diablo_ds.config.run import RunConfig
+from diablo_ds.files.atomic import new_file, read_json, write_json, write_text
+from diablo_ds.files.ownership import FolderOwner
+from diablo_ds.ranks.log import logger
+from diablo_ds.ranks.terminal import shows_progress
+
+PROGRESS_FILE = "progress.json"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return this rank's peak memory: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Reporter:
+    """Writes one point per step to every place a user may look at; silent except on rank 0.
+
+    Args:
+        folder: the run folder; gets `metrics.jsonl` and `tensorboard/`.
+        run: the run config, logged as text and as hyperparameters.
+        num_steps: steps of the whole run.
+        start_step: steps taken before this process; later points of an earlier process are cut.
+        enabled: whether this is rank 0.
+        owner: of the folder; where it was lost, another process writes the metrics file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run: RunConfig,
+        *,
+        num_steps: int,
+        start_step: int,
+        enabled: bool,
+        owner: FolderOwner | None = None,
+    ) -> None:
+        self.enabled = enabled
+        self._owner = owner
+        self.run = run
+        self.num_steps = num_steps
+        self._start_step = start_step
+        self._start_time = time.monotonic()
+        self._metrics_file = folder / "metrics.jsonl"
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        # A start from step 0 evaluates and records that step again.
+        last = start_step or -1
+        points, num_bad = read_metrics(self._metrics_file)
+        if num_bad:
+            logger.warning(f"Left out of {self._metrics_file}: {num_bad} lines that are no points")
+        self.history = [point for point in points if point["step"] <= last]
+        write_text(self._metrics_file, "".join(map(_format_point, self.history)))
+        write_json(folder / PROGRESS_FILE, {"num_steps": num_steps, "start_step": start_step})
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
+        if not start_step:
+            values = json.dumps(dataclasses.asdict(run), indent=2)
+            self._writer.add_text("run_config", f"```json\n{values}\n```", 0)
+        self._bar: Any = None
+        if shows_progress():
+            self._bar = tqdm(
+                total=num_steps, initial=start_step, unit="step", dynamic_ncols=True, leave=True
+            )
+
+    def log(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.enabled and self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            logger.info(text)
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Record a training step.
+
+        Args:
+            step: steps taken, this one included.
+            values: "loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes" and more.
+        """
+        if not self.enabled:
+            return
+        self._write({"step": step, **values})
+        if step % self.run.log_every == 0 or step == self.num_steps:
+            self._scalars(values, step)
+        shown = (
+            f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
+            f"{values['tokens_per_s']:,.0f} tokens/s"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(1)
+        else:
+            rate = (time.monotonic() - self._start_time) / (step - self._start_step)
+            left = format_seconds((self.num_steps - step) * rate)
+            logger.info(f"step {step}/{self.num_steps}  {shown}  {left} left")
+
+    def heldout(self, step: int, loss: float) -> None:
+        """Record a held-out loss."""
+        if self.enabled:
+            self._write({"step": step, "heldout_loss": loss})
+            self._scalars({"heldout_loss": loss}, step)
+            self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
+
+    def base_dropout(self, rates: Mapping[str, float]) -> None:
+        """Record the largest of the base's own dropout rates, where there are any."""
+        if self.enabled and rates:
+            self._write({"step": 0, "base_dropout": max(rates.values())})
+
+    def has_heldout(self, step: int) -> bool:
+        """Return whether a step's held-out loss is recorded; on rank 0."""
+        return any(p["step"] == step and "heldout_loss" in p for p in self.history)
+
+    def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
+        """Record the norm of each delta, and their distribution.
+
+        TensorBoard shows groups by name: these many series come after the few under "train".
+        """
+        if not self.enabled:
+            return
+        for name, norm in norms.items():
+            self._writer.add_scalar(f"weights/delta_norm/{name}", norm, step)
+        self._writer.add_histogram("weights/delta_norms", torch.tensor(list(norms.values())), step)
+
+    def close(self, final: Mapping[str, float] | None = None) -> None:
+        """Write the hyperparameters with the final metrics, where the run ended well, and close."""
+        if not self.enabled:
+            return
+        if final:
+            from torch.utils.tensorboard.summary import hparams
+
+            settings = {
+                key: value if isinstance(value, bool | int | float | str) else str(value)
+                for key, value in dataclasses.asdict(self.run).items()
+                if key not in FREE_ON_RESUME
+            }
+            metrics = {f"final/{name}": value for name, value in final.items()}
+            file_writer: Any = self._writer.file_writer
+            for summary in hparams(settings, metrics):
+                file_writer.add_summary(summary)
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, self.num_steps)
+        self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def _write(self, point: dict[str, float]) -> None:
+        self.history.append(point)
+        if self._owner is not None and self._owner.is_lost:  # the next save says so and ends
+            return
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(_format_point(point))
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
+    """Read a metrics file.
+
+    Returns:
+        Its points, each with a step, and the number of lines that are none, as the last one that a
+        crash cut short. Values that were not finite are NaN.
+    """
+    points, num_bad = [], 0
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        point = _parse_point(line)
+        if point is None:
+            num_bad += 1
+        else:
+            points.append(point)
+    return points, num_bad
+
+
+def _parse_point(line: str) -> dict[str, float] | None:
+    try:
+        values = json.loads(line)
+        point = {name: math.nan if v is None else float(v) for name, v in values.items()}
+        step = int(point["step"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    return {**point, "step": step} if step == point["step"] and step >= 0 else None
+
+
+def _format_point(point: Mapping[str, float]) -> str:
+    finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
+    return json.dumps(finite) + "\n"
+
+
+def read_num_steps(path: Path) -> int | None:
+    """Return the number of steps that a progress file tells; None where it tells none."""
+    try:
+        num_steps = read_json(path)["num_steps"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return num_steps if type(num_steps) is int and num_steps > 0 else None
+
+
+def plot_losses(history: list[dict[str, float]], path: Path) -> None:
+    """Draw training and held-out loss over steps as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, label, style in (
+        ("loss", "training (one step)", {"linewidth": 1, "alpha": 0.7}),
+        ("heldout_loss", "held-out", {"marker": "o", "linewidth": 2}),
+    ):
+        points = [(p["step"], p[name]) for p in history if name in p]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per target token (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

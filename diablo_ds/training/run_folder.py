@@ -1,0 +1,164 @@
+"""The folder of a run: its name, what may be in it, and its one owner."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from diablo_ds.config.continuation import differing_fields, repair_fields
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.files import trust
+from diablo_ds.files.atomic import read_json
+from diablo_ds.files.ownership import OWNER_FOLDER, FolderOwner, claim, refuse_owned
+from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
+
+RUN_CONFIG_FILE = "run.json"
+LOGS = "logs"
+_NOT_A_RUN = (LOGS, OWNER_FOLDER)
+"""What a folder may hold before its run has begun."""
+
+
+def choose_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
+    """Decide the run folder and refuse one that holds something else. Creates nothing.
+
+    Args:
+        config: the run config.
+        for_later: whether the run waits in a queue, and the folder may be in use until then.
+
+    Raises:
+        UserError: if the folder holds another run or other files, is not a folder, or is in use.
+    """
+    if not config.output:
+        return next(path for path in _new_names(config) if not path.exists())
+    folder = Path(config.output)
+    _refuse_other_content(config, folder)
+    if not for_later:
+        refuse_owned(folder, "run folder")
+    return folder
+
+
+def reserve_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
+    """Return the run folder as `choose_run_folder` does, and create one that gets a new name.
+
+    Two runs that start in the same second, on any hosts, get two folders.
+
+    Raises:
+        UserError: if the folder holds something else, is in use, or cannot be created.
+    """
+    folder = choose_run_folder(config, for_later=for_later)
+    if config.output:
+        return folder
+    for folder in _new_names(config):
+        with contextlib.suppress(FileExistsError), _naming_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(trust.PRIVATE_FOLDER)
+            return folder
+    raise AssertionError
+
+
+def own_run_folder(config: RunConfig) -> FolderOwner:
+    """Create the run folder where there is none, become its owner, and write `run.json`.
+
+    Nothing in it is written or removed before this process is the owner. What killed processes
+    left half-written is removed.
+
+    Raises:
+        UserError: if the folder holds something else, is in use, or cannot be written.
+    """
+    from diablo_ds.training.checkpoint import (
+        remove_leftovers,  # brings torch, which a launcher does without
+    )
+
+    folder = reserve_run_folder(config)
+    with _naming_errors(folder):
+        trust.make_folder(folder, "run folder", shared=config.shared_folders)
+        owner = claim(folder, "run folder")
+        try:
+            _refuse_other_content(config, folder)  # another run may have been there meanwhile
+            dataclasses.replace(config, output=str(folder)).save(folder / RUN_CONFIG_FILE)
+            remove_leftovers(checkpoints_folder(folder))
+        except BaseException:
+            owner.release()
+            raise
+    return owner
+
+
+def _new_names(config: RunConfig) -> Iterator[Path]:
+    """Yield names for a new run folder, the plainest first."""
+    model = DEFAULT_MODEL_NAME if config.model == "default" else Path(config.model).name
+    name = f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    yield Path("runs") / name
+    for number in itertools.count(2):
+        yield Path("runs") / f"{name}-{number}"
+
+
+def _refuse_other_content(config: RunConfig, folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output must be a folder; got a file: output={config.output!r}")
+    if folder.exists():
+        trust.check_folder(folder, "run folder", shared=config.shared_folders)
+    if not folder.exists() or all(path.name in _NOT_A_RUN for path in folder.iterdir()):
+        return
+    if not (folder / RUN_CONFIG_FILE).is_file():
+        raise UserError(
+            "output folder must be new, empty or hold this run; got other files in "
+            f"output={config.output!r}; choose another folder"
+        )
+    recorded = load_recorded(folder / RUN_CONFIG_FILE)
+    differing = differing_fields(recorded, config)
+    if differing:
+        raise UserError(
+            f"output folder must not hold another run; got output={config.output!r} with "
+            f"{'; '.join(differing)}; to resume that run, {repair_fields(recorded, config)}; for a "
+            "new run, choose another --output"
+        )
+
+
+def recorded_config(config: RunConfig) -> RunConfig | None:
+    """Return the run config that the output folder holds, as it was chosen; None where it is new.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    path = Path(config.output) / RUN_CONFIG_FILE
+    return load_recorded(path) if config.output and path.is_file() else None
+
+
+def load_recorded(path: Path) -> RunConfig:
+    """Read a run's `run.json`; what earlier versions did not write is as it was then.
+
+    Raises:
+        UserError: if the file is missing, malformed, or holds an unknown key or bad value.
+    """
+    values = read_json(path)
+    if isinstance(values, dict):
+        values = {"data_order": "seed-plus-epoch", **values}
+    return RunConfig.from_json(values, path)
+
+
+@contextlib.contextmanager
+def _naming_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's errors into one that names the folder and the rule."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"output folder must be writable; got output={str(folder)!r}: {error}"
+        ) from None
+
+
+def logs_folder(folder: Path) -> Path:
+    """Return where the launcher keeps the logs of all ranks."""
+    return folder / LOGS
+
+
+def checkpoints_folder(folder: Path) -> Path:
+    """Return where a run keeps its checkpoints."""
+    return folder / "checkpoints"

@@ -1,0 +1,138 @@
+"""One optimizer step and one evaluation, over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from diablo_ds.data.batches import MicroBatch, to_device
+from diablo_ds.errors import NonFiniteError
+from diablo_ds.model.attention import attends_by_variable_length
+from diablo_ds.model.loss import LossHead, causal_lm_loss, count_targets
+from diablo_ds.ranks import distributed
+from diablo_ds.ranks.heartbeat import heart
+from diablo_ds.ranks.stopping import Borders
+from diablo_ds.zero import engine
+from diablo_ds.zero.gradients import one_gradient_reduction
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step did, the same on every rank."""
+
+    loss: float
+    """Mean loss per target token of the global batch, in nats, before the update."""
+    grad_norm: float
+    """Norm over all delta gradients, before clipping."""
+    num_tokens: int
+    """Tokens put through the model over all ranks, without padding."""
+
+
+def train_step(
+    ds_engine: Any,
+    deltas: Mapping[str, nn.Parameter],
+    micro_batches: Sequence[MicroBatch],
+    learning_rate: float,
+    borders: Borders | None = None,
+) -> StepResult:
+    """Update the deltas once.
+
+    The loss is summed over target tokens and divided once, by their number in the global batch;
+    DeepSpeed averages gradients over ranks, which the factor world size undoes.
+
+    Collective: every rank must call this with the same number of micro batches.
+
+    Args:
+        ds_engine: the DeepSpeed engine.
+        deltas: the trainable parameters by name.
+        micro_batches: this rank's part of the global batch.
+        learning_rate: of this step.
+        borders: where all ranks may stop together.
+
+    Raises:
+        StopAgreed: ahead of a micro batch; the unfinished gradients are dropped.
+        NonFiniteError: if the gradient norm is not finite, and then nothing was updated; or if the
+            loss on some rank is not.
+    """
+    device = ds_engine.device
+    num_targets = sum(int(count_targets(batch.labels)) for batch in micro_batches)
+    num_tokens = sum(batch.num_tokens for batch in micro_batches)
+    counts = distributed.gather_floats([num_targets, num_tokens, len(micro_batches)], device)
+    of_targets, of_tokens, of_batches = zip(*counts, strict=True)
+    if len(set(of_batches)) > 1:
+        raise RuntimeError(f"all ranks must have as many micro batches; got {of_batches}")
+    global_targets, global_tokens = int(sum(of_targets)), int(sum(of_tokens))
+    scale = distributed.world_size() / max(1, global_targets)
+
+    loss_sum = torch.zeros((), device=device)
+    with one_gradient_reduction(ds_engine, deltas):
+        for batch in _between(borders, micro_batches):
+            heart.beat("forward")
+            loss = micro_batch_loss(ds_engine, batch)
+            heart.beat("backward")
+            ds_engine.backward(loss * scale)
+            loss_sum += loss.detach()
+    heart.beat("update")
+    # Read only now: until here nothing has waited for the device, which still computes gradients
+    # while the update is being launched.
+    grad_norm = engine.optimizer_step(ds_engine, deltas, learning_rate)
+    loss_sums = [row[0] for row in distributed.gather_floats([float(loss_sum)], device)]
+    _check_finite("loss", loss_sums)
+    if not ds_engine.fp16_enabled():  # there DeepSpeed skips the update and lowers the loss scale
+        _check_finite("gradient norm", [grad_norm])
+    return StepResult(sum(loss_sums) / max(1, global_targets), grad_norm, global_tokens)
+
+
+def _between(borders: Borders | None, micro_batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
+    return micro_batches if borders is None else borders.between(micro_batches)
+
+
+def micro_batch_loss(ds_engine: Any, batch: MicroBatch) -> torch.Tensor:
+    """Return the summed loss of a micro batch, which is on the CPU, as ``[]`` in fp32."""
+    model, device = ds_engine.module, ds_engine.device
+    if batch.position_ids is not None and attends_by_variable_length(model):
+        batch = batch.as_one_row()
+        inputs = batch.variable_length_inputs()
+    else:
+        inputs = batch.model_inputs()
+    inputs = to_device(inputs, device)
+    head = model.get_output_embeddings()
+    if isinstance(head, LossHead):
+        with head.computing_loss(batch.labels):
+            loss: torch.Tensor = ds_engine(**inputs).logits
+            return loss
+    logits = ds_engine(**inputs).logits  # [micro_batch, seq, vocab]
+    return causal_lm_loss(logits, batch.labels.to(device))
+
+
+def _check_finite(what: str, values: Sequence[float]) -> None:
+    for rank, value in enumerate(values):
+        if not math.isfinite(value):
+            where = f" on rank {rank}" if len(values) > 1 else ""
+            raise NonFiniteError(f"{what} must be finite; got {what}={value}{where}")
+
+
+@torch.no_grad()
+def evaluate(
+    ds_engine: Any, micro_batches: Iterable[MicroBatch], borders: Borders | None = None
+) -> float:
+    """Return the mean loss per target token over all ranks, in nats.
+
+    Collective: every rank must call this with the same number of micro batches.
+
+    Raises:
+        StopAgreed: ahead of a micro batch.
+    """
+    device = ds_engine.device
+    loss_sum, num_targets = torch.zeros((), device=device), 0
+    with engine.evaluating(ds_engine):
+        for batch in _between(borders, micro_batches):
+            heart.beat("evaluation")
+            num_targets += int(count_targets(batch.labels))
+            loss_sum += micro_batch_loss(ds_engine, batch)
+    rows = distributed.gather_floats([float(loss_sum), num_targets], device)
+    total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))
+    return float(total_loss / max(1.0, total_targets))

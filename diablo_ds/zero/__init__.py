@@ -1,0 +1,1 @@
+"""DeepSpeed: its config, the engine, where parameters lie. Nothing else imports it."""

@@ -1,0 +1,105 @@
+"""Bytes that DeepSpeed's collectives move in a step, by kind and by the size of the group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from diablo_ds.ranks.heartbeat import heart
+
+# Method of DeepSpeed's backend: name and position of the argument that holds the whole tensor, or
+# all parts of it.
+_WHOLE_ARGUMENT = {
+    "all_gather_into_tensor": ("output_tensor", 0),
+    "all_gather": ("tensor_list", 0),
+    "all_gather_coalesced": ("output_tensors", 0),
+    "reduce_scatter_tensor": ("input_tensor", 1),
+    "reduce_scatter": ("input_list", 1),
+    "all_reduce": ("tensor", 0),
+    "all_reduce_coalesced": ("tensors", 0),
+    "reduce": ("tensor", 0),
+    "broadcast": ("tensor", 0),
+}
+BASE_GATHERS = "base gathers"
+DELTA_GRADIENTS = "delta gradients"
+DELTA_GATHERS = "delta gathers"
+NORMS = "norms and flags"
+_SMALL_BYTES = 32
+"""Up to this size it is a norm, a loss scale or a flag."""
+
+
+class Collective(NamedTuple):
+    """One kind of collective."""
+
+    kind: str
+    group_size: int
+    """Ranks that take part."""
+
+
+class Traffic:
+    """Calls and bytes by kind of collective.
+
+    Bytes are of the whole tensor, as it is after a gather or before a scatter. In a ring each rank
+    receives ``(g - 1) / g`` of it for a gather or a scatter, and twice that for an all-reduce.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[Collective] = Counter()
+        self.bytes: Counter[Collective] = Counter()
+
+    def add(self, method: str, phase: str, group_size: int, num_bytes: int) -> None:
+        """Count one call of a backend's method."""
+        collective = Collective(_kind(method, phase, num_bytes), group_size)
+        self.calls[collective] += 1
+        self.bytes[collective] += num_bytes
+
+    def table(self) -> str:
+        """Return lines of text, most bytes first."""
+        return "\n".join(
+            f"  {collective.kind:16} {num_bytes / 1e6:12,.3f} MB in {self.calls[collective]:5} "
+            f"calls among {collective.group_size} ranks"
+            for collective, num_bytes in self.bytes.most_common()
+        )
+
+
+def _kind(method: str, phase: str, num_bytes: int) -> str:
+    if num_bytes <= _SMALL_BYTES or method == "broadcast":
+        return NORMS
+    if "gather" in method:
+        return DELTA_GATHERS if phase == "update" else BASE_GATHERS
+    return DELTA_GRADIENTS
+
+
+@contextmanager
+def counting_traffic() -> Iterator[Traffic]:
+    """Count DeepSpeed's collectives while this is entered; nothing else changes."""
+    from deepspeed.comm import comm
+
+    traffic, backend = Traffic(), comm.cdb
+    wrapped = [name for name in _WHOLE_ARGUMENT if hasattr(backend, name)]
+    for name in wrapped:
+        setattr(backend, name, _counted(backend, name, traffic))
+    try:
+        yield traffic
+    finally:
+        for name in wrapped:
+            delattr(backend, name)  # the class's own method shows again
+
+
+def _counted(backend: Any, name: str, traffic: Traffic) -> Callable[..., Any]:
+    method = getattr(backend, name)
+    argument, position = _WHOLE_ARGUMENT[name]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        whole = kwargs[argument] if argument in kwargs else args[position]
+        tensors: list[Tensor] = [whole] if isinstance(whole, Tensor) else list(whole)
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        group_size = backend.get_world_size(group=kwargs.get("group"))
+        traffic.add(name, heart.phase, group_size, num_bytes)
+        return method(*args, **kwargs)
+
+    return counted

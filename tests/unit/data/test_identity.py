@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data import identity
+from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.examples import load_data
+from diablo_ds.data.identity import DataIdentity, goes_on, identify
+from diablo_ds.data.streaming import open_stream
+from diablo_ds.data.token_table import TokenTable
+from diablo_ds.errors import UserError
+from diablo_ds.training.resuming import place_data
+from tests.tiny import tiny_tokenizer, write_pairs
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_pairs(tmp_path / "d.jsonl", 40)
+
+
+def _config(data: Path, **changes) -> RunConfig:
+    return RunConfig(data=str(data), global_batch=4, micro_batch=2, **changes)
+
+
+def _sources(config: RunConfig):
+    tokenizer = tiny_tokenizer()
+    dealer = Dealer(config, tokenizer.pad_id, 0, 1)
+    if config.stream:
+        return open_stream(config, tokenizer, dealer, 264), None
+    train, heldout = load_data(config, tokenizer, 264)
+    parts = (train, heldout)
+    return tuple(None if part is None else BatchSource(part, config, dealer) for part in parts)
+
+
+def _identity(config: RunConfig) -> DataIdentity:
+    return identify(config, *_sources(config))
+
+
+def _rows(data: Path) -> list[str]:
+    return data.read_text().splitlines(keepends=True)
+
+
+def _replace(data):
+    write_pairs(data, 40, seed=1)
+
+
+def _grow(data):
+    data.write_text("".join([*_rows(data), *_rows(data)[:8]]))
+
+
+def _cut(data):
+    data.write_text("".join(_rows(data)[:30]))
+
+
+def _swap(data):
+    first, second, *rest = _rows(data)
+    data.write_text("".join([second, first, *rest]))
+
+
+def _one_letter(data):
+    text = data.read_text()
+    data.write_text(text[:-4] + ("7" if text[-4] != "7" else "8") + text[-3:])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("change", [_replace, _grow, _cut, _swap, _one_letter])
+def test_any_change_of_the_file_is_noticed_and_named(change, stream, data):
+    config = _config(data, stream=stream, max_steps=20 if stream else 0, heldout_share=0.0)
+    old = _identity(config)
+    assert goes_on(old, _identity(config), config, 5) == (old, "")
+    change(data)
+    with pytest.raises(UserError, match="data must be those that the run was trained on") as error:
+        goes_on(old, _identity(config), config, 5)
+    assert str(data) in str(error.value)
+    assert "--allow-changed-data" in str(error.value)
+    if change is _grow and not stream:
+        assert "40 examples, now 48; " in str(error.value)
+
+
+def test_another_template_is_a_change_and_not_one_of_the_files(data):
+    for changes in ({}, {"stream": True, "max_steps": 3}):
+        config = _config(data, **changes)
+        old = _identity(config)
+        new = _identity(dataclasses.replace(config, template="alpaca"))
+        with pytest.raises(UserError, match="the files are the same, so that the tokenizer"):
+            goes_on(old, new, config, 5)
+
+
+def test_chunks_of_a_table_do_not_matter_and_samples_see_lengths(monkeypatch):
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 9, 5000)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids, labels = (generator.integers(0, 99, offsets[-1], np.int32) for _ in range(2))
+
+    def table(*borders: int) -> TokenTable:
+        edges = [0, *borders, len(lengths)]
+        return TokenTable(
+            [
+                (
+                    offsets[a : b + 1] - offsets[a],
+                    ids[offsets[a] : offsets[b]],
+                    labels[offsets[a] : offsets[b]],
+                )
+                for a, b in pairwise(edges)
+            ]
+        )
+
+    def digest(*borders: int) -> str:
+        return identity._digest_table(table(*borders))
+
+    whole = digest()
+    assert digest(7, 2500) == whole
+    monkeypatch.setattr(identity, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(identity, "SAMPLED_BYTES", 8000)
+    monkeypatch.setattr(identity, "BLOCK_BYTES", 400)
+    sampled = digest()
+    assert digest(7, 2500) == sampled != whole
+    ids[-1] += 1
+    assert digest() != sampled
+    ids[-1] -= 1
+    labels[0] += 1
+    assert digest() != sampled
+
+
+def test_a_new_pass_over_grown_data_takes_each_example_once(data):
+    config = _config(data, num_epochs=2, heldout_share=0.0)
+    old = _identity(config)  # 10 steps a pass
+    _grow(data)  # 12 steps a pass
+    allowed = dataclasses.replace(config, allow_changed_data=True)
+    train, heldout = _sources(allowed)
+    checkpoint = _Checkpoint(13, old)  # in the second pass
+    source, identity, num_steps = place_data(allowed, train, heldout, checkpoint)
+    assert (identity.start_step, identity.passes, num_steps) == (13, 1, 25)
+    fresh = dataclasses.replace(train, config=dataclasses.replace(config, num_epochs=1))
+    for step in range(12):
+        for mine, expected in zip(source.step(13 + step), fresh.step(step), strict=True):
+            assert mine.input_ids.equal(expected.input_ids)
+    # It goes on there, with the option or without it.
+    later = _Checkpoint(20, identity)
+    again, same, num_steps = place_data(config, train, heldout, later)
+    assert (same, num_steps) == (identity, 25)
+    for mine, expected in zip(again.step(20), fresh.step(7), strict=True):
+        assert mine.input_ids.equal(expected.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step", "left"), [(1, 4, 1), (1, 10, 1), (3, 25, 1), (3, 5, 3), (0.5, 3, 0.5)]
+)
+def test_whole_passes_over_the_old_data_count(epochs, step, left, data):
+    config = _config(data, num_epochs=epochs, heldout_share=0.0, allow_changed_data=True)
+    old = _identity(config)
+    _cut(data)
+    identity, text = goes_on(old, _identity(config), config, step)
+    assert (identity.start_step, identity.passes) == (step, left)
+    assert f"starts a new pass, over the data as they are now, after step {step}" in text
+
+
+def test_with_a_number_of_steps_that_stays(data):
+    config = _config(data, max_steps=8, allow_changed_data=True)
+    old = _identity(config)
+    _replace(data)
+    train, heldout = _sources(config)
+    for step in (5, 8):
+        source, _, num_steps = place_data(config, train, heldout, _Checkpoint(step, old))
+        assert num_steps == 8
+    assert list(source.step(7))
+
+
+def test_held_out_data_that_changed_leave_the_training_where_it_was(data, tmp_path):
+    heldout = write_pairs(tmp_path / "h.jsonl", 6, seed=3)
+    config = _config(data, heldout_data=str(heldout))
+    old = _identity(config)
+    _cut_to(heldout, 4)
+    with pytest.raises(UserError, match="held-out data: 6 examples, now 4"):
+        goes_on(old, _identity(config), config, 5)
+    allowed = dataclasses.replace(config, allow_changed_data=True)
+    identity, text = goes_on(old, _identity(config), allowed, 5)
+    assert identity.start_step == 0
+    assert "cannot be compared" in text
+
+
+def _cut_to(path, count):
+    path.write_text("".join(_rows(path)[:count]))
+
+
+def test_a_shorter_run_than_was_taken_ends_where_it_is(data):
+    config = _config(data, max_steps=3)
+    train, heldout = _sources(config)
+    _, _, num_steps = place_data(config, train, heldout, _Checkpoint(8, None))
+    assert num_steps == 8
+
+
+def test_the_identity_survives_json_and_garbage_is_refused(data):
+    identity = _identity(_config(data))
+    values = json.loads(json.dumps(identity.as_json()))
+    assert DataIdentity.from_json(values, 3, Path()) == identity
+    for name, wrong in [
+        *(("train", None), ("train", {}), ("heldout", []), ("start_step", 4), ("start_step", -1)),
+        *(("start_step", 1.0), ("passes", "x"), ("passes", -1), ("passes", float("nan"))),
+        ("train", values["train"] | {"examples": "many"}),
+        ("train", values["train"] | {"files": {"x": 1}}),
+    ]:
+        with pytest.raises(UserError, match="data of a checkpoint must have"):
+            DataIdentity.from_json(values | {name: wrong}, 3, Path())
+
+
+@dataclasses.dataclass
+class _Checkpoint:
+    """What `place_data` looks at."""
+
+    step: int
+    identity: DataIdentity | None
+
+    @property
+    def data(self):
+        return None if self.identity is None else json.loads(json.dumps(self.identity.as_json()))

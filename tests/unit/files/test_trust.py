@@ -1,0 +1,263 @@
+"""Folders that others can change are refused; files are this user's own, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.prepare.pipeline import _work_folder
+from diablo_ds.errors import UserError
+from diablo_ds.files import trust
+from diablo_ds.model.default_model import FOLDER_NAME, converted_model
+from diablo_ds.ranks.records import (
+    FAILED_FILE,
+    RankRecord,
+    announce_failure,
+    last_lines,
+    log_file,
+    read_records,
+    record_file,
+    write_record,
+)
+from diablo_ds.training.run_folder import choose_run_folder, own_run_folder
+from diablo_ds.zero.build_lock import StaleLocks, check_extensions
+from tests.unit.launcher.test_guard import GuardedRank
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+RECORD = RankRecord(rank=1, host="h", pid=1, world_size=2, started=1.0)
+
+
+def _mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def open_umask():
+    old = os.umask(0o002)
+    yield
+    os.umask(old)
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o1777, 0o3770])
+def test_a_folder_of_ones_own_is_taken(folder, mode):
+    folder.chmod(mode)
+    trust.check_folder(folder, "run folder")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o2777])
+def test_a_folder_that_others_can_write_is_refused_with_its_owner_and_mode(folder, mode):
+    folder.chmod(mode)
+    with pytest.raises(UserError, match=rf"run folder must .*owner \w+ \(uid.*, mode {mode:04o}"):
+        trust.check_folder(folder, "run folder")
+    trust.check_folder(folder, "run folder", shared=True)
+
+
+@as_root
+def test_a_group_counts_as_others_unless_it_is_the_users_own(folder):
+    folder.chmod(0o775)
+    trust.check_folder(folder, "run folder")  # the group root of root
+    os.chown(folder, 0, NOBODY)
+    with pytest.raises(UserError, match="group nogroup, mode 0775"):
+        trust.check_folder(folder, "run folder")
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o1777])
+def test_a_folder_of_another_user_is_refused(folder, mode):
+    os.chown(folder, NOBODY, NOBODY)
+    folder.chmod(mode)
+    with pytest.raises(UserError, match="owner nobody"):
+        trust.make_folder(folder, "run folder")
+
+
+@as_root
+def test_a_link_that_another_user_made_is_refused(folder, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    trust.check_folder(link, "run folder")
+    os.lchown(link, NOBODY, NOBODY)
+    with pytest.raises(UserError, match="owner nobody"):
+        trust.check_folder(link, "run folder")
+
+
+def test_what_is_made_is_private_whatever_the_umask(tmp_path, open_umask):
+    made = tmp_path / "a" / "b" / "c"
+    trust.make_folder(made, "run folder")
+    assert [_mode(path) for path in (made, made.parent)] == [0o700, 0o755]
+    write_record(made, RECORD)
+    announce_failure(made, 1)
+    trust.append_to_own_file(log_file(made, 1)).close()
+    assert {_mode(path) for path in made.iterdir()} == {0o600}
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def treasure(tmp_path):
+    """A file of the user's that somebody wants to have changed."""
+    path = tmp_path / "treasure"
+    path.write_text("precious")
+    return path
+
+
+@pytest.mark.parametrize("plant", ["symlink_to", "hardlink_to"])
+def test_links_in_a_log_folder_are_not_written_through(folder, treasure, plant):
+    for name in (record_file(folder, 1), log_file(folder, 1), folder / FAILED_FILE):
+        getattr(name, plant)(treasure)
+    write_record(folder, RECORD)
+    announce_failure(folder, 1)
+    with pytest.raises(OSError, match=r"symbolic|regular file"):
+        trust.append_to_own_file(log_file(folder, 1))
+    assert treasure.read_text() == "precious"
+
+
+def test_pipes_in_a_log_folder_stop_nobody(folder):
+    for path in (record_file(folder, 1), log_file(folder, 1), folder / FAILED_FILE):
+        os.mkfifo(path)
+    assert read_records(folder) == []
+    assert last_lines(log_file(folder, 1)) == ["(no log)"]
+    assert not trust.is_own_file(folder / FAILED_FILE)
+    write_record(folder, RECORD)
+
+
+@as_root
+@pytest.mark.parametrize("name", [FAILED_FILE, "stop"])
+def test_what_another_user_leaves_in_a_log_folder_does_not_end_a_rank(tmp_path, name):
+    for file in (tmp_path / name, record_file(tmp_path, 0)):
+        file.write_text("{}")
+        os.chown(file, NOBODY, NOBODY)
+    rank = GuardedRank(tmp_path, "print('up'); time.sleep(2.5)")
+    assert rank.end() == 0
+    assert [record.rank for record in read_records(tmp_path)] == [1]
+
+
+@as_root
+def test_files_of_the_owner_of_an_accepted_folder_are_believed(folder):
+    write_record(folder, RECORD)
+    for path in (folder, record_file(folder, 1)):
+        os.chown(path, NOBODY, NOBODY)  # as a file system with other owners shows them
+    trust.make_folder(folder, "log folder", shared=True)
+    assert read_records(folder) == [RECORD]
+
+
+# --- who asks ------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_that_others_can_write_is_refused(folder):
+    folder.chmod(0o777)
+    config = RunConfig(output=str(folder))
+    with pytest.raises(UserError, match="run folder must belong to you"):
+        choose_run_folder(config)
+    with pytest.raises(UserError, match="run folder must belong to you"):
+        own_run_folder(config)
+    assert choose_run_folder(RunConfig(output=str(folder), shared_folders=True)) == folder
+
+
+def test_a_guard_refuses_a_log_folder_that_others_can_write(folder):
+    folder.chmod(0o777)
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", "--log-folder", folder, "--version"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: log folder must belong to you")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("depth", ["", "py311_cpu", "py311_cpu/some_op"])
+def test_compiled_ops_that_others_could_swap_are_refused(tmp_path, depth):
+    op = tmp_path / "ops" / "py311_cpu" / "some_op"
+    check_extensions(tmp_path / "ops")
+    op.mkdir(parents=True)
+    check_extensions(tmp_path / "ops")
+    (tmp_path / "ops" / depth).chmod(0o777)
+    with pytest.raises(UserError, match="TORCH_EXTENSIONS_DIR"):
+        check_extensions(tmp_path / "ops")
+
+
+@as_root
+def test_a_compiled_op_of_another_user_is_refused(tmp_path):
+    library = tmp_path / "some_op" / "some_op.so"
+    library.parent.mkdir()
+    library.touch()
+    os.chown(library, NOBODY, NOBODY)
+    with pytest.raises(UserError, match=r"some_op\.so; remove it"):
+        check_extensions(tmp_path)
+
+
+def test_locks_are_not_looked_for_behind_links(tmp_path):
+    outside = tmp_path / "keep" / "lock"
+    outside.parent.mkdir()
+    outside.touch()
+    os.utime(outside, (1, 1))
+    ops = tmp_path / "ops"
+    (ops / "zz").mkdir(parents=True)
+    (ops / "link").symlink_to(outside.parent)
+    (ops / "zz" / "link").symlink_to(outside.parent)
+    assert StaleLocks(ops).find() == []
+
+
+def test_a_cache_folder_that_others_can_write_is_refused(tmp_path):
+    converted = tmp_path / FOLDER_NAME
+    converted.mkdir()
+    (converted / "config.json").touch()
+    assert converted_model(tmp_path) == converted
+    converted.chmod(0o777)
+    with pytest.raises(UserError, match="cache folder must belong to you"):
+        converted_model(tmp_path)
+
+
+# --- the work folder of prepare ------------------------------------------------------------------
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """What a work folder must leave alone, and the name under which it is looked for."""
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("precious")
+    return thesis, tmp_path / ".math.partial"
+
+
+def test_a_link_in_place_of_the_work_folder_is_refused(planted):
+    thesis, work = planted
+    work.symlink_to(thesis)
+    with pytest.raises(UserError, match="work folder must be no link"), _work_folder(work, {}):
+        pass
+    assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
+
+
+def test_a_work_folder_that_others_can_write_is_refused(planted):
+    thesis, work = planted
+    thesis.rename(work)
+    work.chmod(0o777)
+    with pytest.raises(UserError, match=r"choose another output$"), _work_folder(work, {}):
+        pass
+    assert [path.name for path in work.iterdir()] == ["thesis.tex"]
+
+
+def test_a_work_folder_loses_no_file_but_its_own(planted):
+    thesis, work = planted
+    thesis.rename(work)
+    (work / "chunk-00000000.arrow").touch()
+    inputs = {"sources": [], "val_sources": [], "excluded": [], "tokenizer": {"fingerprint": ""}}
+    with _work_folder(work, inputs):
+        assert sorted(p.name for p in work.iterdir()) == [".owner", "inputs.json", "thesis.tex"]

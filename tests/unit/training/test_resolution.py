@@ -1,0 +1,200 @@
+"""Open settings become chosen ones: for any ranks and machines, on resume, and as files say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from diablo_ds.config.batch_resolution import resolve_batch
+from diablo_ds.config.continuation import differing_fields
+from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.model.architecture import build_meta_model
+from diablo_ds.training.machine import Machine
+from diablo_ds.training.resolution import resolve_run
+from tests.tiny import FAMILIES
+
+SHAPES = build_meta_model(FAMILIES["llama"])
+FAST = Machine("fast", "cpu", bf16_factor=0.4)
+SLOW = Machine("slow", "cpu", bf16_factor=22.0)
+GPU = Machine("a", "cuda")
+OLD_GPU = Machine("b", "cuda", has_bf16=False)
+
+
+def _resolve(machines, config=None, **options):
+    return resolve_run(config or RunConfig(), machines, SHAPES, **options)
+
+
+def _policy(stage: int):
+    return {"zero_optimization": {"stage": stage}}
+
+
+@pytest.mark.parametrize(
+    ("machines", "stage", "precision", "reason"),
+    [
+        ([FAST], 3, "bf16", "0.4 times as long as in fp32 on this CPU"),
+        ([SLOW], 3, "fp32", "22 times as long as in fp32 on this CPU"),
+        ([FAST, SLOW], 3, "fp32", "on the CPU of slow"),
+        ([GPU] * 2, 3, "bf16", "all GPUs have it"),
+        ([GPU, OLD_GPU], 2, "fp16", "no bf16 on the GPU of b"),
+        ([OLD_GPU], 0, "fp32", "fp16 needs ZeRO stage 1, 2 or 3"),
+    ],
+)
+def test_auto_takes_the_precision_that_all_ranks_are_fast_in(machines, stage, precision, reason):
+    resolution = _resolve(machines, policy=_policy(stage))
+    assert resolution.config.precision == precision
+    assert reason in resolution.text()
+    assert not resolution.warnings
+
+
+@pytest.mark.parametrize(
+    ("machines", "warning"),
+    [
+        ([FAST], ""),
+        ([FAST, SLOW], "slow on the CPU of slow: .* 22 times as long as in fp32"),
+        ([GPU], ""),
+        ([GPU, OLD_GPU], "slow on the GPU of b"),
+    ],
+)
+def test_bf16_that_was_asked_for_is_warned_of_where_it_is_slow(machines, warning):
+    resolution = _resolve(machines, RunConfig(precision="bf16"))
+    assert resolution.config.precision == "bf16"
+    assert bool(resolution.warnings) == bool(warning)
+    assert re.search(warning, "".join(resolution.warnings))
+
+
+@pytest.mark.parametrize("machines", [[FAST] * 3, [SLOW], [GPU] * 5])
+def test_nothing_stays_open_and_the_result_is_chosen_again_from_itself(machines):
+    config = _resolve(machines).config
+    left = [name for name, is_open in OPEN_SETTINGS.items() if getattr(config, name) == is_open]
+    assert left == ["base_dropout"]  # this base has none
+    again = _resolve(machines, config)
+    assert again.config == config
+    assert again.lines == ()
+
+
+def test_a_resumed_run_keeps_what_was_chosen():
+    recorded = _resolve([SLOW] * 3).config
+    assert (recorded.precision, recorded.delta_path) == ("fp32", "merged")
+    assert differing_fields(recorded, RunConfig()) == []
+    resumed = _resolve([FAST], recorded=recorded).config
+    assert resumed == dataclasses.replace(recorded, micro_batch=3)
+    assert (resumed.global_batch, resumed.precision) == (9, "fp32")
+    assert differing_fields(recorded, RunConfig(precision="bf16")) == [
+        "precision: 'fp32', now 'bf16'"
+    ]
+    assert differing_fields(recorded, RunConfig(global_batch=8)) == ["global_batch: 9, now 8"]
+    with pytest.raises(UserError, match="global_batch=9, world size=4"):
+        resolve_batch(RunConfig(), 4, recorded=recorded)
+
+
+def test_the_micro_batch_moves_with_the_world_size_of_a_resumed_run():
+    recorded = _resolve([FAST] * 8).config
+    assert (recorded.micro_batch, recorded.global_batch) == (1, 8)
+    for world_size, micro_batch in ((1, 4), (2, 4), (4, 2), (8, 1)):
+        config = resolve_batch(RunConfig(), world_size, recorded=recorded).config
+        assert (config.micro_batch, config.global_batch) == (micro_batch, 8)
+
+
+def test_a_resumed_run_on_another_machine_may_change_its_attention():
+    recorded = dataclasses.replace(
+        _resolve([GPU]).config, attention="flash_attention_2", precision="bf16"
+    )
+    with_flash = dataclasses.replace(GPU, attentions_by_length=("flash_attention_2",))
+    assert _resolve([with_flash], recorded=recorded).config.attention == "flash_attention_2"
+    resolution = _resolve([GPU], recorded=recorded)
+    assert resolution.config.attention == "sdpa"
+    assert "flash_attention_2, which this run had, is not to be had" in resolution.text()
+
+
+def test_a_path_of_tritons_needs_a_gpu_and_the_package_on_every_rank():
+    config = RunConfig(delta_path="triton", precision="bf16")
+    usable = dataclasses.replace(GPU, has_triton=True)
+    assert _resolve([usable] * 2, config).config.delta_path == "triton"
+    with pytest.raises(UserError, match=r"got device cuda, triton not installed on rank 1 \(a\)"):
+        _resolve([usable, GPU], config)
+    with pytest.raises(UserError, match=r"device cpu, triton installed on rank 0 .*use 'fused'"):
+        _resolve([dataclasses.replace(FAST, has_triton=True)], config)
+
+
+def test_a_resumed_run_may_change_to_a_path_that_rounds_alike():
+    recorded = RunConfig(delta_path="triton", precision="bf16")
+    assert differing_fields(recorded, RunConfig(delta_path="fused", precision="bf16")) == []
+    assert differing_fields(recorded, RunConfig(delta_path="merged", precision="bf16")) == [
+        "delta_path: 'triton', now 'merged'"
+    ]
+    merged = RunConfig(delta_path="triton_merged", precision="bf16")
+    assert differing_fields(merged, RunConfig(delta_path="merged", precision="bf16")) == []
+
+
+def test_run_json_of_earlier_versions_still_loads():
+    values = dataclasses.asdict(RunConfig())
+    values |= {"precision": "bf16", "micro_batch": 4, "global_batch": 8}
+    old = RunConfig.from_dict({**values, "targets": []}, "run.json")
+    assert (old.delta_path, old.attention) == ("auto", "auto")
+    resumed = _resolve([SLOW], recorded=old).config
+    assert (resumed.precision, resumed.delta_path, resumed.global_batch) == ("bf16", "fused", 8)
+    tokens = RunConfig.from_dict({**values, "micro_batch_tokens": 2048, "targets": []}, "run.json")
+    assert tokens.micro_batch == 0
+
+
+def test_what_a_deepspeed_config_gives_counts_as_given():
+    policy = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 3,
+        "bf16": {"enabled": True},
+    }
+    config = _resolve([SLOW] * 2, policy=policy).config
+    assert (config.micro_batch, config.global_batch, config.precision) == (2, 12, "bf16")
+    given = RunConfig(micro_batch=1, precision="fp32")
+    config = _resolve([SLOW] * 2, given, policy={"train_batch_size": 6, **policy}).config
+    assert (config.micro_batch, config.global_batch, config.precision) == (1, 6, "fp32")
+    assert _resolve([FAST], policy={"train_batch_size": "auto"}).config.global_batch == 8
+
+
+def test_machines_that_do_not_go_together_are_refused_by_name():
+    with pytest.raises(UserError, match=r"device type .* cuda on rank 0 \(a\) and cpu on rank 1"):
+        _resolve([GPU, FAST])
+    with_flash = dataclasses.replace(GPU, host="c", attentions_by_length=("flash_attention_3",))
+    message = (
+        r"attentions of variable .* got none on rank 0 \(a\) and flash_attention_3 on rank 1 \(c\)"
+    )
+    with pytest.raises(UserError, match=message):
+        _resolve([GPU, with_flash])
+
+
+def test_unequal_threads_are_told():
+    few = dataclasses.replace(FAST, host="few", num_threads=1)
+    many = dataclasses.replace(FAST, host="many", num_threads=8)
+    (warning,) = _resolve([few, many]).warnings
+    assert "few have 1 threads, on many 8" in warning
+
+
+_PROBE = (
+    "import json, time, torch\n"
+    "from diablo_ds.training.machine import measure_bf16_factor\n"
+    "torch.set_num_threads(2)\n"
+    "factors = [measure_bf16_factor(width) for width in (32, 576, 4096)]\n"
+    "print(json.dumps([*factors, torch.get_num_threads()]))"
+)
+
+
+def test_the_probe_sees_a_cpu_without_bf16_instructions():
+    """The slow kind is this CPU, kept from using what is newer than AVX2."""
+    slow_kind = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        env={**os.environ, **slow_kind},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *factors, num_threads = json.loads(done.stdout)
+    assert min(factors) > 2
+    assert num_threads == 2
