@@ -16,7 +16,8 @@ NUM_RANKS = 3
 _RANK = """
 import json, os, sys
 import torch.distributed as dist
-from diablo_ds import distributed, rendezvous
+from diablo_ds.errors import UserError
+from diablo_ds.ranks import distributed, rendezvous
 
 rank, ports = int(sys.argv[1]), sys.argv[2:]
 distributed.host_name = lambda: f"host{rank}"
@@ -25,12 +26,12 @@ messages = []
 def told(function):
     try:
         messages.append(function())
-    except ValueError as error:
+    except UserError as error:
         messages.append(str(error))
 
 def odd_one_out():
     if rank == 1:
-        raise ValueError("nvme_path must exist")
+        raise UserError("nvme_path must exist")
 
 os.environ["MASTER_PORT"] = ports[0]
 told(lambda: rendezvous.check_same_before_joining({"device": "cuda" if rank == 2 else "cpu"}))

@@ -4,11 +4,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+import diablo_ds
 from diablo_ds import __version__
 from diablo_ds.adapter.blocks import check_num_blocks
 from diablo_ds.cli.console import run
@@ -58,15 +60,34 @@ def test_unknown_options_are_refused():
     assert "learning-rat" in result.output
 
 
-def test_our_errors_are_messages_and_foreign_ones_keep_their_traceback(capsys):
+def test_a_users_mistake_is_a_message_and_a_full_disk_too(capsys):
     with pytest.raises(SystemExit) as caught, clean_errors():
         check_num_blocks(5, 12, 8)
     assert caught.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err.startswith("Error: num_blocks must be positive and divide")
-    with pytest.raises(UserError, match="invalid literal"), clean_errors():
-        int("x")
-    with pytest.raises(SystemExit), clean_errors():
+    with pytest.raises(SystemExit) as caught, clean_errors():
         raise OSError(28, "No space left on device")
+    assert caught.value.code == 1
+
+
+DEFECTS = {
+    "numpy's": "from diablo_ds.data.packing import pack; pack([5, -1], 8)",
+    "torch's": "import torch; from diablo_ds.adapter.blocks import diagonal_blocks\n"
+    "diagonal_blocks(torch.zeros(4, 4).to_sparse(), 2)",
+    "zip's": "from diablo_ds.planning.report import _table; _table([['a'], ['b', 'c']], ())",
+}
+"""Errors out of libraries and of Python itself, raised by the package's own code."""
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_keeps_its_traceback_and_an_exit_code_of_its_own(name):
+    lines = ["from diablo_ds.cli.console import clean_errors", "with clean_errors():"]
+    lines += [f"    {line}" for line in DEFECTS[name].splitlines()]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert f"{Path(diablo_ds.__file__).parent}{os.sep}" in done.stderr
 
 
 @pytest.mark.parametrize("home", [None, "relative", "~"])

@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 CLAIMER = """
 import sys, time
 from pathlib import Path
-from diablo_ds.ownership import claim
+from diablo_ds.files.ownership import claim
 
 folder, begin = Path(sys.argv[1]), float(sys.argv[2])
 while time.time() < begin:

@@ -18,7 +18,7 @@ from tests.waiting import WAIT_S, wait_until
 
 BEAT = """
 import os, signal, sys, time
-from diablo_ds import heartbeat
+from diablo_ds.ranks import heartbeat
 beating = heartbeat.heart.beating(); beating.__enter__()
 heartbeat.heart.limit_s = 1
 heartbeat.heart.step = 3

@@ -71,7 +71,7 @@ def test_code_of_a_tokenizer_is_not_run(model, mark):
     _change(model / "tokenizer_config.json", auto_map=map_, tokenizer_class="EvilTokenizer")
     try:
         load_tokenizer(model)
-    except ValueError as error:
+    except UserError as error:
         assert "tokenizer" in str(error)  # noqa: PT017 - either will do
     assert not mark.exists()
 

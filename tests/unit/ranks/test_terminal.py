@@ -20,7 +20,7 @@ def _run(code: str, **options: object) -> subprocess.CompletedProcess[bytes]:
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_a_character_that_the_encoding_lacks_is_written_as_an_escape(encoding):
     code = (
-        "import sys; from diablo_ds import terminal; terminal.accept_any_character()\n"
+        "import sys; from diablo_ds.ranks import terminal; terminal.accept_any_character()\n"
         "print('\\u6587 \\udce9.'); print('\\u6587 \\udce9.', file=sys.stderr)\n"
         "with terminal.unblocked(): print('\\u6587 \\udce9.')"
     )
@@ -32,7 +32,7 @@ def test_a_character_that_the_encoding_lacks_is_written_as_an_escape(encoding):
 
 def test_a_process_without_streams_keeps_its_files_apart_from_them(tmp_path):
     code = (
-        "from diablo_ds import terminal; terminal.accept_any_character()\n"
+        "from diablo_ds.ranks import terminal; terminal.accept_any_character()\n"
         f"file = open({str(tmp_path / 'file')!r}, 'w'); print('lost'); assert file.fileno() > 2"
     )
     closed = f'exec {sys.executable} -c "$0" >&- 2>&-'

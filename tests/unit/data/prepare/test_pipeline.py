@@ -412,7 +412,10 @@ def test_a_manifest_of_another_form_is_refused(prepare, tmp_path, path, value, m
         inner = inner[key]
     inner[last] = value
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    for read in (lambda: prepare(source), lambda: inspect_dataset(tmp_path / "out", 1, "")):
+    for read in (
+        lambda: prepare(source),
+        lambda: inspect_dataset(tmp_path / "out", 1, "", find_tokenizer),
+    ):
         with pytest.raises(UserError, match=message):
             read()
 
