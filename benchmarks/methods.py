@@ -25,10 +25,11 @@ from diablo_ds.model.loss import causal_lm_loss
 from diablo_ds.model.loss_head import install_loss_head
 from diablo_ds.model.recomputation import Recomputation, choose_recomputation, recompute_layers
 from diablo_ds.ranks import distributed
-from diablo_ds.training.startup import complete_ds_config, start_engine
+from diablo_ds.training.startup import complete_ds_config
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config, zero_stage
-from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.engine import start_engine
+from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
 
 WARM_UP_STEPS = 3

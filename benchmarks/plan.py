@@ -78,7 +78,7 @@ def _warm_up(config: Any, stage: int) -> None:
     from diablo_ds.data.labels import IGNORE_LABEL
     from diablo_ds.model.loss_head import install_loss_head
     from diablo_ds.model.recomputation import recompute_layers
-    from diablo_ds.zero.engine import import_deepspeed
+    from diablo_ds.zero.joining import import_deepspeed
 
     small = type(config).from_dict({**config.to_dict(), "num_hidden_layers": 1})
     model: Any = AutoModelForCausalLM.from_config(small).to(torch.bfloat16).train()
@@ -123,14 +123,15 @@ def measure(stage: int, output: Path) -> None:
     from diablo_ds.model.loss_head import install_loss_head
     from diablo_ds.model.recomputation import recompute_layers
     from diablo_ds.ranks import distributed
-    from diablo_ds.training.startup import complete_ds_config, start_engine
+    from diablo_ds.training.startup import complete_ds_config
     from diablo_ds.training.step import train_step
-    from diablo_ds.zero import engine
     from diablo_ds.zero.ds_config import load_ds_config
+    from diablo_ds.zero.engine import start_engine
+    from diablo_ds.zero.joining import init_process_group
     from diablo_ds.zero.loading import load_base
 
     run = RunConfig(micro_batch=1, global_batch=NUM_RANKS, precision="bf16")
-    device = engine.init_process_group()
+    device = init_process_group()
     folder = find_model("default")
     shapes = build_meta_model(load_model_config(folder))
     source = DS_CONFIGS / f"zero{stage}.json"

@@ -25,10 +25,11 @@ from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import build_meta_model, decoder_layers
 from diablo_ds.model.loss_head import install_loss_head
 from diablo_ds.model.recomputation import Recomputation, recompute_layers
-from diablo_ds.training.startup import complete_ds_config, start_engine
+from diablo_ds.training.startup import complete_ds_config
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config
-from diablo_ds.zero.engine import import_deepspeed, init_process_group
+from diablo_ds.zero.engine import start_engine
+from diablo_ds.zero.joining import import_deepspeed, init_process_group
 
 _DELTA_STD = 1e-3
 """Of the deltas at the start: zeros could be computed faster than other numbers."""

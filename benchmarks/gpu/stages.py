@@ -43,7 +43,7 @@ _POLL_S = 0.1
 def import_libraries() -> None:
     """Import what every stage needs, once, without touching the GPU: forked processes have it."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    from diablo_ds.zero.engine import import_deepspeed
+    from diablo_ds.zero.joining import import_deepspeed
 
     importlib.import_module("transformers.models.llama.modeling_llama")
     import_deepspeed()

@@ -20,7 +20,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.model.architecture import build_meta_model, load_model_config
 from diablo_ds.training.startup import complete_ds_config
 from diablo_ds.zero.ds_config import load_ds_config
-from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
 
 _LIBRARIES = ("torch", "transformers", "deepspeed")

@@ -20,7 +20,7 @@ from benchmarks.gpu.models import (
 from benchmarks.gpu.records import Case
 from benchmarks.methods import step_clock, trainer_config, with_lora
 from diablo_ds.model.architecture import build_meta_model
-from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.joining import init_process_group
 
 
 def _measure(

@@ -24,13 +24,14 @@ from diablo_ds.training.machine import look_at_machines
 from diablo_ds.training.resolution import resolve_run
 from diablo_ds.training.run_folder import choose_run_folder, recorded_config
 from diablo_ds.training.startup import (
-    PERSISTENCE_THRESHOLD,
     complete_ds_config,
     describe_adapter,
     load_inputs,
 )
 from diablo_ds.zero import ds_config, placement
-from diablo_ds.zero.engine import check_precision, import_deepspeed
+from diablo_ds.zero.engine import PERSISTENCE_THRESHOLD
+from diablo_ds.zero.joining import import_deepspeed
+from diablo_ds.zero.support import check_precision
 
 
 def describe_run(config: RunConfig, ds_config_file: Path) -> str:

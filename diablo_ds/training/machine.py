@@ -13,7 +13,7 @@ from diablo_ds.adapter.kernels import triton_blocks
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.attention import attentions_by_length
 from diablo_ds.ranks import distributed
-from diablo_ds.zero.engine import has_bf16
+from diablo_ds.zero.support import has_bf16
 
 _PROBE_ELEMENTS = 1 << 18
 _LEAST_ROWS, _MOST_ROWS = 8, 1024

@@ -44,10 +44,10 @@ from diablo_ds.training.machine import look_at_machines
 from diablo_ds.training.resolution import resolve_run
 from diablo_ds.training.resuming import find_resume_point, own_folder, place_data
 from diablo_ds.training.run_folder import choose_run_folder, recorded_config
-from diablo_ds.zero import ds_config, engine, optimizer_state, placement
+from diablo_ds.zero import ds_config, optimizer_state, placement, support
+from diablo_ds.zero.engine import start_engine
+from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
-
-PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
         UserError: if a setting, file or folder is wrong; before the model is loaded.
     """
     heart.beat("joining the other ranks")
-    device = engine.init_process_group(shared_folders=config.shared_folders)
+    device = init_process_group(shared_folders=config.shared_folders)
     world_size = distributed.world_size()
     set_up_logging(is_main_process=distributed.is_main_process())
     if not (distributed.is_main_process() and shows_progress()):
@@ -146,11 +146,11 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     distributed.check_same(given)
     recorded = distributed.on_main_process(lambda: recorded_config(config))
     resolve_batch(config, world_size, recorded=recorded, policy=policy)
-    engine.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
+    support.check_precision(config.precision, device.type, ds_config.zero_stage(policy))
     distributed.on_every_rank(
-        lambda: engine.check_offload(policy, shared_folders=config.shared_folders)
+        lambda: support.check_offload(policy, shared_folders=config.shared_folders)
     )
-    engine.check_quantized(policy, device.type)
+    support.check_quantized(policy, device.type)
     distributed.on_main_process(lambda: choose_run_folder(config))  # before anything takes time
     model_folder = distributed.on_each_host_first(
         lambda: find_model(config.model, config.cache_folder, shared=config.shared_folders)
@@ -328,56 +328,3 @@ def describe_adapter(model: Any, config: RunConfig, model_folder: Path) -> Adapt
         num_blocks=resolve_num_blocks(targets, config.num_blocks),
         dropout=config.dropout,
     )
-
-
-def start_engine(
-    model: nn.Module,
-    deltas: Mapping[str, nn.Parameter],
-    config: RunConfig,
-    complete: dict[str, Any],
-    *,
-    by_name: bool | None = None,
-) -> tuple[Any, list[placement.TensorPlacement]]:
-    """Build the engine, place base and deltas, and verify it.
-
-    Collective: every rank must call this.
-
-    Args:
-        model: the model with deltas attached.
-        deltas: the deltas by parameter name.
-        config: the run config.
-        complete: the complete DeepSpeed config.
-        by_name: whether to place by name or, the fallback, by size; by default, by name where the
-            installed DeepSpeed was tested for it.
-
-    Returns:
-        The DeepSpeed engine, and where each parameter lies.
-    """
-    by_name = placement.can_place_by_name() if by_name is None else by_name
-    stage = ds_config.zero_stage(complete)
-    zero = complete["zero_optimization"]
-    if stage == 3 and not by_name:
-        least = placement.size_threshold(deltas.values())
-        zero[PERSISTENCE_THRESHOLD] = max(zero[PERSISTENCE_THRESHOLD], least)
-        logger.warning(f"Placing by size: {PERSISTENCE_THRESHOLD}={zero[PERSISTENCE_THRESHOLD]}")
-    expected = placement.expected_placement(
-        model,
-        deltas,
-        stage=stage,
-        threshold=zero.get(PERSISTENCE_THRESHOLD, 0),
-        by_name=by_name,
-    )
-    ds_engine = engine.build_engine(model, deltas, config, complete)
-    if stage == 3:
-        parameters = dict(ds_engine.module.named_parameters())
-        placement.make_persistent(
-            ds_engine, [parameters[p.name] for p in expected if not p.sharded], by_name=by_name
-        )
-    placement.verify_placement(
-        ds_engine.module,
-        expected,
-        stage=stage,
-        world_size=distributed.world_size(),
-        when="after initialisation",
-    )
-    return ds_engine, expected

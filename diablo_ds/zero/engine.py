@@ -1,176 +1,88 @@
-"""DeepSpeed: start the process group, build the engine, and what a step needs of it."""
+"""Hand the model to DeepSpeed, and what a step needs of its engine."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.errors import UserError
-from diablo_ds.files import trust
 from diablo_ds.model.architecture import decoder_layer_classes
-from diablo_ds.ranks import distributed, identity, rendezvous
-from diablo_ds.ranks.software import code_digest, versions
-from diablo_ds.zero.build_lock import (
-    check_extensions,
-    extensions_folder,
-    prefer_own_programs,
-    removing_stale_locks,
-)
-from diablo_ds.zero.ds_config import offload_device, zero_stage
+from diablo_ds.ranks import distributed
+from diablo_ds.ranks.log import logger
+from diablo_ds.zero.ds_config import zero_stage
 from diablo_ds.zero.gradients import check_gradients_once, keep_fp32_gradients
-from diablo_ds.zero.placement import can_place_by_name, gather_absent
-
-# What DeepSpeed says at each start and a user of this program cannot act on.
-_NOISE = (
-    "Setting accelerator to CPU",
-    "ZeRO with an untested optimizer",
-    "overridden with a more memory efficient version",
-    "Removing param_group that has no 'params'",
-    "with a client provided optimizer",
-    "Stage 3 initialize",
+from diablo_ds.zero.joining import import_deepspeed
+from diablo_ds.zero.placement import (
+    TensorPlacement,
+    can_place_by_name,
+    expected_placement,
+    gather_absent,
+    make_persistent,
+    size_threshold,
+    verify_placement,
 )
 
-
-class _NoiseFilter(logging.Filter):
-    """Drops DeepSpeed's known start-up warnings and, off rank 0, repeats of what rank 0 says."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if record.levelno >= logging.ERROR:
-            return True
-        return distributed.is_main_process() and not any(noise in message for noise in _NOISE)
+PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
 
 
-def import_deepspeed() -> Any:
-    """Import DeepSpeed without its start-up noise, and return the module."""
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Told to DeepSpeed's authors, not to its users.
-    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
-    with contextlib.redirect_stdout(io.StringIO()):
-        import deepspeed
-    for name in ("DeepSpeed", "deepspeed"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(f, _NoiseFilter) for f in logger.filters):
-            logger.addFilter(_NoiseFilter())
-    return deepspeed
+def start_engine(
+    model: nn.Module,
+    deltas: Mapping[str, nn.Parameter],
+    config: RunConfig,
+    complete: dict[str, Any],
+    *,
+    by_name: bool | None = None,
+) -> tuple[Any, list[TensorPlacement]]:
+    """Build the engine, place base and deltas, and verify it.
 
-
-def _unlink_shared_memory() -> None:
-    """Free the name of the 69 MB buffer that DeepSpeed's op for CPUs leaves in memory for ever.
-
-    Every rank has mapped every buffer by then, and a mapping outlives its name.
-    """
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{distributed.rank()}"
-    if torch.distributed.get_backend() == "gloo":
-        torch.distributed.barrier()
-        Path("/dev/shm", name).unlink(missing_ok=True)
-
-
-def init_process_group(*, shared_folders: bool = False) -> torch.device:
-    """Join the process group that the launcher announced, or make one of this process alone.
+    Collective: every rank must call this.
 
     Args:
-        shared_folders: load compiled ops from a folder that other users can write, too.
+        model: the model with deltas attached.
+        deltas: the deltas by parameter name.
+        config: the run config.
+        complete: the complete DeepSpeed config.
+        by_name: whether to place by name or, the fallback, by size; by default, by name where the
+            installed DeepSpeed was tested for it.
 
     Returns:
-        The device of this rank.
-
-    Raises:
-        UserError: if the variables do not tell which rank this is, other users can change the
-            compiled ops, or a process joined that has not the run's key.
+        The DeepSpeed engine, and where each parameter lies.
     """
-    if not torch.distributed.is_initialized():
-        identity.announce()
-    deepspeed = import_deepspeed()
-    accelerator = deepspeed.get_accelerator()
-    if accelerator.device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        num_cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, num_cores // distributed.local_world_size()))
-    if not deepspeed.comm.is_initialized():
-        quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
-        extensions = extensions_folder()
-        check_extensions(extensions, shared=shared_folders)
-        prefer_own_programs()
-        with removing_stale_locks(extensions), quietly:
-            accelerator.set_device(distributed.local_rank())
-            rendezvous.join(
-                deepspeed,
-                accelerator.communication_backend_name(),
-                {"device": accelerator.device_name(), **versions(), "source files": code_digest()},
-            )
-        rendezvous.check_key(accelerator.current_device_name())
-        _unlink_shared_memory()
-    return torch.device(accelerator.current_device_name())
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Return whether a device has bf16 instructions; a CPU's speed tells it better."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(import_deepspeed().get_accelerator().is_bf16_supported())
-
-
-def check_precision(precision: str, device_type: str, stage: int) -> None:
-    """Raise UserError where a precision cannot be trained in, on this device or at this stage."""
-    if precision != "fp16":
-        return
-    if device_type == "cpu":
-        raise UserError("fp16 needs a GPU; got precision='fp16' on a CPU; use bf16 or fp32")
-    if stage == 0:
-        # DeepSpeed 0.19.8 divides the gradients by a loss scale that it did not apply.
-        raise UserError(
-            "fp16 needs ZeRO stage 1, 2 or 3; got precision='fp16' at stage 0; use "
-            "ds_configs/zero1.json"
+    by_name = can_place_by_name() if by_name is None else by_name
+    stage = zero_stage(complete)
+    zero = complete["zero_optimization"]
+    if stage == 3 and not by_name:
+        least = size_threshold(deltas.values())
+        zero[PERSISTENCE_THRESHOLD] = max(zero[PERSISTENCE_THRESHOLD], least)
+        logger.warning(f"Placing by size: {PERSISTENCE_THRESHOLD}={zero[PERSISTENCE_THRESHOLD]}")
+    expected = expected_placement(
+        model,
+        deltas,
+        stage=stage,
+        threshold=zero.get(PERSISTENCE_THRESHOLD, 0),
+        by_name=by_name,
+    )
+    ds_engine = build_engine(model, deltas, config, complete)
+    if stage == 3:
+        parameters = dict(ds_engine.module.named_parameters())
+        make_persistent(
+            ds_engine, [parameters[p.name] for p in expected if not p.sharded], by_name=by_name
         )
-
-
-def check_quantized(ds_config: Mapping[str, Any], device_type: str) -> None:
-    """Raise UserError where gathers are to be quantised and DeepSpeed has no op for it."""
-    for name in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
-        if ds_config.get("zero_optimization", {}).get(name) and device_type == "cpu":
-            raise UserError(
-                f"{name} needs a GPU: DeepSpeed's quantizer has no CPU version; got {name}=true; "
-                "remove it"
-            )
-
-
-def check_offload(ds_config: Mapping[str, Any], *, shared_folders: bool = False) -> None:
-    """Raise UserError where NVMe offload is wanted and libaio or the folder is missing.
-
-    The folder in it that DeepSpeed uses, whoever made it, must not be one that others can change.
-    """
-    zero = ds_config.get("zero_optimization", {})
-    for what in ("param", "optimizer"):
-        if offload_device(ds_config, what) != "nvme":
-            continue
-        folder = zero[f"offload_{what}"].get("nvme_path")
-        if not folder or not os.path.isdir(folder):
-            raise UserError(f"NVMe offload needs an existing folder; got nvme_path={folder!r}")
-        for used in (Path(folder), *Path(folder).glob("zero_stage_*")):
-            trust.check_folder(used, "nvme_path", shared=shared_folders)
-        from deepspeed.ops.op_builder import AsyncIOBuilder
-
-        with contextlib.redirect_stdout(io.StringIO()):
-            is_usable = AsyncIOBuilder().is_compatible(verbose=False)
-        if not is_usable:
-            raise UserError(
-                "NVMe offload needs libaio; got none; install the package libaio-dev, or use "
-                "ds_configs/zero3_offload.json"
-            )
+    verify_placement(
+        ds_engine.module,
+        expected,
+        stage=stage,
+        world_size=distributed.world_size(),
+        when="after initialisation",
+    )
+    return ds_engine, expected
 
 
 def build_engine(

@@ -17,8 +17,7 @@ from diablo_ds.files.tensor_files import find_tensors
 from diablo_ds.model import checkpoint_contents
 from diablo_ds.model.architecture import BaseSizes
 from diablo_ds.ranks import distributed
-from diablo_ds.zero import engine as ds_engine
-from diablo_ds.zero import sharded_loading
+from diablo_ds.zero import joining, sharded_loading
 from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
 from diablo_ds.zero.loading import load_base
 from tests.distributed.runner import run_distributed
@@ -42,7 +41,7 @@ def _complete(precision: str = "fp32", **zero: Any) -> dict[str, Any]:
 
 def _check_values(rank: int, folder: Path, precision: str, zero: dict[str, Any]) -> None:
     """Compare each rank's shards with what transformers loads whole."""
-    ds_engine.init_process_group()
+    joining.init_process_group()
     reports = []
     load = sharded_loading.load_shards  # the real one; its report is kept
 
@@ -111,7 +110,7 @@ def test_with_secondary_shards_inside_a_node_nothing_is_read_twice(tmp_path):
 
 
 def _check_renamed(rank: int, folder: Path) -> None:
-    ds_engine.init_process_group()
+    joining.init_process_group()
     model = load_base(folder, "fp32", _complete())
     names = dict(model.named_parameters())
     # Without the head's prefix: transformers adds it.
@@ -139,7 +138,7 @@ def _own_memory_bytes() -> int:
 
 
 def _measure_loading(rank: int, small: Path, folder: Path, model_bytes: int) -> None:
-    ds_engine.init_process_group()
+    joining.init_process_group()
     complete = _complete()
     load_base(small, "fp32", complete)  # so that what is imported on the way counts for nothing
     samples, done = [_own_memory_bytes()], threading.Event()

@@ -21,7 +21,7 @@ from diablo_ds.model.architecture import BaseSizes
 from diablo_ds.ranks import distributed
 from diablo_ds.training.step import evaluate, train_step
 from diablo_ds.zero import engine as ds_engine
-from diablo_ds.zero import placement
+from diablo_ds.zero import joining, placement
 from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
 from diablo_ds.zero.gradients import one_gradient_reduction
 from tests.distributed.runner import run_distributed
@@ -261,7 +261,7 @@ class _Leaking(DiaBloLinear):
 def _measure_memory(rank: int, output: Path) -> None:
     import deepspeed
 
-    ds_engine.init_process_group()
+    joining.init_process_group()
     path = DS_CONFIGS / "zero3.json"
     complete = complete_ds_config(
         load_ds_config(path),

@@ -46,7 +46,7 @@ def test_a_process_without_the_key_of_a_run_is_refused(tmp_path, keys, refusing)
 _ALONE = """
 import os, sys
 from pathlib import Path
-from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.joining import init_process_group
 init_process_group()
 import torch
 torch.distributed.new_group([0])

@@ -24,11 +24,11 @@ from diablo_ds.model.loss import causal_lm_loss, count_targets
 from diablo_ds.model.loss_head import install_loss_head
 from diablo_ds.model.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.ranks import distributed
-from diablo_ds.training.startup import start_engine
 from diablo_ds.training.step import train_step
 from diablo_ds.zero import optimizer_state
 from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config, zero_stage
-from diablo_ds.zero.engine import init_process_group
+from diablo_ds.zero.engine import start_engine
+from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
 from tests.tiny import tiny_examples
 

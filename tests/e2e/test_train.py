@@ -167,7 +167,7 @@ def test_other_stages_from_the_command_line(ds_file, options, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The distutils:DeprecationWarning")
 def test_nvme_offload_where_libaio_is_there(options, tmp_path):
-    from diablo_ds.zero.engine import import_deepspeed
+    from diablo_ds.zero.joining import import_deepspeed
 
     import_deepspeed()
     from deepspeed.ops.op_builder import AsyncIOBuilder

@@ -1,0 +1,106 @@
+"""Start DeepSpeed and join the process group, quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diablo_ds.ranks import distributed, identity, rendezvous
+from diablo_ds.ranks.software import code_digest, versions
+from diablo_ds.zero.build_lock import (
+    check_extensions,
+    extensions_folder,
+    prefer_own_programs,
+    removing_stale_locks,
+)
+
+# What DeepSpeed says at each start and a user of this program cannot act on.
+_NOISE = (
+    "Setting accelerator to CPU",
+    "ZeRO with an untested optimizer",
+    "overridden with a more memory efficient version",
+    "Removing param_group that has no 'params'",
+    "with a client provided optimizer",
+    "Stage 3 initialize",
+)
+
+
+class _NoiseFilter(logging.Filter):
+    """Drops DeepSpeed's known start-up warnings and, off rank 0, repeats of what rank 0 says."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            return True
+        return distributed.is_main_process() and not any(noise in message for noise in _NOISE)
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without its start-up noise, and return the module."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Told to DeepSpeed's authors, not to its users.
+    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+    for name in ("DeepSpeed", "deepspeed"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _NoiseFilter) for f in logger.filters):
+            logger.addFilter(_NoiseFilter())
+    return deepspeed
+
+
+def _unlink_shared_memory() -> None:
+    """Free the name of the 69 MB buffer that DeepSpeed's op for CPUs leaves in memory for ever.
+
+    Every rank has mapped every buffer by then, and a mapping outlives its name.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{distributed.rank()}"
+    if torch.distributed.get_backend() == "gloo":
+        torch.distributed.barrier()
+        Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def init_process_group(*, shared_folders: bool = False) -> torch.device:
+    """Join the process group that the launcher announced, or make one of this process alone.
+
+    Args:
+        shared_folders: load compiled ops from a folder that other users can write, too.
+
+    Returns:
+        The device of this rank.
+
+    Raises:
+        UserError: if the variables do not tell which rank this is, other users can change the
+            compiled ops, or a process joined that has not the run's key.
+    """
+    if not torch.distributed.is_initialized():
+        identity.announce()
+    deepspeed = import_deepspeed()
+    accelerator = deepspeed.get_accelerator()
+    if accelerator.device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        num_cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, num_cores // distributed.local_world_size()))
+    if not deepspeed.comm.is_initialized():
+        quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
+        extensions = extensions_folder()
+        check_extensions(extensions, shared=shared_folders)
+        prefer_own_programs()
+        with removing_stale_locks(extensions), quietly:
+            accelerator.set_device(distributed.local_rank())
+            rendezvous.join(
+                deepspeed,
+                accelerator.communication_backend_name(),
+                {"device": accelerator.device_name(), **versions(), "source files": code_digest()},
+            )
+        rendezvous.check_key(accelerator.current_device_name())
+        _unlink_shared_memory()
+    return torch.device(accelerator.current_device_name())
