@@ -10,6 +10,7 @@ from torch import nn
 
 from diablo_ds.adapter.attach import diablo_layers
 from diablo_ds.adapter.layer import DELTA_PATHS
+from diablo_ds.errors import UserError
 from diablo_ds.model import loss
 from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.model.compilation import compile_layers, compile_loss, uncompile_layers
@@ -31,7 +32,7 @@ def switched(model: Any, using: Iterable[Lever]) -> Iterator[None]:
 def delta_path(model: nn.Module, path: str) -> Iterator[None]:
     """Compute the deltas' products by another formulation."""
     if path not in DELTA_PATHS:
-        raise ValueError(f"path must be one of {', '.join(DELTA_PATHS)}; got path={path!r}")
+        raise UserError(f"path must be one of {', '.join(DELTA_PATHS)}; got path={path!r}")
     layers = diablo_layers(model).values()
     before = [layer.delta_path for layer in layers]
     for layer in layers:

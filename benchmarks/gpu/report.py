@@ -15,6 +15,7 @@ from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import STAGES
 from benchmarks.plots import plot_bars
 from benchmarks.report import RESULTS, table
+from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import write_text
 
 _METHODS = {
@@ -40,11 +41,11 @@ def write_gpu_report(records: Records, folder: Path = RESULTS) -> Path:
     """Write ``<date>-gpu-<card>.md``, ``.jsonl`` and plots of what was measured; return the page.
 
     Raises:
-        ValueError: if nothing was measured.
+        UserError: if nothing was measured.
     """
     measured = [r for r in records.all() if r["status"] == "measured"]
     if not measured:
-        raise ValueError(f"a report needs measured cases; got none in {records.path}")
+        raise UserError(f"a report needs measured cases; got none in {records.path}")
     last = measured[-1]
     card = str(last["card"])
     date = datetime.date.fromisoformat(last["time"][:10]).isoformat()
