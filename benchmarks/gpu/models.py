@@ -13,8 +13,8 @@ from torch import nn
 
 from benchmarks.ranks import peak_memory, reset_peak_memory
 from diablo_ds.model.loss import LossHead
+from diablo_ds.model.published import Shape, find_model_config
 from diablo_ds.planning.hardware import DEVICES
-from diablo_ds.planning.shapes import Shape, find_config
 
 COMPILED = "compiled layers and loss"
 """The case of all levers but the formulation of the deltas' products."""
@@ -35,7 +35,7 @@ class Workload:
 
     def config(self) -> Any:
         """Return the Hugging Face config."""
-        config, _ = find_config(self.model, self.shape, self.length)
+        config, _ = find_model_config(self.model, self.shape, self.length)
         return config
 
 

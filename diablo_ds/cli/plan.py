@@ -120,9 +120,9 @@ def plan(**options: Any) -> None:
 
 
 def _plan(options: dict[str, Any]) -> None:
+    from diablo_ds.model.published import Shape, find_model_config
     from diablo_ds.planning import output, report
     from diablo_ds.planning.plan import Planner, fastest
-    from diablo_ds.planning.shapes import Shape, find_config
 
     shape = Shape(
         **{name: options[name] or 0 for name in _SHAPE},
@@ -130,7 +130,7 @@ def _plan(options: dict[str, Any]) -> None:
     )
     cluster = _cluster(options)
     runs = _runs(options, cluster)
-    config, run_name = find_config(options["model"], shape, runs[0].max_length)
+    config, run_name = find_model_config(options["model"], shape, runs[0].max_length)
     assumed = Assumptions(
         **{name: options[name] for name in ("compute_share", "memory_share", "link_share")}
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.files.atomic import read_json
+from diablo_ds.files.text_table import text_table
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 from diablo_ds.launcher.hosts import Answer, on_all_hosts
 from diablo_ds.ranks.software import PACKAGES
@@ -90,12 +91,7 @@ def missing_command(cluster: Cluster) -> str:
 
 def table(checks: Sequence[HostCheck]) -> str:
     """Return what was found as a table, and below it the problems."""
-    rows = [HEADER, *(check.row() for check in checks)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = [text_table([HEADER, *(check.row() for check in checks)], rule=False)]
     lines += [f"{check.host.name}: {problem}" for check in checks for problem in check.problems]
     return "\n".join(lines)
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
-from diablo_ds.ranks import distributed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -220,28 +219,21 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 
 
 def measure_base(shapes: Any, dtype: torch.dtype) -> BaseSizes:
-    """Return the sizes of a model on the meta device, and of the cluster's smallest device.
-
-    Collective, where the ranks have joined: every rank must call this.
-    """
+    """Return the sizes of a model on the meta device, for a training in ``dtype``."""
     layer_sizes = [num_elements(layer) for layer in decoder_layers(shapes)]
     head = shapes.get_output_embeddings()
-    mine = (distributed.device_memory_bytes(), distributed.local_world_size())
-    memory, ranks = zip(*distributed.gather_objects(mine), strict=True)
     return BaseSizes(
         hidden_size=shapes.config.get_text_config().hidden_size,
         total=num_elements(shapes),
         layer=max(layer_sizes, default=0),
         head=0 if head is None else num_elements(head),
         element_bytes=dtype.itemsize,
-        ranks_per_node=int(min(ranks)) if min(ranks) == max(ranks) else 1,
-        device_bytes=min(memory),
     )
 
 
 @dataclass(frozen=True)
 class BaseSizes:
-    """What "auto" is derived from; sizes in elements."""
+    """Sizes of a base model in elements, from which values for "auto" are derived."""
 
     hidden_size: int
     total: int
@@ -251,6 +243,3 @@ class BaseSizes:
     head: int
     """The output head."""
     element_bytes: int = 2
-    ranks_per_node: int = 1
-    device_bytes: float = 0
-    """Memory of one rank's device; the least of all ranks."""

@@ -39,7 +39,7 @@ def install_loss_head(model: Any, shapes: Any) -> bool:
 
     Args:
         model: the model.
-        shapes: the same on the meta device; its layers and head are lost.
+        shapes: the same on the meta device; may be the model itself.
 
     Returns:
         Whether it was done.
@@ -50,12 +50,16 @@ def install_loss_head(model: Any, shapes: Any) -> bool:
     outputs: list[torch.Tensor] = []
     probe = nn.Linear(head.in_features, head.out_features, device="meta")
     probe.register_forward_hook(lambda module, args, output: outputs.append(output))
+    before = shapes.get_output_embeddings(), getattr(shapes, shapes.base_model_prefix)
     shapes.set_output_embeddings(probe)
     setattr(shapes, shapes.base_model_prefix, _NoLayers(head.in_features))
     try:
         result = shapes(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
     except (AttributeError, KeyError, TypeError, ValueError):
         return False  # a model of another build
+    finally:
+        setattr(shapes, shapes.base_model_prefix, before[1])
+        shapes.set_output_embeddings(before[0])
     if len(outputs) != 1 or result.logits is not outputs[0]:
         return False
     model.set_output_embeddings(LossHead(head))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ def measure_model(config: Any, run: RunConfig) -> ModelSizes:
     num_blocks = resolve_num_blocks(targets, run.num_blocks)
     deltas = attach(model, num_blocks, dropout=run.dropout)
     activations = measure_activations(model, micro_batch=run.micro_batch, length=run.max_length)
-    has_loss_head = install_loss_head(model, build_meta_model(config))
+    has_loss_head = install_loss_head(model, model)
     placed = expected_placement(model, deltas, stage=3, threshold=0)
     placed.sort(key=lambda p: p.group == "deltas")  # DeepSpeed sees them last
     text = config.get_text_config()
@@ -105,7 +105,7 @@ def measure_model(config: Any, run: RunConfig) -> ModelSizes:
         visits=_trace(model, placed),
         num_layers=len(layers),
         layer_matrix_elements=sum(m.weight.numel() for m in linears) // max(1, len(layers)),
-        base=replace(base, device_bytes=0, ranks_per_node=1),
+        base=base,
         activations=activations,
         attention_width=heads * head_dim,
         widest=max((m.out_features for m in linears), default=text.hidden_size),

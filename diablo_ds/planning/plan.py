@@ -24,6 +24,7 @@ from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes, measure_model
 from diablo_ds.planning.memory import Memory, buckets, host_bytes, rank_memory
 from diablo_ds.planning.step_time import StepTime, Work, step_time
+from diablo_ds.ranks.nodes import NodeSizes
 from diablo_ds.zero.ds_config import complete_ds_config
 from diablo_ds.zero.traffic import Collective
 
@@ -149,11 +150,8 @@ class Planner:
             policy,
             run,
             world_size=cluster.world_size,
-            base=dataclasses.replace(
-                model.base,
-                ranks_per_node=cluster.ranks_per_node,
-                device_bytes=cluster.usable_bytes,
-            ),
+            base=model.base,
+            nodes=NodeSizes(cluster.ranks_per_node, cluster.usable_bytes),
             source=variant.template,
         )
         section: dict[str, Any] = complete["zero_optimization"]

@@ -10,6 +10,7 @@ from typing import Any
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_file
+from diablo_ds.files.text_table import text_table
 from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes
 from diablo_ds.planning.memory import memory_dict
@@ -87,7 +88,7 @@ def layouts_text(candidates: Sequence[Candidate], best: Candidate | None) -> str
         "Bytes of a step, one way: inside, into one GPU from its node; between, into one node.\n"
         "Times are estimates by roofline from the figures above; none was checked on a GPU."
     )
-    return _table(rows, left=(0, 1, 2, 8)) + "\n" + note
+    return text_table(rows, left=(0, 1, 2, 8)) + "\n" + note
 
 
 def memory_text(candidates: Sequence[Candidate]) -> str:
@@ -102,7 +103,7 @@ def memory_text(candidates: Sequence[Candidate]) -> str:
         "gath.: weights of other ranks that are here for a while; activ.: kept for the backward;\n"
         "other: loss's chunk of logits or one layer's backward; buffers: for reducing gradients."
     )
-    return _table(rows, left=(0, 1)) + "\n" + note
+    return text_table(rows, left=(0, 1)) + "\n" + note
 
 
 def of_each_variant(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -114,18 +115,6 @@ def of_each_variant(candidates: Sequence[Candidate]) -> list[Candidate]:
             fitting = fastest([c for c in own if c.fits])
             chosen.append(fitting or min(own, key=lambda c: c.memory.total))
     return chosen
-
-
-def _table(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def candidate_dict(candidate: Candidate) -> dict[str, Any]:

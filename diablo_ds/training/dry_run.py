@@ -29,7 +29,6 @@ from diablo_ds.training.startup import (
     load_inputs,
 )
 from diablo_ds.zero import ds_config, placement
-from diablo_ds.zero.engine import PERSISTENCE_THRESHOLD
 from diablo_ds.zero.joining import import_deepspeed
 from diablo_ds.zero.support import check_precision
 
@@ -65,12 +64,7 @@ def describe_run(config: RunConfig, ds_config_file: Path) -> str:
     adapter_config = describe_adapter(model, config, base.folder)
     deltas = attach(model, adapter_config.num_blocks)
     num_deltas = sum(delta.numel() for delta in deltas.values())
-    expected = placement.expected_placement(
-        model,
-        deltas,
-        stage=stage,
-        threshold=complete["zero_optimization"].get(PERSISTENCE_THRESHOLD, 0),
-    )
+    expected = placement.choose_placement(model, deltas, complete)
     return "\n\n".join(
         [
             "\n".join(["Chosen:", *(f"  {line}" for line in resolution.lines)]),

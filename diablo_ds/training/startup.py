@@ -38,6 +38,7 @@ from diablo_ds.planning.budget import fit_memory
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger, set_up_logging
+from diablo_ds.ranks.nodes import measure_nodes
 from diablo_ds.ranks.terminal import shows_progress
 from diablo_ds.training.agreement import check_same_model
 from diablo_ds.training.machine import look_at_machines
@@ -305,6 +306,7 @@ def complete_ds_config(
         config,
         world_size=distributed.world_size(),
         base=measure_base(shapes, DTYPES[config.precision]),
+        nodes=measure_nodes(),
         source=str(source),
     )
 

@@ -15,6 +15,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
 from diablo_ds.model.architecture import BaseSizes
+from diablo_ds.ranks.nodes import UNKNOWN_NODES, NodeSizes
 from diablo_ds.zero.ds_sections import (
     MONITORS,
     POLICY_KEYS,
@@ -87,6 +88,7 @@ def complete_ds_config(
     *,
     world_size: int,
     base: BaseSizes,
+    nodes: NodeSizes = UNKNOWN_NODES,
     source: str,
 ) -> dict[str, Any]:
     """Return the config that DeepSpeed gets: the file's policy plus the run config's numbers.
@@ -95,7 +97,8 @@ def complete_ds_config(
         ds_config: as read by `load_ds_config`.
         run: the run config.
         world_size: number of ranks.
-        base: sizes of the base model and of a node, for "auto".
+        base: sizes of the base model, for "auto".
+        nodes: sizes of a node, for "auto".
         source: the file's name, for errors.
 
     Raises:
@@ -125,7 +128,7 @@ def complete_ds_config(
     if zero_stage(result) == 3:
         result["data_types"] = {"grad_accum_dtype": "fp32"}
         zero.setdefault("stage3_param_persistence_threshold", NO_PERSISTENCE)
-    _fill_auto(zero, base, world_size, source)
+    _fill_auto(zero, base, nodes, world_size, source)
     if world_size % (group := zero.get("zero_hpz_partition_size", 1)):
         raise UserError(
             "zero_hpz_partition_size must divide the world size; got "
@@ -149,16 +152,18 @@ def _owned_values_names() -> list[str]:
     return list(_owned_values(RunConfig(micro_batch=1, global_batch=1), 1))
 
 
-def _fill_auto(zero: dict[str, Any], base: BaseSizes, world_size: int, source: str) -> None:
+def _fill_auto(
+    zero: dict[str, Any], base: BaseSizes, nodes: NodeSizes, world_size: int, source: str
+) -> None:
     kept = max(DEEPSPEED_KEPT_ELEMENTS, 2 * (base.layer + base.head))
-    if base.total * base.element_bytes <= KEEP_WHOLE_SHARE * base.device_bytes:
+    if base.total * base.element_bytes <= KEEP_WHOLE_SHARE * nodes.device_bytes:
         kept = max(kept, 4 * base.total)  # DeepSpeed counts nested modules more than once
     fillers = {
         # The next decoder layer: one is one gather.
         "stage3_prefetch_bucket_size": base.layer,
         "stage3_max_live_parameters": kept,
         "stage3_max_reuse_distance": kept,
-        "zero_hpz_partition_size": hpz_group_size(base, world_size),
+        "zero_hpz_partition_size": hpz_group_size(base, nodes, world_size),
         "reduce_bucket_size": max(base.hidden_size**2, 1_000_000),
         "stage3_param_persistence_threshold": NO_PERSISTENCE,
     }
@@ -172,15 +177,15 @@ def _fill_auto(zero: dict[str, Any], base: BaseSizes, world_size: int, source: s
             zero[key] = fillers[key]
 
 
-def hpz_group_size(base: BaseSizes, world_size: int) -> int:
+def hpz_group_size(base: BaseSizes, nodes: NodeSizes, world_size: int) -> int:
     """Return over how many ranks the base is sharded a second time, 1 for none.
 
     On several nodes of several ranks each, and where memory allows it, that is a node: a frozen
     base never goes stale, so its gathers then never leave the node, and only deltas do (ZeRO++,
     arXiv 2306.10209).
     """
-    group = base.ranks_per_node
+    group = nodes.num_ranks
     if not 1 < group < world_size or world_size % group:
         return 1
     shards = base.total * base.element_bytes * (1 / world_size + 1 / group)
-    return group if shards <= HPZ_SHARE * base.device_bytes else 1
+    return group if shards <= HPZ_SHARE * nodes.device_bytes else 1

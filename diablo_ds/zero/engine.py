@@ -15,21 +15,17 @@ from torch import nn
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.architecture import decoder_layer_classes
 from diablo_ds.ranks import distributed
-from diablo_ds.ranks.log import logger
 from diablo_ds.zero.ds_config import zero_stage
 from diablo_ds.zero.gradients import check_gradients_once, keep_fp32_gradients
 from diablo_ds.zero.joining import import_deepspeed
 from diablo_ds.zero.placement import (
     TensorPlacement,
     can_place_by_name,
-    expected_placement,
+    choose_placement,
     gather_absent,
     make_persistent,
-    size_threshold,
     verify_placement,
 )
-
-PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
 
 
 def start_engine(
@@ -57,18 +53,7 @@ def start_engine(
     """
     by_name = can_place_by_name() if by_name is None else by_name
     stage = zero_stage(complete)
-    zero = complete["zero_optimization"]
-    if stage == 3 and not by_name:
-        least = size_threshold(deltas.values())
-        zero[PERSISTENCE_THRESHOLD] = max(zero[PERSISTENCE_THRESHOLD], least)
-        logger.warning(f"Placing by size: {PERSISTENCE_THRESHOLD}={zero[PERSISTENCE_THRESHOLD]}")
-    expected = expected_placement(
-        model,
-        deltas,
-        stage=stage,
-        threshold=zero.get(PERSISTENCE_THRESHOLD, 0),
-        by_name=by_name,
-    )
+    expected = choose_placement(model, deltas, complete, by_name=by_name)
     ds_engine = build_engine(model, deltas, config, complete)
     if stage == 3:
         parameters = dict(ds_engine.module.named_parameters())

@@ -16,6 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from diablo_ds.files.text_table import text_table
+from diablo_ds.ranks.log import logger
+
+PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
+
 TESTED_DEEPSPEED = (0, 19)
 """Version (major, minor) whose undocumented persistence list was tested with `make_persistent`."""
 
@@ -78,6 +83,33 @@ def expected_placement(
         sharded = stage == 3 and not whole
         result.append(TensorPlacement(name, group, num_elements, parameter.element_size(), sharded))
     return result
+
+
+def choose_placement(
+    model: nn.Module,
+    deltas: Mapping[str, nn.Parameter],
+    ds_config: dict[str, Any],
+    *,
+    by_name: bool | None = None,
+) -> list[TensorPlacement]:
+    """Return where each parameter has to lie under a DeepSpeed config.
+
+    Args:
+        model: the model with deltas attached; may be on the meta device.
+        deltas: the deltas by parameter name.
+        ds_config: the complete DeepSpeed config; placement by size raises its threshold.
+        by_name: whether to place by name or, the fallback, by size; by default, by name where the
+            installed DeepSpeed was tested for it.
+    """
+    by_name = can_place_by_name() if by_name is None else by_name
+    zero = ds_config["zero_optimization"]
+    stage = int(zero.get("stage", 0))
+    if stage == 3 and not by_name:
+        least = size_threshold(deltas.values())
+        zero[PERSISTENCE_THRESHOLD] = max(zero[PERSISTENCE_THRESHOLD], least)
+        logger.warning(f"Placing by size: {PERSISTENCE_THRESHOLD}={zero[PERSISTENCE_THRESHOLD]}")
+    threshold = zero.get(PERSISTENCE_THRESHOLD, 0)
+    return expected_placement(model, deltas, stage=stage, threshold=threshold, by_name=by_name)
 
 
 def make_persistent(engine: Any, parameters: Iterable[nn.Parameter], *, by_name: bool) -> None:
@@ -191,12 +223,4 @@ def placement_table(placements: list[TensorPlacement], *, stage: int, world_size
         )
     )
     rows.append(("total", "", "", f"{total:,}", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return text_table(rows, left=(0, 4))

@@ -40,7 +40,7 @@ USERS = {
 """Packages that only some modules may import, by how these modules' names begin."""
 
 
-STILL_ELSEWHERE = {"data.prepare.preview", "launcher.supervisor", "planning.shapes"}
+STILL_ELSEWHERE = {"data.prepare.preview", "launcher.supervisor"}
 STILL_LONG = {
     "benchmarks/faults.py",
     "benchmarks/gpu/check_model.py",

@@ -32,7 +32,10 @@ def test_the_head_computes_the_loss_of_the_whole_model(family):
     model = build_model(family)
     input_ids = torch.randint(264, (2, 9))
     expected = causal_lm_loss(model(input_ids=input_ids).logits, input_ids)
-    assert install_loss_head(model, build_meta_model(model.config))
+    shapes = build_meta_model(model.config)
+    before = dict(shapes.named_parameters())
+    assert install_loss_head(model, shapes)
+    assert dict(shapes.named_parameters()) == before, "the model on the meta device changed"
     head = model.get_output_embeddings()
     with head.computing_loss(input_ids):
         assert_close(model(input_ids=input_ids).logits, expected)

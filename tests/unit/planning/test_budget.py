@@ -9,8 +9,8 @@ import pytest
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import DTYPES, build_meta_model, measure_base
+from diablo_ds.model.published import Shape, find_model_config
 from diablo_ds.planning.budget import fit_memory
-from diablo_ds.planning.shapes import Shape, find_config
 from diablo_ds.zero.ds_config import complete_ds_config
 
 RUN = RunConfig(micro_batch=2, global_batch=16, max_length=2048, num_blocks="64", precision="bf16")
@@ -18,7 +18,7 @@ RUN = RunConfig(micro_batch=2, global_batch=16, max_length=2048, num_blocks="64"
 
 @pytest.fixture(scope="module")
 def config():
-    return find_config("llama-3-8b", Shape(), 2048)[0]
+    return find_model_config("llama-3-8b", Shape(), 2048)[0]
 
 
 def _fit(config, budget, stage=3, **changes):

@@ -10,13 +10,13 @@ import pytest
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import build_meta_model, num_elements
+from diablo_ds.model.published import BUILT_IN, Shape, find_model_config
 from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning import output
 from diablo_ds.planning.communication import Layout, link_bytes, step_traffic
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.memory import rank_memory
 from diablo_ds.planning.plan import VARIANTS, Planner, cluster_sizes, fastest
-from diablo_ds.planning.shapes import BUILT_IN, Shape, find_config
 from diablo_ds.zero.ds_config import load_ds_config
 from diablo_ds.zero.traffic import BASE_GATHERS
 from tests.tiny import FAMILIES
@@ -63,12 +63,12 @@ def _with_memory(num_bytes: float) -> ClusterSize:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_built_in_shapes_have_the_published_number_of_parameters(name):
-    config, _ = find_config(name, Shape(), 512)
+    config, _ = find_model_config(name, Shape(), 512)
     assert num_elements(build_meta_model(config)) == PUBLISHED[name]
 
 
 def test_a_shape_changes_a_built_in_model_and_names_no_checkpoint():
-    config, run_name = find_config("llama-3-8b", Shape(num_hidden_layers=2), 512)
+    config, run_name = find_model_config("llama-3-8b", Shape(num_hidden_layers=2), 512)
     assert config.num_hidden_layers == 2
     assert run_name not in {built_in.hub_name for built_in in BUILT_IN.values()}
 
@@ -76,7 +76,7 @@ def test_a_shape_changes_a_built_in_model_and_names_no_checkpoint():
 @pytest.mark.parametrize("shape", [Shape(), Shape(hidden_size=64)])
 def test_a_model_without_name_needs_all_widths(shape):
     with pytest.raises(UserError, match=r"by all of its widths; got none of .*--vocab-size"):
-        find_config("", shape, 512)
+        find_model_config("", shape, 512)
 
 
 def test_weights_of_a_rank_are_those_of_the_placement(planner):

@@ -1,4 +1,4 @@
-"""Models as shapes: built in, from a folder or the hub, or given by their widths."""
+"""Configs of models without their files: of published models, or from widths that are given."""
 
 from __future__ import annotations
 
@@ -83,33 +83,33 @@ BUILT_IN = {
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
-def find_config(model: str, shape: Shape, length: int) -> tuple[Any, str]:
+def find_model_config(model: str, shape: Shape, length: int) -> tuple[Any, str]:
     """Return a model's Hugging Face config, and the name that a run takes.
 
     Args:
         model: a built-in name, "default", a folder, a hub name, or empty where ``shape`` says all.
         shape: widths that differ from the model's.
-        length: tokens of a sequence; a model given by its shape has so many positions.
+        length: tokens per sequence; a model given by its shape has at least that many positions.
 
     Raises:
-        UserError: if there is no such model, or the shape is not whole.
+        UserError: if there is no such model, or the shape is incomplete.
     """
     changes = {name: value for name, value in asdict(shape).items() if value not in (0, None)}
     if not model:
-        return _config_of("llama", _whole(changes), length), "PATH_OF_YOUR_MODEL"
+        return _build_config("llama", _checked_widths(changes), length), "PATH_OF_YOUR_MODEL"
     built_in = BUILT_IN.get("smollm2-135m" if model == "default" else model.lower())
     if built_in is not None:
         values = {**asdict(built_in.shape), **changes}
         run_name = "PATH_OF_YOUR_MODEL" if changes else built_in.hub_name
-        return _config_of(built_in.family, values, length), run_name
-    config = load_model_config(_config_folder(model))
-    text = config.get_text_config()
+        return _build_config(built_in.family, values, length), run_name
+    model_config = load_model_config(_config_folder(model))
+    text = model_config.get_text_config()
     for name, value in changes.items():
         setattr(text, name, value)
-    return config, "PATH_OF_YOUR_MODEL" if changes else model
+    return model_config, "PATH_OF_YOUR_MODEL" if changes else model
 
 
-def _whole(changes: dict[str, Any]) -> dict[str, Any]:
+def _checked_widths(changes: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in (*_NEEDED, "vocab_size") if name not in changes]
     if missing:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
@@ -120,7 +120,7 @@ def _whole(changes: dict[str, Any]) -> dict[str, Any]:
     return {"num_key_value_heads": changes["num_attention_heads"], **changes}
 
 
-def _config_of(family: str, values: dict[str, Any], length: int) -> Any:
+def _build_config(family: str, values: dict[str, Any], length: int) -> Any:
     from transformers import AutoConfig
 
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
