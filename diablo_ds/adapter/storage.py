@@ -15,13 +15,11 @@ from torch import Tensor
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_folder, read_json, write_json
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE
 from diablo_ds.files.strict_json import key_list
 from diablo_ds.files.whole_tensors import load_tensors, save_tensors
 
 ADAPTER_FORMAT = 1
-
-
-TENSOR_FILE, CONFIG_FILE = "adapter.safetensors", "adapter.json"
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ def check_adapter(saved: AdapterConfig, model: AdapterConfig) -> None:
 
 def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
     """Write an adapter's two files into an existing folder."""
-    save_tensors(folder / TENSOR_FILE, tensors)
-    write_json(folder / CONFIG_FILE, asdict(config))
+    save_tensors(folder / ADAPTER_TENSOR_FILE, tensors)
+    write_json(folder / ADAPTER_CONFIG_FILE, asdict(config))
 
 
 def save_adapter(
@@ -103,9 +101,10 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
     Raises:
         UserError: if the file is missing, is not JSON, is of another format, or a value is wrong.
     """
-    value = read_json(folder / CONFIG_FILE)
+    file = folder / ADAPTER_CONFIG_FILE
+    value = read_json(file)
     if not isinstance(value, dict) or value.get("format") != ADAPTER_FORMAT:
-        raise UserError(f"adapter must have format {ADAPTER_FORMAT}; got {folder / CONFIG_FILE}")
+        raise UserError(f"adapter must have format {ADAPTER_FORMAT}; got {file}")
     fields_wanted = {field.name for field in fields(AdapterConfig)}
     if value.keys() != fields_wanted:
         raise UserError(
@@ -122,7 +121,7 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
         "dropout must be from 0 to 1": type(dropout) in (int, float) and 0 <= dropout < 1,
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:
-        raise UserError(f"{broken[0]}; got another value in {folder / CONFIG_FILE}")
+        raise UserError(f"{broken[0]}; got another value in {file}")
     return config
 
 
@@ -133,7 +132,7 @@ def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
         UserError: if a file is missing, damaged, or the two files disagree.
     """
     config = load_adapter_config(folder)
-    tensors = load_tensors(folder / TENSOR_FILE)
+    tensors = load_tensors(folder / ADAPTER_TENSOR_FILE)
     shapes = {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
     check_shapes(shapes, config, folder)
     return tensors, config
@@ -149,7 +148,7 @@ def check_shapes(
         config: the config.
         folder: the adapter's.
     """
-    check_same_keys(TENSOR_FILE, shapes, {f"{name}.delta": 0 for name in config.num_blocks})
+    check_same_keys(ADAPTER_TENSOR_FILE, shapes, {f"{name}.delta": 0 for name in config.num_blocks})
     for name, number in config.num_blocks.items():
         shape, _ = shapes[f"{name}.delta"]
         if len(shape) != 3 or shape[0] != number:

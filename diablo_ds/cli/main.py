@@ -13,6 +13,7 @@ import click
 from diablo_ds import __version__
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run
 from diablo_ds.cli.launch import launch
+from diablo_ds.cli.looking import explain, inspect, status
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
 from diablo_ds.cli.run_options import build_run_config, run_options
@@ -35,7 +36,7 @@ def main() -> None:
     """Fine-tune large language models with DiaBlo on DeepSpeed."""
 
 
-for _command in (prepare, plan, launch, slurm):
+for _command in (prepare, plan, launch, slurm, status, explain, inspect):
     main.add_command(_command)
 
 
@@ -77,13 +78,3 @@ def train(
         except Stopped as stop:
             echo(str(stop))
             sys.exit(EXIT_STOPPED)
-
-
-@main.command(context_settings=CONTEXT)
-@click.argument("path", type=click.Path(path_type=Path))
-def inspect(path: Path) -> None:
-    """Show what is in an adapter, a checkpoint or a run folder."""
-    with clean_errors():
-        from diablo_ds.training.inspection import describe
-
-        echo(describe(path))

@@ -1,9 +1,8 @@
-"""The command `diablo-ds slurm`: options to a batch script; status; the first failure."""
+"""The command `diablo-ds slurm`: options to a batch script, and its submission."""
 
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from diablo_ds.cli.launch import (
     with_global_batch,
     with_output,
 )
+from diablo_ds.cli.looking import explain, renamed, status
 from diablo_ds.cli.run_options import build_run_config, run_options
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
@@ -26,7 +26,6 @@ from diablo_ds.launcher.cluster import check_word, interface_env
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.slurm import build_script, submit
 from diablo_ds.ranks.environment import MASK, RankVariables, parse_env
-from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
 
 
 @click.group(context_settings=CONTEXT, invoke_without_command=True)
@@ -135,7 +134,7 @@ def slurm(
             click.echo(f"Submitted: {', '.join(map(str, numbers))}")
         else:
             click.echo(f"Submit: {shlex.join(['sbatch', str(file)])}")
-        click.echo(f"Status: diablo-ds slurm status {run.output}")
+        click.echo(f"Status: diablo-ds status {run.output}")
 
 
 def _refuse_written_out(variables: RankVariables) -> None:
@@ -147,30 +146,6 @@ def _refuse_written_out(variables: RankVariables) -> None:
         )
 
 
-@slurm.command(context_settings=CONTEXT)
-@click.argument("run_folder", type=click.Path(path_type=Path))
-def status(run_folder: Path) -> None:
-    """Show step, loss, rate and time left of a run, from its folder alone."""
-    with clean_errors():
-        from diablo_ds.launcher.status import describe_status
-
-        click.echo(describe_status(run_folder))
-
-
-@slurm.command(context_settings=CONTEXT)
-@click.argument("log_folder", type=click.Path(path_type=Path))
-def explain(log_folder: Path) -> None:
-    """Show which rank failed first, and its last lines.
-
-    Exit code 85 where none did, and 2 or 98 where its input was wrong or the master port was taken.
-    """
-    from diablo_ds.ranks.records import describe_failure, first_failure, read_records
-
-    records = read_records(log_folder)
-    if records and first_failure(records) is None:
-        click.echo("No rank failed; the run was stopped.", err=True)
-        sys.exit(EXIT_STOPPED)
-    click.echo(f"Error: {describe_failure(log_folder)}", err=True)
-    failure = first_failure(records)
-    code = 0 if failure is None else failure.exit_code
-    sys.exit(code if code in (EXIT_USER_ERROR, EXIT_PORT_IN_USE) else 0)
+for _command in (status, explain):
+    _name = str(_command.name)
+    slurm.add_command(renamed(_command, _name, f"diablo-ds {_name}"))

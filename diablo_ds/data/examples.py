@@ -17,10 +17,11 @@ from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.data.corpora.sources import find_sources
 from diablo_ds.data.labels import Example, shorten
 from diablo_ds.data.packing import Ints, permutation
-from diablo_ds.data.prepare.manifest import MANIFEST_FILE, count_examples, load_manifest
+from diablo_ds.data.prepare.manifest import count_examples, load_manifest
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
+from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
 
 SAMPLES_FOLDER = Path(__file__).parent / "corpora" / "samples"
 NO_LIMIT = 1 << 31
@@ -155,6 +156,12 @@ def _load(
 
 
 def _is_prepared(path: Path) -> bool:
+    """Return whether data are a dataset; raise UserError where they are something of a run's."""
+    kind = kind_of(path)
+    if kind in (Kind.RUN, Kind.CHECKPOINT, Kind.ADAPTER):
+        raise UserError(
+            f"data must be a prepared dataset or raw files; got data={str(path)!r}, {kind.value}"
+        )
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 

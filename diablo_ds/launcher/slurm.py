@@ -85,7 +85,7 @@ def build_script(
             stopped=EXIT_STOPPED,
             port_in_use=EXIT_PORT_IN_USE,
             max_port_tries=PORT_TRIES,
-            requeue="" if job.chain > 1 else _REQUEUE,
+            requeue="" if job.chain > 1 else _REQUEUE.format(stopped=EXIT_STOPPED),
         ),
     ]
     return "\n".join(sections)
@@ -253,10 +253,10 @@ while :; do
     case $code in
         0 | {stopped} | {user_error}) break ;;  # done, stopped, or a setting that stays wrong
     esac
-    diablo-ds slurm explain "$log_folder"
+    diablo-ds explain "$log_folder"
     first=$?
     case $first in  # srun's own code says little: after TERM, or where several ranks ended
-        {stopped} | {user_error}) code=$first; break ;;
+        0 | {stopped} | {user_error}) code=$first; break ;;
     esac
     if [ "$first" = {port_in_use} ] && [ "$port_tries" -lt {max_port_tries} ]; then
         port_tries=$((port_tries + 1))
@@ -274,7 +274,7 @@ done
 
 _REQUEUE = """\
 # scancel ends a run in the same way, but then the job does not count as running any more.
-if [ "$code" = 85 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -t RUNNING -o %T)" = RUNNING ]; then
+if [ "$code" = {stopped} ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -t RUNNING -o %T)" = RUNNING ]; then
     echo "Stopped and saved; back into the queue."
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.ranks.records import read_records
+from diablo_ds.files.layout import RUN_CONFIG_FILE, kind_of
+from diablo_ds.ranks.records import last_log_folder, read_records
 from diablo_ds.training.checkpoint import list_checkpoints
 from diablo_ds.training.metrics import PROGRESS_FILE, format_seconds, read_metrics, read_num_steps
-from diablo_ds.training.run_folder import RUN_CONFIG_FILE, checkpoints_folder, logs_folder
+from diablo_ds.training.run_folder import checkpoints_folder, logs_folder
 
 RECENT_STEPS = 50
 
@@ -25,7 +26,7 @@ def describe_status(folder: Path) -> str:
     if not (folder / RUN_CONFIG_FILE).is_file():
         if logs_folder(folder).is_dir():
             return f"Run {folder}\n  it has not started to train yet"
-        raise UserError(f"folder must be that of a run; got {folder}, without {RUN_CONFIG_FILE}")
+        raise UserError(f"path must be a run folder; got {folder}, {kind_of(folder).value}")
     metrics = folder / "metrics.jsonl"
     points, _ = read_metrics(metrics)
     wanted = {"loss", "step_s", "tokens_per_s"}
@@ -61,10 +62,9 @@ def describe_status(folder: Path) -> str:
 
 def _rank_lines(folder: Path) -> list[str]:
     """Return the state of the ranks of the last start."""
-    found = list(logs_folder(folder).rglob("rank-*.json"))
-    if not found:
+    last = last_log_folder(logs_folder(folder))
+    if last is None:
         return []
-    last = max(found, key=lambda path: path.stat().st_mtime).parent
     records = read_records(last)
     running = [record for record in records if record.exit_code is None]
     hosts = ", ".join(sorted({record.host for record in records}))

@@ -93,6 +93,12 @@ def read_records(folder: Path) -> list[RankRecord]:
     return records
 
 
+def last_log_folder(logs: Path) -> Path | None:
+    """Return the log folder of the last start among those in a folder; None where there is none."""
+    found = list(logs.rglob("rank-*.json"))
+    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+
 def first_failure(records: Sequence[RankRecord]) -> RankRecord | None:
     """Return the rank that failed first; the others are most likely its victims.
 

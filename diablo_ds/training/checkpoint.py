@@ -1,7 +1,7 @@
 """Checkpoints: adapter, optimizer and position; written whole or not at all, verified on load.
 
 A checkpoint is a folder `step-000120` with an adapter (two files), `optimizer.safetensors` (the
-AdamW moments, fp32, by delta name), `state.json` (step and loss scaler) and `manifest.json`
+AdamW moments, fp32, by delta name), `state.json` (step and loss scaler) and `checksums.json`
 (SHA-256 of each file). The frozen base is never in it. Tensors are whole, so any world size and
 ZeRO stage can go on from it. Data position, learning rate and random state are functions of seed
 and step.
@@ -21,21 +21,26 @@ from typing import Any
 from torch import Tensor
 
 from diablo_ds.adapter.storage import (
-    CONFIG_FILE,
-    TENSOR_FILE,
     AdapterConfig,
     load_adapter,
     write_adapter_files,
 )
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_folder, read_json, sha256_file, write_json
+from diablo_ds.files.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_TENSOR_FILE,
+    CHECKSUMS_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    checksums_file,
+)
 from diablo_ds.files.whole_tensors import load_tensors, save_tensors
 from diablo_ds.training.content_checks import check_position, check_tensors
 from diablo_ds.zero.optimizer_state import MOMENTS
 
 CHECKPOINT_FORMAT = 1
-STATE_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "state.json", "optimizer.safetensors", "manifest.json"
-_FILES = {STATE_FILE, OPTIMIZER_FILE, TENSOR_FILE, CONFIG_FILE}
+_FILES = {STATE_FILE, OPTIMIZER_FILE, ADAPTER_TENSOR_FILE, ADAPTER_CONFIG_FILE}
 _STEP_NAME = re.compile(r"step-[0-9]{1,18}")
 
 
@@ -107,7 +112,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
             path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
             for path in sorted(temporary.iterdir())
         }
-        write_json(temporary / MANIFEST_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
+        write_json(temporary / CHECKSUMS_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
     for old in _by_worth(root, folder)[keep_last:]:
         _remove(old)
     return folder
@@ -130,9 +135,9 @@ def _by_worth(root: Path, newest: Path) -> list[Path]:
 
 
 def _has_right_sizes(folder: Path) -> bool:
-    """Return whether each file of a checkpoint is as long as its manifest says."""
+    """Return whether each file of a checkpoint is as long as its list of checksums says."""
     try:
-        files = read_json(folder / MANIFEST_FILE)["files"]
+        files = read_json(checksums_file(folder))["files"]
         return all(
             (folder / name).stat().st_size == entry["bytes"] for name, entry in files.items()
         )
@@ -175,20 +180,21 @@ def step_of(folder: Path) -> int:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file with its checksum.
 
     Raises:
-        UserError: if a file is missing, truncated, changed, or not in the manifest; names it.
+        UserError: if a file is missing, truncated, changed, or has no checksum; names it.
     """
-    manifest = read_json(folder / MANIFEST_FILE)
+    file = checksums_file(folder)
     try:
-        files = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
+        entries = read_json(file)["files"].items()
+        files = {str(name): str(entry["sha256"]) for name, entry in entries}
     except (TypeError, KeyError, AttributeError):
-        raise UserError(f"manifest must list files with a sha256; got {folder}") from None
+        raise UserError(f"checksums must list files with a sha256; got {file}") from None
     if files.keys() != _FILES:
         raise UserError(
-            f"manifest must list exactly {', '.join(sorted(_FILES))}; got "
-            f"{', '.join(sorted(files)[:9])} in {folder}"
+            f"checksums must be those of exactly {', '.join(sorted(_FILES))}; got "
+            f"{', '.join(sorted(files)[:9])} in {file}"
         )
     for name, checksum in files.items():
         path = folder / name
@@ -245,7 +251,7 @@ def load_checkpoint(
     position = read_position(folder)
     masters, adapter = load_adapter(folder)
     wanted = {name: tuple(master.shape) for name, master in masters.items()}
-    check_tensors(masters, wanted if shapes is None else shapes, folder / TENSOR_FILE)
+    check_tensors(masters, wanted if shapes is None else shapes, folder / ADAPTER_TENSOR_FILE)
     moments = load_tensors(folder / OPTIMIZER_FILE)
     moment_shapes = {f"{name}.{key}": wanted[name] for name in wanted for key in MOMENTS}
     check_tensors(moments, moment_shapes, folder / OPTIMIZER_FILE)

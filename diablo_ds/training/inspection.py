@@ -1,45 +1,91 @@
-"""What is in an adapter, a checkpoint or a run folder, as text; reads no tensor data."""
+"""What is in a folder that this program wrote, as text; reads no tensor data."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from diablo_ds.adapter.storage import CONFIG_FILE, TENSOR_FILE, check_shapes, load_adapter_config
-from diablo_ds.config.run import RunConfig
+from diablo_ds.adapter.storage import check_shapes, load_adapter_config
+from diablo_ds.data.prepare import manifest
 from diablo_ds.errors import UserError
-from diablo_ds.files.whole_tensors import tensor_shapes
-from diablo_ds.training.checkpoint import (
-    MANIFEST_FILE,
-    list_checkpoints,
-    read_position,
-    verify_checkpoint,
+from diablo_ds.files.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_TENSOR_FILE,
+    RUN_CONFIG_FILE,
+    Kind,
+    kind_of,
 )
+from diablo_ds.files.whole_tensors import tensor_shapes
+from diablo_ds.training.checkpoint import list_checkpoints, read_position, verify_checkpoint
 from diablo_ds.training.metrics import read_metrics
-from diablo_ds.training.run_folder import RUN_CONFIG_FILE, checkpoints_folder
+from diablo_ds.training.run_folder import checkpoints_folder, load_recorded
 
 
 def describe(path: Path) -> str:
-    """Describe a folder that this program wrote.
+    """Describe a run, a checkpoint, an adapter or a prepared dataset.
 
     Raises:
-        UserError: if it is none, or a file in it is missing or damaged.
+        UserError: if it is none of them, or a file in it is missing or damaged.
     """
-    if (path / RUN_CONFIG_FILE).is_file():
-        return _describe_run(path)
-    if (path / MANIFEST_FILE).is_file():
-        return _describe_checkpoint(path)
-    if (path / CONFIG_FILE).is_file():
-        return _describe_adapter(path)
-    raise UserError(
-        "path must be the folder of an adapter, a checkpoint or a run; got "
-        f"{path}{'' if path.exists() else ', which does not exist'}"
-    )
+    kind = kind_of(path)
+    if kind not in _DESCRIPTIONS:
+        raise UserError(
+            "path must be a run folder, a checkpoint, an adapter or a prepared dataset; got "
+            f"{path}, {kind.value}"
+        )
+    return _DESCRIPTIONS[kind](path)
+
+
+def _describe_run(folder: Path) -> str:
+    run_config = load_recorded(folder / RUN_CONFIG_FILE)
+    lines = [
+        f"Run {folder}",
+        f"  model        {run_config.model}",
+        f"  data         {run_config.data}",
+    ]
+    points, _ = read_metrics(folder / "metrics.jsonl")
+    for name, label in (("loss", "loss        "), ("heldout_loss", "held-out    ")):
+        values = [(int(p["step"]), p[name]) for p in points if name in p]
+        if values:
+            (first_step, first), (last_step, last) = values[0], values[-1]
+            lines.append(f"  {label} {first:.4f} at step {first_step}, {last:.4f} at {last_step}")
+    lines += _checkpoint_lines(checkpoints_folder(folder))
+    if (folder / "adapter" / ADAPTER_CONFIG_FILE).is_file():
+        lines.append(_describe_adapter(folder / "adapter"))
+    return "\n".join(lines)
+
+
+def _describe_checkpoints(folder: Path) -> str:
+    return "\n".join([f"Checkpoints {folder}", *_checkpoint_lines(folder)])
+
+
+def _checkpoint_lines(folder: Path) -> list[str]:
+    lines = []
+    for checkpoint in list_checkpoints(folder):
+        try:
+            verify_checkpoint(checkpoint)
+            lines.append(f"  checkpoint   {checkpoint.name}, intact")
+        except UserError as error:
+            lines.append(f"  checkpoint   {checkpoint.name}, damaged: {error}")
+    return lines
+
+
+def _describe_checkpoint(folder: Path) -> str:
+    verify_checkpoint(folder)
+    state = read_position(folder)
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    lines = [
+        f"Checkpoint {folder}: intact, {num_bytes:,} bytes",
+        f"  step         {state['step']}, {state['step'] * state['global_batch']:,} examples seen",
+        f"  seed         {state['seed']}",
+    ]
+    return "\n".join([*lines, _describe_adapter(folder)])
 
 
 def _describe_adapter(folder: Path) -> str:
     config = load_adapter_config(folder)
-    shapes = tensor_shapes(folder / TENSOR_FILE)
+    shapes = tensor_shapes(folder / ADAPTER_TENSOR_FILE)
     check_shapes(shapes, config, folder)
     num_parameters = sum(n * i * o for (n, i, o), _ in shapes.values())
     kinds = Counter(
@@ -60,33 +106,21 @@ def _describe_adapter(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _describe_checkpoint(folder: Path) -> str:
-    verify_checkpoint(folder)
-    state = read_position(folder)
-    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+def _describe_dataset(folder: Path) -> str:
+    record = manifest.load_manifest(folder)
     lines = [
-        f"Checkpoint {folder}: whole, {num_bytes:,} bytes",
-        f"  step         {state['step']}, {state['step'] * state['global_batch']:,} examples seen",
-        f"  seed         {state['seed']}",
+        f"Dataset {folder}",
+        f"  tokenizer    {record['tokenizer']['name']}",
+        *(f"  {line}" for line in manifest.describe(record).splitlines()),
+        f"Examples with their masks: diablo-ds prepare --inspect {folder}",
     ]
-    return "\n".join([*lines, _describe_adapter(folder)])
-
-
-def _describe_run(folder: Path) -> str:
-    config = RunConfig.load(folder / RUN_CONFIG_FILE)
-    lines = [f"Run {folder}", f"  model        {config.model}", f"  data         {config.data}"]
-    points, _ = read_metrics(folder / "metrics.jsonl")
-    for name, label in (("loss", "loss        "), ("heldout_loss", "held-out    ")):
-        values = [(int(p["step"]), p[name]) for p in points if name in p]
-        if values:
-            (first_step, first), (last_step, last) = values[0], values[-1]
-            lines.append(f"  {label} {first:.4f} at step {first_step}, {last:.4f} at {last_step}")
-    for checkpoint in list_checkpoints(checkpoints_folder(folder)):
-        try:
-            verify_checkpoint(checkpoint)
-            lines.append(f"  checkpoint   {checkpoint.name}, whole")
-        except ValueError as error:
-            lines.append(f"  checkpoint   {checkpoint.name}, damaged: {error}")
-    if (folder / "adapter" / CONFIG_FILE).is_file():
-        lines.append(_describe_adapter(folder / "adapter"))
     return "\n".join(lines)
+
+
+_DESCRIPTIONS: dict[Kind, Callable[[Path], str]] = {
+    Kind.RUN: _describe_run,
+    Kind.CHECKPOINTS: _describe_checkpoints,
+    Kind.CHECKPOINT: _describe_checkpoint,
+    Kind.ADAPTER: _describe_adapter,
+    Kind.DATASET: _describe_dataset,
+}

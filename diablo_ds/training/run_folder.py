@@ -14,10 +14,10 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json
+from diablo_ds.files.layout import RUN_CONFIG_FILE
 from diablo_ds.files.ownership import OWNER_FOLDER, FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
 
-RUN_CONFIG_FILE = "run.json"
 LOGS = "logs"
 _NOT_A_RUN = (LOGS, OWNER_FOLDER)
 """What a folder may hold before its run has begun."""

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 
 def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
     done = subprocess.run(
-        ["diablo-ds", "slurm", *map(str, words)],
+        ["diablo-ds", *map(str, words)],
         cwd=ROOT,
         env=slurm.env,
         capture_output=True,
@@ -33,7 +33,9 @@ def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
 
 def submit(slurm: SlurmCluster, options: list[str], folder: Path, *words: object) -> list[int]:
     where = "--ranks-per-node 1 --interface lo --master-addr 127.0.0.1 --env DS_ACCELERATOR=cpu"
-    output = _diablo_ds(slurm, "--submit", *where.split(), *words, *options, "--output", folder)
+    output = _diablo_ds(
+        slurm, "slurm", "--submit", *where.split(), *words, *options, "--output", folder
+    )
     (line,) = (line for line in output.splitlines() if line.startswith("Submitted: "))
     return [int(number) for number in re.findall(r"\d+", line)]
 

@@ -51,7 +51,7 @@ def test_changed_data_are_refused_and_taken_knowingly(options, tmp_path):
 def _forget_the_data(checkpoint: Path) -> None:
     from diablo_ds.files.atomic import sha256_file
 
-    state, manifest = checkpoint / "state.json", checkpoint / "manifest.json"
+    state, manifest = checkpoint / "state.json", checkpoint / "checksums.json"
     values = json.loads(state.read_text())
     values.pop("data")
     state.write_text(json.dumps(values))

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diablo_ds.adapter.storage import CONFIG_FILE, AdapterConfig, load_adapter_config
+from diablo_ds.adapter.storage import AdapterConfig, load_adapter_config
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.prepare.manifest import load_manifest
 from diablo_ds.data.text.tokenization import load_tokenizer
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE
 from diablo_ds.launcher.cluster import read_hostfile
 from diablo_ds.model.architecture import BaseSizes
 from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
@@ -114,7 +115,7 @@ ADAPTER = dataclasses.asdict(
 
 @given(values=_objects(list(ADAPTER), VALUES))
 def test_any_values_in_an_adapter_config(values, folder):
-    (folder / CONFIG_FILE).write_text(json.dumps({**ADAPTER, **values}))
+    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps({**ADAPTER, **values}))
     result_or_our_error(lambda: load_adapter_config(folder), folder)
 
 
@@ -141,15 +142,17 @@ MANIFEST = json.dumps(
 
 @given(data=mutated([MANIFEST]))
 def test_damaged_manifests(data, folder):
-    (folder / "manifest.json").write_bytes(data)
-    result_or_our_error(lambda: load_manifest(folder), folder)
+    dataset = folder / "dataset"
+    dataset.mkdir(exist_ok=True)
+    (dataset / "manifest.json").write_bytes(data)
+    result_or_our_error(lambda: load_manifest(dataset), dataset)
 
 
-def test_the_valid_forms_are_valid(folder):
-    (folder / "manifest.json").write_bytes(MANIFEST)
-    assert load_manifest(folder)["rows_in"] == {"n": 3}
-    (folder / CONFIG_FILE).write_text(json.dumps(ADAPTER))
-    assert load_adapter_config(folder).num_blocks == {"a.q_proj": 4}
+def test_the_valid_forms_are_valid(tmp_path):
+    (tmp_path / "manifest.json").write_bytes(MANIFEST)
+    assert load_manifest(tmp_path)["rows_in"] == {"n": 3}
+    (tmp_path / ADAPTER_CONFIG_FILE).write_text(json.dumps(ADAPTER))
+    assert load_adapter_config(tmp_path).num_blocks == {"a.q_proj": 4}
 
 
 @pytest.fixture(scope="module")

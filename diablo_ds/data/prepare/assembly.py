@@ -14,13 +14,14 @@ from diablo_ds.data.corpora.families import FAMILIES
 from diablo_ds.data.corpora.sources import Source
 from diablo_ds.data.prepare import selection, writing
 from diablo_ds.data.prepare.chunks import MAX_SHOWN, TOO_LONG, ChunkCounts, read_chunk, read_counts
-from diablo_ds.data.prepare.manifest import EXAMPLES_LEFT_OUT, MANIFEST_FILE
+from diablo_ds.data.prepare.manifest import EXAMPLES_LEFT_OUT
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.data.prepare.selection import Mask, RowNumbers
 from diablo_ds.data.text.conversations import EACH_ANSWER
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_folder, write_json
+from diablo_ds.files.layout import MANIFEST_FILE
 
 TRAIN, HELDOUT = "train", "heldout"
 ROWS, EXAMPLES = "rows", "examples"

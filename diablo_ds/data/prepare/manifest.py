@@ -13,8 +13,8 @@ from diablo_ds.data.corpora.sources import Source
 from diablo_ds.data.text.conversations import EACH_ANSWER
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, sha256_file, write_json
+from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
 
-MANIFEST_FILE = "manifest.json"
 FILE_TIMES = ".file_times.json"
 """Sizes and times of the source files, so that unchanged ones need not be read again."""
 FORMAT_VERSION = 2
@@ -109,7 +109,13 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is missing, or is not what this program writes.
     """
-    path = folder / MANIFEST_FILE
+    kind, path = kind_of(folder), folder / MANIFEST_FILE
+    if kind is not Kind.DATASET or not path.is_file():
+        without = f", without {MANIFEST_FILE}" if kind is Kind.DATASET else ""
+        raise UserError(
+            "path must be the folder of a dataset made by diablo-ds prepare; got "
+            f"{folder}, {kind.value}{without}"
+        )
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
         manifest.setdefault("notes", {})  # of an older version

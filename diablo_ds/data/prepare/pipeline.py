@@ -19,7 +19,6 @@ from diablo_ds.data.prepare.decontamination import ExcludedQuestions, load_quest
 from diablo_ds.data.prepare.manifest import (
     FILE_TIMES,
     FORMAT_VERSION,
-    MANIFEST_FILE,
     FileHashes,
     describe_files,
     differences,
@@ -34,6 +33,7 @@ from diablo_ds.data.text import tokenization
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.layout import MANIFEST_FILE
 from diablo_ds.files.ownership import FolderOwner, claim
 
 MIN_ROWS_TO_JUDGE = 10_000

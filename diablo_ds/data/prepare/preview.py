@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from diablo_ds.data.labels import IGNORE_LABEL, Example
-from diablo_ds.data.prepare.manifest import MANIFEST_FILE, count_examples, describe, load_manifest
+from diablo_ds.data.prepare.manifest import count_examples, describe, load_manifest
 from diablo_ds.data.prepare.writing import NUM_BINS
 from diablo_ds.data.text.encoders import Encoder
 from diablo_ds.data.text.tokenization import load_tokenizer
@@ -36,11 +36,6 @@ def inspect_dataset(
     """
     from diablo_ds.data.token_table import TokenTable
 
-    if not (folder / MANIFEST_FILE).is_file():
-        raise UserError(
-            f"path must be a dataset made by diablo-ds prepare; got {folder}, without a "
-            f"{MANIFEST_FILE}"
-        )
     manifest = load_manifest(folder)
     loaded = load_tokenizer(find_tokenizer(tokenizer or manifest["tokenizer"]["name"]))
     if not loaded.reads_as(manifest["tokenizer"]["probe"]):

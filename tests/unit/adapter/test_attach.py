@@ -13,8 +13,6 @@ from diablo_ds.adapter import targets
 from diablo_ds.adapter.attach import attach, diablo_layers, load_deltas
 from diablo_ds.adapter.merging import merge, unmerge
 from diablo_ds.adapter.storage import (
-    CONFIG_FILE,
-    TENSOR_FILE,
     AdapterConfig,
     check_adapter,
     load_adapter,
@@ -23,6 +21,7 @@ from diablo_ds.adapter.storage import (
 )
 from diablo_ds.adapter.targets import layer_number, resolve_num_blocks, select_targets
 from diablo_ds.errors import UserError
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE
 from diablo_ds.model.architecture import build_meta_model, decoder_layer_classes
 from diablo_ds.training.inspection import describe
 from tests.tiny import FAMILIES, build_model
@@ -209,7 +208,7 @@ def test_deltas_of_another_shape_or_name_are_refused_and_nothing_is_copied():
 def test_damaged_adapter_files_are_named(tmp_path):
     model = build_model()
     save_adapter(tmp_path, _attach(model), _config(model))
-    tensor_file, config_file = tmp_path / TENSOR_FILE, tmp_path / CONFIG_FILE
+    tensor_file, config_file = tmp_path / ADAPTER_TENSOR_FILE, tmp_path / ADAPTER_CONFIG_FILE
     whole = tensor_file.read_bytes()
     tensor_file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"whole safetensors file; got .*adapter\.safetensors"):
@@ -245,7 +244,7 @@ def test_an_adapter_config_of_another_form_is_refused(tmp_path, changes, message
     config = AdapterConfig("m", "f", {"a": 4})
     write_adapter_files(tmp_path, {"a.delta": torch.zeros(4, 2, 2)}, config)
     assert load_adapter(tmp_path)[1] == config
-    path = tmp_path / CONFIG_FILE
+    path = tmp_path / ADAPTER_CONFIG_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(UserError, match=message):
         load_adapter(tmp_path)

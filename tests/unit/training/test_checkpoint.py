@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file
+from diablo_ds.files.layout import CHECKSUMS_FILE, MANIFEST_FILE
 from diablo_ds.training import checkpoint
 from diablo_ds.training.checkpoint import Checkpoint
 
@@ -72,10 +73,21 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, name,
     assert str(path) in problems[0]
 
 
-def test_a_missing_manifest_makes_a_checkpoint_damaged(tmp_path):
+def test_missing_checksums_make_a_checkpoint_damaged(tmp_path):
     old, new = _save(tmp_path, 1), _save(tmp_path, 2)
-    (new / checkpoint.MANIFEST_FILE).unlink()
+    (new / CHECKSUMS_FILE).unlink()
     assert checkpoint.find_checkpoint(tmp_path)[0] == old
+
+
+def test_checksums_under_the_name_of_early_versions_are_read(tmp_path):
+    old, new = _save(tmp_path, 1), _save(tmp_path, 2)
+    for folder in (old, new):
+        (folder / CHECKSUMS_FILE).rename(folder / MANIFEST_FILE)
+    assert checkpoint.find_checkpoint(tmp_path)[0] == new
+    (new / "state.json").write_text("{}")
+    assert checkpoint.find_checkpoint(tmp_path)[0] == old
+    assert _save(tmp_path, 3, keep_last=2) in checkpoint.list_checkpoints(tmp_path)
+    assert checkpoint.list_checkpoints(tmp_path)[1] == old  # the one whose sizes are wrong went
 
 
 def test_damaged_checkpoints_alone_stop_the_run(tmp_path):
@@ -140,7 +152,7 @@ def test_half_written_folders_are_not_taken_for_checkpoints(tmp_path):
 
 
 def _renew_checksums(folder):
-    path = folder / checkpoint.MANIFEST_FILE
+    path = folder / CHECKSUMS_FILE
     manifest = json.loads(path.read_text())
     manifest["files"] = {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
@@ -228,8 +240,8 @@ def test_content_that_does_not_fit_is_passed_over_whatever_the_checksums_say(
 
 
 @pytest.mark.parametrize("files", [{}, [], {"state.json": "x"}, {"../../x": {"sha256": ""}}])
-def test_a_manifest_must_list_exactly_the_files_of_a_checkpoint(files, tmp_path):
+def test_checksums_must_be_those_of_exactly_the_files_of_a_checkpoint(files, tmp_path):
     folder = _save(tmp_path, 1)
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
-    with pytest.raises(UserError, match="manifest must list"):
+    (folder / CHECKSUMS_FILE).write_text(json.dumps({"format": 1, "files": files}))
+    with pytest.raises(UserError, match=r"checksums must (list|be those of exactly)"):
         checkpoint.verify_checkpoint(folder)
