@@ -45,7 +45,7 @@ from diablo_ds.model import finding
 from diablo_ds.model.loss import causal_lm_loss
 
 ROOT = Path(__file__).parents[1]
-SAMPLES = ROOT / "diablo_ds" / "samples"
+SAMPLES = ROOT / "diablo_ds" / "data" / "corpora" / "samples"
 COMMAND = str(Path(sys.executable).with_name("diablo-ds"))
 ROUNDS = 5
 MIN_ROWS, MAX_ROWS = 4000, 8000

@@ -30,7 +30,7 @@ from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
-SAMPLES = ROOT / "diablo_ds" / "samples"
+SAMPLES = ROOT / "diablo_ds" / "data" / "corpora" / "samples"
 SAMPLE_FOLDERS = {
     **{"commonsense": "commonsense", "math": "gsm8k", "code": "code", "safety": "safety"},
 }
