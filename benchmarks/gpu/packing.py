@@ -14,7 +14,7 @@ from diablo_ds.data.batches import MicroBatch, collate
 from diablo_ds.data.labels import Example
 from diablo_ds.model.varlen import has_varlen_kernel, register_varlen_attention
 
-# Tokens of the first 96 examples of GSM8K in diablo_ds/data/corpora/samples, question and answer, by SmolLM2's
+# Tokens of the first 96 examples of GSM8K among the samples, question and answer, by SmolLM2's
 # tokenizer.
 _LENGTHS = (
     *(102, 102, 166, 188, 106, 235, 154, 226, 254, 438, 226, 250, 135, 163, 112, 290, 188, 317),

@@ -29,10 +29,11 @@ pytestmark = pytest.mark.e2e
 WORLD_SIZES = (1, 2, 3, 4, 8)
 HUB_MODELS = ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B")
 """Models that the documents name and that are not here; a tiny one takes their place."""
+SAMPLES = ROOT / "diablo_ds" / "data" / "corpora" / "samples"
 PLACEHOLDERS = {
     "PATH": "runs/real",
     "TESTS": "test.jsonl",
-    "TABLES": "diablo_ds/data/corpora/samples",
+    "TABLES": str(SAMPLES),
 }
 """Words that stand for a path of the reader's."""
 FIRST_RANK = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -60,11 +61,7 @@ def folder(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(model)
     write_pairs(folder / "pairs.jsonl")
-    rows = (
-        (ROOT / "diablo_ds" / "data" / "corpora" / "samples" / "gsm8k" / "train.jsonl")
-        .read_text()
-        .splitlines()
-    )
+    rows = (SAMPLES / "gsm8k" / "train.jsonl").read_text().splitlines()
     (folder / "train.jsonl").write_text("\n".join(rows[:20]))
     (folder / "test.jsonl").write_text("\n".join(rows[20:24]))
     (folder / "hosts").write_text("node-a slots=8\nnode-b slots=8\n")
