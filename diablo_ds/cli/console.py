@@ -22,7 +22,7 @@ CONTEXT = {
 }
 
 
-def run(command: click.Command) -> None:
+def run_command(command: click.Command) -> None:
     """Run a command as a whole process, and leave with its exit code.
 
     A rank leaves without shutting the interpreter down: with gloo's threads alive that aborts

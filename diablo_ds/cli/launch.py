@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.run_options import build_run_config, run_options
+from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG, build_run_config, run_options
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
@@ -80,9 +80,7 @@ max_restarts_option = click.option(
 @click.option("--dry-run", is_flag=True, help="Print the command that would run; start nothing.")
 @run_options
 def launch(
-    ds_config: Path,
-    config: Path | None,
-    gradient_accumulation_steps: int | None,
+    ds_config: Path | None,
     log_folder: Path | None,
     max_restarts: int,
     min_nodes: int | None,
@@ -107,7 +105,8 @@ def launch(
                 "min_nodes is for restarts on the hosts of a hostfile; got "
                 f"min_nodes={min_nodes}, max_restarts={max_restarts}, runner={cluster.runner!r}"
             )
-        run = build_run_config(config, options, gradient_accumulation_steps, cluster.world_size)
+        run = build_run_config(options, cluster.world_size)
+        ds_config = ds_config or DEFAULT_DS_CONFIG
         run = with_global_batch(run, ds_config, [cluster.world_size])
         if not run.output and cluster.node_rank is not None and len(cluster.hosts) > 1:
             raise UserError(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import click
 
 from diablo_ds import __version__
-from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run
+from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
+from diablo_ds.cli.options import GroupedCommand, from_options
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
-from diablo_ds.cli.run_options import build_run_config, run_options
+from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
 from diablo_ds.cli.slurm import slurm
 from diablo_ds.launcher.devices import check_devices
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED
@@ -27,7 +27,7 @@ from diablo_ds.ranks.terminal import unblocked
 
 def entry_point() -> None:
     """Run the command `diablo-ds`."""
-    run(main)
+    run_command(main)
 
 
 @click.group(context_settings=CONTEXT)
@@ -40,18 +40,11 @@ for _command in (prepare, plan, launch, slurm, status, explain, inspect):
     main.add_command(_command)
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(cls=GroupedCommand, context_settings=CONTEXT)
 @click.option("--dry-run", is_flag=True, help="Print what would run, and train nothing.")
 @click.option("--local-rank", type=int, hidden=True, help="Set by DeepSpeed's launcher; not used.")
 @run_options
-def train(
-    ds_config: Path,
-    config: Path | None,
-    gradient_accumulation_steps: int | None,
-    dry_run: bool,
-    local_rank: int | None,
-    **options: Any,
-) -> None:
+def train(dry_run: bool, local_rank: int | None, **values: Any) -> None:
     """Train an adapter. Started by `deepspeed launch/train.py`, or alone for a single process."""
     with clean_errors():
         identity = announce()
@@ -60,11 +53,12 @@ def train(
             click.echo(identity.describe(), err=True)
         from diablo_ds.ranks.distributed import is_main_process, world_size
 
-        run = build_run_config(config, options, gradient_accumulation_steps, world_size())
+        run_config = build_run_config(values, world_size())
+        ds_config = from_options(RunFiles, values).ds_config
         if dry_run:
             from diablo_ds.training.dry_run import describe_run
 
-            text = describe_run(run, ds_config)
+            text = describe_run(run_config, ds_config)
             if is_main_process():
                 echo(text)
             return
@@ -74,7 +68,7 @@ def train(
         try:
             # A guard takes all output at once; without one nothing else does.
             with nullcontext() if DESCRIPTOR in os.environ else unblocked():
-                echo(train_function(run, ds_config).text())
+                echo(train_function(run_config, ds_config).text())
         except Stopped as stop:
             echo(str(stop))
             sys.exit(EXIT_STOPPED)

@@ -3,88 +3,74 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
+from diablo_ds.cli.options import from_options, given_values, options_of
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.choices import DS_CONFIGS
-from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import load_run_config
+from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
 
 DEFAULT_DS_CONFIG = DS_CONFIGS / "zero3.json"
-_FILES = (
-    click.option(
-        "--ds-config",
-        type=click.Path(path_type=Path),
-        default=DEFAULT_DS_CONFIG,
-        help="DeepSpeed config file: ZeRO stage, offload, communication.  [default: zero3.json]",
-    ),
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        help="Run config file (JSON); options override it.",
-    ),
-    click.option(
-        "--gradient-accumulation-steps",
-        type=click.IntRange(min=1),
-        help="Micro batches per rank and step; sets the global batch for this world size.",
-    ),
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """The files that a run is made from, and what depends on its number of ranks.
+
+    Raises:
+        UserError: if a value is illegal.
+    """
+
+    ds_config: Path = setting(
+        DEFAULT_DS_CONFIG,
+        "DeepSpeed config file: ZeRO stage, offload, communication.",
+        "config files",
+        shown_default="zero3.json",
+    )
+    config: Path | None = setting(
+        None, "Run config file (JSON); options override it.", "config files"
+    )
+    gradient_accumulation_steps: int | None = setting(
+        None,
+        "Micro batches per rank and step; sets the global batch for this world size.",
+        "batch",
+        minimum=1,
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the files of a run, and one option for each field of the run config."""
-    types = typing.get_type_hints(RunConfig)
-    for field in reversed(dataclasses.fields(RunConfig)):
-        name, help_text = field.name.replace("_", "-"), field.metadata["help"]
-        wanted, choices = types[field.name], field.metadata["choices"]
-        is_flag = wanted is bool or bool in typing.get_args(wanted)
-        many = typing.get_origin(wanted) is tuple
-        declaration = f"--{name}/--no-{name}" if is_flag else f"--{name}"
-        default = "open" if OPEN_SETTINGS.get(field.name) == 0 else field.default
-        shown = "" if many or default in ("", None) else f"  [default: {default}]"
-        command = click.option(
-            declaration,
-            field.name,
-            type=click.Choice(choices) if choices else str if many else None if is_flag else wanted,
-            default=None,
-            multiple=many,
-            help=help_text + shown,
-        )(command)
-    for option in reversed(_FILES):
-        command = option(command)
-    return command
+    """Give a command the options of `RunFiles` and of the run config."""
+    with_config = options_of(RunConfig, override_a_file=True)(command)
+    return options_of(RunFiles)(with_config)
 
 
-def build_run_config(
-    file: Path | None,
-    options: dict[str, Any],
-    gradient_accumulation_steps: int | None,
-    world_size: int,
-) -> RunConfig:
+def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
     """Build the run config from a file and the options that were given.
 
     Args:
-        file: run config file, or none.
-        options: values by field name; None or () for one that was not given.
-        gradient_accumulation_steps: micro batches per rank and step, or none.
-        world_size: ranks of the run, which these make a global batch of.
+        values: parameters of a command with `run_options`.
+        world_size: ranks of the run, which gradient_accumulation_steps is for.
 
     Raises:
         UserError: if the file or a value is wrong.
     """
-    base = RunConfig() if file is None else RunConfig.load(file)
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    if gradient_accumulation_steps is not None:
+    files, given = from_options(RunFiles, values), given_values(RunConfig, values)
+    base = RunConfig() if files.config is None else load_run_config(files.config)
+    accumulation = files.gradient_accumulation_steps
+    if accumulation is not None:
         if given.get("global_batch"):
             raise UserError(
                 "give global_batch or gradient_accumulation_steps, not both; got "
-                f"global_batch={given['global_batch']}, "
-                f"gradient_accumulation_steps={gradient_accumulation_steps}"
+                f"global_batch={given['global_batch']}, gradient_accumulation_steps={accumulation}"
             )
         if given.get("micro_batch_tokens", base.micro_batch_tokens):
             raise UserError(
@@ -92,5 +78,5 @@ def build_run_config(
                 "number of micro batches varies; got both; give global_batch instead"
             )
         micro_batch = given.get("micro_batch", base.micro_batch) or MOST_MICRO_BATCH
-        given["global_batch"] = micro_batch * gradient_accumulation_steps * world_size
+        given["global_batch"] = micro_batch * accumulation * world_size
     return dataclasses.replace(base, **given)

@@ -18,7 +18,7 @@ from diablo_ds.cli.launch import (
     with_output,
 )
 from diablo_ds.cli.looking import explain, renamed, status
-from diablo_ds.cli.run_options import build_run_config, run_options
+from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG, build_run_config, run_options
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json, write_text
@@ -64,9 +64,7 @@ from diablo_ds.ranks.environment import MASK, RankVariables, parse_env
 def slurm(
     context: click.Context,
     /,
-    ds_config: Path,
-    config: Path | None,
-    gradient_accumulation_steps: int | None,
+    ds_config: Path | None,
     gpus_per_node: int | None,
     ranks_per_node: int | None,
     options_: tuple[str, ...],
@@ -99,7 +97,8 @@ def slurm(
         )
         low, high = job.node_range()
         world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
-        run = build_run_config(config, options, gradient_accumulation_steps, world_sizes[-1])
+        run = build_run_config(options, world_sizes[-1])
+        ds_config = ds_config or DEFAULT_DS_CONFIG
         run = with_output(run, reserve=not dry_run, for_later=True)
         swept, _, _ = job.sweep_runs(run)
         if swept not in ("micro_batch", "global_batch"):  # of which each run has its own

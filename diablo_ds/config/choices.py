@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final, Literal, get_args
 
 from diablo_ds.errors import UserError
 
 DS_CONFIGS = Path(__file__).parent / "ds_configs"
 """The DeepSpeed config files that come with the program."""
 
-
-CORPORA = ("commonsense", "math", "code", "safety", "jsonl")
-ATTENTIONS = ("sdpa", "varlen", "flash_attention_2", "flash_attention_3", "eager")
-DATA_ORDERS = ("hashed", "seed-plus-epoch")
-PRECISIONS = ("bf16", "fp16", "fp32")
-OVERLONG = ("drop", "cut-prompt", "cut-completion", "error")
+AUTO: Final = "auto"
+PLAIN: Final = "plain"
+CHAT: Final = "chat"
+READ: Final = "read"
+Corpus = Literal["commonsense", "math", "code", "safety", "jsonl"]
+CORPORA: tuple[Corpus, ...] = get_args(Corpus)
+"""Families of corpora."""
+ATTENTIONS = ("auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "eager")
+DataOrder = Literal["auto", "hashed", "seed-plus-epoch"]
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+Overlong = Literal["drop", "cut-prompt", "cut-completion", "error"]
 """What may be done with an example longer than the limit."""
-SCHEDULES = ("linear", "cosine", "constant")
-AUTO, PLAIN, CHAT = "auto", "plain", "chat"
-TEMPLATES = ("alpaca", "gsm8k", PLAIN, CHAT)
-READ = "read"
-CONTROL_TOKENS = (AUTO, READ, "text")
+Schedule = Literal["linear", "cosine", "constant"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+COMPILE = ("auto", "on", "off")
+DELTA_PATHS = (
+    "auto",
+    "fused",
+    "merged",
+    "prefilled",
+    "triton",
+    "triton_merged",
+    "triton_prefilled",
+)
+Template = Literal["auto", "alpaca", "gsm8k", "plain", "chat"]
+ControlTokens = Literal["auto", "read", "text"]
 """What text such as "<|im_end|>" is in rows of the template plain."""
 
 

@@ -1,4 +1,4 @@
-"""Which settings a run may change when it goes on, and what to do about the others."""
+"""Which settings a run may change when it continues, and what to do about the others."""
 
 from __future__ import annotations
 
@@ -8,29 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+from diablo_ds.config.setting import Setting, option_words, settings_of
 
-# They move work between ranks, or say where and how often to write, but change no number beyond
-# rounding.
-FREE_ON_RESUME = frozenset(
-    {
-        *("output", "cache_folder", "shared_folders"),
-        *("micro_batch", "micro_batch_tokens", "gradient_checkpointing", "reentrant"),
-        *("checkpointed_layers", "keep_attention", "memory_budget", "attention", "compile"),
-        "allow_changed_data",
-        *("log_every", "eval_every", "save_every", "keep_last", "hang_timeout"),
-    }
-)
-
-# Other choices of a setting that a run may go on with: they are equal up to rounding.
+FREE_ON_RESUME = frozenset(s.name for s in settings_of(RunConfig) if s.free_on_resume)
+"""They move work between ranks, or say where and how often to write, but change no number beyond
+rounding."""
 FREE_CHOICES = {
     "delta_path": (
         frozenset({"fused", "prefilled", "triton", "triton_prefilled"}),
         frozenset({"merged", "triton_merged"}),
     )
 }
+"""Choices of a setting between which a run may change: they are equal up to rounding."""
 
 
-def keep_recorded(config: RunConfig, recorded: RunConfig) -> RunConfig:
+def keep_recorded(run_config: RunConfig, recorded: RunConfig) -> RunConfig:
     """Return a run config whose open settings are those of the run that it continues.
 
     Settings that may differ in a continuation stay open, to be chosen for its ranks.
@@ -38,37 +30,33 @@ def keep_recorded(config: RunConfig, recorded: RunConfig) -> RunConfig:
     kept = {
         name: getattr(recorded, name)
         for name, is_open in OPEN_SETTINGS.items()
-        if name not in FREE_ON_RESUME and getattr(config, name) == is_open
+        if name not in FREE_ON_RESUME and getattr(run_config, name) == is_open
     }
-    return dataclasses.replace(config, **kept)
+    return dataclasses.replace(run_config, **kept)
 
 
 def differing_fields(old: RunConfig, new: RunConfig) -> list[str]:
     """List the settings that forbid continuing a run, as "name: old value, new value"."""
-    return [f"{field.name}: {was!r}, now {now!r}" for field, was, now in _differing(old, new)]
+    return [f"{setting.name}: {was!r}, now {now!r}" for setting, was, now in _differing(old, new)]
 
 
 def repair_fields(old: RunConfig, new: RunConfig) -> str:
     """Return what to do with the options so that the run can be continued, for an error."""
     left_out, given = [], []
-    for field, value, _ in _differing(old, new):
-        option = f"--{field.name.replace('_', '-')}"
-        if value == field.default:
-            left_out.append(option)
-        elif isinstance(value, bool):
-            given.append(option if value else f"--no-{option[2:]}")
+    for setting, value, _ in _differing(old, new):
+        if value == setting.default:
+            left_out.append(setting.option)
         else:
-            words = value if isinstance(value, tuple) else (value,)
-            given += [f"{option} {shlex.quote(str(word))}" for word in words]
+            given.append(shlex.join(option_words(setting.name, value)))
     what = (("leave out", left_out), ("give", given))
     return " and ".join(f"{verb} {' '.join(options)}" for verb, options in what if options)
 
 
-def _differing(old: RunConfig, new: RunConfig) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
-    """Yield the fields that forbid continuing a run, each with its old and its new value."""
+def _differing(old: RunConfig, new: RunConfig) -> Iterator[tuple[Setting, Any, Any]]:
+    """Yield the settings that forbid continuing a run, each with its old and its new value."""
     new = keep_recorded(new, old)
-    for field in dataclasses.fields(old):
-        was, now = getattr(old, field.name), getattr(new, field.name)
-        is_free = any({was, now} <= alike for alike in FREE_CHOICES.get(field.name, ()))
-        if field.name not in FREE_ON_RESUME and was != now and not is_free:
-            yield field, was, now
+    for setting in settings_of(RunConfig):
+        was, now = getattr(old, setting.name), getattr(new, setting.name)
+        is_free = any({was, now} <= alike for alike in FREE_CHOICES.get(setting.name, ()))
+        if not setting.free_on_resume and was != now and not is_free:
+            yield setting, was, now

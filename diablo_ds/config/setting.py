@@ -1,35 +1,185 @@
-"""Settings: fields of a dataclass that know their range, each checked by itself."""
+"""Settings: fields of a dataclass that know their range, group and help, checked by themselves."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import types
 import typing
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.strict_json import check_text
 
 LARGEST = 2**31 - 1
-"""Largest whole number where a setting names no maximum; tokens and steps are 32-bit numbers."""
+"""Largest integer where a setting names no maximum; tokens and steps are 32-bit numbers."""
 LARGEST_FLOAT = (2 - 2.0**-23) * 2.0**127
 """Largest number with a fraction where a setting names no maximum: that of fp32."""
+REQUIRED = dataclasses.MISSING
+"""The default of a setting that must be given."""
+
+Group = Literal[
+    "config files",
+    "hosts",
+    "job",
+    "network",
+    "environment",
+    "restarts",
+    "start",
+    "sources",
+    "model",
+    "hardware",
+    "data",
+    "adapter",
+    "batch",
+    "optimizer",
+    "memory and speed",
+    "run",
+]
+GROUPS: tuple[Group, ...] = typing.get_args(Group)
+"""In the order in which help texts and documents show them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known of one field: name and type from its dataclass, the rest as declared."""
+
+    default: Any
+    help: str
+    """One sentence, with the unit."""
+    group: Group
+    minimum: float | None = None
+    above: float | None = None
+    """A minimum that is not allowed itself."""
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    """Legal texts; empty for any. The choices of a `Literal` field are taken from its type."""
+    free_on_resume: bool = False
+    """Whether a run may continue with another value."""
+    is_open: bool = False
+    """Whether the default leaves the value to be chosen when a run starts."""
+    shown_default: str = ""
+    """The default in words, where the value itself does not say it."""
+    name: str = ""
+    kind: type = str
+    is_optional: bool = False
+    """Whether None is legal, for a value that was not given."""
+    is_repeatable: bool = False
+    """Whether the value is a tuple of texts."""
+
+    @property
+    def option(self) -> str:
+        """The name of its command line option, with dashes."""
+        return option_name(self.name)
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is REQUIRED
+
+    def default_text(self) -> str:
+        """Return the default in words; empty where there is nothing to say."""
+        if self.shown_default or self.is_required:
+            return self.shown_default
+        if self.is_open and self.default == 0:
+            return "open"
+        if isinstance(self.default, bool):
+            return "on" if self.default else "off"
+        return "" if self.default in ("", None, ()) else str(self.default)
+
+    def range_text(self) -> str:
+        """Return the range of a number as text, e.g. "0 to 0.5"; empty for any."""
+        lower = "" if self.minimum is None else f"{self.minimum}"
+        lower = lower if self.above is None else f"above {self.above}"
+        if self.maximum is None or self.maximum >= LARGEST:
+            return f"{lower} or more" if self.above is None and lower else lower
+        return f"{lower} to {self.maximum}" if lower else f"up to {self.maximum}"
+
+    def check(self, value: Any) -> None:
+        """Raise UserError where a value has another type, is out of range, or is not one line."""
+        name = self.name
+        if not self._has_type(value):
+            raise UserError(f"{name} must be {self._type_text()}; got {name}={value!r:.60}")
+        if self.choices and value is not None and value not in self.choices:
+            raise UserError(
+                f"{name} must be one of {', '.join(self.choices)}; got {name}={value!r:.60}"
+            )
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self._check_range(value)
+        check_text(**{name: str(value) if isinstance(value, Path) else value})
+
+    def _has_type(self, value: Any) -> bool:
+        if self.is_repeatable:
+            return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        if value is None:
+            return self.is_optional
+        if isinstance(value, bool):
+            return self.kind is bool
+        return isinstance(value, self.kind) or (self.kind is float and isinstance(value, int))
+
+    def _type_text(self) -> str:
+        if self.is_repeatable:
+            return "a list of strings"
+        return f"{self.kind.__name__}{' | None' if self.is_optional else ''}"
+
+    def _check_range(self, value: int | float) -> None:
+        name, maximum = self.name, self.maximum
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number; got {name}={value}")
+        if self.above is not None and value <= self.above:
+            raise UserError(f"{name} must be > {self.above}; got {name}={value!s:.60}")
+        if self.minimum is not None and value < self.minimum:
+            raise UserError(f"{name} must be >= {self.minimum}; got {name}={value!s:.60}")
+        if maximum is None:
+            maximum = LARGEST_FLOAT if self.kind is float else LARGEST
+        if value > maximum:
+            raise UserError(f"{name} must be <= {maximum}; got {name}={value!s:.60}")
 
 
 def setting(
     default: Any,
     help: str,
+    group: Group,
     *,
     minimum: float | None = None,
+    above: float | None = None,
     maximum: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str, ...] = (),
+    free_on_resume: bool = False,
+    is_open: bool = False,
+    shown_default: str = "",
 ) -> Any:
-    """Declare a field of the run config: default, one sentence with the unit, legal range."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+    """Declare a field of a frozen dataclass; the arguments are the fields of `Setting`."""
+    declared = Setting(
+        default=default,
+        help=help,
+        group=group,
+        minimum=minimum,
+        above=above,
+        maximum=maximum,
+        choices=choices,
+        free_on_resume=free_on_resume,
+        is_open=is_open,
+        shown_default=shown_default,
+    )
+    return dataclasses.field(default=default, metadata={"setting": declared})
 
 
-def check_settings(settings: Any) -> None:
+@functools.cache
+def settings_of(cls: Any) -> tuple[Setting, ...]:
+    """Return the settings of a dataclass, in its order; other fields are skipped."""
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        _with_type(field.metadata["setting"], field.name, hints[field.name])
+        for field in dataclasses.fields(cls)
+        if "setting" in field.metadata
+    )
+
+
+def check_settings(settings: object) -> None:
     """Check each field of a frozen dataclass whose fields were declared with `setting`.
 
     Negative zero becomes zero.
@@ -38,43 +188,40 @@ def check_settings(settings: Any) -> None:
         UserError: if a value has another type than its field, is out of its range, is not finite,
             or is text that cannot be written on one line.
     """
-    types = typing.get_type_hints(type(settings))
-    for field in dataclasses.fields(settings):
-        name, value = field.name, getattr(settings, field.name)
-        _check_type(name, value, types[name])
-        choices = field.metadata["choices"]
-        if choices and value not in choices:
-            raise UserError(f"{name} must be one of {', '.join(choices)}; got {name}={value!r:.60}")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            takes_fraction = float in (typing.get_args(types[name]) or (types[name],))
-            maximum = field.metadata["maximum"]
-            if maximum is None:
-                maximum = LARGEST_FLOAT if takes_fraction else LARGEST
-            _check_range(name, value, field.metadata["minimum"], maximum)
-            if value == 0:
-                object.__setattr__(settings, name, abs(value))
-        check_text(**{name: value})
+    cls: Any = type(settings)
+    for declared in settings_of(cls):
+        value = getattr(settings, declared.name)
+        declared.check(value)
+        if isinstance(value, float) and value == 0:
+            object.__setattr__(settings, declared.name, abs(value))
 
 
-def _check_range(name: str, value: int | float, minimum: float | None, maximum: float) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number; got {name}={value}")
-    if minimum is not None and value < minimum:
-        raise UserError(f"{name} must be >= {minimum}; got {name}={value!s:.60}")
-    if value > maximum:
-        raise UserError(f"{name} must be <= {maximum}; got {name}={value!s:.60}")
+def option_name(name: str) -> str:
+    """Return the command line option of a field."""
+    return f"--{name.replace('_', '-')}"
 
 
-def _check_type(name: str, value: Any, wanted: Any) -> None:
-    """Raise UserError unless the value has the field's type; an int may stand for a float."""
-    allowed = typing.get_args(wanted) or (wanted,)
-    if typing.get_origin(wanted) is tuple:
-        good = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-    elif isinstance(value, bool):
-        good = bool in allowed
-    else:
-        good = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
-    if not good:
-        shown = "a list of strings" if typing.get_origin(wanted) is tuple else str(wanted)
-        shown = getattr(wanted, "__name__", shown)
-        raise UserError(f"{name} must be {shown}; got {name}={value!r:.60}")
+def option_words(name: str, value: Any) -> list[str]:
+    """Return the words of a command line that give a field a value."""
+    option = option_name(name)
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option[2:]}"]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for item in values for word in (option, str(item))]
+
+
+def _with_type(declared: Setting, name: str, hint: Any) -> Setting:
+    """Return a setting with what the type of its field says."""
+    is_optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    if is_optional:
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+    is_repeatable = typing.get_origin(hint) is tuple
+    is_literal = typing.get_origin(hint) is Literal
+    return dataclasses.replace(
+        declared,
+        name=name,
+        kind=str if is_repeatable or is_literal else hint,
+        choices=typing.get_args(hint) if is_literal else declared.choices,
+        is_optional=is_optional,
+        is_repeatable=is_repeatable,
+    )

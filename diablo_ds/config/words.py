@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import option_words, settings_of
 
 
-def run_options(run: RunConfig) -> list[str]:
+def train_words(run_config: RunConfig) -> list[str]:
     """Return the options of `diablo-ds train` that give this run config."""
-    words = []
-    for field in dataclasses.fields(run):
-        value = getattr(run, field.name)
-        name = field.name.replace("_", "-")
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, tuple):
-            for item in value:
-                words += [f"--{name}", item]
-        else:
-            words += [f"--{name}", str(value)]
-    return words
+    return [
+        word
+        for setting in settings_of(RunConfig)
+        if (value := getattr(run_config, setting.name)) != setting.default
+        for word in option_words(setting.name, value)
+    ]
 
 
 def shell_text(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:

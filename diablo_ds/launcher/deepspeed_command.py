@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.words import run_options
+from diablo_ds.config.words import train_words
 from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
 from diablo_ds.ranks.environment import home_exports
@@ -46,7 +46,7 @@ def build_command(
         script += ["--venv", str(cluster.venv)]
     if cluster.wrap:
         script += ["--wrap", cluster.wrap]
-    script += run_options(run)
+    script += train_words(run)
     if cluster.runner == "pdsh":
         _check_remote_folder(Path.cwd())
         script = [_for_remote_shell(word) for word in script]

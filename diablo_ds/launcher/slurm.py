@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.words import run_options
+from diablo_ds.config.words import train_words
 from diablo_ds.errors import UserError
 from diablo_ds.launcher.deepspeed_command import SCRIPT, shown_path
 from diablo_ds.launcher.job import Job
@@ -188,7 +188,7 @@ def _command(run: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], 
     for name, value in env.items():
         words += ["--env", f"{name}={value}"]
     swept = {field: getattr(RunConfig(), field)} if field else {}
-    words += run_options(replace(run, output="", **swept))
+    words += train_words(replace(run, output="", **swept))
     words += ["--output", Variable("run_folder")]
     if field:
         words += [f"--{field.replace('_', '-')}", Variable("value")]

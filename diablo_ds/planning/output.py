@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.words import run_options, shell_text
+from diablo_ds.config.words import shell_text, train_words
 from diablo_ds.files.atomic import write_json, write_text
 from diablo_ds.planning.plan import Candidate, Planner
 
@@ -30,7 +30,7 @@ def commands(candidate: Candidate, model: str, ds_config: Path) -> list[list[str
     several = ["--hostfile", "hosts"] if cluster.num_nodes > 1 else []
     nodes = ["--nodes", str(cluster.num_nodes)]
     gpus = ["--gpus-per-node", str(cluster.ranks_per_node)]
-    of_run = ["--ds-config", str(ds_config), *run_options(planned_run(candidate, model))]
+    of_run = ["--ds-config", str(ds_config), *train_words(planned_run(candidate, model))]
     return [
         ["diablo-ds", "launch", *several, *(nodes if several else []), *gpus, *of_run],
         ["diablo-ds", "slurm", *nodes, *gpus, "--time", "24:00:00", *of_run],

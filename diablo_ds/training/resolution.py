@@ -15,7 +15,6 @@ from diablo_ds.adapter.blocks import TRITON_PATHS
 from diablo_ds.adapter.kernels.triton_blocks import check_usable
 from diablo_ds.adapter.layer import resolve_delta_path
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
-from diablo_ds.config.choices import DATA_ORDERS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import DTYPES
@@ -73,7 +72,7 @@ def resolve_run(
         lines.append(f"compile {compiling}: {reason}")
     config = dataclasses.replace(config, compile=compiling)
     if config.data_order == "auto":
-        config = dataclasses.replace(config, data_order=DATA_ORDERS[0])
+        config = dataclasses.replace(config, data_order="hashed")
     base_dropout, rates = choose_dropout(config.base_dropout, shapes)
     if base_dropout and zero_stage(policy or {}) == 3 and len(machines) > 1:
         check_layers_kept(shapes)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diablo_ds.config.continuation import differing_fields, repair_fields
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import parse_run_config, save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json
@@ -80,7 +81,8 @@ def own_run_folder(config: RunConfig) -> FolderOwner:
         owner = claim(folder, "run folder")
         try:
             _refuse_other_content(config, folder)  # another run may have been there meanwhile
-            dataclasses.replace(config, output=str(folder)).save(folder / RUN_CONFIG_FILE)
+            named = dataclasses.replace(config, output=str(folder))
+            save_run_config(named, folder / RUN_CONFIG_FILE)
             remove_leftovers(checkpoints_folder(folder))
         except BaseException:
             owner.release()
@@ -138,7 +140,7 @@ def load_recorded(path: Path) -> RunConfig:
     values = read_json(path)
     if isinstance(values, dict):
         values = {"data_order": "seed-plus-epoch", **values}
-    return RunConfig.from_json(values, path)
+    return parse_run_config(values, path)
 
 
 @contextlib.contextmanager

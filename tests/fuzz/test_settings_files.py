@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from diablo_ds.adapter.storage import AdapterConfig, load_adapter_config
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import load_run_config, save_run_config
 from diablo_ds.data.prepare.manifest import load_manifest
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.files.layout import ADAPTER_CONFIG_FILE
@@ -68,17 +69,17 @@ def folder(tmp_path_factory):
 def test_any_values_in_a_run_config(values, folder):
     path = folder / "run.json"
     path.write_text(json.dumps(values))
-    config = result_or_our_error(lambda: RunConfig.load(path))
+    config = result_or_our_error(lambda: load_run_config(path))
     if config is not None:
-        config.save(path)
-        assert RunConfig.load(path) == config
+        save_run_config(config, path)
+        assert load_run_config(path) == config
 
 
 @given(data=mutated([json.dumps(dataclasses.asdict(RunConfig()), indent=1).encode()]))
 def test_damaged_run_configs(data, folder):
     path = folder / "run.json"
     path.write_bytes(data)
-    result_or_our_error(lambda: RunConfig.load(path))
+    result_or_our_error(lambda: load_run_config(path))
 
 
 def _read_ds_config(path):

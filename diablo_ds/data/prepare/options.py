@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.config.choices import AUTO, CONTROL_TOKENS, OVERLONG, TEMPLATES, check_control_tokens
-from diablo_ds.config.setting import LARGEST
-from diablo_ds.data.corpora.families import FAMILIES
+from diablo_ds.config.choices import (
+    AUTO,
+    CORPORA,
+    ControlTokens,
+    Overlong,
+    Template,
+    check_control_tokens,
+)
+from diablo_ds.config.setting import REQUIRED, check_settings, setting
 from diablo_ds.errors import UserError
-from diablo_ds.files.strict_json import is_one_line
+
+_NOT_RECORDED = ("output", "num_proc", "max_bad_rows")
+_RECORDED_BY_CONTENT = ("tokenizer", "source", "val_source", "exclude")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,44 +31,69 @@ class PrepareOptions:
     """
 
     family: str
-    source: tuple[str, ...]
-    tokenizer: str
-    output: Path
-    max_length: int = 512
-    overlong: str = "drop"
-    template: str = AUTO
-    control_tokens: str = AUTO
-    mix: tuple[str, ...] = ()
-    limit: int = 0
-    val_share: float = 0.0
-    val_source: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    max_bad_rows: float = 0.01
-    licence: str = ""
-    seed: int = 0
-    num_proc: int = 1
+    """One of `CORPORA`."""
+    source: tuple[str, ...] = setting(
+        REQUIRED,
+        "File, folder, glob or hub name, or NAME=one of them; repeatable. JSON, JSONL, CSV, "
+        "parquet, also .gz or .zst.",
+        "sources",
+    )
+    mix: tuple[str, ...] = setting(
+        (),
+        "NAME=ROWS or NAME=SHARE to take of a source, at random; all of the others; repeatable.",
+        "sources",
+    )
+    limit: int = setting(
+        0,
+        "Rows to read of each source name; 0 for all.",
+        "sources",
+        minimum=0,
+        maximum=2**63 - 1,
+    )
+    exclude: tuple[str, ...] = setting(
+        (),
+        "Test file or folder: training rows with its questions are skipped; repeatable.",
+        "sources",
+    )
+    val_source: tuple[str, ...] = setting((), "Source of the held-out part; repeatable.", "sources")
+    val_share: float = setting(
+        0.0, "Share of rows to hold out, at random.", "sources", minimum=0, maximum=0.5
+    )
+    max_bad_rows: float = setting(
+        0.01,
+        "Share of rows that may fail to fit the corpus; above it the run fails.",
+        "sources",
+        minimum=0,
+        maximum=1,
+    )
+    tokenizer: str = setting(
+        "default", "Folder, SentencePiece .model file, or hub name; default is SmolLM2's.", "model"
+    )
+    template: Template = setting(AUTO, "Prompt template; auto takes the corpus's own.", "data")
+    control_tokens: ControlTokens = setting(
+        AUTO,
+        "Control tokens in plain rows: read them, keep them as text, or (auto) read them in rows "
+        "that begin or end with one.",
+        "data",
+    )
+    max_length: int = setting(512, "Longest example, in tokens.", "data", minimum=2)
+    overlong: Overlong = setting(
+        "drop", "What to do with examples longer than --max-length.", "data"
+    )
+    output: Path = setting(REQUIRED, "New folder.", "run")
+    seed: int = setting(0, "Seed of random choices.", "run", minimum=0, maximum=2**63 - 1)
+    num_proc: int = setting(1, "Processes.", "run", minimum=1, shown_default="cores")
+    licence: str = setting("", "Licence of the data, for the record.", "run")
 
     def __post_init__(self) -> None:
-        self._check("family", self.family in FAMILIES, f"one of {', '.join(FAMILIES)}")
-        self._check("source", bool(self.source), "at least one file, folder, glob or hub name")
-        self._check("max_length", 2 <= self.max_length <= LARGEST, f"from 2 to {LARGEST}")
-        self._check("overlong", self.overlong in OVERLONG, f"one of {', '.join(OVERLONG)}")
-        choices: tuple[str, ...] = (AUTO, *TEMPLATES)
-        self._check("template", self.template in choices, f"one of {', '.join(choices)}")
-        choices = CONTROL_TOKENS
-        self._check("control_tokens", self.control_tokens in choices, f"one of {choices}")
+        if self.family not in CORPORA:
+            raise UserError(
+                f"family must be one of {', '.join(CORPORA)}; got family={self.family!r}"
+            )
+        check_settings(self)
+        if not self.source:
+            raise UserError("source must be at least one file, folder, glob or hub name; got none")
         check_control_tokens(self.control_tokens, self.template)
-        self._check("limit", 0 <= self.limit < 2**63, "from 0 to 2**63 - 1")
-        self._check("val_share", 0 <= self.val_share <= 0.5, "from 0 to 0.5")
-        self._check("max_bad_rows", 0 <= self.max_bad_rows <= 1, "from 0 to 1")
-        self._check("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
-        self._check("num_proc", self.num_proc >= 1, ">= 1")
-        texts = (str(self.output), self.licence, self.tokenizer, *self.source, *self.mix)
-        for text in (*texts, *self.val_source, *self.exclude):
-            if not is_one_line(text):
-                raise UserError(
-                    f"options must be text without control characters, in UTF-8; got {text!a}"
-                )
         if self.val_share and self.val_source:
             raise UserError(
                 "give val_share or val_source, not both; got "
@@ -68,12 +101,8 @@ class PrepareOptions:
             )
         self.amounts()
 
-    def _check(self, name: str, is_good: bool, rule: str) -> None:
-        if not is_good:
-            raise UserError(f"{name} must be {rule}; got {name}={getattr(self, name)!r}")
-
     def amounts(self) -> dict[str, int | float]:
-        """Return how much to take of each named source: rows above 1 or a whole number, or a share.
+        """Return how much to take of each named source: rows above 1 or an integer, or a share.
 
         Raises:
             UserError: if one is malformed.
@@ -95,8 +124,6 @@ class PrepareOptions:
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that decide what comes out, for the manifest."""
-        left_out = {
-            *("output", "num_proc", "max_bad_rows", "tokenizer", "source", "val_source", "exclude")
-        }
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
+        skipped = (*_NOT_RECORDED, *_RECORDED_BY_CONTENT)
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in skipped}
         return {**values, "mix": self.amounts()}

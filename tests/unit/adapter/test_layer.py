@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from torch import nn
@@ -9,6 +7,7 @@ from torch.testing import assert_close
 
 from diablo_ds.adapter.layer import DELTA_PATHS, DiaBloLinear, resolve_delta_path
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import settings_of
 from diablo_ds.errors import UserError
 
 
@@ -121,5 +120,5 @@ def test_a_path_with_dropout_trains_on_inputs_that_are_not_contiguous(path):
 
 
 def test_the_run_config_takes_every_path():
-    choices = next(f for f in fields(RunConfig) if f.name == "delta_path").metadata["choices"]
-    assert choices == ("auto", *DELTA_PATHS)
+    (declared,) = (s for s in settings_of(RunConfig) if s.name == "delta_path")
+    assert declared.choices == ("auto", *DELTA_PATHS)

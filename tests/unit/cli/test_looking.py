@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from diablo_ds.cli.main import main
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import save_run_config
 from diablo_ds.ranks.records import RankRecord, write_record
 
 
@@ -18,7 +19,7 @@ def _run(*words):
 def folders(tmp_path):
     run, logs, dataset = tmp_path / "run", tmp_path / "run" / "logs", tmp_path / "dataset"
     logs.mkdir(parents=True)
-    RunConfig().save(run / "run.json")
+    save_run_config(RunConfig(), run / "run.json")
     write_record(logs, RankRecord(0, "h", 1, 1, 0.0, ended=1.0, exit_code=2))
     dataset.mkdir()
     (dataset / "manifest.json").write_text("{}")

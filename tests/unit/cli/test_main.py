@@ -13,9 +13,10 @@ from click.testing import CliRunner
 import diablo_ds
 from diablo_ds import __version__
 from diablo_ds.adapter.blocks import check_num_blocks
-from diablo_ds.cli.console import run
+from diablo_ds.cli.console import run_command
 from diablo_ds.cli.main import build_run_config, clean_errors, main
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.model.default_model import converted_model
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
@@ -35,23 +36,23 @@ def test_help_lists_each_setting_once_with_its_default():
 
 def test_options_override_the_file(tmp_path):
     path = tmp_path / "run.json"
-    RunConfig(seed=3, learning_rate=1e-4).save(path)
-    config = build_run_config(path, {"seed": 5, "targets": (), "layers": None}, None, 1)
+    save_run_config(RunConfig(seed=3, learning_rate=1e-4), path)
+    config = build_run_config({"config": path, "seed": 5, "targets": (), "layers": None}, 1)
     assert config == RunConfig(seed=5, learning_rate=1e-4)
 
 
 def test_a_setting_can_be_put_back_to_zero(tmp_path):
     path = tmp_path / "run.json"
-    RunConfig(dropout=0.1, max_steps=5, gradient_checkpointing=True).save(path)
+    save_run_config(RunConfig(dropout=0.1, max_steps=5, gradient_checkpointing=True), path)
     given = {"dropout": 0.0, "max_steps": 0, "gradient_checkpointing": False}
-    assert build_run_config(path, given, None, 1) == RunConfig(gradient_checkpointing=False)
+    assert build_run_config({"config": path, **given}, 1) == RunConfig(gradient_checkpointing=False)
 
 
-def test_accumulation_steps_set_the_global_batch(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert build_run_config(None, {"micro_batch": 2}, 3, 4).global_batch == 24
+def test_accumulation_steps_set_the_global_batch():
+    given = {"micro_batch": 2, "gradient_accumulation_steps": 3}
+    assert build_run_config(given, 4).global_batch == 24
     with pytest.raises(UserError, match="not both"):
-        build_run_config(None, {"global_batch": 8}, 3, 4)
+        build_run_config({"global_batch": 8, "gradient_accumulation_steps": 3}, 4)
 
 
 def test_unknown_options_are_refused():
@@ -152,5 +153,7 @@ def test_waiting_threads_share_their_core_unless_told_otherwise(monkeypatch, giv
     monkeypatch.setattr(sys, "argv", ["x"])
     seen = []
     with pytest.raises(SystemExit):
-        run(click.Command("x", callback=lambda: seen.append(os.environ.get("GOMP_SPINCOUNT"))))
+        run_command(
+            click.Command("x", callback=lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+        )
     assert seen == [expected]

@@ -6,6 +6,7 @@ import pytest
 
 from diablo_ds.config.continuation import differing_fields, repair_fields
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import load_run_config, save_run_config
 from diablo_ds.errors import UserError
 
 
@@ -13,8 +14,8 @@ def test_saved_and_loaded_config_is_the_same(tmp_path):
     config = RunConfig(
         targets=("q_proj", "v_proj"), learning_rate=1e-4, gradient_checkpointing=True
     )
-    config.save(tmp_path / "run.json")
-    assert RunConfig.load(tmp_path / "run.json") == config
+    save_run_config(config, tmp_path / "run.json")
+    assert load_run_config(tmp_path / "run.json") == config
 
 
 @pytest.mark.parametrize(
@@ -66,16 +67,16 @@ def test_negative_zero_is_zero():
 def test_run_configs_of_any_shape_are_refused_by_name(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=r"must|seed=") as caught:
-        RunConfig.load(tmp_path / "run.json")
+        load_run_config(tmp_path / "run.json")
     assert type(caught.value) is UserError
 
 
 def test_a_byte_order_mark_is_no_error_and_utf16_is_named(tmp_path):
     (tmp_path / "run.json").write_text('{"seed": 3}', encoding="utf-8-sig")
-    assert RunConfig.load(tmp_path / "run.json").seed == 3
+    assert load_run_config(tmp_path / "run.json").seed == 3
     (tmp_path / "run.json").write_text('{"seed": 3}', encoding="utf-16")
     with pytest.raises(UserError, match=r"run\.json, line 1, .* it is UTF-16"):
-        RunConfig.load(tmp_path / "run.json")
+        load_run_config(tmp_path / "run.json")
 
 
 def test_settings_without_effect_are_refused():
@@ -91,15 +92,15 @@ def test_unknown_keys_and_malformed_files_are_named(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"lerning_rate": 1e-4}))
     with pytest.raises(UserError, match=r"lerning_rate in .*run\.json; known are .*learning_rate"):
-        RunConfig.load(path)
+        load_run_config(path)
     path.write_text('{\n  "seed": 1,\n}')
     with pytest.raises(UserError, match=r"run\.json, line 3, column 1"):
-        RunConfig.load(path)
+        load_run_config(path)
     path.write_text("[]")
     with pytest.raises(UserError, match="must be a JSON object"):
-        RunConfig.load(path)
+        load_run_config(path)
     with pytest.raises(UserError, match=r"missing\.json"):
-        RunConfig.load(tmp_path / "missing.json")
+        load_run_config(tmp_path / "missing.json")
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 8), (2, 4), (8, 1)])
@@ -142,7 +143,7 @@ def test_a_refused_setting_names_the_option_that_resumes():
     old = RunConfig(learning_rate=1e-3, targets=("q_proj", "re:up|down"), packing=True)
     new = RunConfig(seed=1, max_steps=9)
     assert repair_fields(old, new) == (
-        "leave out --max-steps --seed and give --targets q_proj --targets 're:up|down' --packing "
+        "leave out --max-steps --seed and give --packing --targets q_proj --targets 're:up|down' "
         "--learning-rate 0.001"
     )
     assert repair_fields(RunConfig(gradient_checkpointing=True), RunConfig()) == ""

@@ -16,7 +16,7 @@ from diablo_ds.cli.launch import build_cluster
 from diablo_ds.cli.main import train
 from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG, build_run_config
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.words import run_options
+from diablo_ds.config.words import train_words
 from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import Cluster, Host, hostfile_text, read_hostfile
 from diablo_ds.launcher.deepspeed_command import build_command
@@ -96,10 +96,8 @@ def test_a_hostfile_in_another_encoding_is_named(tmp_path):
 
 
 def test_the_options_of_a_command_give_the_same_run_config():
-    context = train.make_context("train", run_options(RUN))
-    names = {field.name for field in dataclasses.fields(RunConfig)}
-    options = {name: value for name, value in context.params.items() if name in names}
-    assert build_run_config(None, options, None, 1) == RUN
+    context = train.make_context("train", train_words(RUN))
+    assert build_run_config(context.params, 1) == RUN
 
 
 @pytest.mark.parametrize("runner", ["pdsh", "openmpi", "mpich", "slurm"])
@@ -137,7 +135,7 @@ def test_options_reach_the_ranks_through_pdsh_as_they_are():
         ["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True
     )
     expected = ["--ds_config", "ds_configs/zero3.json", "--log-folder", str(LOGS)]
-    assert shown.stdout.splitlines() == [*expected, *run_options(RUN)]
+    assert shown.stdout.splitlines() == [*expected, *train_words(RUN)]
 
 
 def test_a_working_folder_that_a_remote_shell_would_change_is_refused(tmp_path, monkeypatch):

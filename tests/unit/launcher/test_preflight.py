@@ -9,6 +9,7 @@ import pytest
 from diablo_ds.cli.launch import with_global_batch
 from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import save_run_config
 from diablo_ds.data.corpora.sources import find_sources
 from diablo_ds.errors import UserError
 from diablo_ds.launcher.checks import check_hosts, nvme_folders, table
@@ -44,7 +45,7 @@ def test_a_given_global_batch_is_kept_or_refused():
 
 
 def test_a_launch_again_keeps_the_global_batch_of_the_run(tmp_path):
-    RunConfig(micro_batch=3, global_batch=9).save(tmp_path / "run.json")
+    save_run_config(RunConfig(micro_batch=3, global_batch=9), tmp_path / "run.json")
     assert _global_batch([1], output=str(tmp_path)) == 9
     with pytest.raises(UserError, match="global_batch=9, world size=4"):
         _global_batch([4], output=str(tmp_path))

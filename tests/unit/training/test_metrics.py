@@ -5,6 +5,7 @@ import math
 import pytest
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import save_run_config
 from diablo_ds.launcher.status import describe_status
 from diablo_ds.training.metrics import Reporter, read_metrics, read_num_steps
 
@@ -36,7 +37,7 @@ def test_a_resumed_run_keeps_the_good_points(tmp_path):
 
 @pytest.mark.parametrize("text", ["garbage", "[]", "{}", '{"num_steps": 0}', '{"num_steps": "x"}'])
 def test_status_does_without_what_cannot_be_read(text, tmp_path):
-    RunConfig().save(tmp_path / "run.json")
+    save_run_config(RunConfig(), tmp_path / "run.json")
     (tmp_path / "progress.json").write_text(text)
     assert read_num_steps(tmp_path / "progress.json") is None
     (tmp_path / "metrics.jsonl").write_text(

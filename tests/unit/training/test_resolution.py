@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.continuation import differing_fields
 from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+from diablo_ds.config.run_files import parse_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import build_meta_model
 from diablo_ds.training.machine import Machine
@@ -136,11 +138,13 @@ def test_a_resumed_run_may_change_to_a_path_that_rounds_alike():
 def test_run_json_of_earlier_versions_still_loads():
     values = dataclasses.asdict(RunConfig())
     values |= {"precision": "bf16", "micro_batch": 4, "global_batch": 8}
-    old = RunConfig.from_dict({**values, "targets": []}, "run.json")
+    old = parse_run_config({**values, "targets": []}, Path("run.json"))
     assert (old.delta_path, old.attention) == ("auto", "auto")
     resumed = _resolve([SLOW], recorded=old).config
     assert (resumed.precision, resumed.delta_path, resumed.global_batch) == ("bf16", "fused", 8)
-    tokens = RunConfig.from_dict({**values, "micro_batch_tokens": 2048, "targets": []}, "run.json")
+    tokens = parse_run_config(
+        {**values, "micro_batch_tokens": 2048, "targets": []}, Path("run.json")
+    )
     assert tokens.micro_batch == 0
 
 

@@ -1,0 +1,131 @@
+"""Dataclasses of settings as options of a command, and the given options as dataclasses.
+
+A dataclass declares each setting once, with `diablo_ds.config.setting.setting`: default, help,
+range, group. `options_of` turns it into options whose values are None or empty unless they are
+given, so that a file's values or the dataclass's own defaults stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from diablo_ds.config.setting import GROUPS, Setting, settings_of
+
+Settings = TypeVar("Settings")
+_OTHERS = "other options"
+
+
+class SettingOption(click.Option):
+    """An option that belongs to a group of the help text."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class _Grouped(click.Command):
+    """A command whose help text shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of their groups, and the subcommands."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                group = getattr(parameter, "group", _OTHERS)
+                sections.setdefault(group, []).append(record)
+        for group in sorted(sections, key=[*GROUPS, _OTHERS].index):
+            with formatter.section(group.capitalize()):
+                formatter.write_dl(sections[group])
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+
+
+class GroupedCommand(_Grouped):
+    """A command with grouped options."""
+
+
+class GroupedGroup(_Grouped, click.Group):
+    """A command with grouped options and subcommands."""
+
+
+def options_of(
+    cls: type, *, override_a_file: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one option for each setting of a dataclass.
+
+    Args:
+        cls: the dataclass.
+        override_a_file: whether the options override values of a file, so that each flag needs its
+            opposite.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for setting in reversed(settings_of(cls)):
+            command = _option(setting, override_a_file)(command)
+        return command
+
+    return decorate
+
+
+def given_values(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass's options that were given on the command line."""
+    names = {setting.name for setting in settings_of(cls)}
+    return {k: v for k, v in values.items() if k in names and v not in (None, ())}
+
+
+def from_options(cls: type[Settings], values: Mapping[str, Any], **others: Any) -> Settings:
+    """Build a dataclass from the options that were given; the others take its defaults.
+
+    Args:
+        cls: the dataclass.
+        values: the command's parameters, perhaps those of other dataclasses too.
+        others: fields that are no options.
+
+    Raises:
+        UserError: if a value is illegal.
+    """
+    return cls(**given_values(cls, values), **others)
+
+
+def _option(
+    setting: Setting, override_a_file: bool
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    is_flag = setting.kind is bool
+    has_opposite = is_flag and (override_a_file or setting.is_optional)
+    return click.option(
+        f"{setting.option}/--no-{setting.option[2:]}" if has_opposite else setting.option,
+        setting.name,
+        cls=SettingOption,
+        group=setting.group,
+        type=_type(setting),
+        is_flag=is_flag or None,
+        default=None,
+        multiple=setting.is_repeatable,
+        required=setting.is_required,
+        help=_help(setting, is_plain_flag=is_flag and not has_opposite),
+    )
+
+
+def _type(setting: Setting) -> Any:
+    if setting.choices:
+        return click.Choice(setting.choices)
+    if setting.kind is Path:
+        return click.Path(path_type=Path)
+    return None if setting.kind is bool else setting.kind
+
+
+def _help(setting: Setting, *, is_plain_flag: bool) -> str:
+    default = "" if is_plain_flag else setting.default_text()
+    allowed = setting.range_text()
+    facts = [
+        f"default: {default}" if default else "",
+        "" if allowed == "0 or more" else allowed,
+        "required" if setting.is_required else "",
+    ]
+    shown = "; ".join(filter(None, facts))
+    return f"{setting.help}  [{shown}]" if shown else setting.help

@@ -1,0 +1,100 @@
+"""Which settings of a run config go together, and which would have no effect beside others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diablo_ds.config.choices import check_control_tokens
+from diablo_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from diablo_ds.config.run import RunConfig
+
+
+def check_together(run_config: RunConfig) -> None:
+    """Check a run config whose values are legal one by one.
+
+    Raises:
+        UserError: if two of them contradict each other, or one has no effect.
+    """
+    if not run_config.max_steps and not run_config.num_epochs:
+        raise UserError("max_steps or num_epochs must be above 0; got 0 for both")
+    _check_checkpointing(run_config)
+    if run_config.delta_path in ("merged", "triton_merged") and run_config.dropout:
+        raise UserError(
+            f"delta_path {run_config.delta_path!r} needs dropout=0, since the adapter sees the "
+            f"base's input; got dropout={run_config.dropout}; use 'fused'"
+        )
+    _check_batching(run_config)
+    _check_stream(run_config)
+    check_control_tokens(run_config.control_tokens, run_config.template)
+    for name in ("corpus", "template", "control_tokens", "heldout_data"):
+        value = getattr(run_config, name)
+        if run_config.data == "default" and value != getattr(type(run_config), name):
+            raise UserError(
+                f"{name} has no effect on the default data, which has a form and a held-out "
+                f"part; got {name}={value!r}; name the training data too"
+            )
+
+
+def _check_checkpointing(run_config: RunConfig) -> None:
+    for name in ("reentrant", "checkpointed_layers", "keep_attention"):
+        value = getattr(run_config, name)
+        if value and run_config.gradient_checkpointing is False:
+            raise UserError(
+                f"{name} needs gradient checkpointing; got {name}={value}, "
+                "gradient_checkpointing=False"
+            )
+        if value and run_config.memory_budget and name != "reentrant":
+            raise UserError(
+                f"memory_budget chooses {name} by itself; got {name}={value}, "
+                f"memory_budget={run_config.memory_budget}; give one of them"
+            )
+    if run_config.keep_attention and run_config.reentrant:
+        raise UserError(
+            "keep_attention needs the non-re-entrant form; got keep_attention=True, reentrant=True"
+        )
+    if run_config.memory_budget and run_config.gradient_checkpointing is not None:
+        raise UserError(
+            "memory_budget decides on gradient checkpointing; got "
+            f"memory_budget={run_config.memory_budget}, "
+            f"gradient_checkpointing={run_config.gradient_checkpointing}; leave one of them out"
+        )
+
+
+def _check_batching(run_config: RunConfig) -> None:
+    if run_config.packing and run_config.group_by_length:
+        raise UserError(
+            "group_by_length has no effect with packing, which leaves no padding; got both"
+        )
+    if run_config.micro_batch_tokens and run_config.micro_batch:
+        raise UserError(
+            "give micro_batch or micro_batch_tokens, not both; got "
+            f"micro_batch={run_config.micro_batch}, "
+            f"micro_batch_tokens={run_config.micro_batch_tokens}"
+        )
+    if run_config.micro_batch_tokens and run_config.micro_batch_tokens < run_config.max_length:
+        raise UserError(
+            "micro_batch_tokens must hold the longest example; got "
+            f"micro_batch_tokens={run_config.micro_batch_tokens}, "
+            f"max_length={run_config.max_length}"
+        )
+
+
+def _check_stream(run_config: RunConfig) -> None:
+    if not run_config.stream:
+        return
+    if run_config.data == "default" or not run_config.max_steps:
+        raise UserError(
+            "stream needs raw files as data, and max_steps, since their number of rows is not "
+            f"known; got data={run_config.data!r}, max_steps={run_config.max_steps}"
+        )
+    for name in ("packing", "group_by_length", "micro_batch_tokens"):
+        if getattr(run_config, name):
+            raise UserError(
+                f"{name} needs the lengths of all examples, which a stream does not know; got "
+                f"{name}={getattr(run_config, name)}; prepare the data first, with diablo-ds "
+                "prepare"
+            )
+    if run_config.overlong == "error":
+        raise UserError("overlong must not be error for a stream; got overlong='error'")

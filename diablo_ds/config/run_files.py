@@ -1,0 +1,57 @@
+"""Run configs as JSON files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.strict_json import key_list
+
+_FORMER_MICRO_BATCH = 4
+"""The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
+
+
+def save_run_config(run_config: RunConfig, path: Path) -> None:
+    """Write a run config as JSON, atomically."""
+    write_json(path, dataclasses.asdict(run_config))
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read a run config from a JSON file.
+
+    Raises:
+        UserError: if the file is missing, malformed, or holds an unknown key or an illegal value.
+    """
+    return parse_run_config(read_json(path), path)
+
+
+def parse_run_config(values: Any, source: Path) -> RunConfig:
+    """Build a run config from the content of a JSON file.
+
+    Args:
+        values: what the file holds, which may be anything.
+        source: the file, for errors.
+
+    Raises:
+        UserError: if it is no object, a key is unknown or a value is illegal.
+    """
+    if not isinstance(values, dict):
+        raise UserError(
+            f"run config must be a JSON object; got {type(values).__name__} in {source}"
+        )
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise UserError(
+            f"run config must have known keys only; got {key_list(unknown)} in {source}; "
+            f"known are {', '.join(sorted(known))}"
+        )
+    if isinstance(values.get("targets"), list):
+        values = {**values, "targets": tuple(values["targets"])}
+    if values.get("micro_batch_tokens") and values.get("micro_batch") == _FORMER_MICRO_BATCH:
+        values = {**values, "micro_batch": 0}
+    return RunConfig(**values)
