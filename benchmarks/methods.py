@@ -21,8 +21,7 @@ from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import DTYPES, build_meta_model, load_model_config
-from diablo_ds.model.loss import causal_lm_loss
-from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.loss_head import install_loss_head, loss_of
 from diablo_ds.model.recomputation import Recomputation, choose_recomputation, recompute_layers
 from diablo_ds.ranks import distributed
 from diablo_ds.training.startup import complete_ds_config
@@ -99,18 +98,10 @@ def _frozen_steps(settings: Settings) -> tuple[Callable[[], object], int]:
     if settings.checkpointing:
         recompute_layers(model, Recomputation(_num_layers(model)), reentrant=False)
     model.enable_input_require_grads()
-    head_is_ours = install_loss_head(model, build_meta_model(model.config))
-    head = model.get_output_embeddings()
+    install_loss_head(model, build_meta_model(model.config))
     ids = _tokens(settings, model.config.get_text_config().vocab_size, settings.micro_batch)
-
-    def step() -> None:
-        if head_is_ours:
-            with head.computing_loss(ids):
-                model(input_ids=ids.to(device)).logits.backward()
-        else:
-            causal_lm_loss(model(input_ids=ids.to(device)).logits, ids.to(device)).backward()
-
-    return step, 0
+    batch = MicroBatch(ids, ids, None, ids.numel())
+    return lambda: loss_of(model, batch).backward(), 0
 
 
 def _num_layers(model: Any) -> int:

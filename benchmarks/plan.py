@@ -75,8 +75,7 @@ def _warm_up(config: Any, stage: int) -> None:
 
     from diablo_ds.adapter.attach import attach
     from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
-    from diablo_ds.data.labels import IGNORE_LABEL
-    from diablo_ds.model.loss_head import install_loss_head
+    from diablo_ds.model.loss_head import install_loss_head, loss_of
     from diablo_ds.model.recomputation import recompute_layers
     from diablo_ds.zero.joining import import_deepspeed
 
@@ -94,9 +93,7 @@ def _warm_up(config: Any, stage: int) -> None:
         recompute_layers(model, Recomputation(recomputed), reentrant=False)
         for micro_batch, length in BATCHES:
             tokens = torch.randint(0, 40_000, (micro_batch, length))
-            labels = tokens.masked_fill(tokens < 0, IGNORE_LABEL)
-            with model.get_output_embeddings().computing_loss(labels):
-                model(input_ids=tokens).logits.backward()
+            loss_of(model, MicroBatch(tokens, tokens, None, tokens.numel())).backward()
             optimizer.step()
             optimizer.zero_grad()
     tiny = torch.nn.Linear(8, 8, dtype=torch.bfloat16)

@@ -23,9 +23,8 @@ from diablo_ds.data.labels import Example
 from diablo_ds.model.architecture import DTYPES, build_meta_model, build_model
 from diablo_ds.model.attention import attentions_by_length, takes_lengths
 from diablo_ds.model.loss import count_targets
-from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.loss_head import install_loss_head, loss_of
 from diablo_ds.model.varlen import VARLEN, register_varlen_attention
-from diablo_ds.training.step import micro_batch_loss
 
 UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-24}
 """Largest relative error of rounding a number, by dtype."""
@@ -156,17 +155,6 @@ def reference(sizes: Sizes, dtype: torch.dtype) -> Found:
     return Found(float(loss.detach()), gradients)
 
 
-class _Plain:
-    """A model that takes steps without DeepSpeed."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.device = next(module.parameters()).device
-
-    def __call__(self, **inputs: Any) -> Any:
-        return self.module(**inputs)
-
-
 def measure(
     sizes: Sizes,
     precision: str,
@@ -205,7 +193,7 @@ def measure(
     num_targets = int(count_targets(batch.labels))
     scale = _FP16_SCALE if precision == "fp16" else 1.0
     with levers.compiled(model) if compiled else contextlib.nullcontext():
-        loss = micro_batch_loss(_Plain(model), batch)
+        loss = loss_of(model, batch)
         (loss * (scale / num_targets)).backward()
     gradients = {}
     for name, delta in deltas.items():

@@ -11,7 +11,6 @@ from benchmarks.gpu.levers import Lever
 from benchmarks.gpu.models import (
     COMPILED,
     WORKLOADS,
-    device,
     flops_per_token,
     profiled_step,
     random_model,
@@ -20,8 +19,9 @@ from benchmarks.gpu.models import (
 )
 from benchmarks.gpu.ours import COMPILE_LIMIT_S, COMPILERS
 from benchmarks.gpu.records import Case
+from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import build_meta_model
-from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.loss_head import install_loss_head, loss_of
 
 
 class _Frozen:
@@ -42,13 +42,8 @@ class _Frozen:
     def take_step(self) -> Callable[[], None]:
         workload, model = self.workload, self.model
         ids = random_tokens(workload.config(), workload.micro_batch, workload.length)
-        head = model.get_output_embeddings()
-
-        def step() -> None:
-            with head.computing_loss(ids):
-                model(input_ids=ids.to(device(), non_blocking=True)).logits.backward()
-
-        return step
+        batch = MicroBatch(ids, ids, None, ids.numel())
+        return lambda: loss_of(model, batch).backward()
 
     def measure(self, using: Sequence[Lever], profile: bool) -> dict[str, Any]:
         workload = self.workload

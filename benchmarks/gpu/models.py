@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.ranks import peak_memory, reset_peak_memory
-from diablo_ds.model.loss import LossHead
+from diablo_ds.model.loss_head import LossHead
 from diablo_ds.model.published import Shape, find_model_config
 from diablo_ds.planning.hardware import DEVICES
 

@@ -30,7 +30,8 @@ from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.model.default_model import cache_folder
-from diablo_ds.model.loss import LossHead, fusible_softmax_loss, in_place_softmax_loss
+from diablo_ds.model.loss import fusible_softmax_loss, in_place_softmax_loss
+from diablo_ds.model.loss_head import LossHead
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.software import code_digest
 
@@ -138,7 +139,7 @@ def compile_loss(model: Any) -> bool:
     It reads the logits two or three times, where operation by operation takes a dozen passes.
 
     Args:
-        model: a model whose head may be a `diablo_ds.model.loss.LossHead`.
+        model: a model whose head may be a `diablo_ds.model.loss_head.LossHead`.
 
     Returns:
         Whether it is one.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diablo_ds.data.labels import IGNORE_LABEL
 
@@ -151,98 +149,6 @@ def linear_cross_entropy(
 def grad_gain(dtype: torch.dtype) -> float:
     """Return the factor of the gradient that `linear_cross_entropy` returns."""
     return _FP16_GAIN if dtype == torch.float16 else 1.0
-
-
-class _WithGradient(torch.autograd.Function):
-    """A loss whose gradient is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        scale = grad_loss / grad_gain(grad.dtype)
-        return (grad.float() * scale).to(grad.dtype), None, None
-
-
-class _FrozenHead(nn.Linear):
-    """A head that owns its weight and maps rows to the loss and its gradient, outside autograd."""
-
-    softmax_loss: SoftmaxLoss | None = None
-
-    def forward(self, input: Tensor, targets: Tensor | None = None, with_grad: bool = False) -> Any:
-        if targets is None:
-            return super().forward(input)
-        return linear_cross_entropy(
-            input,
-            targets,
-            self.weight,
-            self.bias,
-            with_grad=with_grad,
-            softmax_loss=self.softmax_loss,
-        )
-
-
-class LossHead(nn.Module):
-    """An output head that computes the loss in place of the logits, while it is asked to.
-
-    Two modules, for ZeRO-3: the inner one owns the weight, which is whole inside its forward only,
-    and there both the loss and its gradient are computed. The inner one is no part of the autograd
-    graph, so the backward needs the weight no more and gathers nothing.
-
-    Args:
-        linear: the head, frozen, partitioned or not; taken over in place.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        linear.__class__ = _FrozenHead
-        self.linear = linear
-        self.labels: Tensor | None = None
-
-    def compute_softmax_by(self, softmax_loss: SoftmaxLoss | None) -> None:
-        """Compute loss and gradient from logits by another function; None for the default."""
-        self.linear.softmax_loss = softmax_loss  # type: ignore[assignment]
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The head's weight, ``[vocab, hidden_size]``."""
-        weight: nn.Parameter = self.linear.weight  # type: ignore[assignment]
-        return weight
-
-    @contextmanager
-    def computing_loss(self, labels: Tensor) -> Iterator[None]:
-        """Return, while this is entered, the summed loss to ``labels`` ``[batch, seq]``.
-
-        Labels on the CPU are best: the targets are found there, and no device is waited for.
-        """
-        self.labels = labels
-        try:
-            yield
-        finally:
-            self.labels = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``[batch, seq, hidden_size]`` to logits or, inside `computing_loss`, to ``[]``."""
-        if self.labels is None:
-            logits: Tensor = self.linear(input)
-            return logits
-        predicted = torch.full_like(self.labels, IGNORE_LABEL)  # by position t: the label at t + 1
-        predicted[:, :-1] = self.labels[:, 1:]
-        predicted = predicted.flatten()
-        (places,) = torch.nonzero(predicted != IGNORE_LABEL, as_tuple=True)
-        targets = predicted[places].to(input.device, non_blocking=True)
-        places = places.to(input.device, non_blocking=True)
-        rows = input.flatten(0, 1).index_select(0, places)  # [num_targets, hidden_size]
-        with_grad = torch.is_grad_enabled() and rows.requires_grad
-        loss: Tensor
-        loss, grad = self.linear(rows.detach(), targets, with_grad)
-        if with_grad:
-            loss = _WithGradient.apply(rows, loss, grad)  # type: ignore[no-untyped-call]
-        return loss
 
 
 def loss_head_bytes(

@@ -22,8 +22,7 @@ from diablo_ds.model.architecture import (
     measure_base,
     text_decoder_name,
 )
-from diablo_ds.model.loss import LossHead
-from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.loss_head import LossHead, install_loss_head
 from diablo_ds.planning.gathers import Visit
 from diablo_ds.zero.placement import TensorPlacement, expected_placement
 

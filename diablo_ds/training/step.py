@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from diablo_ds.data.batches import MicroBatch, to_device
+from diablo_ds.data.batches import MicroBatch
 from diablo_ds.errors import NonFiniteError
-from diablo_ds.model.attention import attends_by_variable_length
-from diablo_ds.model.loss import LossHead, causal_lm_loss, count_targets
+from diablo_ds.model.loss import count_targets
+from diablo_ds.model.loss_head import loss_of
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.stopping import Borders
@@ -71,7 +71,7 @@ def train_step(
     with one_gradient_reduction(ds_engine, deltas):
         for batch in _between(borders, micro_batches):
             heart.beat("forward")
-            loss = micro_batch_loss(ds_engine, batch)
+            loss = loss_of(ds_engine, batch)
             heart.beat("backward")
             ds_engine.backward(loss * scale)
             loss_sum += loss.detach()
@@ -88,24 +88,6 @@ def train_step(
 
 def _between(borders: Borders | None, micro_batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
     return micro_batches if borders is None else borders.between(micro_batches)
-
-
-def micro_batch_loss(ds_engine: Any, batch: MicroBatch) -> torch.Tensor:
-    """Return the summed loss of a micro batch, which is on the CPU, as ``[]`` in fp32."""
-    model, device = ds_engine.module, ds_engine.device
-    if batch.position_ids is not None and attends_by_variable_length(model):
-        batch = batch.as_one_row()
-        inputs = batch.variable_length_inputs()
-    else:
-        inputs = batch.model_inputs()
-    inputs = to_device(inputs, device)
-    head = model.get_output_embeddings()
-    if isinstance(head, LossHead):
-        with head.computing_loss(batch.labels):
-            loss: torch.Tensor = ds_engine(**inputs).logits
-            return loss
-    logits = ds_engine(**inputs).logits  # [micro_batch, seq, vocab]
-    return causal_lm_loss(logits, batch.labels.to(device))
 
 
 def _check_finite(what: str, values: Sequence[float]) -> None:
@@ -132,7 +114,7 @@ def evaluate(
         for batch in _between(borders, micro_batches):
             heart.beat("evaluation")
             num_targets += int(count_targets(batch.labels))
-            loss_sum += micro_batch_loss(ds_engine, batch)
+            loss_sum += loss_of(ds_engine, batch)
     rows = distributed.gather_floats([float(loss_sum), num_targets], device)
     total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))
     return float(total_loss / max(1.0, total_targets))

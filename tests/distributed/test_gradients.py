@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diablo_ds.training.step import NonFiniteError, micro_batch_loss, train_step
+from diablo_ds.errors import NonFiniteError
+from diablo_ds.model.loss_head import loss_of
+from diablo_ds.training.step import train_step
 from diablo_ds.zero.engine import optimizer_step
 from diablo_ds.zero.gradients import one_gradient_reduction
 from diablo_ds.zero.placement import gather_absent
@@ -38,7 +40,7 @@ def _reduced(engine: Any, deltas: Mapping[str, Any], batches: Sequence[Any]) -> 
 
     with one_gradient_reduction(engine, deltas):
         for batch in batches:
-            engine.backward(micro_batch_loss(engine, batch))
+            engine.backward(loss_of(engine, batch))
     grads = {
         name: safe_get_full_grad(delta) if engine.zero_optimization_stage() else delta.grad
         for name, delta in deltas.items()

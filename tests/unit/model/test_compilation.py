@@ -29,7 +29,8 @@ from diablo_ds.model.compilation import (
     set_up_cache,
     uncompile_layers,
 )
-from diablo_ds.model.loss import LossHead, fusible_softmax_loss
+from diablo_ds.model.loss import fusible_softmax_loss
+from diablo_ds.model.loss_head import LossHead
 from diablo_ds.model.recomputation import Recomputation, recompute_layers
 from tests.tiny import build_model
 

@@ -10,6 +10,7 @@ from transformers import CLIPVisionConfig, Gemma3Config, Llama4Config, LlamaConf
 from diablo_ds.adapter.attach import attach
 from diablo_ds.adapter.targets import select_targets
 from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import MicroBatch
 from diablo_ds.errors import UserError
 from diablo_ds.files.tensor_files import find_tensors
 from diablo_ds.model.architecture import (
@@ -22,7 +23,7 @@ from diablo_ds.model.architecture import (
 from diablo_ds.model.base import read_base
 from diablo_ds.model.checkpoint_contents import fits_checkpoint
 from diablo_ds.model.loss import causal_lm_loss
-from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.loss_head import install_loss_head, loss_of
 from diablo_ds.model.separation import prove_separation
 
 TEXT = {
@@ -79,11 +80,8 @@ def test_the_text_model_is_trained_under_the_names_of_the_whole(kind, tmp_path):
     tokens = torch.randint(260, (2, 9))
     expected = causal_lm_loss(model.train()(input_ids=tokens).logits, tokens)
     deltas = attach(model, dict.fromkeys(targets, 4))
-    if install_loss_head(model, build_meta_model(config)):
-        with model.get_output_embeddings().computing_loss(tokens):
-            loss = model(input_ids=tokens).logits
-    else:
-        loss = causal_lm_loss(model(input_ids=tokens).logits, tokens)
+    install_loss_head(model, build_meta_model(config))
+    loss = loss_of(model, MicroBatch(tokens, tokens, None, tokens.numel()))
     assert_close(loss, expected)
     loss.backward()
     assert all(delta.grad is not None and delta.grad.norm() > 0 for delta in deltas.values())
