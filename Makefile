@@ -1,4 +1,4 @@
-# Two commands for a fresh machine with Python 3.11+ and gcc: `make train` and `make test`.
+# For a fresh machine with Python 3.11+ and gcc: `make train`, `make test`; `make test-fast` for work.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PATH := $(BIN):$(PATH)
 SHELL := /bin/bash
 
-.PHONY: train test setup check clean
+.PHONY: train test test-fast setup check clean
 
 # Lines of DeepSpeed's launcher that only repeat what was asked for; warnings of substance pass.
 LAUNCHER_NOISE := /\[INFO\] \[(runner|launch)\.py/d; /Unable to find hostfile/d; /Setting accelerator to CPU/d
@@ -19,6 +19,10 @@ train: setup
 
 test: check
 	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+# After each change: two workers, no ranks, no launcher; CONTRIBUTING.md has the tiers.
+test-fast: setup
+	python -m pytest -q -n 2 -m 'not slow' tests/unit
 
 check: setup
 	ruff check .

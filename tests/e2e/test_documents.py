@@ -16,8 +16,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from diablo_ds.adapter.attach import named_deltas
 from diablo_ds.cli.launch import local_slots
 from diablo_ds.cli.main import main
 from tests.documents import DOCUMENTS, ROOT, commands, python_blocks
@@ -69,15 +71,15 @@ def real_run(folder):
     """The README's command on three ranks, on which no usual batch divides; tiny, and short."""
     options = f"--model {folder}/tiny --data {folder}/pairs.jsonl --num-blocks 4 --max-steps 2"
     run = folder / "runs" / "real"
-    return deepspeed(
-        *f"--ds_config ds_configs/zero3.json {options} --output {run}".split(), num_ranks=3
-    )
+    options += f" --output {run} --log-folder {run}/logs/attempt-001"
+    return deepspeed(*f"--ds_config ds_configs/zero3.json {options}".split(), num_ranks=3)
 
 
 def test_the_main_command_trains_on_three_ranks(real_run, folder):
     equation = "global batch 9 = micro batch 3 x accumulation 1 x world size 3"
-    assert f"Chosen: {equation}: the least multiple of the world size from 8 on" in real_run.stderr
-    assert "Chosen: precision " in real_run.stderr
+    output = real_run.stdout + real_run.stderr
+    assert f"Chosen: {equation}: the least multiple of the world size from 8 on" in output
+    assert "Chosen: precision " in output
     run = json.loads((folder / "runs" / "real" / "run.json").read_text())
     assert (run["micro_batch"], run["global_batch"]) == (3, 9)
     assert run["precision"] in ("bf16", "fp32")
@@ -100,6 +102,8 @@ def test_the_command_works_as_it_stands(command, reader, request, monkeypatch):
     if {"status", "explain", "inspect"} & set(words[:3]):
         request.getfixturevalue("real_run")
         words = ["runs/real" if word in RUN_FOLDERS else word for word in words]
+    if words[:3] == ["python", "-m", "diablo_ds"]:
+        words[:3] = ["diablo-ds"]
     program, *arguments = words
     if program == "make":
         _check(subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True))
@@ -108,7 +112,7 @@ def test_the_command_works_as_it_stands(command, reader, request, monkeypatch):
     elif program == "python":
         _python(arguments)
     elif command.is_mention and "PATH" not in command.words:
-        _check_mention(command.words)
+        _check_mention(words)
     elif program == "deepspeed":
         _deepspeed(arguments, monkeypatch)
     else:
@@ -228,11 +232,21 @@ def _check(done):
     assert done.returncode == 0, done.stderr
 
 
-def test_python_programs_of_the_readme_run(reader, real_run):
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_python_programs_run(path, reader, real_run):
+    for program in python_blocks(path.read_text()):
+        names = {}
+        exec(program.replace("runs/mine", "runs/real"), names)
+        assert named_deltas(names["model"])
+
+
+def test_a_loaded_adapter_is_the_one_that_was_trained(reader, real_run):
     (program,) = python_blocks((ROOT / "README.md").read_text())
     names = {}
     exec(program.replace("runs/mine", "runs/real"), names)
-    assert names["model"].model.layers[0].mlp.up_proj.delta.any()
+    for name, delta in named_deltas(names["model"]).items():
+        assert delta.any()
+        assert torch.equal(delta, names["tensors"][name].to(delta.dtype))
 
 
 def test_the_documents_hold_the_commands_that_a_newcomer_needs():
