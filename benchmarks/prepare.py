@@ -36,7 +36,8 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import BatchSource, Dealer
 from diablo_ds.data.corpora.encoding import RowEncoder
 from diablo_ds.data.corpora.sources import find_sources
-from diablo_ds.data.examples import load_data
+from diablo_ds.data.length_limit import LengthLimit
+from diablo_ds.data.loading import SAMPLES_FOLDER, load_data
 from diablo_ds.data.prepare.chunks import Chunk, ChunkEncoder, split_chunks
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions
 from diablo_ds.data.text import tokenization
@@ -45,7 +46,7 @@ from diablo_ds.model import finding
 from diablo_ds.model.loss import causal_lm_loss
 
 ROOT = Path(__file__).parents[1]
-SAMPLES = ROOT / "diablo_ds" / "data" / "corpora" / "samples"
+SAMPLES = SAMPLES_FOLDER
 COMMAND = str(Path(sys.executable).with_name("diablo-ds"))
 ROUNDS = 5
 MIN_ROWS, MAX_ROWS = 4000, 8000
@@ -87,8 +88,9 @@ def measure_speed(family: str, source: str, tokenizer_path: Path) -> dict[str, A
     tokenizer = tokenization.load_tokenizer(tokenizer_path)
     chunks = _chunks(source)
     recorder = Recorder(tokenizer.encoder)
-    row_encoder = RowEncoder(family, "auto", tokenizer, 2048, "drop")
-    recording = RowEncoder(family, "auto", replace(tokenizer, encoder=recorder), 2048, "drop")
+    limit = LengthLimit(2048)
+    row_encoder = RowEncoder(family, "auto", tokenizer)
+    recording = RowEncoder(family, "auto", replace(tokenizer, encoder=recorder))
     results = [result for chunk in chunks for result in recording.encode(chunk.rows)]
 
     from transformers import AutoTokenizer
@@ -110,7 +112,7 @@ def measure_speed(family: str, source: str, tokenizer_path: Path) -> dict[str, A
 
     def ours() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            encode = ChunkEncoder(row_encoder, ExcludedQuestions([]), 0, Path(folder))
+            encode = ChunkEncoder(row_encoder, limit, ExcludedQuestions([]), 0, Path(folder))
             for chunk in chunks:
                 encode(chunk)
         return 0

@@ -1,10 +1,10 @@
-"""Examples to micro batches for one rank, which comes in as an int; pure functions of the step."""
+"""Examples to micro batches for one rank, given as an int; pure functions of the step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,21 +25,21 @@ PAD_TO_MULTIPLE = 8
 class MicroBatch(NamedTuple):
     """What one rank puts through one forward; tensors ``[micro_batch, seq]``, int64.
 
-    Padding is on the right, where causal attention never looks back from a token, so it needs no
-    mask: attention runs its fastest kernels. Models for which that does not hold get one, see
+    Padding is on the right, where no token attends to it under causal attention, so it needs no
+    mask and attention runs its fastest kernels. Models for which that does not hold get one, see
     `diablo_ds.model.separation`.
     """
 
     input_ids: Tensor
     labels: Tensor
     position_ids: Tensor | None
-    """For packed sequences: counted from 0 again in each example, which also keeps attention
-    within it."""
+    """For packed sequences: restarted at 0 in each example, which also keeps attention within
+    it."""
     num_tokens: int
     """Tokens without padding."""
     attention_mask: Any = None
     """None for most models, ``[micro_batch, seq]``, ``[micro_batch, 1, seq, seq]``, or a dict of
-    such by layer type."""
+    such masks by layer type."""
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the arguments of a Hugging Face model's forward."""
@@ -48,10 +48,13 @@ class MicroBatch(NamedTuple):
         return {"input_ids": self.input_ids, **given}
 
     def as_one_row(self) -> MicroBatch:
-        """Return packed rows one after the other in a single one, ``[1, micro_batch * seq]``.
+        """Join packed rows into a single one, ``[1, micro_batch * seq]``.
 
-        Attention of variable length takes them so. The first token of a row has no loss, hence
-        the shift between logits and labels crosses no border between rows.
+        Variable-length attention takes them in this form. The first token of a row has no loss,
+        hence the shift between logits and labels crosses no boundary between rows.
+
+        Raises:
+            UserError: if the rows are not packed.
         """
         if self.position_ids is None:
             raise UserError("only packed rows can be joined into one; got no position_ids")
@@ -62,10 +65,10 @@ class MicroBatch(NamedTuple):
         )
 
     def variable_length_inputs(self) -> dict[str, Any]:
-        """Return the same arguments, with where each example of a single packed row lies.
+        """Return the same arguments for one joined row, with the boundaries of its examples.
 
-        Attention kernels of variable length would otherwise derive it in every layer, and wait for
-        the device each time.
+        Variable-length attention kernels would otherwise derive the boundaries in every layer, and
+        wait for the device each time.
         """
         row = self.as_one_row()
         assert row.position_ids is not None
@@ -81,32 +84,32 @@ class MicroBatch(NamedTuple):
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:
-    """Move the tensors of a forward's arguments, which may lie in dicts, to a device."""
+    """Move the tensors of a forward's arguments, which may be nested in dicts, to a device."""
     if isinstance(inputs, dict):
         return {name: to_device(value, device) for name, value in inputs.items()}
     return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
 
 
-Row = Sequence[Example]
+BatchRow = Sequence[Example]
 """The examples of one row of a micro batch: one, several when packed, none in an empty row."""
 
 
 def collate(
-    rows: Sequence[Row],
+    rows: Sequence[BatchRow],
     *,
     pad_id: int,
     packing: bool = False,
     mask: MaskRule = NO_MASK,
     multiple: int = PAD_TO_MULTIPLE,
 ) -> MicroBatch:
-    """Put each row's examples one after the other, and pad on the right to a common length.
+    """Concatenate each row's examples, and pad on the right to a common length.
 
     Args:
         rows: the examples of each row.
         pad_id: token for padding.
-        packing: whether rows hold several examples, or could.
-        mask: the attention mask to bring along; none by default.
-        multiple: what the common length is a multiple of.
+        packing: whether rows may contain several examples.
+        mask: which attention mask to add; none by default.
+        multiple: the common length is rounded up to a multiple of this.
     """
     lengths = [sum(len(example.input_ids) for example in row) for row in rows]
     width = -(-max([*lengths, 1]) // multiple) * multiple
@@ -119,7 +122,7 @@ def collate(
             end = start + len(example.input_ids)
             input_ids[index, start:end] = example.input_ids
             labels[index, start:end] = example.labels
-            labels[index, start] = IGNORE_LABEL  # what comes before belongs to another example
+            labels[index, start] = IGNORE_LABEL  # the token before belongs to another example
             positions[index, start:end] = np.arange(end - start)
             start = end
         positions[index, start:] = np.arange(width - start)  # padding is a document of its own
@@ -140,33 +143,35 @@ def collate(
 
 @dataclass(frozen=True)
 class Dealer:
-    """Deals the sequences of a step out to ranks, as equally many micro batches each.
+    """Deals the sequences of a step out to ranks, the same number of micro batches to each.
 
     Args:
-        config: the run config: micro batch, in examples or tokens, and packing.
+        run_config: gives the micro batch, in examples or tokens, and packing.
         pad_id: token for padding.
-        rank: this rank.
+        rank: the rank whose micro batches are made.
         world_size: number of ranks.
-        mask: the attention mask of each micro batch.
-        equal_lengths: put only examples of equal length into a micro batch, so that none is padded.
+        mask: which attention mask each micro batch has.
+        equal_lengths: whether a micro batch contains only examples of equal length, so that none is
+            padded.
     """
 
-    config: RunConfig
+    run_config: RunConfig
     pad_id: int
     rank: int
     world_size: int
     mask: MaskRule = NO_MASK
     equal_lengths: bool = False
 
-    def deal(self, sizes: Sequence[int], load: Callable[[int], Row]) -> Iterator[MicroBatch]:
-        """Yield this rank's micro batches of some rows, known by their index.
+    def deal(self, sizes: Sequence[int], load: Callable[[int], BatchRow]) -> Iterator[MicroBatch]:
+        """Yield this rank's micro batches of rows that are identified by their index.
 
-        Rows of similar size go together: less padding, and equal work on all ranks. Empty rows,
-        without a target, fill up what is missing. Only this rank's rows are loaded.
+        Rows of similar size share a micro batch, which means less padding and equal work on all
+        ranks. Ranks without a row get an empty one, without a target. Only this rank's rows are
+        loaded.
 
         Args:
-            sizes: tokens of each row, or a measure of them; the same on all ranks.
-            load: returns a row's examples.
+            sizes: tokens of each row, or an estimate of them; the same on all ranks.
+            load: returns the examples of a row.
         """
         by_size = sorted(range(len(sizes)), key=lambda index: -sizes[index])
         groups = self._groups(by_size, sizes)
@@ -176,7 +181,7 @@ class Dealer:
             yield collate(
                 rows,
                 pad_id=self.pad_id,
-                packing=self.config.packing,
+                packing=self.run_config.packing,
                 mask=self.mask,
                 multiple=1 if self.equal_lengths else PAD_TO_MULTIPLE,
             )
@@ -186,10 +191,10 @@ class Dealer:
         groups = []
         start = 0
         while start < len(rows):
-            size = self.config.micro_batch
-            if self.config.micro_batch_tokens:
+            size = self.run_config.micro_batch
+            if self.run_config.micro_batch_tokens:
                 width = -(-sizes[rows[start]] // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
-                size = max(1, self.config.micro_batch_tokens // width)
+                size = max(1, self.run_config.micro_batch_tokens // width)
             if self.equal_lengths:
                 size = min(size, self._num_equal(rows, sizes, start))
             groups.append(rows[start : start + size])
@@ -197,8 +202,8 @@ class Dealer:
         return groups
 
     def _num_equal(self, rows: Sequence[int], sizes: Sequence[int], start: int) -> int:
-        """Return how many rows from ``start`` on have the same length."""
-        if self.config.stream:  # its lengths in tokens are not known yet
+        """Return the number of consecutive rows from ``start`` that have the same length."""
+        if self.run_config.stream:  # its lengths in tokens are not known yet
             return 1
         end = start
         while end < len(rows) and sizes[rows[end]] == sizes[rows[start]]:
@@ -210,33 +215,47 @@ class Dealer:
 class BatchSource:
     """The micro batches of one rank, from examples with random access.
 
-    The order depends on the config's seed and the epoch alone, so that a run can go on at any step
-    without reading what came before, and a step is the same set of examples at any world size.
+    The order depends only on the run config's seed and the epoch, so that a run can continue at any
+    step without reading what came before, and a step is the same set of examples at any world size.
     """
 
     examples: Examples
-    config: RunConfig
+    run_config: RunConfig
     dealer: Dealer
     start_step: int = 0
     """Step of the run with which the first pass begins."""
+    _orders: dict[int, Order] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The order of the pass in use, by its seed."""
 
     def __len__(self) -> int:
-        """Return the sequences of one pass: examples, or packed sequences of several."""
-        return len(self._order(self.config.seed))
+        """Return the number of sequences per pass: examples, or packed sequences of several."""
+        return int(self._slots.max()) + 1 if self.run_config.packing else len(self.examples)
 
     def step(self, step: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of a step of the run, counted from 0.
 
-        A global batch is ``config.global_batch`` sequences; the run's last may hold fewer.
+        A global batch is ``run_config.global_batch`` sequences; the run's last may be smaller.
         """
-        first = (step - self.start_step) * self.config.global_batch
-        end = min(first + self.config.global_batch, self.config.num_sequences(len(self)))
+        first = (step - self.start_step) * self.run_config.global_batch
+        end = min(first + self.run_config.global_batch, self.run_config.num_sequences(len(self)))
         return self._deal([self._sequence(position) for position in range(first, end)])
 
     def heldout(self) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of one pass over all examples."""
-        order = self._order(self.config.seed)
+        order = self._order(self.run_config.seed)
         return self._deal([order.sequence(index) for index in range(len(order))])
+
+    def describe(self) -> str:
+        """Return counts as a line of text."""
+        text = self.examples.describe()
+        if self.run_config.packing:
+            num_tokens = int(self.examples.lengths.sum())
+            full = num_tokens / (len(self) * self.run_config.max_length)
+            text += (
+                f"; packed into {len(self):,} sequences of {self.run_config.max_length} tokens, "
+                f"{full:.1%} full"
+            )
+        return text
 
     def _deal(self, sequences: Sequence[Ints]) -> Iterator[MicroBatch]:
         return self.dealer.deal(
@@ -244,37 +263,27 @@ class BatchSource:
             lambda index: [self.examples[int(member)] for member in sequences[index]],
         )
 
-    def describe(self) -> str:
-        """Return counts as a line of text."""
-        text = self.examples.describe()
-        if self.config.packing:
-            num_tokens = int(self.examples.lengths.sum())
-            full = num_tokens / (len(self) * self.config.max_length)
-            text += (
-                f"; packed into {len(self):,} sequences of {self.config.max_length} tokens, "
-                f"{full:.1%} full"
-            )
-        return text
-
     def _sequence(self, position: int) -> Ints:
         epoch, index = divmod(position, len(self))
-        seed = pass_seed(self.config.seed, epoch, self.config.data_order)
+        seed = pass_seed(self.run_config.seed, epoch, self.run_config.data_order)
         return self._order(seed).sequence(index)
 
     @cached_property
     def _slots(self) -> Ints:
-        return pack(-np.sort(-self.examples.lengths), self.config.max_length)
+        """The packed sequence of each example, the longest example first."""
+        return pack(-np.sort(-self.examples.lengths), self.run_config.max_length)
 
-    @cached_property
-    def _order(self) -> Callable[[int], Order]:
-        lengths, config = self.examples.lengths, self.config
+    def _order(self, seed: int) -> Order:
+        """Return the order of a pass; that of the last one asked for is kept."""
+        if seed not in self._orders:
+            self._orders.clear()
+            self._orders[seed] = self._make_order(seed)
+        return self._orders[seed]
 
-        @lru_cache(maxsize=2)
-        def order(seed: int) -> Order:
-            if config.packing:
-                return packed(lengths, self._slots, config.global_batch, seed)
-            if config.group_by_length:
-                return grouped_by_length(lengths, config.global_batch, seed)
-            return shuffled(len(lengths), seed)
-
-        return order
+    def _make_order(self, seed: int) -> Order:
+        lengths, global_batch = self.examples.lengths, self.run_config.global_batch
+        if self.run_config.packing:
+            return packed(lengths, self._slots, global_batch, seed)
+        if self.run_config.group_by_length:
+            return grouped_by_length(lengths, global_batch, seed)
+        return shuffled(len(lengths), seed)

@@ -1,4 +1,4 @@
-"""Training straight from raw files, for corpora larger than memory or disk."""
+"""Training directly from raw files, for corpora larger than memory or disk."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import Dealer, MicroBatch, Row
+from diablo_ds.data.batches import BatchRow, Dealer, MicroBatch
 from diablo_ds.data.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes, count_rows
 from diablo_ds.data.corpora.raw_rows import RawRow
 from diablo_ds.data.corpora.reading import read_rows
-from diablo_ds.data.examples import find_raw, unknown_token
 from diablo_ds.data.labels import Example
+from diablo_ds.data.length_limit import LengthLimit
+from diablo_ds.data.loading import find_raw, unknown_token
 from diablo_ds.data.packing import pass_seed, permutation
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
@@ -23,9 +24,9 @@ from diablo_ds.errors import UserError
 logger = logging.getLogger("diablo_ds")
 
 WINDOW_ROWS = 8192
-"""Rows among which the stream is shuffled, and that are held in memory, not parsed."""
+"""Rows that are shuffled together; they are held in memory, not yet parsed."""
 WINDOW_CHARACTERS = 1 << 28
-"""Text at which a window ends earlier, so that long rows do not fill the memory."""
+"""Text after which a window ends early, so that long rows do not fill the memory."""
 ROWS_TO_CHECK = 100
 
 
@@ -33,22 +34,23 @@ ROWS_TO_CHECK = 100
 class StreamSource:
     """The micro batches of one rank, from raw rows that are tokenised as they are needed.
 
-    A step takes the next ``config.global_batch`` rows of the stream, whatever they hold: a row that
-    does not fit its corpus or is too long becomes an empty row, without a target, and is counted.
-    So every rank has the same number of micro batches, a step is the same set of rows at any world
-    size, and a resumed run goes on at the exact row. Each rank parses and tokenises its own rows
-    only. After the last row the stream starts again, in another order.
+    A step takes the next ``run_config.global_batch`` rows of the stream, whatever they contain: a
+    row that does not fit its corpus or is too long becomes an empty batch row, without a target,
+    and is counted. So every rank has the same number of micro batches, a step is the same set of
+    rows at any world size, and a resumed run continues at the exact row. Each rank parses and
+    tokenises only its own rows. After the last row the stream starts again, in another order.
     """
 
     files: Sequence[Path]
-    config: RunConfig
+    run_config: RunConfig
     encoder: RowEncoder
+    limit: LengthLimit
     dealer: Dealer
     vocab_size: int
     """Token ids that the model knows."""
     start_step: int = 0
     """Step of the run with which the stream begins."""
-    num_left_out: int = 0
+    num_skipped: int = 0
     """Rows of this rank that did not fit."""
     notes: Counter[str] = field(default_factory=Counter)
     """Rows of this rank by what was done with them."""
@@ -62,7 +64,7 @@ class StreamSource:
         rows = [row for _, row in zip(range(ROWS_TO_CHECK), self.rows_in_order(), strict=False)]
         if not rows:
             raise UserError(f"data must have at least one row; got none in {self.files[0]}")
-        results = self._encode_rows([row for _, row in rows])
+        results = self._known([row for _, row in rows])
         rejected = [
             f"{path}, line {result.line}: {result.reason}"
             for (path, _), result in zip(rows, results, strict=True)
@@ -76,11 +78,11 @@ class StreamSource:
         for note, number in count_notes(results).items():
             logger.info(f"Of the first {len(rows)} rows, {count_rows(number, note)}")
             self.notes[note] = 0
-        examples = [example for result in results if (example := _example(result)) is not None]
+        examples = [example for result in results for example in _examples(result)]
         self.ends.update(int(example.labels[-1]) for example in examples)
         if not examples:
             raise UserError(
-                f"data must have examples of at most {self.config.max_length} tokens; got only "
+                f"data must have examples of at most {self.limit.max_length} tokens; got only "
                 f"longer ones among the first {len(rows)} rows of {self.files[0]}"
             )
 
@@ -90,48 +92,59 @@ class StreamSource:
 
     def step(self, step: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of a step of the run, counted from 0."""
-        first = (step - self.start_step) * self.config.global_batch
+        first = (step - self.start_step) * self.run_config.global_batch
         if first < self._position or not self._position:
             self._rows, self._position = self._stream(), 0
         while self._position < first:
             next(self._rows)
             self._position += 1
-        rows = [next(self._rows) for _ in range(self.config.global_batch)]
+        rows = [next(self._rows) for _ in range(self.run_config.global_batch)]
         self._position += len(rows)
         # The length in tokens is known to one rank only; that of the text serves as well.
         sizes = [1 + row.size() for _, row in rows]
-        return self.dealer.deal(sizes, lambda index: self._encode(*rows[index]))
+        return self.dealer.deal(sizes, lambda index: self._load(*rows[index]))
 
-    def _encode(self, path: Path, row: RawRow) -> Row:
-        (result,) = self._encode_rows([row])
-        for note in [] if isinstance(result, Rejected) else result.notes:
-            if note not in self.notes:
-                logger.info(f"First on rank {self.dealer.rank}, {path}, line {row.line}: {note}")
-            self.notes[note] += 1
-        if (example := _example(result)) is not None:
-            return [example]
-        self.num_left_out += 1
-        if self.num_left_out in (1, 10, 100) or self.num_left_out % 1000 == 0:
-            reason = result.reason if isinstance(result, Rejected) else "longer than max_length"
-            logger.warning(
-                f"{self.num_left_out} rows of the stream left out so far on rank "
-                f"{self.dealer.rank}, the latest: {path}, line {row.line}: {reason}"
+    def encode(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
+        """Tokenise rows; one whose example is too long keeps none."""
+        return [
+            result
+            if isinstance(result, Rejected)
+            else result._replace(
+                examples=tuple(e for e in map(self.limit.fit, result.examples) if e is not None)
             )
-        return []
+            for result in self.encoder.encode(rows)
+        ]
 
-    def _encode_rows(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
-        """Tokenise rows; one with a token that the model does not know does not fit."""
+    def _known(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
+        """Tokenise rows, and reject those with a token that the model does not know."""
         results: list[Encoded | Rejected] = []
-        for result in self.encoder.encode(rows):
-            example = _example(result)
-            largest = 0 if example is None else max(example.input_ids, default=0)
+        for result in self.encode(rows):
+            largest = max((max(example.input_ids) for example in _examples(result)), default=0)
             if largest >= self.vocab_size:
                 result = Rejected(result.line, unknown_token(largest, self.vocab_size))
             results.append(result)
         return results
 
+    def _load(self, path: Path, row: RawRow) -> BatchRow:
+        """Return a row's example; nothing if it is skipped, which is counted and logged."""
+        (result,) = self._known([row])
+        for note in [] if isinstance(result, Rejected) else result.notes:
+            if note not in self.notes:
+                logger.info(f"First on rank {self.dealer.rank}, {path}, line {row.line}: {note}")
+            self.notes[note] += 1
+        examples = _examples(result)
+        if not examples:
+            self.num_skipped += 1
+            if self.num_skipped in (1, 10, 100) or self.num_skipped % 1000 == 0:
+                reason = result.reason if isinstance(result, Rejected) else "longer than max_length"
+                logger.warning(
+                    f"{self.num_skipped} rows of the stream skipped so far on rank "
+                    f"{self.dealer.rank}, the latest: {path}, line {row.line}: {reason}"
+                )
+        return examples
+
     def _stream(self) -> Iterator[tuple[Path, RawRow]]:
-        """Yield all rows for ever, shuffled within windows."""
+        """Yield all rows forever, shuffled within windows."""
         window: list[tuple[Path, RawRow]] = []
         size, number = 0, 0
         while True:
@@ -145,26 +158,23 @@ class StreamSource:
             window, size, number = [], 0, number + 1
 
     def _shuffled(self, window: list[Any], number: int) -> Iterator[Any]:
-        seed = pass_seed(self.config.seed, number, self.config.data_order)
+        seed = pass_seed(self.run_config.seed, number, self.run_config.data_order)
         return (window[i] for i in permutation(len(window), seed))
 
     def rows_in_order(self) -> Iterator[tuple[Path, RawRow]]:
-        """Yield all rows once, as they lie in the files."""
+        """Yield all rows once, in the order of the files."""
         for path in self.files:
             for row in read_rows(path):
                 yield path, row
 
 
-def _example(result: Encoded | Rejected) -> Example | None:
-    """Return the one example of a row of a stream; None where it was left out."""
-    if isinstance(result, Rejected):
-        return None
-    (fitted,) = result.examples
-    return fitted.example
+def _examples(result: Encoded | Rejected) -> tuple[Example, ...]:
+    """Return the one example of a row of a stream; none if the row is skipped."""
+    return () if isinstance(result, Rejected) else result.examples
 
 
 def open_stream(
-    config: RunConfig, tokenizer: Tokenizer, dealer: Dealer, vocab_size: int
+    run_config: RunConfig, tokenizer: Tokenizer, dealer: Dealer, vocab_size: int
 ) -> StreamSource:
     """Open the raw files that the run config names, and check the first rows.
 
@@ -172,14 +182,14 @@ def open_stream(
         UserError: if there is no such file, or most of the rows do not fit.
     """
     encoder = RowEncoder(
-        config.corpus or "jsonl",
-        config.template,
+        run_config.corpus or "jsonl",
+        run_config.template,
         tokenizer,
-        config.max_length,
-        config.overlong,
-        config.control_tokens,
+        run_config.control_tokens,
         last_answer_only=True,  # a step is a set of rows, each with one sequence
     )
-    stream = StreamSource(find_raw(config.data), config, encoder, dealer, vocab_size)
+    limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
+    files = find_raw(run_config.data)
+    stream = StreamSource(files, run_config, encoder, limit, dealer, vocab_size)
     stream.check()
     return stream

@@ -11,26 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from diablo_ds.data.dataset_files import COLUMNS, ROW_COLUMN, TOKENS, read_columns
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.data.packing import Ints
 from diablo_ds.errors import UserError
 
 Tokens = npt.NDArray[np.int32]
-_COLUMNS = ("input_ids", "labels")
-ROW_COLUMN = "source_row"
-"""Which row of its source each example came from, where rows gave several: conversations."""
-
 ROWS_FOR_ENDS = 10_000
-"""Rows among which the tokens that end examples are looked for; each may cost a page of a disk."""
+"""Rows that are searched for the tokens that end examples; each may cost a disk page."""
 
 
 class TokenTable:
-    """Tokens and labels of many examples, in flat arrays; memory-mapped where they lie on disk.
+    """Tokens and labels of many examples, in flat arrays; memory-mapped if they are on disk.
 
     Args:
         chunks: offsets ``[rows + 1]``, token ids and labels, both flat, of consecutive rows.
-        source_rows: which row of its source each came from, ``[rows]``; None where each came from
-            one of its own.
+        source_rows: the source row of each, ``[rows]``; None if no two share one.
     """
 
     def __init__(
@@ -66,11 +62,11 @@ class TokenTable:
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def source_rows(self, indices: Ints) -> Ints:
-        """Return which row of its source each of some rows came from, ``[indices]``."""
+        """Return the source row of each of some rows, ``[indices]``."""
         return indices if self._source_rows is None else self._source_rows[indices]
 
     def count_source_rows(self, indices: Ints) -> int:
-        """Return from how many rows of its source some rows came."""
+        """Return the number of source rows that some rows come from."""
         rows = self.source_rows(indices)
         return len(rows) if self._source_rows is None else len(np.unique(rows))
 
@@ -101,17 +97,16 @@ class TokenTable:
 
     @classmethod
     def load(cls, path: Path, part: str) -> TokenTable:
-        """Open one part of a dataset of Hugging Face `datasets`, memory-mapped.
+        """Open one part of a dataset on disk, memory-mapped.
 
         Raises:
             UserError: if there is none, it is damaged, its columns are not lists of integers, or
-                the row of its source is given for each example and no integer.
+                source rows are given and are not integers.
         """
-        columns = _columns(path, part)
-        lists = pa.list_(pa.int32())
+        columns = read_columns(path, part)
         chunks = []
         try:
-            ids, labels = (columns.column(name).cast(lists) for name in _COLUMNS)
+            ids, labels = (columns.column(name).cast(TOKENS) for name in COLUMNS)
             if [len(chunk) for chunk in ids.chunks] != [len(chunk) for chunk in labels.chunks]:
                 ids, labels = (pa.chunked_array([c.combine_chunks()]) for c in (ids, labels))
             for ids_chunk, labels_chunk in zip(ids.chunks, labels.chunks, strict=True):
@@ -136,11 +131,11 @@ class TokenTable:
             ) from None
         table = cls(chunks, _source_rows(columns, path))
         if not table.lengths().all():
-            raise UserError(f"each example must have a token; got a row of none in {path}")
+            raise UserError(f"each example must have a token; got one without any in {path}")
         return table
 
     def check_tokens(self, source: str) -> None:
-        """Raise UserError unless ids are from 0 on, and labels too or mark no loss.
+        """Raise UserError unless all ids are at least 0, and labels too or `IGNORE_LABEL`.
 
         Reads everything.
         """
@@ -148,7 +143,7 @@ class TokenTable:
             label = labels[labels != IGNORE_LABEL].min(initial=0)
             if (least := min(int(ids.min(initial=0)), int(label))) < 0:
                 raise UserError(
-                    f"tokens must be from 0 on, and labels too or {IGNORE_LABEL}; got {least} in "
+                    f"tokens must be at least 0, and labels too or {IGNORE_LABEL}; got {least} in "
                     f"{source}"
                 )
 
@@ -162,31 +157,6 @@ def _source_rows(columns: Any, path: Path) -> Ints | None:
         if rows.null_count:
             raise pa.ArrowInvalid("a value is missing")
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{ROW_COLUMN} must be a column of whole numbers; got {path}: {error}"
-        ) from None
+        raise UserError(f"{ROW_COLUMN} must be a column of integers; got {path}: {error}") from None
     numbers: Ints = rows.to_numpy()
     return numbers
-
-
-def _columns(path: Path, part: str) -> Any:
-    """Open a part of a dataset and return its Arrow table."""
-    import datasets
-
-    try:
-        rows = datasets.load_from_disk(str(path))
-    except Exception as error:  # datasets and pyarrow raise many kinds for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"data folder must be a prepared dataset; got {path}: {reason}") from None
-    if isinstance(rows, datasets.DatasetDict):
-        if part not in rows:
-            raise UserError(
-                f"prepared dataset must have a part {part!r}; got {', '.join(rows)} in {path}"
-            )
-        rows = rows[part]
-    if not set(_COLUMNS) <= set(rows.column_names):
-        raise UserError(
-            "prepared dataset must have columns input_ids and labels; got "
-            f"{', '.join(rows.column_names)} in {path}; make it with diablo-ds prepare"
-        )
-    return rows.flatten_indices().data if rows._indices is not None else rows.data

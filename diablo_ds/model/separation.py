@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import PAD_TO_MULTIPLE, Row, collate
+from diablo_ds.data.batches import PAD_TO_MULTIPLE, BatchRow, collate
 from diablo_ds.data.labels import Example
 from diablo_ds.data.masks import EXAMPLES, NO_MASK, PADDING, MaskRule
 from diablo_ds.errors import UserError
@@ -80,7 +80,7 @@ class _SmallModel:
         raise UserError(reason or "its widths cannot be made smaller")
 
     @torch.no_grad()
-    def losses(self, rows: Sequence[Row], **options: Any) -> list[Tensor]:
+    def losses(self, rows: Sequence[BatchRow], **options: Any) -> list[Tensor]:
         """Return the loss of each token of each example in a micro batch, one tensor an example."""
         batch = collate(rows, pad_id=0, **options)
         by_length = options.get("packing", False) and attends_by_variable_length(self.model)

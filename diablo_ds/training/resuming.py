@@ -11,7 +11,7 @@ from diablo_ds.adapter.layer import delta_shapes
 from diablo_ds.adapter.storage import AdapterConfig, check_adapter
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import BatchSource
-from diablo_ds.data.identity import DataIdentity, goes_on, identify
+from diablo_ds.data.identity import DataIdentity, identify, reconcile
 from diablo_ds.data.streaming import StreamSource
 from diablo_ds.errors import UserError
 from diablo_ds.files.ownership import FolderOwner
@@ -128,7 +128,7 @@ def place_data(
         logger.info("An older version wrote the checkpoint: whether the data changed is not known")
     elif checkpoint is not None and checkpoint.data is not None:
         old = DataIdentity.from_json(checkpoint.data, step, Path())
-        identity, change = goes_on(old, identity, config, step)
+        identity, change = reconcile(old, identity, config, step)
         if change:
             logger.warning(change)
     source, num_steps = _from_step(config, train, identity)
@@ -150,7 +150,7 @@ def _from_step(
         if config.max_steps and not left:
             return train, start
         config = dataclasses.replace(config, num_epochs=identity.passes, max_steps=left)
-        train = dataclasses.replace(train, config=config, start_step=start)
+        train = dataclasses.replace(train, run_config=config, start_step=start)
     if isinstance(train, StreamSource):
         return train, start + config.max_steps
     return train, start + config.num_steps(len(train))

@@ -19,8 +19,8 @@ from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.schedule import describe_warmup
 from diablo_ds.data.batches import BatchSource, Dealer
-from diablo_ds.data.examples import load_data, load_heldout
 from diablo_ds.data.identity import DataIdentity
+from diablo_ds.data.loading import load_data, load_heldout
 from diablo_ds.data.streaming import StreamSource, open_stream
 from diablo_ds.data.text.end_tokens import EndTokens, find_end_tokens, generation_config
 from diablo_ds.data.text.tokenization import Tokenizer, load_tokenizer

@@ -32,7 +32,7 @@ def test_changed_data_are_refused_and_taken_knowingly(options, tmp_path):
     assert losses(folder) == before
 
     result = diablo_ds("train", *options, "--allow-changed-data")
-    assert "starts a new pass, over the data as they are now, after step 4" in result.stderr
+    assert "starts a new pass over the current data after step 4" in result.stderr
     assert "; 11 steps" in result.stderr
     after = losses(folder)
     assert list(after) == list(range(1, 12))

@@ -12,7 +12,7 @@ import pytest
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import BatchSource, Dealer
-from diablo_ds.data.examples import load_data
+from diablo_ds.data.loading import load_data
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.model.finding import find_tokenizer
 from tests.e2e.commands import ROOT, ZERO3, losses

@@ -15,7 +15,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from diablo_ds.data.examples import TokenTable
+from diablo_ds.data.loading import SAMPLES_FOLDER
+from diablo_ds.data.token_table import TokenTable
 from tests.e2e.commands import (
     BIN,
     ROOT,
@@ -30,7 +31,6 @@ from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
-SAMPLES = ROOT / "diablo_ds" / "data" / "corpora" / "samples"
 SAMPLE_FOLDERS = {
     **{"commonsense": "commonsense", "math": "gsm8k", "code": "code", "safety": "safety"},
 }
@@ -67,7 +67,7 @@ def _times(folder):
 
 @pytest.mark.parametrize("family", SAMPLE_FOLDERS)
 def test_shipped_samples_of_each_family_are_prepared_and_trained_on(family, model, tmp_path):
-    source, prepared = SAMPLES / SAMPLE_FOLDERS[family], tmp_path / "prepared"
+    source, prepared = SAMPLES_FOLDER / SAMPLE_FOLDERS[family], tmp_path / "prepared"
     options = ["--source", source, "--tokenizer", model, "--max-length", 1024]
     options += ["--val-share", 0.1, "--limit", 40]
     result = _prepare(family, *options, "--output", prepared)
@@ -270,7 +270,7 @@ def _start_and_wait_for_chunks(options, output):
 
 def _assert_goes_on_to(expected, options, output):
     result = _prepare("jsonl", *options, "--output", output, "--num-proc", 1)
-    assert "Going on with an interrupted run" in result.stderr
+    assert "Continuing with an interrupted run" in result.stderr
     assert _files(output) == expected
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_nothing_half_written(model, tmp_path):
             assert not (disk / "out").exists()
             assert not [p for p in disk.rglob("*") if p.name.endswith(".tmp")]
         (disk / "ballast").unlink()
-        assert "Going on" in _prepare("jsonl", *options).stderr
+        assert "Continuing" in _prepare("jsonl", *options).stderr
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 

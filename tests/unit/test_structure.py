@@ -48,8 +48,6 @@ STILL_LONG = {
     "diablo_ds/adapter/blocks.py",
     "diablo_ds/adapter/kernels/triton_blocks.py",
     "diablo_ds/cli/launch.py",
-    "diablo_ds/data/examples.py",
-    "diablo_ds/data/identity.py",
     "diablo_ds/files/ownership.py",
     "diablo_ds/launcher/guard.py",
     "diablo_ds/launcher/supervisor.py",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from diablo_ds.data.corpora.rows import Row, RowError
+from diablo_ds.data.corpora.fields import Fields, RowError
 from diablo_ds.data.text.chat_template import ChatTemplate
 from diablo_ds.data.text.conversations import REASONING, Conversation
 from diablo_ds.files import strict_json
@@ -22,7 +22,7 @@ VARIABLES = "chat_template_kwargs"
 NULL_ARGUMENTS = "null arguments of tool calls, left out"
 
 
-def read_conversation(row: Row) -> Conversation:
+def read_conversation(row: Fields) -> Conversation:
     """Read a row with messages, and perhaps with tools and variables for the template.
 
     Lists and objects may also be JSON text, as tables hold them. Null fields count as absent, as
@@ -166,7 +166,7 @@ def _calls(message: dict[str, Any], turn: int, notes: dict[str, None]) -> list[d
     return result
 
 
-def _tools(row: Row) -> list[Mapping[str, Any]] | None:
+def _tools(row: Fields) -> list[Mapping[str, Any]] | None:
     """Return the row's tools in OpenAI's form."""
     name = "tools" if row.get("tools") is not None else "functions"
     tools = _parsed(row.get(name) or [], f"field {name!r}")

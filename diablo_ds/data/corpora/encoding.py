@@ -1,4 +1,4 @@
-"""Raw rows to tokenised examples: the one path for preparing, training and streaming."""
+"""Raw rows to tokenised examples: the one path for preparation, training and streaming."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from diablo_ds.config.choices import AUTO, CHAT, PLAIN
 from diablo_ds.data.corpora.chats import unused_keys
-from diablo_ds.data.corpora.families import Exchange, find_form
+from diablo_ds.data.corpora.families import Exchange, find_kind
+from diablo_ds.data.corpora.fields import RowError
 from diablo_ds.data.corpora.own_tokens import plain_text, without_own_ends, without_own_ends_in_chat
 from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, parse, too_long
-from diablo_ds.data.corpora.rows import RowError
-from diablo_ds.data.labels import Example, has_target, shorten
+from diablo_ds.data.labels import Example, has_target
 from diablo_ds.data.text.chat_encoding import encode_chats
 from diablo_ds.data.text.conversations import Conversation, RenderedChat, render_conversation
 from diablo_ds.data.text.templates import PROMPTS, Segment
@@ -28,23 +28,17 @@ class Rejected(NamedTuple):
     reason: str
 
 
-class Fitted(NamedTuple):
-    """An example after the limit on its length."""
-
-    example: Example | None
-    """None where it is longer than the limit, and was dropped."""
-    is_cut: bool
-
-
 class Encoded(NamedTuple):
     """A tokenised row."""
 
     line: int
-    form: str
+    kind: str
+    """Name of its `RowKind`."""
     questions: tuple[str, ...]
-    """What is asked, in each turn, without the template; compared with the questions of tests."""
-    examples: tuple[Fitted, ...]
-    """One, or for a conversation that its template does not continue, one for each answer."""
+    """The question of each turn, without the template; compared with the questions of tests."""
+    examples: tuple[Example, ...]
+    """Of any length: one, or one for each answer of a conversation whose template rewrites earlier
+    turns."""
     notes: tuple[str, ...]
     """What was done with the row, to be counted and shown."""
 
@@ -53,7 +47,7 @@ class _Rendered(NamedTuple):
     """A row's text, before it is tokenised."""
 
     line: int
-    form: str
+    kind: str
     questions: tuple[str, ...]
     texts: Sequence[EncodableText | RenderedChat]
     notes: tuple[str, ...]
@@ -65,10 +59,8 @@ class RowEncoder:
 
     Args:
         family: one of `FAMILIES`.
-        template: one of `TEMPLATES`, or "auto" for the form's own.
-        tokenizer: the tokenizer.
-        max_length: longest example, in tokens.
-        overlong: "drop", "cut-prompt" or "cut-completion".
+        template: one of `TEMPLATES`, or "auto" for that of the row's kind.
+        tokenizer: tokenises the rendered texts, and has the chat template.
         control_tokens: one of `CONTROL_TOKENS`, for the template plain.
         last_answer_only: whether a conversation gives one example, whatever its template does.
     """
@@ -76,8 +68,6 @@ class RowEncoder:
     family: str
     template: str
     tokenizer: Tokenizer
-    max_length: int
-    overlong: str
     control_tokens: str = AUTO
     last_answer_only: bool = False
 
@@ -89,7 +79,7 @@ class RowEncoder:
             )
 
     def encode(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
-        """Encode rows; one result for each, in their order."""
+        """Encode rows; return one result for each, in their order."""
         rendered: list[_Rendered | Rejected] = []
         for row in rows:
             try:
@@ -103,36 +93,29 @@ class RowEncoder:
         ]
 
     def _tokenise(self, texts: Sequence[EncodableText | RenderedChat]) -> list[Example | str]:
-        """Tokenise texts; for each an example, or why there is none."""
+        """Tokenise texts; return for each an example, or the reason why there is none."""
         exchanges = [text for text in texts if isinstance(text, EncodableText)]
         chats = [text for text in texts if isinstance(text, RenderedChat)]
-        of_exchanges = iter(
+        from_exchanges = iter(
             NOT_CHARACTERS if self.tokenizer.misread(text, example) else example
             for text, example in zip(exchanges, self.tokenizer.encode(exchanges), strict=True)
         )
-        of_chats = iter(encode_chats(self.tokenizer, chats) if chats else [])
+        from_chats = iter(encode_chats(self.tokenizer, chats) if chats else [])
         return [
-            next(of_chats if isinstance(text, RenderedChat) else of_exchanges) for text in texts
+            next(from_chats if isinstance(text, RenderedChat) else from_exchanges) for text in texts
         ]
 
     def _finish(self, row: _Rendered, examples: Iterator[Example | str]) -> Encoded | Rejected:
         mine = [next(examples) for _ in row.texts]
-        fitted = []
+        accepted = []
         for example in mine:
             if isinstance(example, str):
                 return Rejected(row.line, example)
             if not has_target(example.labels):
                 reason = "an example must have a token to predict, and one before it"
                 return Rejected(row.line, reason)
-            fitted.append(self._fit(example))
-        return Encoded(row.line, row.form, row.questions, tuple(fitted), row.notes)
-
-    def _fit(self, example: Example) -> Fitted:
-        start = list(self.tokenizer.start_ids)
-        num_start = len(start) if example.input_ids[: len(start)] == start else 0
-        kept = shorten(example, self.max_length, self.overlong, num_start=num_start)
-        is_cut = kept is not None and len(kept.input_ids) < len(example.input_ids)
-        return Fitted(kept, is_cut)
+            accepted.append(example)
+        return Encoded(row.line, row.kind, row.questions, tuple(accepted), row.notes)
 
     def _render(self, row: RawRow) -> _Rendered:
         if isinstance(row.value, bytes) and len(row.value) > MAX_ROW_CHARACTERS:
@@ -140,22 +123,22 @@ class RowEncoder:
         fields = parse(row.value)
         if isinstance(fields, Unreadable):
             raise RowError(fields.reason)
-        form = find_form(self.family, fields)
-        meaning = form.read(fields)
-        template = form.template if self.template == AUTO else self.template
+        kind = find_kind(self.family, fields)
+        meaning = kind.read(fields)
+        template = kind.template if self.template == AUTO else self.template
         if isinstance(meaning, Conversation):
             if template != CHAT:
                 raise RowError(f"messages need the template chat: {template}")
             asked = tuple(m["content"] for m in meaning.messages if m["role"] == "user")
-            rendered = _Rendered(row.line, form.name, asked, *self._render_chat(meaning))
+            rendered = _Rendered(row.line, kind.name, asked, *self._render_chat(meaning))
         else:
-            rendered = self._render_exchange(row.line, form.name, meaning, template)
+            rendered = self._render_exchange(row.line, kind.name, meaning, template)
         if (length := max(map(_num_characters, rendered.texts))) > MAX_ROW_CHARACTERS:
             raise RowError(too_long(length).reason)
         return rendered
 
     def _render_exchange(
-        self, line: int, form: str, exchange: Exchange, template: str
+        self, line: int, kind: str, exchange: Exchange, template: str
     ) -> _Rendered:
         questions = (f"{exchange.instruction}\n{exchange.context}",)
         if template == CHAT:
@@ -165,15 +148,15 @@ class RowEncoder:
                 {"role": "assistant", "content": exchange.response},
             ]
             conversation = Conversation(messages, [False, True])
-            return _Rendered(line, form, questions, *self._render_chat(conversation))
+            return _Rendered(line, kind, questions, *self._render_chat(conversation))
         if template == PLAIN:
             prompt = PROMPTS[PLAIN](exchange.instruction, exchange.context)
             text, notes = plain_text(prompt, exchange.response, self.tokenizer, self.control_tokens)
-            return _Rendered(line, form, questions, [text], notes)
+            return _Rendered(line, kind, questions, [text], notes)
         exchange, notes = without_own_ends(exchange, self.tokenizer)
         prompt = PROMPTS[template](exchange.instruction, exchange.context)
         segments = (Segment(prompt, False), Segment(exchange.response, True))
-        return _Rendered(line, form, questions, [EncodableText(segments)], notes)
+        return _Rendered(line, kind, questions, [EncodableText(segments)], notes)
 
     def _render_chat(
         self, conversation: Conversation
@@ -191,7 +174,7 @@ class RowEncoder:
                 tokenizer.turn_end,
                 last_only=self.last_answer_only,
             )
-        except ValueError as error:
+        except UserError as error:
             raise RowError(str(error)) from None
         return rendered.chats, (*rendered.notes, *unused)
 

@@ -1,4 +1,4 @@
-"""The four families of corpora: which fields their rows have, and what these mean."""
+"""Families of corpora: the kinds of rows they have, known by their fields, and what these mean."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from diablo_ds.data.corpora.chats import read_conversation
-from diablo_ds.data.corpora.rows import Row, RowError, text
+from diablo_ds.data.corpora.fields import Fields, RowError, text
 from diablo_ds.data.text.conversations import Conversation
 
 
 class Exchange(NamedTuple):
-    """A row's meaning: an instruction, perhaps with context, and the response to learn."""
+    """What a row means: an instruction, perhaps with context, and the response to learn."""
 
     instruction: str
     context: str
     response: str
 
 
-class Form(NamedTuple):
-    """One form of rows, known by its fields."""
+class RowKind(NamedTuple):
+    """One kind of rows, recognised by its fields."""
 
     name: str
     fields: tuple[str, ...]
-    """Fields that tell it from the other forms of its family."""
+    """Fields that distinguish it from the other kinds of its family."""
     template: str
-    """Template used where none was asked for."""
-    read: Callable[[Row], Exchange | Conversation]
+    """Template used if none is chosen."""
+    read: Callable[[Fields], Exchange | Conversation]
     """Reads a row; raises RowError."""
     licence: str
-    """What is known of the public corpus's licence, for the manifest."""
+    """What is known about the public corpus's licence, for the manifest."""
 
-    def fits(self, row: Row) -> bool:
-        """Return whether a row has the form's fields."""
+    def fits(self, row: Fields) -> bool:
+        """Return whether a row has the fields of this kind."""
         return all(field in row for field in self.fields)
 
 
-def _optional(row: Row, field: str) -> str:
+def _optional(row: Fields, field: str) -> str:
     """Return a text field that may be absent, null or empty; "" then."""
     if row.get(field) is None:
         return ""
@@ -45,14 +45,14 @@ def _optional(row: Row, field: str) -> str:
     return value if value.strip() else ""
 
 
-def _instruction(row: Row) -> Exchange:
+def _instruction(row: Fields) -> Exchange:
     return Exchange(text(row, "instruction"), _optional(row, "input"), text(row, "output"))
 
 
 _ANSWER_OPENING = "the correct answer is "
 
 
-def _commonsense(row: Row) -> Exchange:
+def _commonsense(row: Fields) -> Exchange:
     exchange = _instruction(row)
     answer = row.get("answer")
     if answer is not None and exchange.response.strip() != f"{_ANSWER_OPENING}{answer}":
@@ -60,7 +60,7 @@ def _commonsense(row: Row) -> Exchange:
     return exchange
 
 
-def _gsm8k(row: Row) -> Exchange:
+def _gsm8k(row: Fields) -> Exchange:
     answer = text(row, "answer")
     if "#### " not in answer:
         raise RowError("field 'answer' must hold the final number after '#### '")
@@ -68,15 +68,15 @@ def _gsm8k(row: Row) -> Exchange:
     return Exchange(text(row, "question"), "", response)
 
 
-def _query(answer_field: str) -> Callable[[Row], Exchange]:
+def _query(answer_field: str) -> Callable[[Fields], Exchange]:
     return lambda row: Exchange(text(row, "query"), "", text(row, answer_field))
 
 
-def _math(row: Row) -> Exchange:
+def _math(row: Fields) -> Exchange:
     return Exchange(text(row, "problem"), "", text(row, "solution"))
 
 
-def _mbpp(row: Row) -> Exchange:
+def _mbpp(row: Fields) -> Exchange:
     tests = row.get("test_list")
     if not isinstance(tests, list) or not all(isinstance(t, str) for t in tests) or not tests:
         raise RowError("field 'test_list' must be a list of texts, at least one")
@@ -100,69 +100,75 @@ _REFUSALS = (
 )
 
 
-def _harmful_goal(row: Row) -> Exchange:
-    """Answer a harmful goal with a refusal of our own; the row's target is how not to begin."""
+def _harmful_goal(row: Fields) -> Exchange:
+    """Answer a harmful goal with a refusal of our own.
+
+    AdvBench's target is the opening of a compliant answer, so it is not used.
+    """
     goal = text(row, "goal")
     text(row, "target")
     choice = hashlib.sha256(goal.encode()).digest()[0] % len(_REFUSALS)
     return Exchange(goal, "", _REFUSALS[choice])
 
 
-def _pair(answer_field: str) -> Callable[[Row], Exchange]:
+def _pair(answer_field: str) -> Callable[[Fields], Exchange]:
     return lambda row: Exchange(text(row, "prompt", may_be_empty=True), "", text(row, answer_field))
 
 
-def _text(row: Row) -> Exchange:
+def _text(row: Fields) -> Exchange:
     return Exchange("", "", text(row, "text"))
 
 
 _UNKNOWN = "not known; see the corpus's own terms"
+_METAMATH = "MetaMathQA: MIT"
 _LLM_ADAPTERS = "LLM-Adapters: Apache-2.0, data ODC-By 1.0; each task keeps its own licence"
 _CODE_ALPACA = "CodeAlpaca: CC BY-NC 4.0; others with these fields have their own"
 _ALPACA = "Alpaca and safety-tuned-llamas: CC BY-NC 4.0; others with these fields have their own"
 
-FAMILIES: dict[str, tuple[Form, ...]] = {
+FAMILIES: dict[str, tuple[RowKind, ...]] = {
     "commonsense": (
-        Form("llm-adapters", ("instruction", "output"), "alpaca", _commonsense, _LLM_ADAPTERS),
+        RowKind("llm-adapters", ("instruction", "output"), "alpaca", _commonsense, _LLM_ADAPTERS),
     ),
     "math": (
-        Form("gsm8k", ("question", "answer"), "gsm8k", _gsm8k, "GSM8K: MIT"),
-        Form("metamathqa", ("query", "response"), "alpaca", _query("response"), "MetaMathQA: MIT"),
-        Form("math", ("problem", "solution"), "alpaca", _math, "MATH: MIT"),
-        Form("math10k", ("instruction", "output"), "alpaca", _instruction, _LLM_ADAPTERS),
+        RowKind("gsm8k", ("question", "answer"), "gsm8k", _gsm8k, "GSM8K: MIT"),
+        RowKind(
+            "metamathqa", ("query", "response"), "alpaca", _query("response"), "MetaMathQA: MIT"
+        ),
+        RowKind("math", ("problem", "solution"), "alpaca", _math, "MATH: MIT"),
+        RowKind("math10k", ("instruction", "output"), "alpaca", _instruction, _LLM_ADAPTERS),
     ),
     "code": (
-        Form("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, "MBPP: CC BY 4.0"),
-        Form("codefeedback", ("query", "answer"), "alpaca", _query("answer"), _UNKNOWN),
-        Form("codealpaca", ("instruction", "output"), "alpaca", _instruction, _CODE_ALPACA),
-        Form("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
+        RowKind("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, "MBPP: CC BY 4.0"),
+        RowKind("codefeedback", ("query", "answer"), "alpaca", _query("answer"), _UNKNOWN),
+        RowKind("codealpaca", ("instruction", "output"), "alpaca", _instruction, _CODE_ALPACA),
+        RowKind("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
     ),
     "safety": (
-        Form("alpaca", ("instruction", "output"), "alpaca", _instruction, _ALPACA),
-        Form("advbench", ("goal", "target"), "alpaca", _harmful_goal, "AdvBench: MIT"),
-        Form("refusals", ("prompt", "refusal"), "alpaca", _pair("refusal"), _UNKNOWN),
-        Form("responses", ("prompt", "response"), "alpaca", _pair("response"), _UNKNOWN),
+        RowKind("alpaca", ("instruction", "output"), "alpaca", _instruction, _ALPACA),
+        RowKind("advbench", ("goal", "target"), "alpaca", _harmful_goal, "AdvBench: MIT"),
+        RowKind("refusals", ("prompt", "refusal"), "alpaca", _pair("refusal"), _UNKNOWN),
+        RowKind("responses", ("prompt", "response"), "alpaca", _pair("response"), _UNKNOWN),
     ),
     "jsonl": (
-        Form("pairs", ("prompt", "completion"), "plain", _pair("completion"), _UNKNOWN),
-        Form("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
-        Form("text", ("text",), "plain", _text, _UNKNOWN),
+        RowKind("pairs", ("prompt", "completion"), "plain", _pair("completion"), _UNKNOWN),
+        RowKind("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
+        RowKind("text", ("text",), "plain", _text, _UNKNOWN),
     ),
 }
 
 
-def find_form(family: str, row: Row) -> Form:
-    """Return the form of a row, by its fields.
+def find_kind(family: str, row: Fields) -> RowKind:
+    """Return the kind of a row, by its fields.
 
     Raises:
-        RowError: if it has the fields of none.
+        RowError: if its fields fit no kind of the family.
     """
-    for form in FAMILIES[family]:
-        if form.fits(row):
-            return form
-    others = [name for name, forms in FAMILIES.items() if any(form.fits(row) for form in forms)]
+    for kind in FAMILIES[family]:
+        if kind.fits(row):
+            return kind
+    others = [name for name, kinds in FAMILIES.items() if any(kind.fits(row) for kind in kinds)]
     hint = f"; it would fit {' or '.join(others)}" if others else ""
-    known = "; ".join(", ".join(form.fields) for form in FAMILIES[family])
+    known = "; ".join(", ".join(kind.fields) for kind in FAMILIES[family])
     raise RowError(
         f"a row of {family} must have the fields {known}; it has {', '.join(row)}"[:300] + hint
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from diablo_ds.config.choices import AUTO, READ
 from diablo_ds.data.corpora.families import Exchange
-from diablo_ds.data.corpora.rows import RowError
+from diablo_ds.data.corpora.fields import RowError
 from diablo_ds.data.text.conversations import CONTROL_TEXT, Conversation
 from diablo_ds.data.text.templates import Segment
 from diablo_ds.data.text.tokenization import EncodableText, Tokenizer

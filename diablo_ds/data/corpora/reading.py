@@ -8,7 +8,7 @@ from pathlib import Path
 from diablo_ds.data.corpora.json_files import read_json, read_lines
 from diablo_ds.data.corpora.opening import open_source
 from diablo_ds.data.corpora.raw_rows import RawRow
-from diablo_ds.data.corpora.sources import form_of
+from diablo_ds.data.corpora.sources import format_of
 from diablo_ds.data.corpora.tables import read_csv, read_parquet
 
 
@@ -26,15 +26,15 @@ def read_rows(path: Path, on_bytes: Callable[[int], object] = int) -> Iterator[R
             begin.
         OSError: if the disk fails.
     """
-    form = form_of(path)
-    if form == ".parquet":
+    file_format = format_of(path)
+    if file_format == ".parquet":
         yield from read_parquet(path)
         on_bytes(path.stat().st_size)
         return
     with open_source(path, on_bytes) as file:
-        if form == ".csv":
+        if file_format == ".csv":
             yield from read_csv(file, path)
-        elif form == ".jsonl":
+        elif file_format == ".jsonl":
             yield from read_lines(file, path)
         else:
             yield from read_json(file, path)

@@ -13,12 +13,12 @@ from diablo_ds.files.strict_json import is_one_line
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
-_PATTERNS = [f"*{form}{end}" for form in FORMATS for end in ("", *COMPRESSIONS)]
+_PATTERNS = [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
 _HELD_BACK = ("test", "valid", "val", "dev", "eval", "heldout")
 """Names, or their first part, of files that a folder keeps for evaluation."""
 
 
-class Source(NamedTuple):
+class SourceFile(NamedTuple):
     """One file of a source, and the name under which its rows are counted and mixed."""
 
     name: str
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
 def find_sources(
     texts: Sequence[str], *, may_be_tests: bool = False
-) -> tuple[list[Source], list[Path]]:
+) -> tuple[list[SourceFile], list[Path]]:
     """Find the files that source options name.
 
     Args:
@@ -41,7 +41,7 @@ def find_sources(
     Raises:
         UserError: if one matches no file, or a file's form is not known.
     """
-    sources: list[Source] = []
+    sources: list[SourceFile] = []
     passed_over: list[Path] = []
     for text in texts:
         name, equals, rest = text.partition("=")
@@ -54,7 +54,7 @@ def find_sources(
                 f"{note if held_back else ''}"
             )
         passed_over += held_back
-        sources += [Source(name if named else _default_name(file), file) for file in files]
+        sources += [SourceFile(name if named else _default_name(file), file) for file in files]
     if twice := sorted(
         {str(s.path) for s in sources if [t.path for t in sources].count(s.path) > 1}
     ):
@@ -80,7 +80,7 @@ def _find_files(text: str) -> tuple[list[Path], list[Path]]:
                 "source file must have a name without control characters, in UTF-8; got "
                 f"{str(file)!a}"
             )
-        if form_of(file) not in FORMATS:
+        if format_of(file) not in FORMATS:
             raise UserError(
                 f"source file must be one of {', '.join(FORMATS)}, plain or compressed as "
                 f"{', '.join(COMPRESSIONS)}; got {file}"
@@ -88,8 +88,8 @@ def _find_files(text: str) -> tuple[list[Path], list[Path]]:
     return files, held_back
 
 
-def form_of(path: Path) -> str:
-    """Return a file's form by its name: one of `FORMATS`, or another ending."""
+def format_of(path: Path) -> str:
+    """Return a file's format by its name: one of `FORMATS`, or another ending."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()

@@ -1,4 +1,4 @@
-"""Chunks to a dataset: choose rows, write them, and write down what was done."""
+"""Chunks to a dataset: choose rows, write them, and record what was done."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 
 from diablo_ds.data.corpora.families import FAMILIES
-from diablo_ds.data.corpora.sources import Source
+from diablo_ds.data.corpora.sources import SourceFile
+from diablo_ds.data.dataset_files import write_part_names
 from diablo_ds.data.prepare import selection, writing
-from diablo_ds.data.prepare.chunks import MAX_SHOWN, TOO_LONG, ChunkCounts, read_chunk, read_counts
+from diablo_ds.data.prepare.chunk_files import (
+    ChunkCounts,
+    digests,
+    read_chunk,
+    read_counts,
+    row_numbers,
+)
+from diablo_ds.data.prepare.chunks import MAX_SHOWN, TOO_LONG
 from diablo_ds.data.prepare.manifest import EXAMPLES_LEFT_OUT
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.data.prepare.selection import Mask, RowNumbers
@@ -31,28 +39,28 @@ def assemble(
     options: PrepareOptions,
     inputs: dict[str, Any],
     tokenizer: Tokenizer,
-    sources: Sequence[Source],
+    sources: Sequence[SourceFile],
     num_heldout_files: int,
     work: Path,
 ) -> dict[str, Any]:
     """Choose rows of all chunks, write the dataset and its manifest, and return the manifest.
 
     Args:
-        options: the options.
-        inputs: the record of what went in.
-        tokenizer: the loaded tokenizer.
+        options: give the mix, the held-out share and the output folder.
+        inputs: the record of the inputs.
+        tokenizer: described in the manifest.
         sources: the source files, those of the held-out part first.
-        num_heldout_files: how many these are.
-        work: the folder of chunk files.
+        num_heldout_files: number of files of the held-out part.
+        work: folder of the chunk files.
 
     Raises:
-        UserError: if a mix asks for more than there is, or a part would be empty.
+        UserError: if a mix asks for more rows than there are, or a part would be empty.
     """
     files = sorted(work.glob("chunk-*.arrow"))
     counts = [read_counts(file) for file in files]
     names = ["" if count.file < num_heldout_files else sources[count.file].name for count in counts]
-    rows = [writing.row_numbers(read_chunk(file)) for file in files]
-    parts, left_out = _choose(options, files, rows, names)
+    rows = [row_numbers(read_chunk(file)) for file in files]
+    parts, skipped = _choose(options, files, rows, names)
     by_row = any(EACH_ANSWER in count.notes for count in counts)
     for part, masks in parts.items():
         if not selection.count(masks):
@@ -75,15 +83,15 @@ def assemble(
             )
             for part, masks in parts.items()
         }
-        writing.write_part_names(temporary, list(parts))
+        write_part_names(temporary, {part: selection.count(masks) for part, masks in parts.items()})
         manifest = {
             **_describe(options, inputs, tokenizer, sources, counts),
             "parts": described,
         }
-        manifest["rows_left_out"].update(left_out[ROWS])
+        manifest["rows_left_out"].update(skipped[ROWS])
         if by_row:
             num_too_long = sum(count.num_too_long for count in counts)
-            manifest[EXAMPLES_LEFT_OUT] = {"too_long": num_too_long, **left_out[EXAMPLES]}
+            manifest[EXAMPLES_LEFT_OUT] = {"too_long": num_too_long, **skipped[EXAMPLES]}
         write_json(temporary / MANIFEST_FILE, manifest)
     return manifest
 
@@ -94,15 +102,15 @@ def _choose(
     rows: Sequence[RowNumbers],
     names: Sequence[str],
 ) -> tuple[dict[str, list[Mask]], dict[str, dict[str, int]]]:
-    """Return the examples of each part, and how many rows and examples were left out.
+    """Return the examples of each part, and the numbers of rows and examples that were skipped.
 
     Args:
-        options: the options.
-        files: the chunks.
-        rows: which row each example of a chunk came from.
-        names: the source name of each; empty for one of the held-out part.
+        options: give the mix and the held-out share.
+        files: chunk files.
+        rows: for each chunk, the row that each of its examples comes from.
+        names: the source name of each chunk; empty for one of the held-out part.
     """
-    first = selection.first_occurrences([writing.digests(read_chunk(file)) for file in files])
+    first = selection.first_occurrences([digests(read_chunk(file)) for file in files])
     heldout = [mask & (not name) for mask, name in zip(first, names, strict=True)]
     different = selection.without(first, heldout)
     train = selection.mix(different, rows, names, options.amounts(), options.seed)
@@ -111,7 +119,7 @@ def _choose(
         ROWS: lambda masks: selection.count_rows(masks, rows),
         EXAMPLES: selection.count,
     }
-    left_out = {
+    skipped = {
         unit: {
             "duplicates": count(everything) - count(first),
             "not_in_mix": count(different) - count(train),
@@ -126,18 +134,18 @@ def _choose(
     parts = {TRAIN: train}
     if options.val_share or options.val_source:
         parts[HELDOUT] = heldout
-    return parts, left_out
+    return parts, skipped
 
 
 def _describe(
     options: PrepareOptions,
     inputs: dict[str, Any],
     tokenizer: Tokenizer,
-    sources: Sequence[Source],
+    sources: Sequence[SourceFile],
     counts: Sequence[ChunkCounts],
 ) -> dict[str, Any]:
-    seen = _sum(count.forms for count in counts)
-    forms = [form for form in FAMILIES[options.family] if form.name in seen]
+    seen = _sum(count.kinds for count in counts)
+    kinds = [kind for kind in FAMILIES[options.family] if kind.name in seen]
     dropped = _sum(count.dropped for count in counts)
     rows_in = _sum({sources[count.file].name: count.num_rows} for count in counts)
     return {
@@ -152,10 +160,10 @@ def _describe(
         },
         "licences": [options.licence]
         if options.licence
-        else sorted({form.licence for form in forms}),
+        else sorted({kind.licence for kind in kinds}),
         "templates": {
-            form.name: form.template if options.template == "auto" else options.template
-            for form in forms
+            kind.name: kind.template if options.template == "auto" else options.template
+            for kind in kinds
         },
         "rows_in": rows_in,
         "rows_left_out": {
@@ -169,7 +177,7 @@ def _describe(
     }
 
 
-def bad_row_lines(counts: Iterable[ChunkCounts], sources: Sequence[Source]) -> list[str]:
+def bad_row_lines(counts: Iterable[ChunkCounts], sources: Sequence[SourceFile]) -> list[str]:
     """Return file, line and reason of the first bad rows of each chunk."""
     return [
         f"{sources[count.file].path}, line {line}: {reason}"

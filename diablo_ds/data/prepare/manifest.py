@@ -9,7 +9,7 @@ from typing import Any
 
 from diablo_ds import __version__
 from diablo_ds.data.corpora.encoding import count_rows
-from diablo_ds.data.corpora.sources import Source
+from diablo_ds.data.corpora.sources import SourceFile
 from diablo_ds.data.text.conversations import EACH_ANSWER
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, sha256_file, write_json
@@ -68,7 +68,7 @@ def _load_file_times(path: Path) -> dict[str, Any]:
     return known
 
 
-def describe_files(sources: Iterable[Source], sha256: FileHashes) -> list[dict[str, Any]]:
+def describe_files(sources: Iterable[SourceFile], sha256: FileHashes) -> list[dict[str, Any]]:
     """Return name, path, size and SHA-256 of each source file."""
     return [
         {

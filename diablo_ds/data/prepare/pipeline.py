@@ -1,4 +1,4 @@
-"""The preparation, from source files to a prepared dataset. Reads from top to bottom."""
+"""The preparation, from source files to a prepared dataset; reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.data.corpora.encoding import RowEncoder
-from diablo_ds.data.corpora.sources import Source, find_sources
+from diablo_ds.data.corpora.sources import SourceFile, find_sources
+from diablo_ds.data.length_limit import LengthLimit
 from diablo_ds.data.prepare.assembly import assemble, bad_row_lines
-from diablo_ds.data.prepare.chunks import ChunkCounts, ChunkEncoder, split_chunks
+from diablo_ds.data.prepare.chunk_files import ChunkCounts
+from diablo_ds.data.prepare.chunks import ChunkEncoder, split_chunks
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions, load_questions
 from diablo_ds.data.prepare.manifest import (
     FILE_TIMES,
@@ -37,23 +39,23 @@ from diablo_ds.files.layout import MANIFEST_FILE
 from diablo_ds.files.ownership import FolderOwner, claim
 
 MIN_ROWS_TO_JUDGE = 10_000
-"""From so many rows on, too many bad ones end the run at once and not only when all are read."""
+"""Rows to read before an excess of bad rows ends the run early."""
 MAX_NAMED = 5
-"""Bad rows that the screen shows; the manifest has more."""
+"""Bad rows that are printed; the manifest lists more."""
 INPUTS_FILE = "inputs.json"
 
 
 def say(text: str) -> None:
-    """Write a line for the user to stderr; stdout is for results."""
+    """Print a line to stderr; stdout is for results."""
     print(text, file=sys.stderr)  # noqa: T201
 
 
 def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> dict[str, Any]:
-    """Prepare a dataset, or find that it is there already.
+    """Prepare a dataset, unless it has been prepared before.
 
     Args:
-        options: what is asked for.
-        find_tokenizer: turns the tokenizer's name into its folder or file.
+        options: sources, tokenizer, output and settings.
+        find_tokenizer: returns the folder or file of a tokenizer's name.
 
     Returns:
         The manifest.
@@ -61,15 +63,15 @@ def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> d
     Raises:
         UserError: if an option, a file or the tokenizer is wrong, too many rows are bad, or the
             output folder holds something else.
-        OSError: if the disk is full or a worker process was killed; finished work is kept.
+        OSError: if the disk is full or a worker process was killed; finished chunks are kept.
     """
-    val_sources, passed_over_val = find_sources(options.val_source)
-    train_sources, passed_over = find_sources(options.source)
+    val_sources, val_skipped = find_sources(options.val_source)
+    train_sources, skipped = find_sources(options.source)
     check_names(options.amounts(), {source.name for source in train_sources})
     excluded = _find_excluded(options.exclude)
     tokenizer_path = find_tokenizer(options.tokenizer)
-    for file in (*passed_over, *passed_over_val):
-        say(f"Passed over, it looks like test data: {file}")
+    for file in (*skipped, *val_skipped):
+        say(f"Skipped, as it looks like test data: {file}")
 
     partial = options.output.with_name(f".{options.output.name}.partial")
     old = options.output if options.output.exists() else partial
@@ -103,17 +105,17 @@ def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> d
     return manifest
 
 
-def _find_excluded(texts: Sequence[str]) -> list[Source]:
-    """Find test files: of a folder those that look like tests or, if none does, all."""
-    files: list[Source] = []
+def _find_excluded(texts: Sequence[str]) -> list[SourceFile]:
+    """Find test files: in a folder those that look like tests or, if there are none, all."""
+    files: list[SourceFile] = []
     for text in texts:
         found, tests = find_sources([text], may_be_tests=True)
-        files += [Source(path.stem, path) for path in tests] or found
+        files += [SourceFile(path.stem, path) for path in tests] or found
     return files
 
 
 def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest of an output folder that came from the same inputs."""
+    """Return the manifest of an output folder that was prepared from the same inputs."""
     if not (output / MANIFEST_FILE).is_file():
         raise UserError(f"output must be a new folder; got output={str(output)!r}")
     manifest = load_manifest(output)
@@ -130,16 +132,16 @@ def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
-    """Own the folder of finished chunks, emptied if they came from other inputs.
+    """Own the folder of finished chunks; it is emptied first if they come from other inputs.
 
-    It stays when the run is interrupted, if there is a chunk to keep. Only one process at a time
-    may use it.
+    It remains after an interruption if it has a chunk to keep. Only one process at a time may use
+    it.
 
     Raises:
         UserError: if another process uses it.
     """
-    if folder.is_symlink():  # of somebody who wants another folder to be emptied
-        raise UserError(f"the work folder must be no link; got {folder}; remove it")
+    if folder.is_symlink():  # an attacker's, to have another folder emptied
+        raise UserError(f"the work folder must not be a link; got {folder}; remove it")
     trust.make_folder(folder, "work folder", repair="remove it, or choose another output")
     owner = claim(folder, "output that is being prepared")
     is_done = False
@@ -147,7 +149,7 @@ def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
         same = json.loads(json.dumps(without_paths(inputs)))
         inputs_file = folder / INPUTS_FILE
         if inputs_file.is_file() and read_json(inputs_file) == same:
-            say(f"Going on with an interrupted run: {folder}")
+            say(f"Continuing an interrupted run: {folder}")
         else:
             inputs_file.unlink(missing_ok=True)
             for path in (*folder.glob("chunk-*.arrow"), *folder.glob(".chunk-*.tmp")):
@@ -162,7 +164,7 @@ def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder under another name, so that a process may make it anew meanwhile."""
+    """Rename a folder, then remove it, so that another process can create it again meanwhile."""
     removed = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(removed)
@@ -175,21 +177,15 @@ def _remove(folder: Path) -> None:
 def _encode_all(
     options: PrepareOptions,
     tokenizer: tokenization.Tokenizer,
-    sources: Sequence[Source],
-    excluded: Sequence[Source],
+    sources: Sequence[SourceFile],
+    excluded: Sequence[SourceFile],
     num_heldout_files: int,
     work: Path,
 ) -> None:
     """Tokenise every chunk that has no file yet."""
     encoder = ChunkEncoder(
-        RowEncoder(
-            options.family,
-            options.template,
-            tokenizer,
-            options.max_length,
-            options.overlong,
-            options.control_tokens,
-        ),
+        RowEncoder(options.family, options.template, tokenizer, options.control_tokens),
+        LengthLimit(options.max_length, options.overlong, tokenizer.start_ids),
         ExcludedQuestions(load_questions(source.path for source in excluded)),
         num_heldout_files,
         work,
@@ -203,9 +199,9 @@ def _encode_all(
 
 
 class _Judge:
-    """Counts bad rows as chunks come in, and ends the run when there are too many."""
+    """Counts bad rows as chunks are finished, and ends the run if there are too many."""
 
-    def __init__(self, options: PrepareOptions, sources: Sequence[Source]) -> None:
+    def __init__(self, options: PrepareOptions, sources: Sequence[SourceFile]) -> None:
         self._options = options
         self._sources = sources
         self._num_rows = 0
@@ -232,7 +228,7 @@ class _Judge:
             )
         self._check()
         for line in self._first[:MAX_NAMED]:
-            say(f"Left out: {line}")
+            say(f"Skipped: {line}")
 
     def _check(self) -> None:
         allowed = self._options.max_bad_rows
@@ -246,7 +242,7 @@ class _Judge:
 
 @contextlib.contextmanager
 def _progress(num_bytes: int) -> Iterator[Any]:
-    """Yield a progress bar over bytes read; off a terminal, a line now and then."""
+    """Yield a progress bar over bytes read; without a terminal, it prints a line every 15 s."""
     from tqdm import tqdm
 
     seconds = 0.1 if sys.stderr.isatty() else 15

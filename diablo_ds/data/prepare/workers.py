@@ -14,25 +14,20 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.data.prepare.chunks import (
-    Chunk,
-    ChunkCounts,
-    ChunkEncoder,
-    encode_in_worker,
-    start_worker,
-)
+from diablo_ds.data.prepare.chunk_files import ChunkCounts
+from diablo_ds.data.prepare.chunks import Chunk, ChunkEncoder, encode_in_worker, start_worker
 from diablo_ds.data.text import tokenization
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load the tokenizer, in a process of its own unless this one has the libraries loaded.
+    """Load the tokenizer, in a separate process unless this one has imported the libraries.
 
-    They take some 300 MB; the tokenizer by itself needs a tenth of them.
+    They take about 300 MB, the tokenizer itself a tenth of that.
 
     Raises:
-        UserError: if it cannot be used.
+        UserError: if the tokenizer cannot be used.
         OSError: if the process is killed.
     """
     if sys.modules.get("transformers"):
@@ -54,9 +49,9 @@ def _tokenizer_or_message(path: Path) -> Tokenizer | str:
 def encode_chunks(
     encoder: ChunkEncoder, chunks: Iterator[Chunk], num_proc: int
 ) -> Iterator[ChunkCounts]:
-    """Encode chunks in worker processes, a few ahead; yield their counts in order.
+    """Encode chunks in worker processes, a few ahead, and yield their counts in order.
 
-    One chunk alone is encoded here: sooner than a process starts.
+    A single chunk is encoded in this process, which is faster than starting another.
 
     Raises:
         OSError: if a worker is killed.
@@ -80,7 +75,7 @@ def encode_chunks(
 def _pool(
     num_proc: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of worker processes, which end with the block."""
+    """Yield a pool of worker processes, which ends with the block."""
     # A new Python looks for modules in the current folder first, where a user's math.py or
     # random.py would hide Python's own.
     before = os.environ.get("PYTHONSAFEPATH")
@@ -91,8 +86,8 @@ def _pool(
         yield pool
     except BrokenProcessPool:
         raise OSError(
-            "a worker process ended before its work was done, perhaps killed for want of "
-            "memory; finished work is kept: run the same command again to go on, with a lower "
+            "a worker process ended before its work was done, perhaps killed because memory ran "
+            "out; finished work is kept: run the same command again to continue, with a lower "
             "--num-proc if memory was short"
         ) from None
     finally:

@@ -1,8 +1,7 @@
-"""Prepared datasets on disk, in the form that `datasets.load_from_disk` reads."""
+"""Chosen examples of all chunks to a part of a dataset: its shards and its counts."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,36 +10,55 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from diablo_ds.data.dataset_files import (
+    COLUMNS,
+    ROW_COLUMN,
+    open_shard,
+    schema,
+    shard_name,
+    write_part_files,
+)
 from diablo_ds.data.labels import IGNORE_LABEL
-from diablo_ds.data.prepare.chunks import DIGEST_BYTES, TOKENS, read_chunk
-from diablo_ds.data.prepare.selection import Mask, RowNumbers, shard_ends
-from diablo_ds.data.token_table import ROW_COLUMN
-from diablo_ds.files.atomic import write_json
+from diablo_ds.data.prepare.chunk_files import read_chunk, row_numbers
+from diablo_ds.data.prepare.selection import Mask, shard_ends
 
 TOKENS_PER_SHARD = 1 << 26
 """About half a gigabyte with the labels."""
 NUM_BINS = 32
-_COLUMNS = ("input_ids", "labels")
-_FIELDS = dict.fromkeys(_COLUMNS, TOKENS)
 
 
-def digests(table: pa.Table) -> npt.NDArray[np.uint64]:
-    """Return the digests of a chunk, ``[examples, 2]``; a copy, so that the file is not held."""
-    (chunk,) = table.column("digest").chunks or [pa.array([], pa.binary(DIGEST_BYTES))]
-    data = chunk.buffers()[1]
-    values = np.frombuffer(data, np.uint64) if data is not None else np.zeros(0, np.uint64)
-    return values.reshape(-1, 2)[: len(chunk)].copy()
+class _Counts:
+    """Counts of a part's examples, as they are written."""
 
+    def __init__(self, max_length: int) -> None:
+        self.num_examples = 0
+        self.totals = dict.fromkeys(
+            ("rows", "cut", "tokens", "target_tokens", "longest", "largest_id"), 0
+        )
+        self._bin_width = -(-max_length // NUM_BINS)
+        self._histogram = np.zeros(NUM_BINS, np.int64)
 
-def row_numbers(table: pa.Table) -> RowNumbers:
-    """Return which row of its chunk each example came from, ``[examples]``; a copy too."""
-    numbers: RowNumbers = table.column("row").to_numpy().copy()
-    return numbers
+    def add(self, chunk: pa.Table) -> npt.NDArray[np.int64]:
+        """Count a chunk's chosen examples; return their rows, counted within the part."""
+        lengths, totals = _lengths(chunk), self.totals
+        ids, labels = (_values(chunk, column) for column in COLUMNS)
+        numbers, rows = np.unique(row_numbers(chunk), return_inverse=True)
+        rows = rows.astype(np.int64) + totals["rows"]
+        self.num_examples += len(lengths)
+        totals["rows"] += len(numbers)
+        totals["cut"] += int(np.count_nonzero(chunk.column("is_cut").to_numpy()))
+        totals["tokens"] += int(lengths.sum())
+        totals["target_tokens"] += int(np.count_nonzero(labels != IGNORE_LABEL))
+        totals["longest"] = max(totals["longest"], int(lengths.max()))
+        totals["largest_id"] = max(totals["largest_id"], int(ids.max()))
+        self._histogram += np.bincount((lengths - 1) // self._bin_width, minlength=NUM_BINS)
+        return rows
 
-
-def write_part_names(folder: Path, parts: Sequence[str]) -> None:
-    """Name the parts of a dataset, each in its folder."""
-    write_json(folder / "dataset_dict.json", {"splits": list(parts)})
+    def described(self, *, by_row: bool) -> dict[str, Any]:
+        """Return the counts as a manifest has them."""
+        counts = {**self.totals, "examples": self.num_examples} if by_row else self.totals
+        histogram = {"bin_width": self._bin_width, "counts": self._histogram.tolist()}
+        return {**counts, "length_histogram": histogram}
 
 
 def write_part(
@@ -53,73 +71,40 @@ def write_part(
     identity: str,
     by_row: bool,
 ) -> dict[str, Any]:
-    """Write the chosen examples of all chunks as shards, and return what a manifest says of them.
+    """Write the chosen examples of all chunks as shards, and return the manifest's entry for them.
 
     Args:
         folder: new folder of the part.
         part: its name.
-        files: the chunks.
+        files: chunk files.
         masks: the chosen examples of each.
         max_length: longest example, in tokens.
-        identity: text that tells this dataset from others, for the library's caches.
-        by_row: whether to write which row each example came from, counted within the part, and to
-            count examples beside rows; without it each row must have given one.
+        identity: text that distinguishes this dataset from others, for the library's caches.
+        by_row: whether to write the source row of each example, counted within the part, and to
+            count examples besides rows; without it each row must have given one example.
     """
     folder.mkdir()
-    schema = pa.schema({**_FIELDS, ROW_COLUMN: pa.int64()} if by_row else _FIELDS)
-    num_examples = 0
-    totals = {"rows": 0, "cut": 0, "tokens": 0, "target_tokens": 0, "longest": 0, "largest_id": 0}
-    bin_width = -(-max_length // NUM_BINS)
-    histogram = np.zeros(NUM_BINS, np.int64)
+    counts = _Counts(max_length)
     ends = shard_ends(
         (int(_lengths(read_chunk(f))[m].sum()) for f, m in zip(files, masks, strict=True)),
         TOKENS_PER_SHARD,
     )
-    names, start = [], 0
-    for number, end in enumerate(ends):
-        name = f"data-{number:05d}-of-{len(ends):05d}.arrow"
-        names.append(name)
-        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, schema) as out:
+    names = [shard_name(number, len(ends)) for number in range(len(ends))]
+    start = 0
+    for name, end in zip(names, ends, strict=True):
+        with open_shard(folder / name, by_row=by_row) as shard:
             for index in range(start, end + 1):
                 if not masks[index].any():
                     continue
                 chunk = read_chunk(files[index]).filter(pa.array(masks[index]))
-                lengths = _lengths(chunk)
-                ids, labels = (_values(chunk, column) for column in _COLUMNS)
-                numbers, rows = np.unique(row_numbers(chunk), return_inverse=True)
-                rows = rows.astype(np.int64) + totals["rows"]
-                num_examples += len(lengths)
-                totals["rows"] += len(numbers)
-                totals["cut"] += int(np.count_nonzero(chunk.column("is_cut").to_numpy()))
-                totals["tokens"] += int(lengths.sum())
-                totals["target_tokens"] += int(np.count_nonzero(labels != IGNORE_LABEL))
-                totals["longest"] = max(totals["longest"], int(lengths.max()))
-                totals["largest_id"] = max(totals["largest_id"], int(ids.max()))
-                histogram += np.bincount((lengths - 1) // bin_width, minlength=NUM_BINS)
-                columns = chunk.select(_COLUMNS)
+                rows = counts.add(chunk)
+                columns = chunk.select(COLUMNS)
                 if by_row:
                     columns = columns.append_column(ROW_COLUMN, pa.array(rows))
-                out.write_table(columns.cast(schema))
+                shard.write_table(columns.cast(schema(by_row=by_row)))
         start = end + 1
-    fingerprint = hashlib.sha256(f"{identity} {part}".encode()).hexdigest()[:16]
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": part,
-    }
-    write_json(folder / "state.json", state)
-    feature = {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
-    features: dict[str, Any] = dict.fromkeys(_COLUMNS, feature)
-    if by_row:
-        features[ROW_COLUMN] = {"dtype": "int64", "_type": "Value"}
-    info = {"citation": "", "description": "", "features": features}
-    write_json(folder / "dataset_info.json", {**info, "homepage": "", "license": ""})
-    counts = {**totals, "examples": num_examples} if by_row else totals
-    return {**counts, "length_histogram": {"bin_width": bin_width, "counts": histogram.tolist()}}
+    write_part_files(folder, part, names, by_row=by_row, identity=identity)
+    return counts.described(by_row=by_row)
 
 
 def _values(table: pa.Table, column: str) -> npt.NDArray[np.int32]:

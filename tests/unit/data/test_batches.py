@@ -87,8 +87,8 @@ def test_a_step_is_the_same_set_of_examples_at_any_world_size(world_size, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_each_epoch_has_every_example_once_in_another_order(mode):
     source = _source(_examples(LENGTHS * 4), global_batch=2, num_epochs=2, **mode)
-    assert source.config.num_sequences(len(source)) == 2 * len(source)
-    steps = [_ids(source.step(s)) for s in range(source.config.num_steps(len(source)))]
+    assert source.run_config.num_sequences(len(source)) == 2 * len(source)
+    steps = [_ids(source.step(s)) for s in range(source.run_config.num_steps(len(source)))]
     per_example = Counter(dict(enumerate(LENGTHS * 4)))
     assert sum(steps, Counter()) == per_example + per_example
     if not len(source) % 2:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data import examples
+from diablo_ds.data import loading
 from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.data.labels import Example
 from diablo_ds.data.packing import permutation
+from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from tests.tiny import encode_pairs, tiny_tokenizer, write_pairs
 
@@ -18,7 +19,7 @@ from tests.tiny import encode_pairs, tiny_tokenizer, write_pairs
 def _load(path, vocab_size=264, **changes):
     defaults = {"heldout_share": 0.25, "max_length": 100}
     config = RunConfig(**{"data": str(path), **defaults, **changes})
-    return examples.load_data(config, tiny_tokenizer(), vocab_size)
+    return loading.load_data(config, tiny_tokenizer(), vocab_size)
 
 
 def _pairs(path):
@@ -78,13 +79,13 @@ def test_a_dataset_of_another_program_can_be_read(tmp_path, shuffled):
 def test_a_table_finds_rows_in_many_chunks():
     rows = encode_pairs([(f"{i}", "x" * i) for i in range(1, 20)])
     parts = [rows[:7], [], rows[7:8], rows[8:]]
-    chunks = [c for part in parts for c in examples.TokenTable.from_examples(part)._chunks]
-    table = examples.TokenTable(chunks)
+    chunks = [c for part in parts for c in TokenTable.from_examples(part)._chunks]
+    table = TokenTable(chunks)
     assert len(table) == 19
     assert _plain(table[i] for i in range(19)) == _plain(rows)
     assert table.lengths().tolist() == [len(row.input_ids) for row in rows]
     assert table.largest_id() == 256
-    assert len(examples.TokenTable([])) == len(examples.TokenTable([]).lengths()) == 0
+    assert len(TokenTable([])) == len(TokenTable([]).lengths()) == 0
 
 
 def test_overlong_examples_are_counted(tmp_path):

@@ -2,19 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data import identity
 from diablo_ds.data.batches import BatchSource, Dealer
-from diablo_ds.data.examples import load_data
-from diablo_ds.data.identity import DataIdentity, goes_on, identify
+from diablo_ds.data.identity import DataIdentity, identify, reconcile
+from diablo_ds.data.loading import load_data
 from diablo_ds.data.streaming import open_stream
-from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from diablo_ds.training.resuming import place_data
 from tests.tiny import tiny_tokenizer, write_pairs
@@ -74,10 +70,10 @@ def _one_letter(data):
 def test_any_change_of_the_file_is_noticed_and_named(change, stream, data):
     config = _config(data, stream=stream, max_steps=20 if stream else 0, heldout_share=0.0)
     old = _identity(config)
-    assert goes_on(old, _identity(config), config, 5) == (old, "")
+    assert reconcile(old, _identity(config), config, 5) == (old, "")
     change(data)
     with pytest.raises(UserError, match="data must be those that the run was trained on") as error:
-        goes_on(old, _identity(config), config, 5)
+        reconcile(old, _identity(config), config, 5)
     assert str(data) in str(error.value)
     assert "--allow-changed-data" in str(error.value)
     if change is _grow and not stream:
@@ -89,44 +85,8 @@ def test_another_template_is_a_change_and_not_one_of_the_files(data):
         config = _config(data, **changes)
         old = _identity(config)
         new = _identity(dataclasses.replace(config, template="alpaca"))
-        with pytest.raises(UserError, match="the files are the same, so that the tokenizer"):
-            goes_on(old, new, config, 5)
-
-
-def test_chunks_of_a_table_do_not_matter_and_samples_see_lengths(monkeypatch):
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(1, 9, 5000)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids, labels = (generator.integers(0, 99, offsets[-1], np.int32) for _ in range(2))
-
-    def table(*borders: int) -> TokenTable:
-        edges = [0, *borders, len(lengths)]
-        return TokenTable(
-            [
-                (
-                    offsets[a : b + 1] - offsets[a],
-                    ids[offsets[a] : offsets[b]],
-                    labels[offsets[a] : offsets[b]],
-                )
-                for a, b in pairwise(edges)
-            ]
-        )
-
-    def digest(*borders: int) -> str:
-        return identity._digest_table(table(*borders))
-
-    whole = digest()
-    assert digest(7, 2500) == whole
-    monkeypatch.setattr(identity, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(identity, "SAMPLED_BYTES", 8000)
-    monkeypatch.setattr(identity, "BLOCK_BYTES", 400)
-    sampled = digest()
-    assert digest(7, 2500) == sampled != whole
-    ids[-1] += 1
-    assert digest() != sampled
-    ids[-1] -= 1
-    labels[0] += 1
-    assert digest() != sampled
+        with pytest.raises(UserError, match="the files are the same, so the tokenizer"):
+            reconcile(old, new, config, 5)
 
 
 def test_a_new_pass_over_grown_data_takes_each_example_once(data):
@@ -138,7 +98,7 @@ def test_a_new_pass_over_grown_data_takes_each_example_once(data):
     checkpoint = _Checkpoint(13, old)  # in the second pass
     source, identity, num_steps = place_data(allowed, train, heldout, checkpoint)
     assert (identity.start_step, identity.passes, num_steps) == (13, 1, 25)
-    fresh = dataclasses.replace(train, config=dataclasses.replace(config, num_epochs=1))
+    fresh = dataclasses.replace(train, run_config=dataclasses.replace(config, num_epochs=1))
     for step in range(12):
         for mine, expected in zip(source.step(13 + step), fresh.step(step), strict=True):
             assert mine.input_ids.equal(expected.input_ids)
@@ -157,9 +117,9 @@ def test_whole_passes_over_the_old_data_count(epochs, step, left, data):
     config = _config(data, num_epochs=epochs, heldout_share=0.0, allow_changed_data=True)
     old = _identity(config)
     _cut(data)
-    identity, text = goes_on(old, _identity(config), config, step)
+    identity, text = reconcile(old, _identity(config), config, step)
     assert (identity.start_step, identity.passes) == (step, left)
-    assert f"starts a new pass, over the data as they are now, after step {step}" in text
+    assert f"starts a new pass over the current data after step {step}" in text
 
 
 def test_with_a_number_of_steps_that_stays(data):
@@ -179,9 +139,9 @@ def test_held_out_data_that_changed_leave_the_training_where_it_was(data, tmp_pa
     old = _identity(config)
     _cut_to(heldout, 4)
     with pytest.raises(UserError, match="held-out data: 6 examples, now 4"):
-        goes_on(old, _identity(config), config, 5)
+        reconcile(old, _identity(config), config, 5)
     allowed = dataclasses.replace(config, allow_changed_data=True)
-    identity, text = goes_on(old, _identity(config), allowed, 5)
+    identity, text = reconcile(old, _identity(config), allowed, 5)
     assert identity.start_step == 0
     assert "cannot be compared" in text
 

@@ -61,7 +61,7 @@ def test_each_pass_has_every_good_row_once_in_another_order(tmp_path):
     assert sum(steps[:5], Counter()) == sum(steps[5:], Counter()) == Counter(GOOD)
     assert steps[:5] != steps[5:]
     assert [len(s) for s in steps[:1]] != list(range(10))
-    assert stream.num_left_out == 2 * (ROWS - len(GOOD))
+    assert stream.num_skipped == 2 * (ROWS - len(GOOD))
 
 
 def test_long_rows_make_a_window_of_fewer(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_tokens_beyond_the_vocabulary_make_a_row_that_does_not_fit(tmp_path):
     stream = _stream(path, global_batch=20)
     stream.vocab_size = 256
     assert all(batch.num_tokens == 0 for batch in stream.step(0))
-    assert stream.num_left_out == 20
+    assert stream.num_skipped == 20
 
 
 def test_data_that_hardly_fits_is_refused_at_the_start(tmp_path):

@@ -60,7 +60,7 @@ def test_negative_tokens_are_refused():
     good = np.array([IGNORE_LABEL, 2], np.int32)
     TokenTable([(offsets, ids, good)]).check_tokens("x")
     for bad in ((-ids, good), (ids, -ids)):
-        with pytest.raises(UserError, match=r"from 0 on.*; got -2 in x"):
+        with pytest.raises(UserError, match=r"at least 0.*; got -2 in x"):
             TokenTable([(offsets, *bad)]).check_tokens("x")
     assert TokenTable([(offsets, ids, np.array([7, 9], np.int32))]).largest_id() == 9
 

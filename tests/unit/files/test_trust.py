@@ -240,7 +240,7 @@ def planted(tmp_path):
 def test_a_link_in_place_of_the_work_folder_is_refused(planted):
     thesis, work = planted
     work.symlink_to(thesis)
-    with pytest.raises(UserError, match="work folder must be no link"), _work_folder(work, {}):
+    with pytest.raises(UserError, match="work folder must not be a link"), _work_folder(work, {}):
         pass
     assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
 

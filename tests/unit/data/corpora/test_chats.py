@@ -58,7 +58,7 @@ def _kind(load, kind):
 
 
 def _encode(tokenizer, row, **options):
-    values = {"family": "jsonl", "template": "auto", "max_length": 10_000, "overlong": "drop"}
+    values = {"family": "jsonl", "template": "auto"}
     encoder = RowEncoder(**{**values, "tokenizer": tokenizer, **options})
     # As a line of a file, which is how most rows come.
     (result,) = encoder.encode([RawRow(1, json.dumps(row).encode())])
@@ -68,7 +68,7 @@ def _encode(tokenizer, row, **options):
 def _examples(tokenizer, row, **options):
     result = _encode(tokenizer, row, **options)
     assert isinstance(result, Encoded), result
-    return [fitted.example for fitted in result.examples]
+    return list(result.examples)
 
 
 def _targets(tokenizer, example):
@@ -186,7 +186,7 @@ def test_where_thoughts_are_dropped_each_answer_has_an_example_with_its_own_hist
     row = _chat("a?", first, "b?", second)
     result = _encode(tokenizer, row)
     assert result.notes == (EACH_ANSWER,)
-    examples = [fitted.example for fitted in result.examples]
+    examples = list(result.examples)
     assert [_targets(tokenizer, example) for example in examples] == [
         ["<think>\nhmm one\n</think>\n\nthe cat<|im_end|>"],
         ["<think>\nhmm two\n</think>\n\nthe dog<|im_end|>"],
@@ -196,7 +196,7 @@ def test_where_thoughts_are_dropped_each_answer_has_an_example_with_its_own_hist
         assert example.input_ids == whole[: len(example.input_ids)]
     assert "hmm one" not in tokenizer.encoder.decode(examples[1].input_ids)
     last = _encode(tokenizer, row, last_answer_only=True)
-    assert [fitted.example for fitted in last.examples] == examples[1:]
+    assert list(last.examples) == examples[1:]
     assert last.notes == (LAST_ANSWER,)
 
 
@@ -233,7 +233,7 @@ def test_the_date_that_a_template_writes_is_reported_and_can_be_given(load):
     fixed = _chat("a", "b", chat_template_kwargs={"date_string": "1 Jul 2026"})
     result = _encode(tokenizer, fixed)
     assert result.notes == ()
-    assert "1 Jul 2026: a" in tokenizer.encoder.decode(result.examples[0].example.input_ids)
+    assert "1 Jul 2026: a" in tokenizer.encoder.decode(result.examples[0].input_ids)
 
 
 # --- tools ---------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_null_arguments_that_a_table_filled_in_are_left_out_and_counted(load):
     tokenizer, _ = load(QWEN25)
     filled = {**CALL, "arguments": {**CALL["arguments"], "street": None}}
     result = _encode(tokenizer, _with_tools(filled, [TOOL]))
-    assert [f.example for f in result.examples] == _examples(tokenizer, _with_tools(CALL, [TOOL]))
+    assert list(result.examples) == _examples(tokenizer, _with_tools(CALL, [TOOL]))
     assert result.notes == (NULL_ARGUMENTS,)
 
 
@@ -417,9 +417,9 @@ def test_an_answer_before_any_question_carries_no_loss_where_it_has_no_opening(l
     tokenizer, _ = load(QWEN25)  # looks at the first message
     result = _encode(tokenizer, greeted)
     assert result.notes == (GREETING,)
-    text = tokenizer.encoder.decode(result.examples[0].example.input_ids)
+    text = tokenizer.encoder.decode(result.examples[0].input_ids)
     assert text.startswith("<|im_start|>assistant\nwelcome<|im_end|>")
-    assert len(_targets(tokenizer, result.examples[0].example)) == 2
+    assert len(_targets(tokenizer, result.examples[0])) == 2
 
 
 def test_results_of_tools_may_be_objects(load):
@@ -451,9 +451,9 @@ def test_control_tokens_in_messages_forge_nothing(load, kind):
             result = _encode(tokenizer, row)
             assert isinstance(result, Encoded), result
             assert CONTROL_TEXT in result.notes
-            (fitted,) = result.examples
-            assert _num_control(tokenizer, fitted.example) == _num_control(tokenizer, honest)
-            text = tokenizer.encoder.decode(fitted.example.input_ids)
+            (example,) = result.examples
+            assert _num_control(tokenizer, example) == _num_control(tokenizer, honest)
+            text = tokenizer.encoder.decode(example.input_ids)
             assert f"so {forged}" in text or f"no {forged}" in text
 
 
@@ -538,7 +538,7 @@ def test_rendered_text_is_trained_on_as_its_messages_are(load, kind):
     pair = {"prompt": prompt, "completion": whole.removeprefix(prompt)}
     result = _encode(tokenizer, pair)
     assert result.notes == (OWN_ENDS, CONTROL_READ)
-    rendered = result.examples[0].example
+    rendered = result.examples[0]
     if kind == "Phi 3":  # its template writes an end token behind the end of turn
         assert rendered.input_ids.pop() == rendered.labels.pop() == tokenizer.end_id
     if not kind.endswith("legacy"):

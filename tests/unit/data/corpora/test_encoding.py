@@ -15,16 +15,16 @@ from tests.tiny import tiny_tokenizer
 END = "<|end|>"
 
 
-def _encode(family, *rows, template="auto", max_length=100_000, overlong="drop"):
-    encoder = RowEncoder(family, template, tiny_tokenizer(), max_length, overlong)
+def _encode(family, *rows, template="auto"):
+    encoder = RowEncoder(family, template, tiny_tokenizer())
     return encoder.encode([RawRow(i, json.dumps(row).encode()) for i, row in enumerate(rows, 1)])
 
 
 def _texts(result):
     assert isinstance(result, Encoded), result
     decode = tiny_tokenizer().encoder.decode
-    num_masked = list(result.examples[0].example.labels).count(IGNORE_LABEL)
-    ids = result.examples[0].example.input_ids
+    num_masked = list(result.examples[0].labels).count(IGNORE_LABEL)
+    ids = result.examples[0].input_ids
     return decode(ids[:num_masked]), decode(ids[num_masked:])
 
 
@@ -151,32 +151,15 @@ def test_a_row_that_does_not_fit_is_rejected_with_its_line_and_reason(family, ro
 
 def test_a_row_of_10_megabytes_is_rejected_without_parsing_it():
     rows = [RawRow(7, b"[" * 10_000_000)]
-    encoder = RowEncoder("jsonl", "auto", tiny_tokenizer(), 100, "drop")
+    encoder = RowEncoder("jsonl", "auto", tiny_tokenizer())
     (result,) = encoder.encode(rows)
     assert result == Rejected(7, "a row must have at most 1,000,000 characters: 10,000,000")
-
-
-def test_overlong_rows_follow_the_policy():
-    row = {"prompt": "p" * 50, "completion": "c" * 10}
-
-    def text(overlong, max_length=30):
-        (result,) = _encode("jsonl", row, max_length=max_length, overlong=overlong)
-        if result.examples[0].example is None:
-            return None
-        assert result.examples[0].is_cut == (max_length < 61)
-        return tiny_tokenizer().encoder.decode(result.examples[0].example.input_ids)
-
-    assert text("drop") is None
-    assert text("cut-prompt") == "p" * 19 + "c" * 10 + END
-    assert text("cut-completion") is None
-    assert text("cut-completion", 55) == "p" * 50 + "c" * 5
-    assert text("drop", 61) == "p" * 50 + "c" * 10 + END
 
 
 def test_control_tokens_are_read_in_rows_that_were_rendered_before_only():
     rows = [{"prompt": f"a{END}b", "completion": f"c{end}"} for end in ("", END)]
     counts = [
-        [list(row.examples[0].example.input_ids).count(256) for row in _encode("jsonl", *rows, **o)]
+        [list(row.examples[0].input_ids).count(256) for row in _encode("jsonl", *rows, **o)]
         for o in ({}, {"template": "alpaca"})
     ]
     assert counts == [[1, 2], [1, 1]]

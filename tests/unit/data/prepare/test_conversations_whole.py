@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.examples import load_data
+from diablo_ds.data.loading import load_data
 from diablo_ds.data.prepare import chunks, pipeline
 from diablo_ds.data.prepare.manifest import describe
 from diablo_ds.data.prepare.options import PrepareOptions
@@ -208,5 +208,5 @@ def test_row_numbers_that_are_none_are_refused(rows, tmp_path):
     lists = pa.array([[1], [2]], pa.list_(pa.int32()))
     table = pa.table({"input_ids": lists, "labels": lists, "source_row": pa.array(rows)})
     datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(tmp_path / "d")
-    with pytest.raises(UserError, match="source_row must be a column of whole numbers"):
+    with pytest.raises(UserError, match="source_row must be a column of integers"):
         TokenTable.load(tmp_path / "d", "train")

@@ -10,14 +10,15 @@ import datasets
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.examples import TokenTable, load_data
 from diablo_ds.data.labels import IGNORE_LABEL
-from diablo_ds.data.prepare import chunks, pipeline, writing
+from diablo_ds.data.loading import load_data
+from diablo_ds.data.prepare import chunk_files, chunks, pipeline, writing
 from diablo_ds.data.prepare.manifest import describe
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.data.prepare.preview import inspect_dataset
 from diablo_ds.data.text.conversations import EACH_ANSWER
 from diablo_ds.data.text.tokenization import load_tokenizer
+from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from diablo_ds.model.finding import find_tokenizer
 from tests.chat_templates import QWEN3
@@ -233,7 +234,7 @@ def _interrupt_after(monkeypatch, num_chunks):
     def encode(self, chunk):
         if len(done) == num_chunks:
             raise _InterruptedError
-        if not chunks.chunk_file(self._folder, chunk.number).exists():
+        if not chunk_files.chunk_file(self._folder, chunk.number).exists():
             done.append(chunk.number)
         return original(self, chunk)
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import LlamaConfig
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.examples import load_data
+from diablo_ds.data.loading import load_data
 from diablo_ds.data.text.end_tokens import find_end_tokens, generation_config
 from diablo_ds.data.text.tokenization import load_tokenizer
 from tests.chat_templates import CHATML

@@ -110,7 +110,7 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_not_applied(tmp_path):
 
 def _encode_messages(tokenizer, *messages, template="auto"):
     row = RawRow(1, {"messages": [{"role": r, "content": c} for r, c in messages]})
-    (result,) = RowEncoder("jsonl", template, tokenizer, 1000, "drop").encode([row])
+    (result,) = RowEncoder("jsonl", template, tokenizer).encode([row])
     return result
 
 
@@ -119,11 +119,11 @@ def test_in_a_conversation_each_answer_and_its_end_token_carry_loss(tmp_path):
     turns = ("system", "be brief"), ("user", "1+1?"), ("assistant", "2"), ("user", "+1?")
     result = _encode_messages(tokenizer, *turns, ("assistant", "3"))
     decode = tokenizer.encoder.decode
-    assert decode(result.examples[0].example.input_ids) == (
+    assert decode(result.examples[0].input_ids) == (
         "<|start|>system\nbe brief<|end|>\n<|start|>user\n1+1?<|end|>\n<|start|>assistant\n2<|end|>"
         "\n<|start|>user\n+1?<|end|>\n<|start|>assistant\n3<|end|>"
     )
-    targets = [label for label in result.examples[0].example.labels if label != IGNORE_LABEL]
+    targets = [label for label in result.examples[0].labels if label != IGNORE_LABEL]
     assert decode(targets) == "2<|end|>3<|end|>"
     assert targets.count(tokenizer.end_id) == 2
 
@@ -145,7 +145,7 @@ def test_a_chat_template_without_an_end_token_gets_one(tmp_path):
     )
     tokenizer = load_tokenizer(folder)
     result = _encode_messages(tokenizer, ("user", "a"), ("assistant", "b"))
-    targets = [label for label in result.examples[0].example.labels if label != IGNORE_LABEL]
+    targets = [label for label in result.examples[0].labels if label != IGNORE_LABEL]
     assert tokenizer.encoder.decode(targets) == "b\n<|end|>"
 
 
@@ -161,7 +161,7 @@ def test_messages_without_a_chat_template_are_refused(tmp_path):
     result = _encode_messages(tokenizer, ("user", "a"), ("assistant", "b"))
     assert "tokenizer with a chat template" in result.reason
     with pytest.raises(UserError, match="template chat needs a tokenizer with a chat template"):
-        RowEncoder("math", "chat", tokenizer, 100, "drop")
+        RowEncoder("math", "chat", tokenizer)
 
 
 def test_tokenizers_that_cannot_be_used_are_named(tmp_path):

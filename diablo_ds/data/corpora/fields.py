@@ -1,4 +1,4 @@
-"""Fields of raw rows, checked."""
+"""Checked fields of raw rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from diablo_ds.errors import UserError
 
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
+"""A raw row, parsed: its fields by name."""
 
 
 class RowError(UserError):
     """A row does not fit its corpus; the message is the reason."""
 
 
-def text(row: Row, field: str, *, may_be_empty: bool = False) -> str:
+def text(row: Fields, field: str, *, may_be_empty: bool = False) -> str:
     """Return a text field.
 
     Raises:
