@@ -26,6 +26,7 @@ def _run(folder, *words):
     ).stdout
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_a_second_run_goes_on(tmp_path):
     wanted = ("ceilings", "step-zero0", "layers")
     _run(tmp_path, *(word for stage in wanted for word in ("--stage", stage)))

@@ -82,6 +82,7 @@ def test_mistakes_end_with_exit_code_2(args, message):
     assert message in result.output
 
 
+@pytest.mark.slow
 def test_deepspeed_is_not_imported():
     code = (
         "import sys; from click.testing import CliRunner; from diablo_ds.cli.main import main; "

@@ -76,6 +76,7 @@ def test_tensors_that_do_not_fit_are_named(folder, change, message):
         read_base(folder)
 
 
+@pytest.mark.slow
 def test_without_accelerate_a_checkpoint_is_compared_by_its_names(folder):
     _change(folder, lambda tensors: tensors.update(extra=torch.ones(2)))
     code = (

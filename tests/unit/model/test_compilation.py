@@ -78,6 +78,7 @@ def _assert_equal(model: Any, deltas: Any, reference: Any, lengths=LENGTHS) -> N
     assert all(layer.runs_compiled for layer in decoder_layers(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["fused", "merged"])
 def test_compiled_layers_compute_the_same_at_any_length(path):
     model, deltas = _model(path=path)
@@ -104,6 +105,7 @@ def test_compiled_layers_compute_the_same_at_any_length(path):
     assert _num_graphs() == 3  # nothing is compiled again
 
 
+@pytest.mark.slow
 def test_fp32_gradients_of_bf16_deltas_accumulate_through_compiled_layers():
     model, deltas = _model()
     model.bfloat16()
@@ -124,6 +126,7 @@ def test_fp32_gradients_of_bf16_deltas_accumulate_through_compiled_layers():
         assert (a - b).norm() < 0.02 * b.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["non-re-entrant", "re-entrant", "attention kept"])
 def test_recomputed_layers_compute_the_same(kind):
     model, deltas = _model(targets=("q_proj", "down_proj"), dropout=0.1)
@@ -145,6 +148,7 @@ def test_other_families_compile_without_a_break(family):
 
 
 # PyTorch's own, while its compiler is imported.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_generated_code_computes_the_same_and_keeps_no_view_of_a_weight(tmp_path, monkeypatch):
     """The one test of the default backend: it takes a C++ compiler's time."""

@@ -189,6 +189,7 @@ _PROBE = (
 )
 
 
+@pytest.mark.slow
 def test_the_probe_sees_a_cpu_without_bf16_instructions():
     """The slow kind is this CPU, kept from using what is newer than AVX2."""
     slow_kind = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -28,6 +28,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernels_are_right_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -42,6 +43,7 @@ def test_the_kernels_are_right_in_the_interpreter():
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     done = subprocess.run(
@@ -74,6 +76,7 @@ def test_without_a_gpu_a_path_of_tritons_is_refused(path):
     assert not triton_blocks.is_available()
 
 
+@pytest.mark.slow
 def test_triton_is_imported_by_a_launch_alone():
     code = "import diablo_ds.adapter.layer, benchmarks.layer, sys; print(*sys.modules)"
     done = subprocess.run(

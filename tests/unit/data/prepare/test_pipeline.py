@@ -153,6 +153,7 @@ def test_an_overlong_row_can_be_an_error(prepare, tmp_path):
         prepare(path, max_length=30, overlong="error")
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_processes(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "TOKENS_PER_SHARD", 500)
     sources = [_write(tmp_path / f"{name}.jsonl", _rows(73, name)) for name in ("one", "two")]
