@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import setting, settings_of
 from diablo_ds.errors import UserError
-from diablo_ds.files.strict_json import check_text
 from diablo_ds.launcher.cluster import check_word
+from diablo_ds.launcher.rank_settings import RankSettings
 from diablo_ds.ranks.environment import secret_assignment
 
 SIGNAL_EARLY_S = 60
@@ -19,55 +20,61 @@ _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(RankSettings):
     """What SLURM is asked for.
 
     Raises:
         UserError: if the parts do not go together.
     """
 
-    name: str = "diablo"
-    nodes: str = "1"
-    """How many, or a range such as "2-4"."""
-    slots: int = 1
-    """Ranks on each node."""
-    gpus: bool = True
-    """Whether each rank needs a GPU."""
-    cpus_per_task: int | None = None
-    """CPUs of each node."""
-    partition: str = ""
-    account: str = ""
-    time: str = ""
-    """Time limit in SLURM's form."""
-    warning_s: int = 120
-    """Seconds before the limit at which the run stops and saves; a micro batch and a save must
-    fit."""
-    chain: int = 1
-    """Jobs that follow one another, each going on where the one before stopped."""
-    max_restarts: int = 0
-    """Restarts after failures within a job."""
-    sweep: tuple[str, ...] = ()
-    """`field=value,value,...`: an array job, with one run for each value."""
-    setup: tuple[str, ...] = ()
-    """Shell lines before the run, such as `module load cuda` or `source venv/bin/activate`."""
-    wrap: str = ""
-    """Words before the command, such as `apptainer exec --nv image.sif`."""
-    options: tuple[str, ...] = ()
-    """Further options for sbatch, such as `--exclusive`."""
-    master_addr: str = ""
-    """Where rank 0 listens; empty for the first node's name."""
-    master_port: int | None = None
-    """None or 0 for a free one that is chosen for each start."""
+    name: str = setting("diablo", "Job name.", "job")
+    nodes: str = setting("1", "Nodes of the job: a number, or a range such as 2-4.", "job")
+    gpus_per_node: int | None = setting(
+        None, "GPUs of each node, and ranks on it.", "job", minimum=1
+    )
+    ranks_per_node: int | None = setting(
+        None, "Ranks on each node, where nodes have no GPUs.", "job", minimum=1
+    )
+    cpus_per_task: int | None = setting(None, "CPUs of each node.", "job", minimum=1)
+    partition: str = setting("", "Partition.", "job")
+    account: str = setting("", "Account.", "job")
+    time: str = setting("", "Time limit in one of SLURM's forms, e.g. 24:00:00.", "job")
+    warning_s: int = setting(
+        120,
+        "Seconds before the time limit at which the run stops and saves; a micro batch and a save "
+        "must fit.",
+        "job",
+        minimum=1,
+    )
+    chain: int = setting(
+        1, "Jobs in a row, each continuing where the one before stopped.", "job", minimum=1
+    )
+    sweep: tuple[str, ...] = setting(
+        (), "setting=value,value,...: an array job with one run for each value.", "job"
+    )
+    sbatch_option: tuple[str, ...] = setting(
+        (), "Further option for sbatch, e.g. --exclusive; repeatable.", "job"
+    )
+    setup: tuple[str, ...] = setting(
+        (),
+        "Shell line before the run, e.g. `module load cuda`; repeatable.",
+        "environment",
+    )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_text(**{field.name: getattr(self, field.name) for field in fields(self)})
-        for name in ("partition", "account", "time", "master_addr"):
+        super().__post_init__()
+        if (self.gpus_per_node is None) == (self.ranks_per_node is None):
+            raise UserError(
+                "give gpus_per_node, or ranks_per_node on nodes without GPUs; got "
+                f"gpus_per_node={self.gpus_per_node}, ranks_per_node={self.ranks_per_node}"
+            )
+        for name in ("partition", "account", "time"):
             check_word(name, getattr(self, name))
         if not self.name.strip():
             raise UserError(f"name must not be empty; got name={self.name!r}")
         self._check_time()
-        for option in self.options:
+        for option in self.sbatch_option:
             if not option.startswith("-"):
                 raise UserError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
             if _TIME_OPTIONS.match(option):
@@ -105,6 +112,11 @@ class Job:
                 "job would stop, save and go back into the queue without end"
             )
 
+    @property
+    def slots(self) -> int:
+        """Ranks on each node."""
+        return self.gpus_per_node or self.ranks_per_node or 1
+
     def node_range(self) -> tuple[int, int]:
         """Return the least and the most nodes.
 
@@ -116,7 +128,7 @@ class Job:
             raise UserError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
         return int(match[1]), int(match[2] or match[1])
 
-    def sweep_runs(self, run: RunConfig) -> tuple[str, list[str], list[RunConfig]]:
+    def sweep_runs(self, run_config: RunConfig) -> tuple[str, list[str], list[RunConfig]]:
         """Return the field that an array goes over, its values, and the run config of each.
 
         Without a sweep these are no field, no values, and the run config itself.
@@ -125,22 +137,24 @@ class Job:
             UserError: if there is no such field, or a value is not one of its.
         """
         if not self.sweep:
-            return "", [], [run]
+            return "", [], [run_config]
         name, _, text = self.sweep[0].partition("=")
         field = name.replace("-", "_")
-        known = {f.name: f for f in fields(RunConfig)}
+        # An array hands each job its value as the word after an option, and flags take none.
+        known = {s.name: s for s in settings_of(RunConfig) if s.kind is not bool}
         if field not in known or not text or field == "output":
             raise UserError(
-                "sweep must read `setting=value,value,...` with a setting of the run config; got "
-                f"sweep={self.sweep[0]!r}"
+                "sweep must read `setting=value,value,...` with a setting of the run config that "
+                f"takes a value, and not output; got sweep={self.sweep[0]!r}"
             )
         values = text.split(",")
-        kind: type[Any] = type(known[field].default)
         runs = []
         for value in values:
             try:
-                runs.append(replace(run, **{field: kind(value)}))
-            except (TypeError, ValueError) as error:
+                parsed = (value,) if known[field].is_repeatable else known[field].kind(value)
+                changes: dict[str, Any] = {field: parsed}
+                runs.append(replace(run_config, **changes))
+            except ValueError as error:
                 raise UserError(f"sweep: {error}") from None
         return field, values, runs
 

@@ -19,7 +19,6 @@ from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.ports import PORT_TRIES
 from diablo_ds.ranks.environment import RUN_KEY
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
-from diablo_ds.ranks.identity import ANY_PORT
 from diablo_ds.ranks.records import WARNING_VARIABLE
 
 
@@ -141,14 +140,14 @@ def _sbatch_options(run: RunConfig, job: Job, num_values: int, folder: Path) -> 
         f"--signal=B:USR1@{job.warning_s}",
     ]
     optional = {
-        "gpus-per-node": job.slots if job.gpus else None,
+        "gpus-per-node": job.gpus_per_node,
         "cpus-per-task": job.cpus_per_task,
         "partition": job.partition,
         "account": job.account,
         "time": job.time,
         "array": f"0-{num_values - 1}" if num_values else "",
     }
-    return [*options, *(f"--{k}={v}" for k, v in optional.items() if v), *job.options]
+    return [*options, *(f"--{k}={v}" for k, v in optional.items() if v), *job.sbatch_option]
 
 
 def _sbatch_quoted(value: str) -> str:
@@ -174,12 +173,7 @@ def _command(run: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], 
         *shlex.split(job.wrap),
         *("deepspeed", "--no_ssh", "--hostfile", Variable("hostfile")),
         *("--node_rank", Variable("SLURM_NODEID")),
-        *(
-            "--master_addr",
-            Variable("master_addr"),
-            "--master_port",
-            str(job.master_port or ANY_PORT),
-        ),
+        *("--master_addr", Variable("master_addr"), "--master_port", str(job.master_port)),
         # It would call the end of a run that was asked to stop an error.
         *("--log_level", "critical"),
         *(shown_path(SCRIPT), "--ds_config", shown_path(ds_config)),

@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner
 
 from diablo_ds.adapter.attach import named_deltas
-from diablo_ds.cli.launch import local_slots
+from diablo_ds.cli.cluster import local_slots
 from diablo_ds.cli.main import main
 from tests.documents import DOCUMENTS, ROOT, commands, python_blocks
 from tests.e2e.commands import deepspeed

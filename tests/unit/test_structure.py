@@ -47,7 +47,6 @@ STILL_LONG = {
     "benchmarks/prepare.py",
     "diablo_ds/adapter/blocks.py",
     "diablo_ds/adapter/kernels/triton_blocks.py",
-    "diablo_ds/cli/launch.py",
     "diablo_ds/files/ownership.py",
     "diablo_ds/launcher/guard.py",
     "diablo_ds/launcher/supervisor.py",

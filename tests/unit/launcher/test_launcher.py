@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from diablo_ds.cli.launch import build_cluster
+from diablo_ds.cli.cluster import ClusterOptions, build_cluster
 from diablo_ds.cli.main import train
 from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG, build_run_config
 from diablo_ds.config.run import RunConfig
@@ -183,43 +183,33 @@ def test_settings_that_do_not_go_together_are_refused(changes, message):
         Cluster(**values)
 
 
-def _options(**changes):
-    values = {
-        **dict.fromkeys(("hostfile", "nodes", "gpus_per_node", "runner", "node_rank")),
-        **{"no_ssh": False, "master_port": None, "env": ()},
-    }
-    return {**values, **changes}
-
-
 def test_several_nodes_without_a_hostfile_are_refused(monkeypatch):
     with pytest.raises(UserError, match="needs --hostfile"):
-        build_cluster(**_options(nodes=2))
+        build_cluster(ClusterOptions(nodes=2))
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     with pytest.raises(UserError, match="SLURM_JOB_NUM_NODES=2"):
-        build_cluster(**_options())
+        build_cluster(ClusterOptions())
 
 
 def test_devices_that_do_not_reach_other_hosts_are_said(tmp_path, monkeypatch, capsys):
     path = tmp_path / "hosts"
     path.write_text(hostfile_text(HOSTS))
-    others = {"nodes": None, "gpus_per_node": None, "runner": None, "node_rank": None}
-    others |= {"hostfile": path, "no_ssh": False, "master_port": None}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
-    build_cluster(**others, env=("CUDA_VISIBLE_DEVICES",))
+    build_cluster(ClusterOptions(hostfile=path, env=("CUDA_VISIBLE_DEVICES",)))
     assert not capsys.readouterr().err
-    build_cluster(**others, env=())
+    build_cluster(ClusterOptions(hostfile=path))
     assert "CUDA_VISIBLE_DEVICES=6,7 is this shell's alone" in capsys.readouterr().err
 
 
 def test_part_of_a_hostfile_can_be_used(tmp_path):
     path = tmp_path / "hosts"
     path.write_text(hostfile_text((*HOSTS, Host("node-c", 4))))
-    cluster = build_cluster(**_options(hostfile=path, nodes=2, gpus_per_node=3))
+    cluster = build_cluster(ClusterOptions(hostfile=path, nodes=2, gpus_per_node=3))
     assert cluster.hosts == (Host("node-a", 3), Host("node-b", 3))
     args = _deepspeed_args(_command(cluster, dataclasses.replace(RUN, micro_batch=1)))
     assert (args.num_nodes, args.num_gpus) == (2, 3)
     with pytest.raises(UserError, match="node-a slots=4"):
-        build_cluster(**_options(hostfile=path, gpus_per_node=8))
+        build_cluster(ClusterOptions(hostfile=path, gpus_per_node=8))
 
 
 def test_a_smaller_cluster_keeps_the_global_batch():
@@ -233,12 +223,22 @@ def test_a_smaller_cluster_keeps_the_global_batch():
 # --- SLURM ---------------------------------------------------------------------------------------
 
 
+def _job(**changes) -> Job:
+    return Job(**{"gpus_per_node": 1, **changes})
+
+
 @pytest.mark.parametrize(
     "job",
     [
-        Job(nodes="2", slots=4),
-        Job(nodes="1-3", slots=8, chain=3, setup=("module load cuda",), wrap="apptainer exec x"),
-        Job(slots=4, gpus=False, sweep=("learning-rate=1e-3,2e-3",), max_restarts=2),
+        Job(nodes="2", gpus_per_node=4),
+        Job(
+            nodes="1-3",
+            gpus_per_node=8,
+            chain=3,
+            setup=("module load cuda",),
+            wrap="apptainer exec x",
+        ),
+        Job(ranks_per_node=4, sweep=("learning-rate=1e-3,2e-3",), max_restarts=2),
     ],
     ids=["plain", "chain", "array"],
 )
@@ -250,7 +250,7 @@ def test_batch_scripts_are_correct_bash(job, tmp_path):
     assert ("scontrol requeue" in text) == (job.chain == 1)
     lines = text.splitlines()
     assert all(lines.index(line) < lines.index("set -u") for line in job.setup)
-    assert ("--gpus-per-node" in text) == job.gpus
+    assert ("--gpus-per-node" in text) == bool(job.gpus_per_node)
     assert ("--array=0-1" in text) == bool(job.sweep)
     assert "#SBATCH --signal=B:USR1@120" in lines
     assert "export DIABLO_SLURM_WARNING_S=120" in lines  # ranks compare it with their micro batch
@@ -263,17 +263,18 @@ def test_batch_scripts_are_correct_bash(job, tmp_path):
         ({"sweep": ("seed=1,two",)}, "sweep: invalid literal"),
         ({"sweep": ("learning-rate=1e-3,-1",)}, "learning_rate must be"),
         ({"sweep": ("colour=1",)}, "a setting of the run config"),
+        ({"sweep": ("packing=true",)}, "that takes a value"),
         ({"sweep": ("seed=1",), "chain": 2}, "not both"),
-        ({"nodes": "1-5", "slots": 4}, "world size=20"),
+        ({"nodes": "1-5", "gpus_per_node": 4}, "world size=20"),
     ],
 )
 def test_wrong_jobs_are_refused_before_anything_is_written(job, message):
     with pytest.raises(UserError, match=message):
-        build_script(RUN, DEFAULT_DS_CONFIG, Job(**job), {}, Path())
+        build_script(RUN, DEFAULT_DS_CONFIG, _job(**job), {}, Path())
 
 
 def _script(run: RunConfig = RUN, folder: str = "/home/me", **changes) -> str:
-    return build_script(run, DEFAULT_DS_CONFIG, Job(**changes), {}, Path(folder))
+    return build_script(run, DEFAULT_DS_CONFIG, _job(**changes), {}, Path(folder))
 
 
 def _output_line(text: str) -> str:
@@ -314,16 +315,16 @@ def test_a_folder_that_slurm_cannot_write_its_log_to_is_refused():
         ({"setup": ("module load a\nb",)}, "setup must be text without control characters"),
         ({"setup": ("export HF_TOKEN=abc",)}, "one that sets HF_TOKEN"),
         ({"wrap": "a\rb"}, "wrap must be text without control characters"),
-        ({"options": ("exclusive",)}, "sbatch_option must begin with -"),
-        ({"options": ("--time=1",)}, "must be given by --time"),
-        ({"options": ("-t1",)}, "must be given by --time"),
-        ({"options": ("--signal=B:USR1",)}, "must be given by --time and --warning-s"),
+        ({"sbatch_option": ("exclusive",)}, "sbatch_option must begin with -"),
+        ({"sbatch_option": ("--time=1",)}, "must be given by --time"),
+        ({"sbatch_option": ("-t1",)}, "must be given by --time"),
+        ({"sbatch_option": ("--signal=B:USR1",)}, "must be given by --time and --warning-s"),
         ({"master_addr": "h;id"}, "master_addr must be a word"),
     ],
 )
 def test_what_would_be_more_than_one_option_of_sbatch_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        Job(**changes)
+        _job(**changes)
 
 
 @pytest.mark.parametrize(
@@ -346,9 +347,9 @@ def test_other_time_limits_are_refused(text):
 @pytest.mark.parametrize(("time", "warning_s"), [("1", 120), ("3:00", 120), ("0:30", 1)])
 def test_a_job_that_would_stop_at_once_for_ever_is_refused(time, warning_s):
     with pytest.raises(UserError, match=f"time must be longer .* got time='{time}'"):
-        Job(time=time, warning_s=warning_s)
-    Job(time="3:01", warning_s=120)
-    Job(time="0", warning_s=120)
+        _job(time=time, warning_s=warning_s)
+    _job(time="3:01", warning_s=120)
+    _job(time="0", warning_s=120)
 
 
 def test_a_name_with_blanks_is_one_word_of_sbatch():
@@ -358,7 +359,7 @@ def test_a_name_with_blanks_is_one_word_of_sbatch():
 
 def test_a_job_names_the_variables_that_it_inherits_and_holds_no_value():
     run = dataclasses.replace(RUN, micro_batch=1)
-    text = build_script(run, DEFAULT_DS_CONFIG, Job(), {"A": "1"}, Path("/"), inherited=("B_KEY",))
+    text = build_script(run, DEFAULT_DS_CONFIG, _job(), {"A": "1"}, Path("/"), inherited=("B_KEY",))
     check, _, _ = text.partition("run_folder=")
     shown = subprocess.run(
         ["bash", "-c", check[check.index("set -u") :]], capture_output=True, text=True, env={}
@@ -369,7 +370,7 @@ def test_a_job_names_the_variables_that_it_inherits_and_holds_no_value():
     assert "--env B_KEY" not in text
 
 
-@pytest.mark.parametrize(("port", "word"), [(None, "0"), (0, "0"), (12345, "12345")])
+@pytest.mark.parametrize(("port", "word"), [(0, "0"), (12345, "12345")])
 def test_ranks_choose_the_port_of_a_job_unless_it_is_given(port, word):
     text = _script(dataclasses.replace(RUN, micro_batch=1), master_port=port)
     assert f"--master_port {word} " in text
@@ -425,8 +426,8 @@ def test_two_launchers_never_share_a_log_folder(tmp_path):
     [
         (["--check", "--dry-run"], "give one of"),
         (["--dry-run", "--ds-config", "nowhere.json"], "nowhere.json"),
-        (["--max-restarts", "-1"], "not in the range"),
-        (["--master-port", "70000"], "not in the range"),
+        (["--max-restarts", "-1"], "max_restarts must be >= 0; got max_restarts=-1"),
+        (["--master-port", "70000"], "master_port must be <= 65535; got master_port=70000"),
     ],
 )
 def test_wrong_options_of_the_launcher_start_nothing(options, message, tmp_path):

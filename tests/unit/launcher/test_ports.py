@@ -49,4 +49,4 @@ def test_any_port_needs_a_folder_in_common():
 
 def test_the_jobs_of_an_array_are_given_no_port():
     with pytest.raises(UserError, match="jobs of an array must choose their ports"):
-        Job(slots=1, sweep=("seed=1,2",), master_port=29500)
+        Job(gpus_per_node=1, sweep=("seed=1,2",), master_port=29500)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from diablo_ds.cli.launch import with_global_batch
 from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG
+from diablo_ds.cli.run_start import with_global_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import save_run_config
 from diablo_ds.data.corpora.sources import find_sources
