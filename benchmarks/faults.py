@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diablo_ds.adapter.storage import load_adapter
+from diablo_ds.files.layout import RunFolder, list_checkpoints
 from diablo_ds.ranks.records import read_records
-from diablo_ds.training.checkpoint import find_checkpoint, list_checkpoints
-from diablo_ds.training.run_folder import checkpoints_folder
+from diablo_ds.training.checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
     from tests.cluster.ssh import SshHosts
@@ -234,7 +234,7 @@ class Bench:
         return 0
 
     def _last_saved(self) -> int:
-        root = checkpoints_folder(self.output)
+        root = RunFolder(self.output).checkpoints
         if not list_checkpoints(root):
             return -1
         found, _ = find_checkpoint(root)
@@ -363,7 +363,7 @@ def _damage(change: Callable[[bytes], bytes]) -> Callable[..., Callable[[], None
         bench.signal_one(_RANK, signal.SIGKILL)
 
         def damage() -> None:
-            checkpoints = list_checkpoints(checkpoints_folder(bench.output))
+            checkpoints = list_checkpoints(RunFolder(bench.output).checkpoints)
             if len(checkpoints) > 1:
                 file = checkpoints[0] / bench.random.choice(
                     ["adapter.safetensors", "optimizer.safetensors", "state.json"]

@@ -108,7 +108,7 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
     fields_wanted = {field.name for field in fields(AdapterConfig)}
     if value.keys() != fields_wanted:
         raise UserError(
-            f"adapter.json must have the fields {', '.join(sorted(fields_wanted))}; got "
+            f"{ADAPTER_CONFIG_FILE} must have the fields {', '.join(sorted(fields_wanted))}; got "
             f"{key_list(value, 12)} in {folder}"
         )
     config = AdapterConfig(**value)

@@ -17,6 +17,7 @@ from diablo_ds.cli.run_start import with_global_batch, with_output
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
+from diablo_ds.files.layout import RunFolder
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
 from diablo_ds.ranks.terminal import unblocked
@@ -95,11 +96,10 @@ def _launch(
     """Show, check or start a run; return the exit code."""
     from diablo_ds.config.words import shell_text
     from diablo_ds.launcher import checks, deepspeed_command, supervisor
-    from diablo_ds.training.run_folder import logs_folder
 
     run_config = with_output(asked, reserve=False)
     if start.dry_run:
-        logs = start.log_folder or logs_folder(Path(run_config.output))
+        logs = start.log_folder or RunFolder(Path(run_config.output)).logs
         folder = supervisor.next_log_folder(logs, cluster)
         words = deepspeed_command.build_command(run_config, ds_config, cluster, folder)
         click.echo(shell_text(words, deepspeed_command.launcher_env(cluster)))
@@ -119,7 +119,7 @@ def _launch(
             click.echo(checks.table(found), err=not start.check)
             return 0 if is_good else EXIT_USER_ERROR
     run_config = with_output(asked, reserve=True)
-    logs = start.log_folder or logs_folder(Path(run_config.output))
+    logs = start.log_folder or RunFolder(Path(run_config.output)).logs
     return supervisor.run_until_done(
         run_config,
         ds_config,

@@ -19,6 +19,7 @@ from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json, write_text
+from diablo_ds.files.layout import LOGS_FOLDER, RunFolder
 from diablo_ds.launcher.cluster import interface_env
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.slurm import build_script, submit
@@ -34,7 +35,10 @@ class ScriptOptions:
     """
 
     file: Path | None = setting(
-        None, "The batch script.", "start", shown_default="logs/job.sbatch in the run folder"
+        None,
+        "The batch script.",
+        "start",
+        shown_default=f"{LOGS_FOLDER}/job.sbatch in the run folder",
     )
     submit: bool = setting(False, "Submit it to SLURM too.", "start")
     dry_run: bool = setting(False, "Print the script; write nothing.", "start")
@@ -93,7 +97,7 @@ def slurm(context: click.Context, /, **values: Any) -> None:
 
 def _write(text: str, file: Path | None, run_config: RunConfig) -> Path:
     """Write the script, and make the folder of the job's log; return the script's path."""
-    logs = Path(run_config.output) / "logs"
+    logs = RunFolder(Path(run_config.output)).logs
     # SLURM drops a job that cannot write its output.
     for path, what in ((logs.parent, "run folder"), (logs, "log folder")):
         trust.make_folder(path, what, shared=run_config.shared_folders)

@@ -1,4 +1,4 @@
-"""The folders that this program writes: their files' names, and how one kind is told from another.
+"""The folders that this program writes: the names in them, and how one kind is told from another.
 
 A folder's kind is told by what is in it, never by its name. Only the standard library is used here,
 so that every module and every command can ask.
@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import enum
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from diablo_ds.files.atomic import read_json, write_json
 
 ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE = "adapter.json", "adapter.safetensors"
 CHECKSUMS_FILE = "checksums.json"
@@ -16,6 +21,105 @@ STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"
 """The record of a prepared dataset; early versions gave a checkpoint's checksums this name too."""
 RUN_CONFIG_FILE = "run.json"
+METRICS_FILE, PROGRESS_FILE, LOSS_PLOT = "metrics.jsonl", "progress.json", "loss.png"
+ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "adapter", "checkpoints"
+LOGS_FOLDER, TENSORBOARD_FOLDER = "logs", "tensorboard"
+RANK_RECORDS = "rank-*.json"
+"""Pattern of the files in a log folder that tell how ranks ended."""
+SHELL_IS_DONE = f"""\
+[ -e "$run_folder/{ADAPTER_FOLDER}/{ADAPTER_CONFIG_FILE}" ] &&
+    grep -qs '"done": true' "$run_folder/{PROGRESS_FILE}\""""
+"""What `RunFolder.is_done` asks, for a shell."""
+_STEP_NAME = re.compile(r"step-([0-9]{1,18})")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder: where each thing in it is, and whether the run is done."""
+
+    path: Path
+
+    @property
+    def run_config(self) -> Path:
+        """The run config; it makes a folder a run folder."""
+        return self.path / RUN_CONFIG_FILE
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step or evaluation."""
+        return self.path / METRICS_FILE
+
+    @property
+    def progress(self) -> Path:
+        """How many steps there are, where the last start began, and whether the run is done."""
+        return self.path / PROGRESS_FILE
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / TENSORBOARD_FOLDER
+
+    @property
+    def loss_plot(self) -> Path:
+        """The loss curve, written at the end."""
+        return self.path / LOSS_PLOT
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / CHECKPOINTS_FOLDER
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the ranks' logs and records, a folder per start."""
+        return self.path / LOGS_FOLDER
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter, written at the end."""
+        return self.path / ADAPTER_FOLDER
+
+    def write_progress(self, num_steps: int, start_step: int, *, done: bool) -> None:
+        """Write down how far the run goes; called as a start begins to train, and at the end."""
+        values = {"num_steps": num_steps, "start_step": start_step, "done": done}
+        write_json(self.progress, values)
+
+    def num_steps(self) -> int | None:
+        """Return the steps of the whole run; None where that is not known."""
+        number = self._progress().get("num_steps")
+        return number if type(number) is int and number > 0 else None
+
+    def is_done(self) -> bool:
+        """Return whether all steps were taken and the adapter was written.
+
+        Early versions did not write it down: then the adapter tells.
+        """
+        has_adapter = (self.adapter / ADAPTER_CONFIG_FILE).is_file()
+        return has_adapter and self._progress().get("done", True) is True
+
+    def _progress(self) -> dict[str, Any]:
+        try:
+            values = read_json(self.progress)
+        except ValueError:
+            return {}
+        return values if isinstance(values, dict) else {}
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after ``step`` steps, in the folder of all."""
+    return root / f"step-{step:06d}"
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the latest first, without half-written ones."""
+    found = [path for path in root.glob("step-*") if step_of(path) >= 0]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in the name of a checkpoint's folder; -1 for another name."""
+    match = _STEP_NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 class Kind(enum.Enum):
@@ -57,9 +161,9 @@ def kind_of(path: Path) -> Kind:
         return Kind.BASE_MODEL
     if "plan.json" in names:
         return Kind.PLAN
-    if any(path.glob("step-*/*.json")):
+    if list_checkpoints(path):
         return Kind.CHECKPOINTS
-    if any(path.glob("rank-*.json")) or any(path.glob("*/rank-*.json")):
+    if any(path.glob(RANK_RECORDS)) or any(path.glob(f"*/{RANK_RECORDS}")):
         return Kind.LOGS
     return Kind.OTHER if names else Kind.EMPTY
 

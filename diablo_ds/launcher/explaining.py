@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import Kind, kind_of
+from diablo_ds.files.layout import Kind, RunFolder, kind_of
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.ranks.records import describe_failure, first_failure, last_log_folder, read_records
-from diablo_ds.training.run_folder import logs_folder
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,9 @@ def explain_end(folder: Path) -> End:
     Raises:
         UserError: if the path is no folder, or that of something else.
     """
-    kind = kind_of(folder)
-    logs = folder
-    if kind is Kind.RUN or logs_folder(folder).is_dir():
-        logs = last_log_folder(logs_folder(folder)) or folder
+    kind, logs, starts = kind_of(folder), folder, RunFolder(folder).logs
+    if kind is Kind.RUN or starts.is_dir():
+        logs = last_log_folder(starts) or folder
     elif kind not in (Kind.LOGS, Kind.EMPTY, Kind.OTHER):
         raise UserError(
             f"path must be the log folder of a start, or a run folder; got {folder}, {kind.value}"

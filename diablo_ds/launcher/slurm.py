@@ -14,6 +14,7 @@ from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.words import train_words
 from diablo_ds.errors import UserError
+from diablo_ds.files.layout import LOGS_FOLDER, SHELL_IS_DONE, RunFolder
 from diablo_ds.launcher.deepspeed_command import SCRIPT, shown_path
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.ports import PORT_TRIES
@@ -70,7 +71,10 @@ def build_script(
         "set -u",  # not before: modules and conda use variables that are not set
         *(_INHERITED.format(name=name, user_error=EXIT_USER_ERROR) for name in inherited),
         *_run_folder_lines(run, job, field, values),
+        # With changed data a run that was done before is continued.
+        "" if run.allow_changed_data else _EXIT_IF_DONE.format(is_done=SHELL_IS_DONE),
         _START.format(
+            logs=LOGS_FOLDER,
             slots=job.slots,
             warning_variable=WARNING_VARIABLE,
             warning_s=job.warning_s,
@@ -123,7 +127,7 @@ def submit(script: Path, job: Job, hidden: Mapping[str, str]) -> list[int]:
 
 def _sbatch_options(run: RunConfig, job: Job, num_values: int, folder: Path) -> list[str]:
     number = "%A_%a" if num_values else "%j"
-    logs = folder / run.output / "logs"
+    logs = RunFolder(folder / run.output).logs
     if "\\" in str(logs):
         raise UserError(
             "output must have no backslash for SLURM, which would not fill in the job's number; "
@@ -202,13 +206,15 @@ if [ -z "${{{name}+set}}" ]; then
     exit {user_error}
 fi"""
 
-_START = """\
-if [ -e "$run_folder/adapter/adapter.json" ]; then
+_EXIT_IF_DONE = """\
+if {is_done}; then
     echo "$run_folder is done."
     exit 0
-fi
+fi"""
+
+_START = """\
 job_name="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
-logs="$run_folder/logs/$job_name-${{SLURM_RESTART_COUNT:-0}}"
+logs="$run_folder/{logs}/$job_name-${{SLURM_RESTART_COUNT:-0}}"
 (umask 077 && mkdir -p "$logs")
 export run_folder log_folder
 # Python imports what lies in the working folder first where it starts a module by its name.

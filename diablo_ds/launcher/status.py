@@ -8,11 +8,9 @@ import time
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import RUN_CONFIG_FILE, kind_of
+from diablo_ds.files.layout import RunFolder, kind_of, list_checkpoints
 from diablo_ds.ranks.records import last_log_folder, read_records
-from diablo_ds.training.checkpoint import list_checkpoints
-from diablo_ds.training.metrics import PROGRESS_FILE, format_seconds, read_metrics, read_num_steps
-from diablo_ds.training.run_folder import checkpoints_folder, logs_folder
+from diablo_ds.training.metrics_file import format_seconds, read_metrics
 
 RECENT_STEPS = 50
 
@@ -23,23 +21,23 @@ def describe_status(folder: Path) -> str:
     Raises:
         UserError: if the folder is not that of a run.
     """
-    if not (folder / RUN_CONFIG_FILE).is_file():
-        if logs_folder(folder).is_dir():
+    files = RunFolder(folder)
+    if not files.run_config.is_file():
+        if files.logs.is_dir():
             return f"Run {folder}\n  it has not started to train yet"
         raise UserError(f"path must be a run folder; got {folder}, {kind_of(folder).value}")
-    metrics = folder / "metrics.jsonl"
-    points, _ = read_metrics(metrics)
+    points, _ = read_metrics(files.metrics)
     wanted = {"loss", "step_s", "tokens_per_s"}
     steps = [point for point in points if wanted <= point.keys()]
     lines = [f"Run {folder}"]
     if steps:
         last = steps[-1]
         recent = steps[-RECENT_STEPS:]
-        num_steps = read_num_steps(folder / PROGRESS_FILE)
+        num_steps = files.num_steps()
         step_s = statistics.median(point["step_s"] for point in recent)
         rate = statistics.median(point["tokens_per_s"] for point in recent)
-        ago = format_seconds(max(0.0, time.time() - metrics.stat().st_mtime))
-        is_done = (folder / "adapter").is_dir()
+        ago = format_seconds(max(0.0, time.time() - files.metrics.stat().st_mtime))
+        is_done = files.is_done()
         if is_done or num_steps is None or not math.isfinite(step_s):
             left = "done" if is_done else "unknown"
         else:
@@ -55,14 +53,14 @@ def describe_status(folder: Path) -> str:
         ]
     else:
         lines.append("  step        none yet")
-    checkpoints = list_checkpoints(checkpoints_folder(folder))
+    checkpoints = list_checkpoints(files.checkpoints)
     lines.append(f"  checkpoint  {checkpoints[0] if checkpoints else 'none yet'}")
-    return "\n".join([*lines, *_rank_lines(folder)])
+    return "\n".join([*lines, *_rank_lines(files.logs)])
 
 
-def _rank_lines(folder: Path) -> list[str]:
+def _rank_lines(logs: Path) -> list[str]:
     """Return the state of the ranks of the last start."""
-    last = last_log_folder(logs_folder(folder))
+    last = last_log_folder(logs)
     if last is None:
         return []
     records = read_records(last)

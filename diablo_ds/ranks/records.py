@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diablo_ds.files import trust
+from diablo_ds.files.layout import RANK_RECORDS
 
 FAILED_FILE = "failed"
 """Made by the first rank that fails; tells the others to stop."""
@@ -87,7 +88,7 @@ def read_records(folder: Path) -> list[RankRecord]:
     One that is being written is left out, and so is one that another user put there.
     """
     records = []
-    for path in sorted(folder.glob("rank-*.json")):
+    for path in sorted(folder.glob(RANK_RECORDS)):
         with contextlib.suppress(OSError, ValueError, TypeError):
             records.append(RankRecord(**json.loads(trust.read_own_file(path))))
     return records
@@ -95,7 +96,7 @@ def read_records(folder: Path) -> list[RankRecord]:
 
 def last_log_folder(logs: Path) -> Path | None:
     """Return the log folder of the last start among those in a folder; None where there is none."""
-    found = list(logs.rglob("rank-*.json"))
+    found = list(logs.rglob(RANK_RECORDS))
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
 

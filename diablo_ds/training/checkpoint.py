@@ -10,7 +10,6 @@ and step.
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -33,7 +32,10 @@ from diablo_ds.files.layout import (
     CHECKSUMS_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
+    checkpoint_folder,
     checksums_file,
+    list_checkpoints,
+    step_of,
 )
 from diablo_ds.files.whole_tensors import load_tensors, save_tensors
 from diablo_ds.training.content_checks import check_position, check_tensors
@@ -41,7 +43,6 @@ from diablo_ds.zero.optimizer_state import MOMENTS
 
 CHECKPOINT_FORMAT = 1
 _FILES = {STATE_FILE, OPTIMIZER_FILE, ADAPTER_TENSOR_FILE, ADAPTER_CONFIG_FILE}
-_STEP_NAME = re.compile(r"step-[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -163,22 +164,6 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def checkpoint_folder(root: Path, step: int) -> Path:
-    """Return the folder of the checkpoint after ``step`` steps."""
-    return root / f"step-{step:06d}"
-
-
-def list_checkpoints(root: Path) -> list[Path]:
-    """Return checkpoint folders, the latest first; half-written ones are not among them."""
-    found = [path for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(folder: Path) -> int:
-    """Return the step in a checkpoint folder's name."""
-    return int(folder.name.removeprefix("step-"))
-
-
 def verify_checkpoint(folder: Path) -> None:
     """Compare every file with its checksum.
 
@@ -286,7 +271,7 @@ def read_position(folder: Path) -> dict[str, Any]:
     position = check_position(read_json(file), file)
     if position.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"checkpoint must have format {CHECKPOINT_FORMAT}; got {folder}")
-    if _STEP_NAME.fullmatch(folder.name) and position["step"] != step_of(folder):
+    if step_of(folder) not in (-1, position["step"]):
         raise UserError(
             f"checkpoint must hold the step of its name; got step={position['step']} in {folder}"
         )

@@ -10,16 +10,16 @@ from diablo_ds.adapter.storage import check_shapes, load_adapter_config
 from diablo_ds.data.prepare import manifest
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import (
-    ADAPTER_CONFIG_FILE,
     ADAPTER_TENSOR_FILE,
-    RUN_CONFIG_FILE,
     Kind,
+    RunFolder,
     kind_of,
+    list_checkpoints,
 )
 from diablo_ds.files.whole_tensors import tensor_shapes
-from diablo_ds.training.checkpoint import list_checkpoints, read_position, verify_checkpoint
-from diablo_ds.training.metrics import read_metrics
-from diablo_ds.training.run_folder import checkpoints_folder, load_recorded
+from diablo_ds.training.checkpoint import read_position, verify_checkpoint
+from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.run_folder import load_recorded
 
 
 def describe(path: Path) -> str:
@@ -38,21 +38,22 @@ def describe(path: Path) -> str:
 
 
 def _describe_run(folder: Path) -> str:
-    run_config = load_recorded(folder / RUN_CONFIG_FILE)
+    files = RunFolder(folder)
+    run_config = load_recorded(files.run_config)
     lines = [
-        f"Run {folder}",
+        f"Run {folder}{', done' if files.is_done() else ''}",
         f"  model        {run_config.model}",
         f"  data         {run_config.data}",
     ]
-    points, _ = read_metrics(folder / "metrics.jsonl")
+    points, _ = read_metrics(files.metrics)
     for name, label in (("loss", "loss        "), ("heldout_loss", "held-out    ")):
         values = [(int(p["step"]), p[name]) for p in points if name in p]
         if values:
             (first_step, first), (last_step, last) = values[0], values[-1]
             lines.append(f"  {label} {first:.4f} at step {first_step}, {last:.4f} at {last_step}")
-    lines += _checkpoint_lines(checkpoints_folder(folder))
-    if (folder / "adapter" / ADAPTER_CONFIG_FILE).is_file():
-        lines.append(_describe_adapter(folder / "adapter"))
+    lines += _checkpoint_lines(files.checkpoints)
+    if kind_of(files.adapter) is Kind.ADAPTER:
+        lines.append(_describe_adapter(files.adapter))
     return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import resource
 import sys
 import time
@@ -17,12 +16,12 @@ from tqdm import tqdm
 
 from diablo_ds.config.continuation import FREE_ON_RESUME
 from diablo_ds.config.run import RunConfig
-from diablo_ds.files.atomic import new_file, read_json, write_json, write_text
+from diablo_ds.files.atomic import new_file, write_text
+from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.terminal import shows_progress
-
-PROGRESS_FILE = "progress.json"
+from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -32,18 +31,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def format_seconds(seconds: float) -> str:
-    """Format a duration as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class Reporter:
     """Writes one point per step to every place a user may look at; silent except on rank 0.
 
     Args:
-        folder: the run folder; gets `metrics.jsonl` and `tensorboard/`.
+        folder: the run folder.
         run: the run config, logged as text and as hyperparameters.
         num_steps: steps of the whole run.
         start_step: steps taken before this process; later points of an earlier process are cut.
@@ -67,7 +59,8 @@ class Reporter:
         self.num_steps = num_steps
         self._start_step = start_step
         self._start_time = time.monotonic()
-        self._metrics_file = folder / "metrics.jsonl"
+        files = RunFolder(folder)
+        self._metrics_file = files.metrics
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -78,9 +71,9 @@ class Reporter:
         if num_bad:
             logger.warning(f"Left out of {self._metrics_file}: {num_bad} lines that are no points")
         self.history = [point for point in points if point["step"] <= last]
-        write_text(self._metrics_file, "".join(map(_format_point, self.history)))
-        write_json(folder / PROGRESS_FILE, {"num_steps": num_steps, "start_step": start_step})
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
+        write_text(self._metrics_file, "".join(map(format_point, self.history)))
+        files.write_progress(num_steps, start_step, done=False)
+        self._writer = SummaryWriter(str(files.tensorboard), purge_step=last + 1)
         if not start_step:
             values = json.dumps(dataclasses.asdict(run), indent=2)
             self._writer.add_text("run_config", f"```json\n{values}\n```", 0)
@@ -179,49 +172,7 @@ class Reporter:
         if self._owner is not None and self._owner.is_lost:  # the next save says so and ends
             return
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(_format_point(point))
-
-
-def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
-    """Read a metrics file.
-
-    Returns:
-        Its points, each with a step, and the number of lines that are none, as the last one that a
-        crash cut short. Values that were not finite are NaN.
-    """
-    points, num_bad = [], 0
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        point = _parse_point(line)
-        if point is None:
-            num_bad += 1
-        else:
-            points.append(point)
-    return points, num_bad
-
-
-def _parse_point(line: str) -> dict[str, float] | None:
-    try:
-        values = json.loads(line)
-        point = {name: math.nan if v is None else float(v) for name, v in values.items()}
-        step = int(point["step"])
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return None
-    return {**point, "step": step} if step == point["step"] and step >= 0 else None
-
-
-def _format_point(point: Mapping[str, float]) -> str:
-    finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
-    return json.dumps(finite) + "\n"
-
-
-def read_num_steps(path: Path) -> int | None:
-    """Return the number of steps that a progress file tells; None where it tells none."""
-    try:
-        num_steps = read_json(path)["num_steps"]
-    except (ValueError, TypeError, KeyError):
-        return None
-    return num_steps if type(num_steps) is int and num_steps > 0 else None
+            file.write(format_point(point))
 
 
 def plot_losses(history: list[dict[str, float]], path: Path) -> None:

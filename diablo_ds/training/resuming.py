@@ -14,12 +14,13 @@ from diablo_ds.data.batches import BatchSource
 from diablo_ds.data.identity import DataIdentity, identify, reconcile
 from diablo_ds.data.streaming import StreamSource
 from diablo_ds.errors import UserError
+from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
 from diablo_ds.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from diablo_ds.training.content_checks import check_tensors
-from diablo_ds.training.run_folder import checkpoints_folder, own_run_folder
+from diablo_ds.training.run_folder import own_run_folder
 
 
 def own_folder(
@@ -72,7 +73,7 @@ def find_resume_point(
         return checkpoint
 
     found, problems = distributed.on_main_process(
-        lambda: find_checkpoint(checkpoints_folder(folder), load)
+        lambda: find_checkpoint(RunFolder(folder).checkpoints, load)
     )
     for problem in problems:
         logger.warning(f"Passing over a damaged checkpoint: {problem}")

@@ -15,12 +15,11 @@ from diablo_ds.config.run_files import parse_run_config, save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json
-from diablo_ds.files.layout import RUN_CONFIG_FILE
+from diablo_ds.files.layout import LOGS_FOLDER, RunFolder
 from diablo_ds.files.ownership import OWNER_FOLDER, FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
 
-LOGS = "logs"
-_NOT_A_RUN = (LOGS, OWNER_FOLDER)
+_NOT_A_RUN = (LOGS_FOLDER, OWNER_FOLDER)
 """What a folder may hold before its run has begun."""
 
 
@@ -82,8 +81,8 @@ def own_run_folder(config: RunConfig) -> FolderOwner:
         try:
             _refuse_other_content(config, folder)  # another run may have been there meanwhile
             named = dataclasses.replace(config, output=str(folder))
-            save_run_config(named, folder / RUN_CONFIG_FILE)
-            remove_leftovers(checkpoints_folder(folder))
+            save_run_config(named, RunFolder(folder).run_config)
+            remove_leftovers(RunFolder(folder).checkpoints)
         except BaseException:
             owner.release()
             raise
@@ -106,12 +105,13 @@ def _refuse_other_content(config: RunConfig, folder: Path) -> None:
         trust.check_folder(folder, "run folder", shared=config.shared_folders)
     if not folder.exists() or all(path.name in _NOT_A_RUN for path in folder.iterdir()):
         return
-    if not (folder / RUN_CONFIG_FILE).is_file():
+    run_config_file = RunFolder(folder).run_config
+    if not run_config_file.is_file():
         raise UserError(
             "output folder must be new, empty or hold this run; got other files in "
             f"output={config.output!r}; choose another folder"
         )
-    recorded = load_recorded(folder / RUN_CONFIG_FILE)
+    recorded = load_recorded(run_config_file)
     differing = differing_fields(recorded, config)
     if differing:
         raise UserError(
@@ -127,7 +127,7 @@ def recorded_config(config: RunConfig) -> RunConfig | None:
     Raises:
         UserError: if it cannot be read.
     """
-    path = Path(config.output) / RUN_CONFIG_FILE
+    path = RunFolder(Path(config.output)).run_config
     return load_recorded(path) if config.output and path.is_file() else None
 
 
@@ -154,13 +154,3 @@ def _naming_errors(folder: Path) -> Iterator[None]:
         raise UserError(
             f"output folder must be writable; got output={str(folder)!r}: {error}"
         ) from None
-
-
-def logs_folder(folder: Path) -> Path:
-    """Return where the launcher keeps the logs of all ranks."""
-    return folder / LOGS
-
-
-def checkpoints_folder(folder: Path) -> Path:
-    """Return where a run keeps its checkpoints."""
-    return folder / "checkpoints"

@@ -15,18 +15,16 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.schedule import lr_factor
 from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.errors import NonFiniteError
+from diablo_ds.files.layout import RunFolder, checkpoint_folder, list_checkpoints
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.stopping import Borders, GraceWarning, StopAgreed, Stopped, StopRequests
 from diablo_ds.training.checkpoint import (
     Checkpoint,
-    checkpoint_folder,
-    list_checkpoints,
     save_checkpoint,
 )
 from diablo_ds.training.metrics import Reporter, peak_memory_bytes, plot_losses
-from diablo_ds.training.run_folder import checkpoints_folder
 from diablo_ds.training.startup import Run, start_run
 from diablo_ds.training.step import evaluate, train_step
 from diablo_ds.zero import engine, optimizer_state
@@ -47,17 +45,18 @@ class Summary:
 
     def text(self) -> str:
         """Return the closing lines for a person: results, places, what to try next."""
+        files = RunFolder(self.folder)
         lines = [f"Done: {self.steps} steps."]
         if self.first_heldout_loss is not None:
             first, last = self.first_heldout_loss, self.last_heldout_loss
             lines[0] += f" Held-out loss from {first:.4f} to {last:.4f}."
         lines += [
-            f"  adapter      {self.folder / 'adapter'}",
-            f"  checkpoint   {checkpoint_folder(checkpoints_folder(self.folder), self.steps)}",
-            f"  TensorBoard  {self.folder / 'tensorboard'}",
-            f"  loss curve   {self.folder / 'loss.png'}",
-            f"Next: diablo-ds inspect {self.folder / 'adapter'}",
-            f"      tensorboard --logdir {self.folder / 'tensorboard'}",
+            f"  adapter      {files.adapter}",
+            f"  checkpoint   {checkpoint_folder(files.checkpoints, self.steps)}",
+            f"  TensorBoard  {files.tensorboard}",
+            f"  loss curve   {files.loss_plot}",
+            f"Next: diablo-ds inspect {files.adapter}",
+            f"      tensorboard --logdir {files.tensorboard}",
         ]
         return "\n".join(lines)
 
@@ -239,7 +238,7 @@ def save(run: Run, step: int) -> None:
 
     def write() -> None:
         run.check_owner()
-        save_checkpoint(checkpoints_folder(run.folder), checkpoint, run.config.keep_last)
+        save_checkpoint(RunFolder(run.folder).checkpoints, checkpoint, run.config.keep_last)
 
     distributed.on_main_process(write)
 
@@ -252,11 +251,13 @@ def _finish(run: Run, reporter: Reporter) -> Summary:
 
     def write() -> Summary:
         run.check_owner()
-        last_checkpoint = checkpoint_folder(checkpoints_folder(run.folder), run.num_steps)
+        files = RunFolder(run.folder)
+        last_checkpoint = checkpoint_folder(files.checkpoints, run.num_steps)
         masters, adapter_config = load_adapter(last_checkpoint)
         beside = {GENERATION_CONFIG_FILE: run.generation_config}
-        save_adapter(run.folder / "adapter", masters, adapter_config, beside)
-        plot_losses(reporter.history, run.folder / "loss.png")
+        save_adapter(files.adapter, masters, adapter_config, beside)
+        files.write_progress(run.num_steps, run.start_step, done=True)
+        plot_losses(reporter.history, files.loss_plot)
         heldout = [p["heldout_loss"] for p in reporter.history if "heldout_loss" in p]
         first, last = (heldout[0], heldout[-1]) if heldout else (None, None)
         last_loss = next((p["loss"] for p in reversed(reporter.history) if "loss" in p), None)
@@ -275,5 +276,5 @@ def _report_norms(run: Run, reporter: Reporter, step: int) -> None:
 
 
 def _last_checkpoint_text(folder: Path) -> str:
-    found = list_checkpoints(checkpoints_folder(folder))
+    found = list_checkpoints(RunFolder(folder).checkpoints)
     return f"the last good checkpoint is {found[0]}" if found else "no checkpoint was written yet"

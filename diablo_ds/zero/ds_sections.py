@@ -106,7 +106,7 @@ def check_sections(values: Mapping[str, Any], path: Path) -> None:
         if key in values:
             raise UserError(
                 "ds_config must not write metrics elsewhere: they are in the run folder, as "
-                f"metrics.jsonl and for TensorBoard; got {key} in {path}; remove it"
+                f"a metrics file and for TensorBoard; got {key} in {path}; remove it"
             )
     for name in SECTIONS:
         if name in values and not isinstance(values[name], dict):

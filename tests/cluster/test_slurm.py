@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.training.checkpoint import list_checkpoints
+from diablo_ds.files.layout import list_checkpoints
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.watching import assert_same_run, processes_of, steps_taken
 from tests.e2e.commands import ROOT

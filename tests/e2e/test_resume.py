@@ -13,7 +13,8 @@ import torch
 from torch.testing import assert_close
 
 from diablo_ds.adapter.storage import load_adapter
-from diablo_ds.training.checkpoint import list_checkpoints, verify_checkpoint
+from diablo_ds.files.layout import list_checkpoints
+from diablo_ds.training.checkpoint import verify_checkpoint
 from tests import forked
 from tests.e2e.commands import (
     BIN,

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from diablo_ds.training.checkpoint import list_checkpoints
+from diablo_ds.files.layout import list_checkpoints
 from tests.cluster.watching import assert_same_run
 from tests.e2e.commands import ROOT, ZERO3, environment, free_port, losses
 from tests.forked import Command, ranks

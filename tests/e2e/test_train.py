@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diablo_ds.adapter.storage import load_adapter
-from diablo_ds.training.checkpoint import list_checkpoints
+from diablo_ds.files.layout import list_checkpoints
 from tests import forked
 from tests.e2e.commands import ROOT, ZERO3, assert_user_error, deepspeed, diablo_ds, losses
 
@@ -120,7 +120,8 @@ def test_the_last_checkpoints_are_kept_and_are_no_larger_than_the_adapter_and_it
 def test_inspect_describes_run_checkpoint_and_adapter(finished):
     folder, _ = finished
     run = diablo_ds("inspect", folder).stdout
-    assert "step-000019, whole" in run
+    assert "step-000019, intact" in run
+    assert f"Run {folder}, done\n" in run
     checkpoint = forked.diablo_ds("inspect", folder / "checkpoints" / "step-000019").stdout
     assert "step         19, 76 examples seen" in checkpoint
     adapter = forked.diablo_ds("inspect", folder / "adapter").stdout

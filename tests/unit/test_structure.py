@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from diablo_ds.files import layout
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
@@ -128,6 +131,43 @@ def test_the_command_line_starts_without_heavy_packages():
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "deepspeed", "transformers", "datasets"} & set(loaded)
+
+
+def _strings(path: Path) -> set[str]:
+    """Return the string constants of a module, without its docstrings."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    said = {
+        id(statement.value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented)
+        for statement in node.body
+        if isinstance(statement, ast.Expr)
+    }
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return {n.value for n in nodes if isinstance(n.value, str) and id(n) not in said}
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if _name(p) != "files.layout"], ids=_name)
+def test_one_module_names_what_is_in_a_run_folder(path):
+    files = (
+        layout.RUN_CONFIG_FILE,
+        layout.METRICS_FILE,
+        layout.PROGRESS_FILE,
+        layout.LOSS_PLOT,
+        layout.ADAPTER_CONFIG_FILE,
+        layout.ADAPTER_TENSOR_FILE,
+        layout.CHECKSUMS_FILE,
+        layout.OPTIMIZER_FILE,
+        layout.RANK_RECORDS,
+    )
+    folders = (layout.CHECKPOINTS_FOLDER, layout.LOGS_FOLDER, layout.ADAPTER_FOLDER)
+    for text in _strings(path):
+        assert not [name for name in files if name in text]
+        assert not [name for name in folders if re.search(rf"/{name}\\b|\\b{name}/", text)]
+    paths = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.BinOp)]
+    joined = {n.right.value for n in paths if isinstance(n.right, ast.Constant)}
+    assert not joined & {*folders, layout.TENSORBOARD_FOLDER}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
-from diablo_ds.files.layout import CHECKSUMS_FILE, Kind, checksums_file, kind_of
+from diablo_ds.files.layout import (
+    CHECKSUMS_FILE,
+    SHELL_IS_DONE,
+    Kind,
+    RunFolder,
+    checksums_file,
+    kind_of,
+)
 
 LISTED = json.dumps({"format": 1, "files": {}})
 RECORD = json.dumps({"parts": {}})
@@ -50,3 +58,31 @@ def test_checksums_have_one_name_and_are_read_under_the_early_one(tmp_path):
     assert checksums_file(tmp_path).name == "manifest.json"
     (tmp_path / CHECKSUMS_FILE).write_text(LISTED)
     assert checksums_file(tmp_path).name == CHECKSUMS_FILE
+
+
+@pytest.mark.parametrize("progress", [None, "garbage", "{}", "[]"])
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_a_run_of_an_early_version_is_done_when_it_has_its_adapter(progress, has_adapter, tmp_path):
+    run_folder = RunFolder(tmp_path)
+    if progress is not None:
+        run_folder.progress.write_text(progress)
+    if has_adapter:
+        run_folder.adapter.mkdir()
+        (run_folder.adapter / "adapter.json").write_text("{}")
+    assert run_folder.is_done() == has_adapter
+    assert run_folder.num_steps() is None
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_shell_and_python_agree_whether_a_run_is_done(has_adapter, done, tmp_path):
+    run_folder = RunFolder(tmp_path / "a b")
+    run_folder.adapter.mkdir(parents=True)
+    if has_adapter:
+        (run_folder.adapter / "adapter.json").write_text("{}")
+    run_folder.write_progress(9, 3, done=done)
+    assert run_folder.num_steps() == 9
+    assert run_folder.is_done() == (has_adapter and done)
+    script = f'run_folder="{run_folder.path}"; if {SHELL_IS_DONE}; then exit 0; else exit 7; fi'
+    code = subprocess.run(["bash", "-uc", script], check=False).returncode
+    assert code == (0 if run_folder.is_done() else 7)

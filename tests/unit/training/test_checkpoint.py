@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file
-from diablo_ds.files.layout import CHECKSUMS_FILE, MANIFEST_FILE
+from diablo_ds.files.layout import CHECKSUMS_FILE, MANIFEST_FILE, list_checkpoints
 from diablo_ds.training import checkpoint
 from diablo_ds.training.checkpoint import Checkpoint
 
@@ -50,7 +50,7 @@ def test_size_is_that_of_the_deltas_and_their_moments(tmp_path):
 def test_the_last_ones_are_kept_and_the_latest_is_found(tmp_path):
     for step in (9, 10, 100):
         _save(tmp_path, step, keep_last=2)
-    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-000100", "step-000010"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000100", "step-000010"]
     assert checkpoint.find_checkpoint(tmp_path) == (tmp_path / "step-000100", [])
     assert checkpoint.find_checkpoint(tmp_path / "none") == (None, [])
 
@@ -86,8 +86,8 @@ def test_checksums_under_the_name_of_early_versions_are_read(tmp_path):
     assert checkpoint.find_checkpoint(tmp_path)[0] == new
     (new / "state.json").write_text("{}")
     assert checkpoint.find_checkpoint(tmp_path)[0] == old
-    assert _save(tmp_path, 3, keep_last=2) in checkpoint.list_checkpoints(tmp_path)
-    assert checkpoint.list_checkpoints(tmp_path)[1] == old  # the one whose sizes are wrong went
+    assert _save(tmp_path, 3, keep_last=2) in list_checkpoints(tmp_path)
+    assert list_checkpoints(tmp_path)[1] == old  # the one whose sizes are wrong went
 
 
 def test_damaged_checkpoints_alone_stop_the_run(tmp_path):
@@ -119,16 +119,16 @@ def test_damaged_newer_checkpoints_go_before_good_ones(num_damaged, keep_size, t
         _damage(folder, keep_size=keep_size)
     good = _save(tmp_path, 4, keep_last=num_damaged)  # the run was resumed before the damaged ones
     assert checkpoint.find_checkpoint(tmp_path)[0] == good
-    assert len(checkpoint.list_checkpoints(tmp_path)) == num_damaged
+    assert len(list_checkpoints(tmp_path)) == num_damaged
     second = _save(tmp_path, 5, keep_last=2)
-    assert checkpoint.list_checkpoints(tmp_path) == [second, good]
+    assert list_checkpoints(tmp_path) == [second, good]
 
 
 def test_a_damaged_older_checkpoint_goes_before_a_good_older_one(tmp_path):
     good, damaged = _save(tmp_path, 1), _save(tmp_path, 2)
     _damage(damaged, keep_size=False)
     newest = _save(tmp_path, 3, keep_last=2)
-    assert checkpoint.list_checkpoints(tmp_path) == [newest, good]
+    assert list_checkpoints(tmp_path) == [newest, good]
 
 
 def test_what_a_killed_save_left_is_put_right(tmp_path):
@@ -145,7 +145,7 @@ def test_half_written_folders_are_not_taken_for_checkpoints(tmp_path):
     (tmp_path / ".step-000009.abcd.tmp").mkdir()
     for name in ("step-12x", "step-", "step-\u00b2", f"step-{10**30}"):
         (tmp_path / name).mkdir()
-    assert checkpoint.list_checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path) == []
 
 
 # --- checksums that hold, and content that does not fit ------------------------------------------

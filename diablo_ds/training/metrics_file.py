@@ -1,0 +1,49 @@
+"""The metrics file: one JSON object per point; read without torch, written line by line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
+    """Read a metrics file.
+
+    Returns:
+        Its points, each with a step, and the number of lines that are none, as the last one that a
+        crash cut short. Values that were not finite are NaN.
+    """
+    points, num_bad = [], 0
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        point = _parse_point(line)
+        if point is None:
+            num_bad += 1
+        else:
+            points.append(point)
+    return points, num_bad
+
+
+def format_point(point: Mapping[str, float]) -> str:
+    """Return a point as a line of the file."""
+    finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
+    return json.dumps(finite) + "\n"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _parse_point(line: str) -> dict[str, float] | None:
+    try:
+        values = json.loads(line)
+        point = {name: math.nan if v is None else float(v) for name, v in values.items()}
+        step = int(point["step"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    return {**point, "step": step} if step == point["step"] and step >= 0 else None

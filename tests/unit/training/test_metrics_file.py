@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
+
+GARBAGE = [
+    "garbage",
+    "[1, 2]",
+    "null",
+    "7",
+    '"step"',
+    "{}",
+    '{"loss": 1.0}',
+    '{"step": "x"}',
+    '{"step": -1}',
+    '{"step": 1.5}',
+    '{"step": null}',
+    '{"step": 1, "loss": [1]}',
+    "[" * 9999,
+    f'{{"step": {10**400}}}',
+    '{"step": 3, "loss',
+]
+
+
+def test_lines_that_are_no_points_are_counted_and_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = ['{"step": 1, "loss": 2.5}', '{"step": 2, "loss": null}']
+    path.write_bytes("\n".join([good[0], *GARBAGE, good[1]]).encode() + b"\n\xff\xfe")
+    points, num_bad = read_metrics(path)
+    assert points[0] == {"step": 1, "loss": 2.5}
+    assert math.isnan(points[1]["loss"])
+    assert (len(points), num_bad) == (2, len(GARBAGE) + 1)
+    assert read_metrics(tmp_path / "none") == ([], 0)
+
+
+def test_a_point_is_a_line_in_which_only_finite_numbers_stand(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(format_point({"step": 3, "loss": math.nan}))
+    assert path.read_text() == '{"step": 3, "loss": null}\n'
+    assert math.isnan(read_metrics(path)[0][0]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (90061, "25:01:01")]
+)
+def test_seconds_are_shown_as_on_a_clock(seconds, text):
+    assert format_seconds(seconds) == text
