@@ -58,9 +58,6 @@ STILL_LONG = {
     "diablo_ds/training/startup.py",
     "tests/distributed/test_placement.py",
     "tests/e2e/test_prepare.py",
-    "tests/unit/data/corpora/test_chats.py",
-    "tests/unit/data/corpora/test_reading.py",
-    "tests/unit/data/prepare/test_pipeline.py",
     "tests/unit/launcher/test_launcher.py",
 }
 

@@ -206,7 +206,7 @@ def describe(manifest: dict[str, Any]) -> str:
         "not in the mix": left_out["not_in_mix"],
     }
     if shown := {name: number for name, number in numbers.items() if number}:
-        lines.append(f"{sum(shown.values()):,} left out: " + _list(shown))
+        lines.append(f"{sum(shown.values()):,} skipped: " + _list(shown))
     if EXAMPLES_LEFT_OUT in manifest:
         counts = manifest[EXAMPLES_LEFT_OUT]
         numbers = {name.replace("_", " "): number for name, number in counts.items() if number}

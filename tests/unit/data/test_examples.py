@@ -1,39 +1,23 @@
 from __future__ import annotations
 
-import json
-
-import datasets
 import numpy as np
 import pytest
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data import loading
-from diablo_ds.data.corpora.reading import read_rows
+from diablo_ds.data.examples import Examples
 from diablo_ds.data.labels import Example
+from diablo_ds.data.length_limit import LengthLimit
 from diablo_ds.data.packing import permutation
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
-from tests.tiny import encode_pairs, tiny_tokenizer, write_pairs
+from tests.tiny import tiny_examples, tiny_tokenizer, write_pairs
 
 
 def _load(path, vocab_size=264, **changes):
     defaults = {"heldout_share": 0.25, "max_length": 100}
     config = RunConfig(**{"data": str(path), **defaults, **changes})
     return loading.load_data(config, tiny_tokenizer(), vocab_size)
-
-
-def _pairs(path):
-    rows = [json.loads(row.value) for row in read_rows(path)]
-    return [(row["prompt"], row["completion"]) for row in rows]
-
-
-def _plain(examples):
-    return [[list(map(int, part)) for part in example] for example in examples]
-
-
-def _save(path, rows):
-    columns = {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
-    return datasets.Dataset.from_dict(columns)
 
 
 def test_held_out_share_is_disjoint_and_depends_on_the_seed_alone(tmp_path):
@@ -57,116 +41,34 @@ def test_rows_of_one_example_each_are_split_as_examples(tmp_path):
     assert " rows" not in train.describe()
 
 
-def test_raw_rows_are_tokenised_as_prompt_and_completion(tmp_path):
-    path = write_pairs(tmp_path / "d.jsonl", 8)
-    train, _ = _load(path, heldout_share=0.0)
-    assert _plain(train) == _plain(encode_pairs(_pairs(path)))
+def _rows(*lengths):
+    return TokenTable.from_examples([Example([n] * n, [n] * n) for n in lengths], [0, 0, 1, 2, 2])
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_a_dataset_of_another_program_can_be_read(tmp_path, shuffled):
-    """Any dataset on disk with the two columns, also of 64-bit numbers, or with an indices map."""
-    path = write_pairs(tmp_path / "d.jsonl", 8)
-    expected, _ = _load(path, heldout_share=0.0)
-    part = _save(tmp_path, encode_pairs(_pairs(path)))
-    if shuffled:
-        part = part.select(range(7, -1, -1))
-    datasets.DatasetDict(train=part, heldout=part).save_to_disk(tmp_path / "prepared")
-    train, heldout = _load(tmp_path / "prepared")
-    assert _plain(train) == _plain(heldout) == _plain(expected)[:: -1 if shuffled else 1]
+def test_what_is_cut_on_access_has_the_length_that_was_counted():
+    table = _rows(3, 9, 4, 7, 6)
+    for overlong, lengths, num_dropped, num_cut in (
+        ("drop", [3, 4], 3, 0),
+        ("cut-completion", [3, 5, 4, 5, 5], 0, 3),
+    ):
+        examples = Examples.from_table(table, LengthLimit(5, overlong), "test")
+        assert examples.lengths.tolist() == lengths
+        assert [len(example.input_ids) for example in examples] == lengths
+        assert (examples.num_dropped, examples.num_cut) == (num_dropped, num_cut)
 
 
-def test_a_table_finds_rows_in_many_chunks():
-    rows = encode_pairs([(f"{i}", "x" * i) for i in range(1, 20)])
-    parts = [rows[:7], [], rows[7:8], rows[8:]]
-    chunks = [c for part in parts for c in TokenTable.from_examples(part)._chunks]
-    table = TokenTable(chunks)
-    assert len(table) == 19
-    assert _plain(table[i] for i in range(19)) == _plain(rows)
-    assert table.lengths().tolist() == [len(row.input_ids) for row in rows]
-    assert table.largest_id() == 256
-    assert len(TokenTable([])) == len(TokenTable([]).lengths()) == 0
+def test_examples_of_one_row_are_split_off_together():
+    examples = Examples.from_table(_rows(1, 2, 3, 4, 5), LengthLimit(9), "test")
+    assert examples.num_rows() == 3
+    assert examples.describe() == "5 examples of 3 rows, 15 tokens from test"
+    for seed in range(5):
+        train, heldout = examples.split(0.4, seed)
+        assert set(train.table.source_rows(train.indices)).isdisjoint(
+            heldout.table.source_rows(heldout.indices)
+        )
+        assert (train.num_rows(), heldout.num_rows()) == (2, 1)
 
 
-def test_overlong_examples_are_counted(tmp_path):
-    path = tmp_path / "d.jsonl"
-    rows = [("p" * 3, "c" * 2), ("p" * 3, "c" * 20), ("p" * 30, "c")]
-    path.write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in rows))
-
-    def lengths(overlong):
-        examples, _ = _load(path, heldout_share=0.0, max_length=10, overlong=overlong)
-        assert [len(example.input_ids) for example in examples] == examples.lengths.tolist()
-        return examples.lengths.tolist(), examples.num_dropped, examples.num_cut
-
-    assert lengths("drop") == ([6], 2, 0)
-    # The third row's prompt alone fills the length: cut at the end, it would have no target.
-    assert lengths("cut-completion") == ([6, 10], 1, 1)
-    # The second row's completion alone is too long.
-    assert lengths("cut-prompt") == ([6, 10], 1, 1)
-    examples, _ = _load(path, heldout_share=0.0, max_length=10)
-    assert "2 longer than max_length dropped" in examples.describe()
-    with pytest.raises(UserError, match=r"2 longer than max_length=10 .* row 2 with 24 tokens"):
-        _load(path, max_length=10, overlong="error")
-    with pytest.raises(UserError, match="at least one example of at most 3 tokens"):
-        _load(path, max_length=3)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"", "at least one row; got none"),
-        (b"\n \n", "at least one row; got none"),
-        (b'{"prompt": "a", "completion": "b"}\n{"prompt": }', "line 2: .*Expecting value"),
-        (b'{"prompt": "a"}', "line 1: a row of jsonl must have the fields prompt, completion"),
-        (b'{"prompt": 3, "completion": "b"}', "line 1: field 'prompt' must be text: 3"),
-        (b'{"prompt": "a", "completion": ""}', "line 1: field 'completion' must not be empty"),
-        (b"[1]", "line 1: a row must be a JSON object: list"),
-        (b'\n{"prompt": "\xff"}', "line 2: a row must be UTF-8"),
-    ],
-)
-def test_bad_rows_are_named_with_their_line(tmp_path, text, message):
-    path = tmp_path / "d.jsonl"
-    path.write_bytes(text)
-    with pytest.raises(UserError, match=message):
-        _load(path)
-
-
-def test_missing_and_foreign_data_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"existing file or folder; got .*nowhere"):
-        _load(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"existing file or folder; got .*empty"):
-        _load(tmp_path / "empty")
-    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "raw")
-    with pytest.raises(UserError, match="columns input_ids and labels; got text"):
-        _load(tmp_path / "raw")
-    (tmp_path / "raw" / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="must be a prepared dataset"):
-        _load(tmp_path / "raw")
-    _save(tmp_path, [Example([1, 2], [1])]).save_to_disk(tmp_path / "uneven")
-    with pytest.raises(UserError, match="equal lengths"):
-        _load(tmp_path / "uneven")
-    path = write_pairs(tmp_path / "one.jsonl", 1)
-    with pytest.raises(UserError, match="at least 2 rows to hold some out"):
-        _load(path)
-    _save(tmp_path, encode_pairs([("a", "b")])).save_to_disk(tmp_path / "prepared")
-    with pytest.raises(UserError, match="no effect on a prepared dataset; got corpus='math'"):
-        _load(tmp_path / "prepared", corpus="math")
-
-
-def test_token_ids_outside_the_vocabulary_are_refused(tmp_path):
-    path = write_pairs(tmp_path / "d.jsonl")
-    prepared = tmp_path / "prepared"
-    _save(tmp_path, encode_pairs(_pairs(path))).save_to_disk(prepared)
-    for source in (path, prepared):
-        with pytest.raises(UserError, match=r"got 256, vocab_size=256 in .* another tokenizer"):
-            _load(source, vocab_size=256)
-        assert len(_load(source, vocab_size=257)[0])
-
-
-def test_the_default_data_is_the_shipped_slice_of_gsm8k():
-    train, heldout = _load("default", max_length=3000)
-    assert (len(train), len(heldout)) == (160, 20)
-    text = tiny_tokenizer().encoder.decode(train[0].input_ids)
-    assert "\nAnswer the above question. First think step by step" in text
-    assert "The final answer is: 72<|end|>" in text
+def test_one_row_cannot_be_split():
+    with pytest.raises(UserError, match="at least 2 rows to hold some out; got 1 in tiny"):
+        tiny_examples([("a", "b")]).split(0.5, 0)

@@ -11,6 +11,24 @@ import pytest
 from diablo_ds.data.labels import IGNORE_LABEL
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
+from tests.tiny import encode_pairs
+
+
+def _plain(examples):
+    return [[list(map(int, part)) for part in example] for example in examples]
+
+
+def test_a_table_finds_rows_in_many_chunks():
+    rows = encode_pairs([(f"{i}", "x" * i) for i in range(1, 20)])
+    parts = [rows[:7], [], rows[7:8], rows[8:]]
+    chunks = [c for part in parts for c in TokenTable.from_examples(part)._chunks]
+    table = TokenTable(chunks)
+    assert len(table) == 19
+    assert _plain(table[i] for i in range(19)) == _plain(rows)
+    assert table.lengths().tolist() == [len(row.input_ids) for row in rows]
+    assert table.largest_id() == 256
+    assert len(TokenTable([])) == len(TokenTable([]).lengths()) == 0
+
 
 INTS = pa.list_(pa.int32())
 
@@ -82,3 +100,12 @@ def test_damaged_datasets_are_named(tmp_path):
                 TokenTable.load(folder, "train")
             assert type(caught.value) is UserError
             assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [["a", "b"], [1, None], [0.5, 1.0]])
+def test_row_numbers_that_are_none_are_refused(rows, tmp_path):
+    lists = pa.array([[1], [2]], pa.list_(pa.int32()))
+    table = pa.table({"input_ids": lists, "labels": lists, "source_row": pa.array(rows)})
+    datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(tmp_path / "d")
+    with pytest.raises(UserError, match="source_row must be a column of integers"):
+        TokenTable.load(tmp_path / "d", "train")

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import tracemalloc
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +10,6 @@ import pytest
 
 from diablo_ds.data.corpora.raw_rows import Unreadable, parse
 from diablo_ds.data.corpora.reading import read_rows
-from diablo_ds.data.corpora.sources import find_sources
 from diablo_ds.errors import UserError
 
 ROWS = [{"a": "1\n\u00e9", "b": "x"}, {"a": "2", "b": "]},{"}, {"a": "3", "b": ""}]
@@ -133,87 +130,6 @@ def test_one_bad_row_does_not_hide_the_others(tmp_path, name, data, reasons):
         assert not reason or reason in value.reason
 
 
-_LONG, _HALF = b'{"n": ' + b"7" * 5000 + b"}", b'{"a": "\\ud83d"}'
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (_LONG, "at most 4,300 digits: 5,000"),
-        (_HALF, "surrogate"),
-        (b'{"a": 1, "a": 2}', "there once: 'a'"),
-        (b"[" * 150 + b"]" * 150, "may be nested"),
-        (b'{"a": "' + b"x" * 1_000_001 + b'"}', "at most 1,000,000 characters: 1,000,"),
-    ],
-)
-def test_a_row_that_python_cannot_hold_is_one_bad_row(tmp_path, value, reason):
-    good = b'{"a": "b"}'
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, value, good]))
-    (tmp_path / "a.json").write_bytes(b"[" + b",\n".join([good, value, good]) + b"]")
-    for name in ("a.jsonl", "a.json"):
-        rows = [(row.line, parse(row.value)) for row in read_rows(tmp_path / name)]
-        assert [line for line, _ in rows] == [1, 2, 3]
-        assert rows[0][1] == rows[2][1] == {"a": "b"}
-        # The length of a row that was parsed is judged when it is rendered.
-        if name == "a.jsonl" or "characters" not in reason:
-            assert reason in rows[1][1].reason
-
-
-def test_half_a_surrogate_pair_in_columns_is_one_bad_row(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'{"a": ["x", "\\ud83d", "z"], "b": ["u", "v", "w"]}')
-    values = [row.value for row in read_rows(tmp_path / "a.json")]
-    assert values[0] == {"a": "x", "b": "u"}
-    assert isinstance(values[1], Unreadable)
-    assert values[2] == {"a": "z", "b": "w"}
-
-
-def test_a_line_without_end_is_not_read_whole(tmp_path):
-    """256 MB of one character, in 250 kB, between two good rows."""
-    path = tmp_path / "a.jsonl.gz"
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(b'{"a": 1}\n')
-        for _ in range(64):
-            file.write(b"x" * (1 << 22))
-        file.write(b'\n{"a": 2}\n')
-    tracemalloc.start()
-    try:
-        rows = list(read_rows(path))
-        assert tracemalloc.get_traced_memory()[1] < 12e6
-    finally:
-        tracemalloc.stop()
-    assert [row.line for row in rows] == [1, 2, 3]
-    assert "1,000,000 characters: 268,435,457" in rows[1].value.reason
-
-
-def test_a_csv_cell_may_be_as_long_as_a_row(tmp_path):
-    (tmp_path / "a.csv").write_text("a,b\n" + "x" * 900_000 + ",y\n")
-    (row,) = read_rows(tmp_path / "a.csv")
-    assert len(row.value["a"]) == 900_000
-
-
-def test_parquet_values_that_python_cannot_hold_are_bad_rows(tmp_path):
-    far = pa.array([0, 10_000_000, 1], pa.int32()).view(pa.date32())
-    table = pa.table({"text": ["aa", "bb", "cc"], "date": far, "number": [1, 2, 3]})
-    pq.write_table(table, tmp_path / "a.parquet")
-    rows = list(read_rows(tmp_path / "a.parquet"))
-    assert [row.line for row in rows] == [1, 2, 3]
-    assert [row.value["text"] for row in (rows[0], rows[2])] == ["aa", "cc"]
-    assert "column 'date'" in rows[1].value.reason
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
-def test_files_that_cannot_be_opened_are_named(tmp_path, name):
-    (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=r"source file must be readable; got .*: Is a directory"):
-        list(read_rows(tmp_path / name))
-
-
-def test_names_that_are_not_utf8_are_refused(tmp_path):
-    Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"\xe9.jsonl")).touch()
-    with pytest.raises(UserError, match="without control characters, in UTF-8"):
-        find_sources([str(tmp_path)])
-
-
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.zst"])
 def test_a_large_file_is_read_in_bounded_memory(tmp_path, name):
     rows = [{"text": f"{i} " + "word " * 400} for i in range(20_000)]  # 40 MB
@@ -232,72 +148,3 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path, name):
         assert tracemalloc.get_traced_memory()[1] < 12e6
     finally:
         tracemalloc.stop()
-
-
-def _touch(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def _found(*texts):
-    sources, passed_over = find_sources(texts)
-    return [(s.name, s.path.name) for s in sources], [path.name for path in passed_over]
-
-
-def test_a_folder_gives_its_training_files_named_after_their_task(tmp_path):
-    _touch(tmp_path, "boolq/train.json", "boolq/test.json", "piqa/train.json.gz", "piqa/dev.json")
-    _touch(tmp_path, "notes.txt", "extra/more.csv")
-    sources, passed_over = _found(str(tmp_path))
-    expected = [("boolq", "train.json"), ("more", "more.csv"), ("piqa", "train.json.gz")]
-    assert sources == expected
-    assert passed_over == ["test.json", "dev.json"]
-
-
-def test_a_file_or_glob_that_is_named_is_taken_as_it_is(tmp_path):
-    _touch(tmp_path, "boolq/test.json", "piqa/test.json")
-    assert _found(str(tmp_path / "boolq/test.json")) == ([("boolq", "test.json")], [])
-    assert len(_found(str(tmp_path / "*/test.json"))[0]) == 2
-    assert _found(f"mine={tmp_path}/boolq/test.json")[0] == [("mine", "test.json")]
-
-
-def test_a_data_set_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
-    """The layout of the hub's own cache, which a download leaves and offline runs read."""
-    repository = tmp_path / "datasets--org--corpus"
-    _touch(repository, "snapshots/abc/data/train.parquet", "snapshots/abc/data/test.parquet")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert _found("org/corpus") == ([("data", "train.parquet")], ["test.parquet"])
-
-
-@pytest.mark.parametrize("text", ["nowhere.json", "./nowhere", "no/such/file.json", "a/*.json"])
-def test_sources_that_are_not_there_are_named(text, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"must be an existing|reachable hub name") as error:
-        find_sources([text])
-    assert text in str(error.value)
-
-
-def test_wrong_forms_and_repeats_are_named(tmp_path):
-    _touch(tmp_path, "a.txt", "b.json", "c/test.json")
-    with pytest.raises(UserError, match=r"must be one of \.jsonl, .*a\.txt"):
-        find_sources([str(tmp_path / "a.txt")])
-    with pytest.raises(UserError, match=r"named once; got .*b\.json twice"):
-        find_sources([str(tmp_path / "b.json"), f"x={tmp_path / 'b.json'}"])
-    with pytest.raises(UserError, match="1 files look like test data: name them"):
-        find_sources([str(tmp_path / "c")])
-
-
-def test_lists_on_a_single_line_are_columns_and_messages_are_a_row(tmp_path):
-    columns = {"question": ["a", "b"], "answer": ["c", "d"]}
-    path = tmp_path / "d.json"
-    path.write_text(json.dumps(columns))
-    assert [row.value for row in read_rows(path)] == [
-        {"question": "a", "answer": "c"},
-        {"question": "b", "answer": "d"},
-    ]
-    row = {"messages": [{"role": "user", "content": "a"}]}
-    path.write_text(json.dumps(row))
-    assert [parse(row.value) for row in read_rows(path)] == [row]

@@ -1,28 +1,30 @@
-"""Conversations of several examples: drawn, split and left out whole."""
+"""Which rows and conversations reach which part: held out, mixed, split and skipped together."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.loading import load_data
-from diablo_ds.data.prepare import chunks, pipeline
 from diablo_ds.data.prepare.manifest import describe
-from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
-from diablo_ds.model.finding import find_tokenizer
 from tests.chat_templates import CHATML, QWEN3
 from tests.tokenizers_for_tests import save_chat
+from tests.unit.data.prepare.preparing import (
+    pairs,
+    read_texts,
+    write_rows,
+)
 
 
 @pytest.fixture(scope="module", name="tokenizers")
@@ -34,21 +36,10 @@ def _tokenizers(tmp_path_factory):
 
 
 @pytest.fixture
-def prepare(tokenizers, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_tokenizer", load_tokenizer)
-    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 10)
-
+def prepare_chats(tokenizers, prepare, tmp_path):
     def run(rows, output="out", tokenizer="qwen3", **changes):
-        path = tmp_path / "d.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        options = PrepareOptions(
-            family="jsonl",
-            source=(str(path),),
-            tokenizer=str(tokenizers / tokenizer),
-            output=tmp_path / output,
-            **changes,
-        )
-        return pipeline.prepare(options, find_tokenizer)
+        path = write_rows(tmp_path / "d.jsonl", rows)
+        return prepare(path, output=output, tokenizer=str(tokenizers / tokenizer), **changes)
 
     return run
 
@@ -69,6 +60,8 @@ def _chat(number, num_turns):
 
 
 CHATS = [_chat(number, number % 4 + 1) for number in range(40)]
+
+
 NUM_EXAMPLES = 100
 
 
@@ -84,8 +77,8 @@ def _part(folder, part="train"):
     return [table[i] for i in range(len(table))]
 
 
-def test_a_held_out_share_is_of_whole_conversations(prepare, tmp_path, tokenizers):
-    manifest = prepare(CHATS, val_share=0.25, mix=("d=32",))
+def test_a_held_out_share_is_of_whole_conversations(prepare_chats, tmp_path, tokenizers):
+    manifest = prepare_chats(CHATS, val_share=0.25, mix=("d=32",))
     found = {}
     for part in ("train", "heldout"):
         of = _conversations(_part(tmp_path / "out", part), tokenizers)
@@ -105,8 +98,8 @@ def test_a_held_out_share_is_of_whole_conversations(prepare, tmp_path, tokenizer
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
-def test_training_holds_out_whole_conversations(is_prepared, prepare, tmp_path, tokenizers):
-    manifest = prepare(CHATS)
+def test_training_holds_out_whole_conversations(is_prepared, prepare_chats, tmp_path, tokenizers):
+    manifest = prepare_chats(CHATS)
     data = tmp_path / ("out" if is_prepared else "d.jsonl")
     config = RunConfig(data=str(data), heldout_share=0.25)
     both = load_data(config, load_tokenizer(tokenizers / "qwen3"), 1000)
@@ -125,21 +118,21 @@ def test_one_conversation_cannot_be_split(tmp_path, tokenizers):
 
 
 @pytest.mark.parametrize("tokenizer", ["qwen3", "chatml"])
-def test_a_test_question_in_any_turn_drops_its_conversation(tokenizer, prepare, tmp_path):
+def test_a_test_question_in_any_turn_drops_its_conversation(tokenizer, prepare_chats, tmp_path):
     test = tmp_path / "test.jsonl"
     test.write_text(json.dumps({"question": "ask 2 of <7>"}) + "\n")
     chats = [
         {"messages": [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages]}
         for messages in (chat["messages"] for chat in CHATS)
     ]
-    manifest = prepare(chats, tokenizer=tokenizer, exclude=(str(test),))
+    manifest = prepare_chats(chats, tokenizer=tokenizer, exclude=(str(test),))
     assert manifest["rows_left_out"]["in_tests"] == {"same question as a test": 1}
     assert manifest["parts"]["train"]["rows"] == 39
 
 
-def test_every_row_is_counted_once(prepare, tmp_path):
+def test_every_row_is_counted_once(prepare_chats, tmp_path):
     rows = [*CHATS, CHATS[3], _chat(3, 1), _chat("long " * 90, 3), {"messages": []}]
-    manifest = prepare(rows, max_length=280, max_bad_rows=0.1, val_share=0.1)
+    manifest = prepare_chats(rows, max_length=280, max_bad_rows=0.1, val_share=0.1)
     left_out = {k: v for k, v in manifest["rows_left_out"].items() if isinstance(v, int)}
     assert left_out == {"bad": 1, "too_long": 1, "duplicates": 2, "not_in_mix": 0}
     in_parts = sum(part["rows"] for part in manifest["parts"].values())
@@ -150,8 +143,8 @@ def test_every_row_is_counted_once(prepare, tmp_path):
     )
 
 
-def test_data_of_one_example_a_row_are_written_as_ever(prepare, tmp_path):
-    manifest = prepare([_chat(number, 1) for number in range(20)], val_share=0.1)
+def test_data_of_one_example_a_row_are_written_as_ever(prepare_chats, tmp_path):
+    manifest = prepare_chats([_chat(number, 1) for number in range(20)], val_share=0.1)
     assert datasets.load_from_disk(str(tmp_path / "out"))["train"].column_names == [
         "input_ids",
         "labels",
@@ -161,52 +154,52 @@ def test_data_of_one_example_a_row_are_written_as_ever(prepare, tmp_path):
 
 
 def test_a_dataset_of_an_older_version_is_read_unless_it_split_conversations(
-    prepare, tmp_path, tokenizers, capsys
+    prepare_chats, tmp_path, tokenizers, capsys
 ):
     """Its manifest differs from today's only where a row gave several examples."""
     single = [_chat(number, 1) for number in range(20)]
-    first = prepare(single, val_share=0.1)
-    assert prepare(single, val_share=0.1) == first
+    first = prepare_chats(single, val_share=0.1)
+    assert prepare_chats(single, val_share=0.1) == first
     assert "Already prepared" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
 
-    manifest = prepare(CHATS, val_share=0.1)
+    manifest = prepare_chats(CHATS, val_share=0.1)
     del manifest["examples_left_out"]
     for part in manifest["parts"].values():
         part["rows"] = part.pop("examples")
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
     config = RunConfig(data=str(tmp_path / "out"))
     tokenizer = load_tokenizer(tokenizers / "qwen3")
-    for use in (lambda: prepare(CHATS, val_share=0.1), lambda: load_data(config, tokenizer, 1000)):
+    for use in (
+        lambda: prepare_chats(CHATS, val_share=0.1),
+        lambda: load_data(config, tokenizer, 1000),
+    ):
         with pytest.raises(UserError, match="keep the answers of a conversation together; got"):
             use()
 
 
-def test_chunks_of_an_older_version_are_made_again(prepare, tmp_path, monkeypatch):
-    whole = prepare(CHATS, output="whole", val_share=0.1)
-
-    def stop(*_):
-        raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "assemble", stop)
-        with pytest.raises(InterruptedError):
-            prepare(CHATS, val_share=0.1)
-    for path in (tmp_path / ".out.partial").glob("chunk-*.arrow"):
-        with pa.ipc.open_stream(path.read_bytes()) as reader:
-            table = reader.read_all().drop_columns("row")
-        counts = json.loads(table.schema.metadata[b"counts"])
-        del counts["num_too_long"]
-        table = table.replace_schema_metadata({"counts": json.dumps(counts)})
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
-            out.write_table(table)
-    assert prepare(CHATS, val_share=0.1)["parts"] == whole["parts"]
+def test_held_out_rows_are_disjoint_from_training(prepare, tmp_path):
+    path = write_rows(tmp_path / "d.jsonl", [*pairs(60), *pairs(60)])
+    manifest = prepare(path, val_share=0.25)
+    train, heldout = read_texts(tmp_path / "out"), read_texts(tmp_path / "out", "heldout")
+    assert (len(train), len(heldout)) == (45, 15)
+    assert not set(train) & set(heldout)
+    assert manifest["rows_left_out"]["duplicates"] == 60
 
 
-@pytest.mark.parametrize("rows", [["a", "b"], [1, None], [0.5, 1.0]])
-def test_row_numbers_that_are_none_are_refused(rows, tmp_path):
-    lists = pa.array([[1], [2]], pa.list_(pa.int32()))
-    table = pa.table({"input_ids": lists, "labels": lists, "source_row": pa.array(rows)})
-    datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(tmp_path / "d")
-    with pytest.raises(UserError, match="source_row must be a column of integers"):
-        TokenTable.load(tmp_path / "d", "train")
+def test_training_rows_that_are_in_the_held_out_source_are_removed(prepare, tmp_path):
+    train = write_rows(tmp_path / "d.jsonl", pairs(30))
+    val = write_rows(tmp_path / "val.jsonl", [*pairs(3), *pairs(2, "other")])
+    manifest = prepare(train, val_source=(str(val),))
+    assert len(read_texts(tmp_path / "out", "heldout")) == 5
+    assert len(read_texts(tmp_path / "out")) == 27
+    assert manifest["rows_left_out"]["duplicates"] == 3
+
+
+def test_sources_are_mixed_by_name(prepare, tmp_path):
+    for name in ("alpaca", "safety"):
+        write_rows(tmp_path / f"{name}.jsonl", pairs(40, name))
+    sources = [f"general={tmp_path}/alpaca.jsonl", tmp_path / "safety.jsonl"]
+    prepare(*sources, mix=("general=20", "safety=0.1"))
+    words = Counter(text.split()[0] for text in read_texts(tmp_path / "out"))
+    assert words == {"alpaca": 20, "safety": 4}

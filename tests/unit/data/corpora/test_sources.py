@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from diablo_ds.data.corpora.sources import find_sources
+from diablo_ds.errors import UserError
+
+
+def _touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def _found(*texts):
+    sources, passed_over = find_sources(texts)
+    return [(s.name, s.path.name) for s in sources], [path.name for path in passed_over]
+
+
+def test_a_folder_gives_its_training_files_named_after_their_task(tmp_path):
+    _touch(tmp_path, "boolq/train.json", "boolq/test.json", "piqa/train.json.gz", "piqa/dev.json")
+    _touch(tmp_path, "notes.txt", "extra/more.csv")
+    sources, passed_over = _found(str(tmp_path))
+    expected = [("boolq", "train.json"), ("more", "more.csv"), ("piqa", "train.json.gz")]
+    assert sources == expected
+    assert passed_over == ["test.json", "dev.json"]
+
+
+def test_a_file_or_glob_that_is_named_is_taken_as_it_is(tmp_path):
+    _touch(tmp_path, "boolq/test.json", "piqa/test.json")
+    assert _found(str(tmp_path / "boolq/test.json")) == ([("boolq", "test.json")], [])
+    assert len(_found(str(tmp_path / "*/test.json"))[0]) == 2
+    assert _found(f"mine={tmp_path}/boolq/test.json")[0] == [("mine", "test.json")]
+
+
+def test_a_data_set_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
+    """The layout of the hub's own cache, which a download leaves and offline runs read."""
+    repository = tmp_path / "datasets--org--corpus"
+    _touch(repository, "snapshots/abc/data/train.parquet", "snapshots/abc/data/test.parquet")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert _found("org/corpus") == ([("data", "train.parquet")], ["test.parquet"])
+
+
+@pytest.mark.parametrize("text", ["nowhere.json", "./nowhere", "no/such/file.json", "a/*.json"])
+def test_sources_that_are_not_there_are_named(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"must be an existing|reachable hub name") as error:
+        find_sources([text])
+    assert text in str(error.value)
+
+
+def test_wrong_forms_and_repeats_are_named(tmp_path):
+    _touch(tmp_path, "a.txt", "b.json", "c/test.json")
+    with pytest.raises(UserError, match=r"must be one of \.jsonl, .*a\.txt"):
+        find_sources([str(tmp_path / "a.txt")])
+    with pytest.raises(UserError, match=r"named once; got .*b\.json twice"):
+        find_sources([str(tmp_path / "b.json"), f"x={tmp_path / 'b.json'}"])
+    with pytest.raises(UserError, match="1 files look like test data: name them"):
+        find_sources([str(tmp_path / "c")])
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"\xe9.jsonl")).touch()
+    with pytest.raises(UserError, match="without control characters, in UTF-8"):
+        find_sources([str(tmp_path)])
