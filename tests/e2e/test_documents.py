@@ -7,7 +7,7 @@ of ranks. A model of the hub stands for a tiny one. Links and names are checked 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -200,7 +200,10 @@ def _python(arguments):
             module = importlib.import_module(f"{others[0]}.__main__")
         _succeed(CliRunner().invoke(module.main, [*others[1:], "--help"]))
         return
-    assert (ROOT / option).is_file(), f"no way to run python {shlex.join(arguments)}"
+    if option == "-m":
+        assert importlib.util.find_spec(others[0]), f"no module {others[0]}"
+    else:
+        assert (ROOT / option).is_file(), f"no way to run python {shlex.join(arguments)}"
 
 
 def _check_extra(arguments):

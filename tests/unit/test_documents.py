@@ -50,7 +50,8 @@ def test_options_and_source_files_that_sentences_name_exist(path):
     for span in spans(path.read_text()):
         for word in span.split():
             option = word.partition("=")[0]
-            assert not re.fullmatch(r"--[a-z][\w-]*", option) or option in known, span
+            names = {option, option.replace("_", "-")}
+            assert not re.fullmatch(r"--[a-z][\w-]*", option) or names & known, span
             if word.endswith(".py") and word not in (*STRANGERS, *NOT_YET):
                 places = (ROOT / word, ROOT / "diablo_ds" / word)
                 exists = any(p.is_file() for p in places) if "/" in word else word in files
