@@ -176,8 +176,12 @@ class Reporter:
 
 
 def plot_losses(history: list[dict[str, float]], path: Path) -> None:
-    """Draw training and held-out loss over steps as a PNG."""
-    from matplotlib.figure import Figure
+    """Draw training and held-out loss over steps as a PNG, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning(f"{path.name} is not drawn: it needs matplotlib; run pip install matplotlib")
+        return
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
