@@ -16,7 +16,8 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import build_meta_model, build_model
 from diablo_ds.model.loss_head import install_loss_head
-from diablo_ds.model.published import Shape, find_model_config
+from diablo_ds.model.published import find_model_config
+from diablo_ds.model.shape import Shape
 from diablo_ds.training.startup import complete_ds_config
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config

@@ -13,7 +13,8 @@ from torch import nn
 
 from benchmarks.ranks import peak_memory, reset_peak_memory
 from diablo_ds.model.loss_head import LossHead
-from diablo_ds.model.published import Shape, find_model_config
+from diablo_ds.model.published import find_model_config
+from diablo_ds.model.shape import Shape
 from diablo_ds.planning.hardware import DEVICES
 
 COMPILED = "compiled layers and loss"

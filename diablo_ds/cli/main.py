@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -13,11 +14,12 @@ from diablo_ds import __version__
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
-from diablo_ds.cli.options import GroupedCommand, from_options
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
 from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
 from diablo_ds.cli.slurm import slurm
+from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.launcher.devices import check_devices
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED
 from diablo_ds.ranks.heartbeat import DESCRIPTOR
@@ -40,11 +42,27 @@ for _command in (prepare, plan, launch, slurm, status, explain, inspect):
     main.add_command(_command)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `diablo-ds train` does with a run.
+
+    Raises:
+        UserError: if a value is illegal.
+    """
+
+    dry_run: bool = setting(
+        False, "Print what would run, and train nothing.", "start", free_on_resume=True
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 @main.command(cls=GroupedCommand, context_settings=CONTEXT)
-@click.option("--dry-run", is_flag=True, help="Print what would run, and train nothing.")
+@options_of(TrainOptions)
 @click.option("--local-rank", type=int, hidden=True, help="Set by DeepSpeed's launcher; not used.")
 @run_options
-def train(dry_run: bool, local_rank: int | None, **values: Any) -> None:
+def train(local_rank: int | None, **values: Any) -> None:
     """Train an adapter. Started by `deepspeed launch/train.py`, or alone for a single process."""
     with clean_errors():
         identity = announce()
@@ -55,7 +73,7 @@ def train(dry_run: bool, local_rank: int | None, **values: Any) -> None:
 
         run_config = build_run_config(values, world_size())
         ds_config = from_options(RunFiles, values).ds_config
-        if dry_run:
+        if from_options(TrainOptions, values).dry_run:
             from diablo_ds.training.dry_run import describe_run
 
             text = describe_run(run_config, ds_config)

@@ -4,195 +4,104 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from pathlib import Path
 from typing import Any
 
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH, choose_batch_sizes
-from diablo_ds.config.choices import PRECISIONS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
+from diablo_ds.model.shape import Shape
 from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
+from diablo_ds.planning.options import DEFAULT_BLOCKS, PlanOptions
 
-_SHAPE = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "vocab_size"),
-)
-_GPU_HELP = f"GPU model, for figures that are not given: {', '.join(DEVICES)}."
-
-
-def _shape_options(command: Any) -> Any:
-    command = click.option(
-        "--tie-word-embeddings/--no-tie-word-embeddings", default=None, help="Head shares weights."
-    )(command)
-    for name in reversed(_SHAPE):
-        option = f"--{name.replace('_', '-')}"
-        command = click.option(
-            option, type=click.IntRange(min=1), help="Model without --model, or changed."
-        )(command)
-    return command
+_FIGURES = {
+    "gpu_memory": "memory_gb",
+    "tflops": "tflops",
+    "memory_bandwidth": "memory_gbs",
+    "inside_bandwidth": "inside_gbs",
+    "between_bandwidth": "between_gbs",
+}
+"""The figures of a GPU model that options may change: option to field of `Device`."""
 
 
-def _assumption_options(command: Any) -> Any:
-    helps = {
-        "compute_share": "Share of the peak that products reach.",
-        "memory_share": "Share of the memory's bandwidth that is reached.",
-        "link_share": "Share of a link's bandwidth that is reached.",
-    }
-    for name, text in reversed(helps.items()):
-        default = getattr(Assumptions, name)
-        command = click.option(
-            f"--{name.replace('_', '-')}", default=default, show_default=True, help=text
-        )(command)
-    return command
-
-
-@click.command(context_settings=CONTEXT)
-@click.option("--model", default="", help="Built-in shape, folder with config.json, or hub name.")
-@_shape_options
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes.")
-@click.option("--gpus-per-node", type=click.IntRange(1), default=8, show_default=True, help="GPUs.")
-@click.option(
-    "--gpu", type=click.Choice(list(DEVICES)), default="h100", show_default=True, help=_GPU_HELP
-)
-@click.option("--gpu-memory", type=float, help="Memory of a GPU, in GB.")
-@click.option("--tflops", type=float, help="Peak of dense 16-bit products, in TFLOP/s.")
-@click.option("--memory-bandwidth", type=float, help="Of a GPU's memory, in GB/s.")
-@click.option("--inside-bandwidth", type=float, help="One GPU to its node, one way, in GB/s.")
-@click.option("--between-bandwidth", type=float, help="One node's network, one way, in GB/s.")
-@click.option("--node-memory", default=1000.0, show_default=True, help="Of a node, in GB.")
-@click.option(
-    "--reserve",
-    default=2.0,
-    show_default=True,
-    help="Of a GPU, for CUDA, NCCL and the allocator's gaps, in GB.",
-)
-@click.option(
-    "--num-blocks",
-    multiple=True,
-    default=("64", "32", "128"),
-    show_default=True,
-    help="Diagonal blocks; repeatable: the first is planned, the others compared.",
-)
-@click.option("--targets", multiple=True, help="Target layers, as in training; repeatable.")
-@click.option(
-    "--micro-batch",
-    type=click.IntRange(1),
-    help=f"Sequences of one forward.  [default: the most up to {MOST_MICRO_BATCH} that divide]",
-)
-@click.option(
-    "--global-batch",
-    type=click.IntRange(1),
-    help="Sequences of a step.  [default: one micro batch a rank]",
-)
-@click.option(
-    "--max-length",
-    type=click.IntRange(2),
-    default=2048,
-    show_default=True,
-    help="Tokens of a sequence.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(("auto", *PRECISIONS)),
-    default="auto",
-    show_default=True,
-    help="Auto is bf16, or fp16 on a GPU without it.",
-)
-@_assumption_options
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Folder for a DeepSpeed config, commands, tables and a scaling plot.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--all", "show_all", is_flag=True, help="Show every layout of every block count.")
-def plan(**options: Any) -> None:
+@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@options_of(PlanOptions)
+@options_of(Shape)
+@options_of(Assumptions)
+def plan(**values: Any) -> None:
     """Predict memory, traffic and time of a run on a cluster, and choose its layout.
 
     Nothing is loaded and no GPU is needed: sizes come from the model's config.
     """
     with clean_errors():
-        _plan(options)
+        _plan(
+            from_options(PlanOptions, values),
+            from_options(Shape, values),
+            from_options(Assumptions, values),
+        )
 
 
-def _plan(options: dict[str, Any]) -> None:
-    from diablo_ds.model.published import Shape, find_model_config
+def _plan(options: PlanOptions, shape: Shape, assumed: Assumptions) -> None:
+    from diablo_ds.model.published import find_model_config
     from diablo_ds.planning import output, report
     from diablo_ds.planning.plan import Planner, fastest
 
-    shape = Shape(
-        **{name: options[name] or 0 for name in _SHAPE},
-        tie_word_embeddings=options["tie_word_embeddings"],
-    )
     cluster = _cluster(options)
-    runs = _runs(options, cluster)
-    config, run_name = find_model_config(options["model"], shape, runs[0].max_length)
-    assumed = Assumptions(
-        **{name: options[name] for name in ("compute_share", "memory_share", "link_share")}
-    )
-    planner = Planner(config, runs[0], assumed)
-    models = [(run, planner.model(run)) for run in _legal(planner, runs, options)]
-    by_run = [list(planner.candidates(cluster, run)) for run, _ in models]
+    run_configs = _run_configs(options, cluster)
+    model_config, run_name = find_model_config(options.model, shape, run_configs[0].max_length)
+    planner = Planner(model_config, run_configs[0], assumed)
+    legal = _legal(planner, run_configs, must_all_be=bool(options.num_blocks))
+    models = [(each, planner.model(each)) for each in legal]
+    by_run = [list(planner.candidates(cluster, each)) for each, _ in models]
     best = fastest([c for c in by_run[0] if c.fits])
-    shown = by_run[0] if not options["show_all"] else [c for own in by_run for c in own]
-    if not options["show_all"]:
+    shown = by_run[0] if not options.all else [c for own in by_run for c in own]
+    if not options.all:
         shown = shown + [c for own in by_run[1:] if (c := fastest([c for c in own if c.fits]))]
     everything = [c for own in by_run for c in own]
-    name = options["model"] or "model by shape"
+    name = options.model or "model by shape"
     text = "\n\n".join(
         [
             report.model_text(name, models),
-            report.cluster_text(cluster, runs[0]),
+            report.cluster_text(cluster, run_configs[0]),
             report.layouts_text(shown, best),
             report.memory_text(report.of_each_variant(by_run[0])),
         ]
     )
     values = report.plan_dict(name, models, cluster, assumed, everything, best)
-    click.echo(json.dumps(values, indent=2) if options["as_json"] else text)
+    click.echo(json.dumps(values, indent=2) if options.json else text)
     if best is None:
         fitting = [
-            f"num_blocks {run.num_blocks}"
-            for (run, _), own in zip(models, by_run, strict=True)
+            f"num_blocks {each.num_blocks}"
+            for (each, _), own in zip(models, by_run, strict=True)
             if any(c.fits for c in own)
         ]
         raise UserError("; ".join([planner.advice(cluster), *fitting]))
-    if options["output"] is not None:
+    if options.output is not None:
         scaling = planner.scaling(cluster)
         values["scaling"] = [report.candidate_dict(c) for c in scaling]
-        written = output.write_output(options["output"], planner, best, run_name, text, values)
-        plot = options["output"] / output.PLOT_FILE
-        report.plot_scaling(scaling, plot, f"{name}, N={runs[0].num_blocks}, {options['gpu']}")
-        click.echo(written, err=options["as_json"])
+        written = output.write_output(options.output, planner, best, run_name, text, values)
+        plot = options.output / output.PLOT_FILE
+        title = f"{name}, N={run_configs[0].num_blocks}, {options.gpu}"
+        report.plot_scaling(scaling, plot, title)
+        click.echo(written, err=options.json)
 
 
-def _cluster(options: dict[str, Any]) -> ClusterSize:
-    device = DEVICES[options["gpu"]]
-    fields = {
-        "gpu_memory": "memory_gb",
-        "tflops": "tflops",
-        "memory_bandwidth": "memory_gbs",
-        "inside_bandwidth": "inside_gbs",
-        "between_bandwidth": "between_gbs",
+def _cluster(options: PlanOptions) -> ClusterSize:
+    changes = {
+        field: getattr(options, name)
+        for name, field in _FIGURES.items()
+        if getattr(options, name) is not None
     }
-    given = {name: options[name] for name in fields if options[name] is not None}
-    for name, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise UserError(f"{name} must be positive; got {name}={value}")
-    for name in ("reserve", "node_memory"):
-        if not (math.isfinite(options[name]) and options[name] >= 0):
-            raise UserError(f"{name} must be from 0 on; got {name}={options[name]}")
-    changes = {fields[name]: value for name, value in given.items()}
-    device = dataclasses.replace(device, **changes)
+    device = dataclasses.replace(DEVICES[options.gpu], **changes)
     return ClusterSize(
-        num_nodes=options["nodes"],
-        ranks_per_node=options["gpus_per_node"],
+        num_nodes=options.nodes,
+        ranks_per_node=options.gpus_per_node,
         memory_bytes=device.memory_gb * GB,
-        reserved_bytes=options["reserve"] * GB,
-        node_memory_bytes=options["node_memory"] * GB,
+        reserved_bytes=options.reserve * GB,
+        node_memory_bytes=options.node_memory * GB,
         flops=device.tflops * 1e12,
         memory_bandwidth=device.memory_gbs * GB,
         inside_bandwidth=device.inside_gbs * GB,
@@ -200,43 +109,45 @@ def _cluster(options: dict[str, Any]) -> ClusterSize:
     )
 
 
-def _runs(options: dict[str, Any], cluster: ClusterSize) -> list[RunConfig]:
+def _run_configs(options: PlanOptions, cluster: ClusterSize) -> list[RunConfig]:
     """Return a run config for each block count.
 
     Raises:
         UserError: if the global batch does not divide.
     """
-    micro_batch, global_batch = options["micro_batch"] or 0, options["global_batch"] or 0
-    if not global_batch:  # one micro batch a rank
+    micro_batch, global_batch = options.micro_batch or 0, options.global_batch or 0
+    if not global_batch:  # one micro batch per rank
         micro_batch = micro_batch or MOST_MICRO_BATCH
         global_batch = micro_batch * cluster.world_size
     sizes = choose_batch_sizes(micro_batch, global_batch, cluster.world_size)
-    precision = options["precision"]
+    precision = options.precision
     if precision == "auto":
-        precision = "bf16" if DEVICES[options["gpu"]].has_bf16 else "fp16"
+        precision = "bf16" if DEVICES[options.gpu].has_bf16 else "fp16"
     return [
         RunConfig(
             num_blocks=num_blocks,
-            targets=tuple(options["targets"]),
+            targets=options.targets,
             micro_batch=sizes.micro_batch,
             global_batch=sizes.global_batch,
-            max_length=options["max_length"],
+            max_length=options.max_length,
             precision=precision,
         )
-        for num_blocks in dict.fromkeys(options["num_blocks"])
+        for num_blocks in dict.fromkeys(options.num_blocks or DEFAULT_BLOCKS)
     ]
 
 
-def _legal(planner: Any, runs: list[RunConfig], options: dict[str, Any]) -> list[RunConfig]:
-    """Return the run configs whose block count divides; all must where the user gave them."""
-    source = click.get_current_context().get_parameter_source("num_blocks")
-    given = source is not click.core.ParameterSource.DEFAULT
+def _legal(planner: Any, run_configs: list[RunConfig], *, must_all_be: bool) -> list[RunConfig]:
+    """Return the run configs whose block count divides the widths; the first one must.
+
+    Raises:
+        UserError: if the first one's does not or, where all must be legal, another one's.
+    """
     legal = []
-    for number, run in enumerate(runs):
+    for number, run_config in enumerate(run_configs):
         try:
-            planner.model(run)
-            legal.append(run)
+            planner.model(run_config)
+            legal.append(run_config)
         except ValueError:
-            if given or number == 0:
+            if must_all_be or number == 0:
                 raise
     return legal

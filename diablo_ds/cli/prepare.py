@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, GroupedGroup, from_options, options_of
 from diablo_ds.config.choices import CORPORA, Corpus
+from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.data.prepare.options import PrepareOptions
 
 _HELP: dict[Corpus, str] = {
@@ -32,18 +34,34 @@ _EXAMPLES: dict[Corpus, str] = {
 }
 
 
-@click.group(context_settings=CONTEXT, invoke_without_command=True)
-@click.option(
-    "--inspect",
-    "inspected",
-    type=click.Path(path_type=Path),
-    help="Show examples, lengths and totals of a prepared dataset, and draw its lengths.",
-)
-@click.option("--num", default=3, show_default=True, help="Examples that --inspect shows.")
-@click.option("--tokenizer", default="", help="Tokenizer for --inspect, if it moved.")
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions:
+    """What is shown of a prepared dataset.
+
+    Raises:
+        UserError: if a value is illegal.
+    """
+
+    inspect: Path | None = setting(
+        None,
+        "Show examples, lengths and totals of a prepared dataset, and draw its lengths.",
+        "start",
+    )
+    num: int = setting(3, "Examples that --inspect shows.", "start", minimum=0)
+    tokenizer: str = setting(
+        "", "Tokenizer for --inspect, if it moved.", "start", shown_default="as recorded"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@click.group(cls=GroupedGroup, context_settings=CONTEXT, invoke_without_command=True)
+@options_of(PreviewOptions)
 @click.pass_context
-def prepare(context: click.Context, inspected: Path | None, num: int, tokenizer: str) -> None:
+def prepare(context: click.Context, /, **values: Any) -> None:
     """Tokenise a corpus into a dataset for training."""
+    inspected = values["inspect"]
     if context.invoked_subcommand is not None:
         if inspected is not None:
             raise click.UsageError("give --inspect PATH or a corpus to prepare, not both")
@@ -55,7 +73,8 @@ def prepare(context: click.Context, inspected: Path | None, num: int, tokenizer:
         from diablo_ds.data.prepare.preview import inspect_dataset
         from diablo_ds.model.finding import find_tokenizer
 
-        inspect_dataset(inspected, num, tokenizer, find_tokenizer)
+        options = from_options(PreviewOptions, values)
+        inspect_dataset(inspected, options.num, options.tokenizer, find_tokenizer)
 
 
 def _command(family: Corpus) -> click.Command:

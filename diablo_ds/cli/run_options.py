@@ -32,9 +32,13 @@ class RunFiles:
         "DeepSpeed config file: ZeRO stage, offload, communication.",
         "config files",
         shown_default="zero3.json",
+        free_on_resume=True,
     )
     config: Path | None = setting(
-        None, "Run config file (JSON); options override it.", "config files"
+        None,
+        "Run config file (JSON); options override it.",
+        "config files",
+        free_on_resume=True,
     )
     gradient_accumulation_steps: int | None = setting(
         None,

@@ -9,22 +9,7 @@ from typing import Any
 from diablo_ds.errors import UserError
 from diablo_ds.files.hub import hub_folder, looks_like_hub_name
 from diablo_ds.model.architecture import load_model_config
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A decoder's widths, as options give them; 0 leaves the model's own."""
-
-    hidden_size: int = 0
-    intermediate_size: int = 0
-    """Width inside the feed-forward part."""
-    num_hidden_layers: int = 0
-    """Decoder layers."""
-    num_attention_heads: int = 0
-    num_key_value_heads: int = 0
-    vocab_size: int = 0
-    tie_word_embeddings: bool | None = None
-    """Whether the head is the embedding's weight."""
+from diablo_ds.model.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -94,7 +79,7 @@ def find_model_config(model: str, shape: Shape, length: int) -> tuple[Any, str]:
     Raises:
         UserError: if there is no such model, or the shape is incomplete.
     """
-    changes = {name: value for name, value in asdict(shape).items() if value not in (0, None)}
+    changes = {name: value for name, value in asdict(shape).items() if value is not None}
     if not model:
         return _build_config("llama", _checked_widths(changes), length), "PATH_OF_YOUR_MODEL"
     built_in = BUILT_IN.get("smollm2-135m" if model == "default" else model.lower())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
 
 GB = 1e9
@@ -41,6 +43,10 @@ DEVICES = {
 """By the name that `--gpu` takes."""
 
 
+def _share(default: float, help: str) -> Any:
+    return setting(default, help, "hardware", above=0, maximum=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
     """Shares of the vendors' figures that a step is taken to reach.
@@ -48,12 +54,12 @@ class Assumptions:
     The first was measured on one H200 (benchmarks/results), the others were not.
     """
 
-    compute_share: float = 0.55
+    compute_share: float = _share(0.55, "Share of the peak that matrix products reach.")
     """Of the peak of matrix products, by a whole step with compiled layers: 0.54 to 0.60 for shapes
     of 8B and 70B; 0.43 to 0.53 without compilation."""
-    memory_share: float = 0.7
+    memory_share: float = _share(0.7, "Share of the memory's bandwidth that is reached.")
     """Of the memory's bandwidth, for elementwise work and the optimizer."""
-    link_share: float = 0.7
+    link_share: float = _share(0.7, "Share of a link's bandwidth that is reached.")
     """Of a link's bandwidth, for large collectives."""
     latency_us: float = 15.0
     """Of one collective in a node, in microseconds; doubled across nodes for each tenfold."""
@@ -65,9 +71,7 @@ class Assumptions:
     """Memory bandwidth that AdamW gets on the host for one rank, in GB/s; for offload."""
 
     def __post_init__(self) -> None:
-        for name in ("compute_share", "memory_share", "link_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name} must be in (0, 1]; got {name}={getattr(self, name)}")
+        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -26,11 +25,7 @@ def _invoke(*args):
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-def test_help_lists_each_setting_once_with_its_default():
-    text = _invoke("train", "--help").output
-    for field in dataclasses.fields(RunConfig):
-        assert text.count(f"--{field.name.replace('_', '-')} ") >= 1, field.name
-    assert "[default: 64]" in text
+def test_the_version_is_the_packages_own():
     assert __version__ in _invoke("--version").output
 
 
@@ -53,12 +48,6 @@ def test_accumulation_steps_set_the_global_batch():
     assert build_run_config(given, 4).global_batch == 24
     with pytest.raises(UserError, match="not both"):
         build_run_config({"global_batch": 8, "gradient_accumulation_steps": 3}, 4)
-
-
-def test_unknown_options_are_refused():
-    result = _invoke("train", "--learning_rat", "1")
-    assert result.exit_code == 2
-    assert "learning-rat" in result.output
 
 
 def test_a_users_mistake_is_a_message_and_a_full_disk_too(capsys):

@@ -9,7 +9,8 @@ import pytest
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import DTYPES, build_meta_model, measure_base
-from diablo_ds.model.published import Shape, find_model_config
+from diablo_ds.model.published import find_model_config
+from diablo_ds.model.shape import Shape
 from diablo_ds.planning.budget import fit_memory
 from diablo_ds.zero.ds_config import complete_ds_config
 

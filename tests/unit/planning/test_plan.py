@@ -10,8 +10,9 @@ import pytest
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import build_meta_model, num_elements
-from diablo_ds.model.published import BUILT_IN, Shape, find_model_config
+from diablo_ds.model.published import BUILT_IN, find_model_config
 from diablo_ds.model.recomputation import Recomputation
+from diablo_ds.model.shape import Shape
 from diablo_ds.planning import output
 from diablo_ds.planning.communication import Layout, link_bytes, step_traffic
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
