@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +35,10 @@ def code_digest() -> str:
     """Return a digest of this package's source files and their names."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    # Through links too, so that a checkout and a package installed from it are the same.
+    folders = os.walk(package, followlinks=True)
+    files = [Path(folder, name) for folder, _, names in folders for name in names]
+    for path in sorted(file for file in files if file.suffix == ".py"):
         digest.update(f"{path.relative_to(package)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -116,6 +116,16 @@ def test_no_module_imports_scripts_tests_or_heavy_packages_at_the_top(path):
     )
 
 
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_no_module_reaches_for_files_outside_the_package(path):
+    text = path.read_text()
+    depth = len(path.relative_to(ROOT / "diablo_ds").parts)
+    assert all(int(n) < depth for n in re.findall(r"__file__\)[.\w()]*\.parents\[(\d+)\]", text))
+    assert all(
+        steps.count(".parent") <= depth for steps in re.findall(r"__file__\)([.\w()]*)", text)
+    )
+
+
 def test_the_method_needs_torch_alone():
     libraries = set().union(
         *(_roots(_imports(path)) for path in MODULES if _name(path).startswith("adapter."))
