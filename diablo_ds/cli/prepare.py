@@ -74,7 +74,9 @@ def prepare(context: click.Context, /, **values: Any) -> None:
         from diablo_ds.model.finding import find_tokenizer
 
         options = from_options(PreviewOptions, values)
-        inspect_dataset(inspected, options.num, options.tokenizer, find_tokenizer)
+        lines = inspect_dataset(inspected, options.num, options.tokenizer, find_tokenizer)
+        for line in lines:
+            click.echo(line)
 
 
 def _command(family: Corpus) -> click.Command:

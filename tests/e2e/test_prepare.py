@@ -1,15 +1,12 @@
-"""From raw files to a dataset and to training, as a user does it; and what may go wrong."""
+"""From raw files to a dataset and to training, as a user does it, and bad input."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
@@ -17,22 +14,16 @@ from PIL import Image
 
 from diablo_ds.data.loading import SAMPLES_FOLDER
 from diablo_ds.data.token_table import TokenTable
-from tests.e2e.commands import (
-    BIN,
-    ROOT,
-    ZERO3,
-    assert_user_error,
-    environment,
-    losses,
-)
+from tests.e2e.commands import BIN, ROOT, ZERO3, assert_user_error, environment, losses
 from tests.forked import diablo_ds, ranks
-from tests.tiny import write_pairs
-from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
 SAMPLE_FOLDERS = {
-    **{"commonsense": "commonsense", "math": "gsm8k", "code": "code", "safety": "safety"},
+    "commonsense": "commonsense",
+    "math": "gsm8k",
+    "code": "code",
+    "safety": "safety",
 }
 
 
@@ -50,19 +41,8 @@ def _script(*args):
     return result
 
 
-def _files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and path.name != ".file_times.json"
-    }
-
-
 def _times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-# --- the way of a user ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", SAMPLE_FOLDERS)
@@ -97,44 +77,6 @@ def test_a_prepared_dataset_trains_like_its_source(options, model, tmp_path):
     for name, source in (("text", data), ("tokens", tmp_path / "prepared")):
         diablo_ds("train", *options, "--data", source, "--output", tmp_path / name)
     assert losses(tmp_path / "text") == losses(tmp_path / "tokens")
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "--packing --max-length 64",
-        "--micro-batch 0 --micro-batch-tokens 128 --max-length 64 --group-by-length",
-        "--stream --heldout-share 0",
-    ],
-)
-def test_every_way_of_batching_resumes_bit_identically_on_two_ranks(mode, options, tmp_path):
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    options = [*options, *mode.split()]
-    ranks(*options, "--output", whole, num_ranks=2)
-    shutil.copytree(whole, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "step-000008")
-    result = ranks(*options, "--output", resumed, num_ranks=2)
-    assert "Resuming after step 4" in result.stderr
-    assert losses(resumed) == losses(whole)
-    assert len(losses(whole)) == 8
-    adapter = "adapter/adapter.safetensors"
-    assert (resumed / adapter).read_bytes() == (whole / adapter).read_bytes()
-
-
-@pytest.mark.parametrize("mode", ["--packing", "--stream --heldout-share 0 --max-length 200"])
-def test_one_rank_and_two_take_the_same_steps(mode, options, tmp_path):
-    options = [*options, *mode.split(), "--dropout", "0"]
-    diablo_ds("train", *options, "--output", tmp_path / "one")
-    ranks(*options, "--output", tmp_path / "two", num_ranks=2)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-
-
-def test_packing_does_not_change_the_held_out_loss(options, tmp_path):
-    for name, mode in (("plain", []), ("packed", ["--packing"])):
-        run = [*options, *mode, "--max-steps", 1, "--output", tmp_path / name]
-        diablo_ds("train", *run)
-    plain, packed = (losses(tmp_path / name, "heldout_loss")[0] for name in ("plain", "packed"))
-    assert packed == pytest.approx(plain, rel=1e-5)
 
 
 def test_inspecting_shows_masks_in_colour_lengths_and_a_plot(model, tmp_path):
@@ -199,134 +141,6 @@ def test_a_folder_with_modules_named_like_pythons_own_hides_none(model, data, tm
         check=False,
     )
     assert result.returncode == 0, result.stderr
-
-
-# --- what may go wrong ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def long_source(tmp_path_factory):
-    """A source that takes some seconds: 30 chunks."""
-    path = tmp_path_factory.mktemp("source") / "long.jsonl"
-    row = json.dumps({"prompt": "p{}", "completion": "word " * 60})
-    path.write_text("".join(row.replace("{}", str(i)) + "\n" for i in range(30_000)))
-    return path
-
-
-def _start(*args):
-    command = [str(BIN / "diablo-ds"), "prepare", "jsonl", *map(str, args)]
-    return subprocess.Popen(
-        command,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background job ignores control-C, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def _children(pid):
-    """The worker processes of a process: multiprocessing's resource tracker is none."""
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        command = Path(f"/proc/{child}/cmdline").read_bytes()
-        if b"spawn_main" in command:
-            found.append(int(child))
-    return found
-
-
-def _is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def long_options(long_source, model):
-    return ["--source", long_source, "--tokenizer", model, "--max-length", 600]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(long_options, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    _prepare("jsonl", *long_options, "--output", folder, "--num-proc", 2)
-    return _files(folder)
-
-
-def _start_and_wait_for_chunks(options, output):
-    partial = output.with_name(f".{output.name}.partial")
-    process = _start(*options, "--output", output, "--num-proc", 2)
-    try:
-        wait_until(lambda: len(list(partial.glob("chunk-*.arrow"))) > 5, "chunks")
-        workers = wait_until(lambda: _children(process.pid), "workers")
-    except BaseException:
-        process.kill()
-        raise
-    assert len(workers) == 2
-    return process, workers
-
-
-def _assert_goes_on_to(expected, options, output):
-    result = _prepare("jsonl", *options, "--output", output, "--num-proc", 1)
-    assert "Continuing with an interrupted run" in result.stderr
-    assert _files(output) == expected
-    assert [path.name for path in output.parent.iterdir()] == ["out"]
-
-
-def test_a_killed_worker_is_named_and_its_work_goes_on_later(long_options, undisturbed, tmp_path):
-    options, output = long_options, tmp_path / "out"
-    process, workers = _start_and_wait_for_chunks(options, output)
-    os.kill(workers[0], signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=WAIT_S)
-    result = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
-    assert_user_error(result, "a worker process ended before its work was done", "run the same")
-    assert not output.exists()
-    wait_until(lambda: not any(map(_is_alive, workers)), "the other worker's end")
-    _assert_goes_on_to(undisturbed, options, output)
-
-
-def test_a_killed_command_leaves_no_worker_and_nothing_half_written(
-    long_options, undisturbed, tmp_path
-):
-    options, output = long_options, tmp_path / "out"
-    process, workers = _start_and_wait_for_chunks(options, output)
-    process.kill()
-    process.communicate()
-    wait_until(lambda: not any(map(_is_alive, workers)), "the workers' end")
-    assert not output.exists()
-    _assert_goes_on_to(undisturbed, options, output)
-
-
-def test_control_c_ends_without_a_traceback(long_options, tmp_path):
-    process, workers = _start_and_wait_for_chunks(long_options, tmp_path / "out")
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=WAIT_S)
-    assert process.returncode != 0
-    assert "Traceback" not in stdout + stderr
-    wait_until(lambda: not any(map(_is_alive, workers)), "the workers' end")
-
-
-def test_a_full_disk_leaves_nothing_half_written(model, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        source = write_pairs(tmp_path / "d.jsonl", 4000)
-        options = ["--source", source, "--tokenizer", model, "--output", disk / "out"]
-        (disk / "ballast").write_bytes(bytes(800_000))
-        for num_proc in (1, 2):
-            result = _prepare("jsonl", *options, "--num-proc", num_proc, check=False)
-            assert_user_error(result, "No space left on device")
-            assert not (disk / "out").exists()
-            assert not [p for p in disk.rglob("*") if p.name.endswith(".tmp")]
-        (disk / "ballast").unlink()
-        assert "Continuing" in _prepare("jsonl", *options).stderr
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,9 @@ USERS = {
 """Packages that only some modules may import, by how these modules' names begin."""
 
 
-STILL_ELSEWHERE = {"data.prepare.preview", "launcher.supervisor"}
+STILL_ELSEWHERE = {"launcher.supervisor"}
 STILL_LONG = {
-    "benchmarks/faults.py",
     "benchmarks/gpu/check_model.py",
-    "benchmarks/prepare.py",
     "diablo_ds/adapter/blocks.py",
     "diablo_ds/adapter/kernels/triton_blocks.py",
     "diablo_ds/files/ownership.py",
@@ -57,7 +55,6 @@ STILL_LONG = {
     "diablo_ds/model/separation.py",
     "diablo_ds/training/startup.py",
     "tests/distributed/test_placement.py",
-    "tests/e2e/test_prepare.py",
     "tests/unit/launcher/test_launcher.py",
 }
 

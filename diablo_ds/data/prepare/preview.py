@@ -2,69 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import click
 
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.data.prepare.manifest import count_examples, describe, load_manifest
 from diablo_ds.data.prepare.writing import NUM_BINS
 from diablo_ds.data.text.encoders import Encoder
 from diablo_ds.data.text.tokenization import load_tokenizer
+from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_file
 
 PLOT_FILE = "lengths.png"
 _BAR_WIDTH = 50
+_GREEN, _BOLD, _UNDERLINE, _RESET = "\x1b[32m", "\x1b[1m", "\x1b[4m", "\x1b[0m"
 
 
 def inspect_dataset(
     folder: Path, num_examples: int, tokenizer: str, find_tokenizer: Callable[[str], Path]
-) -> None:
-    """Print examples, length histogram and totals, and write a plot into the folder.
+) -> Iterator[str]:
+    """Yield examples, length histograms and totals as text, and write a plot into the folder.
 
     Args:
         folder: the prepared dataset.
-        num_examples: examples to print, spread evenly over the training part.
-        tokenizer: tokenizer to decode with; empty for the one the manifest names.
-        find_tokenizer: turns its name into its folder or file.
+        num_examples: examples to show, spread evenly over the training part.
+        tokenizer: tokenizer to decode with; empty for the one that the manifest names.
+        find_tokenizer: returns the folder or file of a tokenizer's name.
 
     Raises:
-        UserError: if the folder holds no prepared dataset, or its tokenizer is not to be found.
+        UserError: if the folder holds no prepared dataset, or its tokenizer cannot be found.
     """
-    from diablo_ds.data.token_table import TokenTable
-
     manifest = load_manifest(folder)
-    loaded = load_tokenizer(find_tokenizer(tokenizer or manifest["tokenizer"]["name"]))
+    name = tokenizer or manifest["tokenizer"]["name"]
+    loaded = load_tokenizer(find_tokenizer(name))
     if not loaded.reads_as(manifest["tokenizer"]["probe"]):
         raise UserError(
-            "tokenizer must be the one the dataset was made with; got "
-            f"{tokenizer or manifest['tokenizer']['name']!r}, which reads a text as other tokens"
+            f"tokenizer must be the one the dataset was made with; got {name!r}, which splits text "
+            "into other tokens"
         )
     table = TokenTable.load(folder, "train")
-    shown = min(num_examples, len(table))
-    for number in range(shown):
-        index = number * len(table) // shown
+    num_shown = min(num_examples, len(table))
+    legend = (
+        f"{_GREEN}green carries loss{_RESET}, {_UNDERLINE}underlined are control tokens{_RESET}"
+    )
+    for number in range(num_shown):
+        index = number * len(table) // num_shown
         example = table[index]
-        click.echo(
-            f"--- example {index:,} of {len(table):,}, {len(example.input_ids)} tokens; "
-            + click.style("green carries loss", fg="green")
-            + ", "
-            + click.style("underlined are control tokens", underline=True)
-        )
-        click.echo(colored(example, loaded.encoder) + "\n")
+        yield f"--- example {index:,} of {len(table):,}, {len(example.input_ids)} tokens; {legend}"
+        yield colored(example, loaded.encoder) + "\n"
     for part, described in manifest["parts"].items():
-        click.echo(f"{part}: examples by length in tokens")
-        click.echo(_histogram(described["length_histogram"], described["longest"]) + "\n")
-    click.echo(describe(manifest))
+        yield f"{part}: examples by length in tokens"
+        yield _histogram(described["length_histogram"], described["longest"]) + "\n"
+    yield describe(manifest)
     plot_lengths(manifest["parts"], folder / PLOT_FILE)
-    click.echo(f"Plot: {folder / PLOT_FILE}")
+    yield f"Plot: {folder / PLOT_FILE}"
 
 
 def colored(example: Example, encoder: Encoder) -> str:
-    """Return an example's text: what carries loss in green, control tokens underlined."""
+    """Return an example's text, with loss in green and control tokens underlined (ANSI codes)."""
     ids, labels = list(map(int, example.input_ids)), list(map(int, example.labels))
     control_ids = encoder.control.ids
     kinds = [
@@ -76,18 +73,18 @@ def colored(example: Example, encoder: Encoder) -> str:
         masked, is_control = kinds[start]
         if end < len(ids) and kinds[end] == kinds[start]:
             continue
-        # Decoded from the beginning, since some tokenizers drop a text's first space.
+        # Decoded from the start, since some tokenizers drop the first space of a text.
         before = encoder.decode(ids[:start]) if start else ""
         piece = encoder.decode(ids[:end])[len(before) :]
         if is_control:
-            piece = click.style(piece, underline=True, reset=masked)
-        text += piece if masked else click.style(piece, fg="green", bold=True)
+            piece = f"{_UNDERLINE}{piece}{_RESET if masked else ''}"
+        text += piece if masked else f"{_GREEN}{_BOLD}{piece}{_RESET}"
         start = end
     return text
 
 
 def _histogram(histogram: dict[str, Any], longest: int) -> str:
-    """Draw a histogram in characters, without the empty bins beyond the longest example."""
+    """Return a histogram as text, without the empty bins beyond the longest example."""
     width, counts = histogram["bin_width"], histogram["counts"]
     num_bins = -(-longest // width)
     most = max(counts)
@@ -99,7 +96,7 @@ def _histogram(histogram: dict[str, Any], longest: int) -> str:
 
 
 def plot_lengths(parts: dict[str, Any], path: Path) -> None:
-    """Draw the lengths of each part's examples as a PNG."""
+    """Plot the lengths of each part's examples as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

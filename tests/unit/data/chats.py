@@ -7,26 +7,16 @@ import json
 from diablo_ds.data.corpora.encoding import Encoded, RowEncoder
 from diablo_ds.data.corpora.raw_rows import RawRow
 from diablo_ds.data.labels import IGNORE_LABEL
-from tests.chat_templates import (
-    FAMILIES,
-)
+from tests.chat_templates import FAMILIES
 
 LEGACY = ("Llama 2", "Mistral")
-
-
 KINDS = [*FAMILIES, *(f"{name}, legacy" for name in LEGACY)]
-
-
 CALL = {"name": "get_weather", "arguments": {"city": "Zürich", "days": [1, 2]}}
-
-
 TOOL = {
     "name": "get_weather",
     "description": "the weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-
-
 TALK = ("hi there", "the cat sat", "and  then?", "on the mat, it is")
 
 

@@ -8,22 +8,8 @@ import pytest
 
 from diablo_ds.data.corpora.chats import NULL_ARGUMENTS
 from diablo_ds.data.corpora.encoding import Rejected
-from tests.chat_templates import (
-    CHATML,
-    CHATML_MARKED,
-    PHI3,
-    QWEN3,
-    QWEN25,
-)
-from tests.unit.data.chats import (
-    CALL,
-    TOOL,
-    chat,
-    encode,
-    examples_of,
-    find_targets,
-    tool_chat,
-)
+from tests.chat_templates import CHATML, CHATML_MARKED, PHI3, QWEN3, QWEN25
+from tests.unit.data.chats import CALL, TOOL, chat, encode, examples_of, find_targets, tool_chat
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])

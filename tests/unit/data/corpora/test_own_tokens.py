@@ -6,18 +6,8 @@ import pytest
 
 from diablo_ds.data.corpora.own_tokens import CONTROL_READ, OWN_ENDS
 from diablo_ds.data.text.conversations import CONTROL_TEXT
-from tests.chat_templates import (
-    CHATML,
-    LLAMA3,
-)
-from tests.unit.data.chats import (
-    KINDS,
-    chat,
-    count_control,
-    encode,
-    examples_of,
-    load_kind,
-)
+from tests.chat_templates import CHATML, LLAMA3
+from tests.unit.data.chats import KINDS, chat, count_control, encode, examples_of, load_kind
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,11 +20,7 @@ from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from tests.chat_templates import CHATML, QWEN3
 from tests.tokenizers_for_tests import save_chat
-from tests.unit.data.prepare.preparing import (
-    pairs,
-    read_texts,
-    write_rows,
-)
+from tests.unit.data.prepare.preparing import pairs, read_texts, write_rows
 
 
 @pytest.fixture(scope="module", name="tokenizers")

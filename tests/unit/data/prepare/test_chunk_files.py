@@ -8,11 +8,7 @@ import pytest
 from diablo_ds.data.labels import Example
 from diablo_ds.data.prepare import chunk_files, pipeline
 from diablo_ds.data.prepare.chunk_files import ChunkCounts, KeptExample
-from tests.unit.data.prepare.preparing import (
-    pairs,
-    read_files,
-    write_rows,
-)
+from tests.unit.data.prepare.preparing import pairs, read_files, write_rows
 
 
 def test_a_chunk_comes_back_as_it_was_written(tmp_path):

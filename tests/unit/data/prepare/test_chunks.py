@@ -4,11 +4,7 @@ import pytest
 
 from diablo_ds.data.corpora.sources import SourceFile
 from diablo_ds.data.prepare.chunks import split_chunks
-from tests.unit.data.prepare.preparing import (
-    pairs,
-    read_texts,
-    write_rows,
-)
+from tests.unit.data.prepare.preparing import pairs, read_texts, write_rows
 
 
 def test_chunks_end_with_their_file_and_at_a_number_of_rows(tmp_path):

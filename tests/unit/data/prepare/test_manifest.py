@@ -17,11 +17,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.model.finding import find_tokenizer
 from tests.chat_templates import QWEN3
 from tests.tokenizers_for_tests import save_chat
-from tests.unit.data.prepare.preparing import (
-    pairs,
-    read_files,
-    write_rows,
-)
+from tests.unit.data.prepare.preparing import pairs, read_files, write_rows
 
 
 @pytest.fixture
@@ -95,7 +91,7 @@ def test_a_manifest_of_another_form_is_refused(prepare, tmp_path, path, value, m
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
     for read in (
         lambda: prepare(source),
-        lambda: inspect_dataset(tmp_path / "out", 1, "", find_tokenizer),
+        lambda: list(inspect_dataset(tmp_path / "out", 1, "", find_tokenizer)),
     ):
         with pytest.raises(UserError, match=message):
             read()

@@ -7,10 +7,7 @@ import pytest
 
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.errors import UserError
-from tests.unit.data.prepare.preparing import (
-    pairs,
-    write_rows,
-)
+from tests.unit.data.prepare.preparing import pairs, write_rows
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,7 @@ import pytest
 
 from diablo_ds.data.prepare import workers, writing
 from diablo_ds.errors import UserError
-from tests.unit.data.prepare.preparing import (
-    pairs,
-    read_files,
-    write_rows,
-)
+from tests.unit.data.prepare.preparing import pairs, read_files, write_rows
 
 
 @pytest.mark.slow

@@ -5,11 +5,7 @@ import datasets
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.loading import load_data
 from diablo_ds.data.text.tokenization import load_tokenizer
-from tests.unit.data.prepare.preparing import (
-    pairs,
-    read_texts,
-    write_rows,
-)
+from tests.unit.data.prepare.preparing import pairs, read_texts, write_rows
 
 
 def test_rows_come_out_in_their_order_and_train_as_they_are(prepare, tmp_path, tokenizer_folder):

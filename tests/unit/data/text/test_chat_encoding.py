@@ -2,19 +2,9 @@ from __future__ import annotations
 
 from diablo_ds.data.labels import IGNORE_LABEL
 from diablo_ds.data.text.tokenization import NOT_CHARACTERS, load_tokenizer
-from tests.chat_templates import (
-    CHATML,
-    LLAMA2,
-    MISTRAL,
-    PHI3,
-)
+from tests.chat_templates import CHATML, LLAMA2, MISTRAL, PHI3
 from tests.tokenizers_for_tests import save_unigram
-from tests.unit.data.chats import (
-    chat,
-    encode,
-    examples_of,
-    find_targets,
-)
+from tests.unit.data.chats import chat, encode, examples_of, find_targets
 
 
 def test_a_token_never_spans_the_border_to_an_answer(load):

@@ -2,18 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chat_templates import (
-    QWEN25,
-)
-from tests.unit.data.chats import (
-    CALL,
-    TOOL,
-    chat,
-    examples_of,
-    find_targets,
-    load_kind,
-    tool_chat,
-)
+from tests.chat_templates import QWEN25
+from tests.unit.data.chats import CALL, TOOL, chat, examples_of, find_targets, load_kind, tool_chat
 
 
 @pytest.mark.parametrize("kind", ["Llama 3", "Qwen 2.5", "Qwen 3", "Mistral", "DeepSeek"])

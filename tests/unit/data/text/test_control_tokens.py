@@ -9,11 +9,7 @@ import pytest
 from diablo_ds.data.corpora.encoding import Encoded
 from diablo_ds.data.text.control_tokens import ControlToken, ControlTokens, escape, unescape
 from diablo_ds.data.text.conversations import CONTROL_TEXT
-from tests.chat_templates import (
-    CHATML,
-    FAMILIES,
-    QWEN25,
-)
+from tests.chat_templates import CHATML, FAMILIES, QWEN25
 from tests.unit.data.chats import (
     CALL,
     KINDS,

@@ -15,15 +15,7 @@ from tests.chat_templates import (
     QWEN3,
     QWEN25,
 )
-from tests.unit.data.chats import (
-    KINDS,
-    TALK,
-    chat,
-    encode,
-    examples_of,
-    find_targets,
-    load_kind,
-)
+from tests.unit.data.chats import KINDS, TALK, chat, encode, examples_of, find_targets, load_kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
