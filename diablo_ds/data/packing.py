@@ -1,4 +1,4 @@
-"""Orders of examples, and packing several of them into one sequence; pure functions of lengths."""
+"""Orders of examples, and packing of several into one sequence; pure functions of lengths."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 WINDOW_BATCHES = 64
-"""Global batches among which examples are sorted by length; the batches are shuffled again."""
+"""Number of global batches whose examples are sorted by length; they are shuffled again."""
 
 
 class Order(NamedTuple):
-    """Sequences of one epoch, in the order they are trained on; each holds one or more examples."""
+    """Sequences of one epoch in training order; each contains one or more examples."""
 
     members: Ints
     """Indices of examples, sequence after sequence."""
     starts: Ints
-    """Where each sequence starts in ``members``; one more than there are sequences."""
+    """Start of each sequence in ``members``, and the end, ``[sequences + 1]``."""
 
     def __len__(self) -> int:
         """Return the number of sequences."""
@@ -42,9 +42,9 @@ def pass_seed(seed: int, number: int, data_order: str) -> int:
 
     Args:
         seed: the run's seed.
-        number: of the pass over the data or, in a stream, of the window; from 0 on.
-        data_order: "hashed", where neighbouring seeds have nothing in common, or "seed-plus-epoch",
-            where pass 1 under seed 0 is pass 0 under seed 1.
+        number: of the pass over the data or, in a stream, of the window, counted from 0.
+        data_order: "hashed", by which neighbouring seeds have nothing in common, or
+            "seed-plus-epoch", by which pass 1 under seed 0 is pass 0 under seed 1.
     """
     if data_order == "seed-plus-epoch":
         return seed + number
@@ -53,20 +53,20 @@ def pass_seed(seed: int, number: int, data_order: str) -> int:
 
 
 def shuffled(num_examples: int, seed: int) -> Order:
-    """Return one example a sequence, in random order."""
+    """Return one example per sequence, in random order."""
     return Order(permutation(num_examples, seed), np.arange(num_examples + 1))
 
 
 def grouped_by_length(lengths: Ints, global_batch: int, seed: int) -> Order:
-    """Return one example a sequence, so that a global batch has examples of similar length.
+    """Return one example per sequence, so that a global batch has examples of similar length.
 
-    Examples are shuffled, sorted by length among those of `WINDOW_BATCHES` global batches, and cut
-    into global batches, which are shuffled again; one that is not full stays the last.
+    Examples are shuffled, sorted by length within windows of `WINDOW_BATCHES` global batches, and
+    divided into global batches, which are shuffled again; one that is not full remains the last.
 
     Args:
         lengths: tokens of each example.
-        global_batch: examples of a step.
-        seed: the seed.
+        global_batch: examples per step.
+        seed: determines the order.
     """
     order = permutation(len(lengths), seed)
     window = WINDOW_BATCHES * global_batch
@@ -81,23 +81,23 @@ def grouped_by_length(lengths: Ints, global_batch: int, seed: int) -> Order:
 
 
 def pack(lengths: Ints, capacity: int) -> Ints:
-    """Assign examples to sequences with as little room left as possible.
+    """Assign examples to sequences, leaving as little room as possible.
 
-    Again and again the longest example that is left is joined by those that fill its sequence best,
-    and the same combination of lengths is used for as many sequences as there are examples for: so
-    the work grows with the number of different lengths, not of examples. (The idea of filling one
-    bin at a time is Gupta and Ho's minimum bin slack, 1999.)
+    Repeatedly take the longest remaining example and add those that best fill its sequence. The
+    same combination of lengths is used for as many sequences as there are examples for, so the work
+    grows with the number of different lengths, not of examples. (Filling one bin at a time is Gupta
+    and Ho's minimum bin slack heuristic, 1999.)
 
     Args:
-        lengths: in decreasing order, each from 1 to ``capacity``.
-        capacity: tokens of a sequence.
+        lengths: in decreasing order, each from 1 to ``capacity``, ``[examples]``.
+        capacity: tokens per sequence.
 
     Returns:
-        The sequence of each length, numbered from 0.
+        The sequence of each example, numbered from 0, ``[examples]``.
     """
     counts = np.bincount(lengths, minlength=capacity + 1)
     left = {length: int(counts[length]) for length in np.flatnonzero(counts)[::-1].tolist()}
-    # Examples of equal length lie together in ``lengths``; this is the next one of each.
+    # Examples of equal length are adjacent in ``lengths``; this is the next one of each length.
     next_place = {length: int((lengths > length).sum()) for length in left}
     sequences = np.empty(len(lengths), np.int64)
     num_sequences = 0
@@ -120,14 +120,14 @@ def pack(lengths: Ints, capacity: int) -> Ints:
 
 
 def _best_fill(left: Mapping[int, int], room: int) -> list[int]:
-    """Return lengths whose sum comes closest to ``room`` without exceeding it.
+    """Return lengths whose sum is closest to ``room`` without exceeding it.
 
     Args:
-        left: examples by length, in decreasing order of length.
+        left: number of examples by length, in decreasing order of length.
         room: tokens to fill.
     """
     full = 1 << room
-    sums = 1  # bit s is set where some choice of the lengths so far has the sum s
+    sums = 1  # bit s is set if some choice of the lengths so far has the sum s
     history: list[tuple[int, int]] = []
     for length, count in left.items():
         for _ in range(min(count, room // length)):
@@ -145,16 +145,15 @@ def _best_fill(left: Mapping[int, int], room: int) -> list[int]:
 
 
 def packed(lengths: Ints, by_slot: Ints, global_batch: int, seed: int) -> Order:
-    """Return packed sequences in random order, with random examples of fitting length in each.
+    """Return packed sequences in random order, each with random examples of fitting length.
 
-    Sequences that are about equally full share a global batch, so that the little room left is not
-    padded either.
+    Sequences that are about equally full share a global batch, so that it needs hardly any padding.
 
     Args:
         lengths: tokens of each example.
         by_slot: what `pack` returned for the lengths in decreasing order; the same in each epoch.
-        global_batch: sequences of a step.
-        seed: the seed.
+        global_batch: sequences per step.
+        seed: determines the order.
     """
     examples = np.lexsort((permutation(len(lengths), seed), -lengths))
     tokens = np.bincount(by_slot, weights=lengths[examples]).astype(np.int64)

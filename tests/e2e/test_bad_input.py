@@ -95,7 +95,7 @@ def test_a_truncated_file_is_named(options, tmp_path):
     path = tmp_path / "d.jsonl.gz"
     rows = "".join(f'{{"prompt": "{i}", "completion": "{i * i}"}}\n' for i in range(2000))
     path.write_bytes(gzip.compress(rows.encode())[:-500])
-    _fails(options, "--data", path, parts=["source file must be whole", str(path)])
+    _fails(options, "--data", path, parts=["source file must be undamaged", str(path)])
 
 
 def test_an_empty_dataset_is_named(options, tmp_path):

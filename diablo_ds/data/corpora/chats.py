@@ -1,4 +1,4 @@
-"""Rows of messages, as people have them, to conversations in one form."""
+"""Rows of messages, in the variants that users have, to conversations in one form."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _KNOWN = {
 }
 _RESULTS = ("tool", "function", "ipython")
 VARIABLES = "chat_template_kwargs"
-NULL_ARGUMENTS = "null arguments of tool calls, left out"
+NULL_ARGUMENTS = "null arguments of tool calls, removed"
 
 
 def read_conversation(row: Fields) -> Conversation:
-    """Read a row with messages, and perhaps with tools and variables for the template.
+    """Read a row with messages, and optionally with tools and variables for the template.
 
-    Lists and objects may also be JSON text, as tables hold them. Null fields count as absent, as
-    tables fill them in.
+    Lists and objects may also be JSON text, as in tables. Null fields count as absent, since tables
+    fill missing fields with null.
 
     Raises:
         RowError: if the row does not fit.
@@ -83,7 +83,7 @@ def _message(value: Any, turn: int, notes: dict[str, None]) -> tuple[dict[str, A
             message["content"] = json.dumps(message["content"], ensure_ascii=False)
         message["content"] = _content(message["content"], turn)
         if calls and not message["content"].strip():
-            del message["content"]  # as if it were null, which is how templates know it
+            del message["content"]  # as if it were null, which templates expect
     elif not calls:
         raise RowError(f"message {turn}: content must be text")
     if role == "assistant" and has_loss and not calls and not message["content"].strip():
@@ -92,7 +92,7 @@ def _message(value: Any, turn: int, notes: dict[str, None]) -> tuple[dict[str, A
 
 
 def _has_loss(message: dict[str, Any], role: str, turn: int, notes: dict[str, None]) -> bool:
-    """Return whether a message is an answer with loss; remove the keys that say so."""
+    """Return whether a message is an answer with loss; remove the keys that decide it."""
     weight, train = message.pop("weight", None), message.pop("train", None)
     if weight is not None and weight not in (0, 1):
         raise RowError(f"message {turn}: weight must be 0 or 1: {weight!r:.60}")
@@ -111,7 +111,7 @@ def _has_loss(message: dict[str, Any], role: str, turn: int, notes: dict[str, No
 
 
 def _rename_thoughts(message: dict[str, Any], turn: int) -> None:
-    """Give an answer's thoughts the one name that transformers gives to templates."""
+    """Give an answer's thoughts the name under which transformers passes them to templates."""
     found = {key: message.pop(key) for key in _THOUGHTS if key in message}
     values = {value for value in found.values() if isinstance(value, str)}
     if any(not isinstance(value, str) for value in found.values()) or len(values) > 1:
@@ -121,7 +121,7 @@ def _rename_thoughts(message: dict[str, Any], turn: int) -> None:
 
 
 def _content(value: Any, turn: int) -> str:
-    """Return a message's text, of parts too."""
+    """Return a message's text, joined if it is a list of parts."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -140,7 +140,7 @@ def _content(value: Any, turn: int) -> str:
 
 
 def _calls(message: dict[str, Any], turn: int, notes: dict[str, None]) -> list[dict[str, Any]]:
-    """Return the calls of a message in OpenAI's form, with arguments as objects."""
+    """Return the calls of a message in OpenAI's format, with arguments as objects."""
     where = f"message {turn}: tool_calls"
     calls = _parsed(message.pop("tool_calls", None) or [], where)
     if function := message.pop("function_call", None):  # the older form, for a single call
@@ -167,7 +167,7 @@ def _calls(message: dict[str, Any], turn: int, notes: dict[str, None]) -> list[d
 
 
 def _tools(row: Fields) -> list[Mapping[str, Any]] | None:
-    """Return the row's tools in OpenAI's form."""
+    """Return the row's tools in OpenAI's format."""
     name = "tools" if row.get("tools") is not None else "functions"
     tools = _parsed(row.get(name) or [], f"field {name!r}")
     if not isinstance(tools, list):
@@ -183,7 +183,7 @@ def _tools(row: Fields) -> list[Mapping[str, Any]] | None:
 
 
 def _without_null(value: Any) -> Any:
-    """Remove null fields, with which tables fill what another row's object has."""
+    """Remove null fields, by which tables fill in the keys of other rows' objects."""
     if isinstance(value, dict):
         return {key: _without_null(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

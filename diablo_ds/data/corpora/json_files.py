@@ -1,4 +1,4 @@
-"""Rows of JSON files: one object a line, an array of objects, or an object of columns."""
+"""Rows of JSON files: one object per line, an array of objects, or an object of columns."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from diablo_ds.files.strict_json import Decoder, has_lone_surrogate
 
 _BLOCK_CHARACTERS = 1 << 20
 _MAX_OBJECT_CHARACTERS = 1 << 24
-"""Longest object of an array; what is longer is no row and hides where the next one begins."""
+"""Longest object of an array; a longer one is not a row and hides where the next one begins."""
 _MAX_LINE_BYTES = 1 << 30
-"""Most bytes of a line that is too long for a row and passed over."""
+"""Longest line, too long for a row, that is skipped."""
 _MAX_COLUMNS_CHARACTERS = 1 << 28
-"""Longest object of columns, which is read as a whole."""
+"""Longest object of columns, which is read at once."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_lines(file: IO[bytes], path: Path) -> Iterator[RawRow]:
-    """Yield the lines that are not blank, not parsed yet; one too long for a row as unreadable.
+    """Yield the lines that are not blank, unparsed; one too long for a row as unreadable.
 
     Raises:
-        UserError: if a line does not end, as in a small file that decompresses without end.
+        UserError: if a line does not end, as in a small file that decompresses endlessly.
     """
     number = 0
     while line := file.readline(MAX_ROW_CHARACTERS + 1):
@@ -42,7 +42,7 @@ def read_lines(file: IO[bytes], path: Path) -> Iterator[RawRow]:
 
 
 def _skip_line(file: IO[bytes], path: Path, number: int) -> int:
-    """Read to the end of a line, and return its bytes."""
+    """Read to the end of a line, and return the number of bytes."""
     num_bytes = 0
     while part := file.readline(_BLOCK_CHARACTERS):
         num_bytes += len(part)
@@ -57,18 +57,18 @@ def _skip_line(file: IO[bytes], path: Path, number: int) -> int:
 
 
 def read_json(file: IO[bytes], path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a JSON file in any of the three forms.
+    """Yield the rows of a JSON file in any of the three layouts.
 
     Raises:
         UserError: if the file is damaged in a way that hides where rows begin.
     """
     first = file.readline(_BLOCK_CHARACTERS)  # an array may be a single line of any length
     start = first.removeprefix(_BYTE_ORDER_MARK).lstrip()
-    whole = io.BufferedReader(_Rewound(first, file))
+    rewound = io.BufferedReader(_Rewound(first, file))
     if start.startswith(b"{") and _is_row(start):
-        yield from read_lines(whole, path)
+        yield from read_lines(rewound, path)
         return
-    text = io.TextIOWrapper(whole, encoding="utf-8-sig")
+    text = io.TextIOWrapper(rewound, encoding="utf-8-sig")
     try:
         if start.startswith(b"{"):
             yield from _read_columns(text, path)
@@ -79,7 +79,7 @@ def read_json(file: IO[bytes], path: Path) -> Iterator[RawRow]:
 
 
 def _is_row(line: bytes) -> bool:
-    """Return whether a line is a row by itself, and not an object with a list for each field."""
+    """Return whether a line is a row, and not an object with a list of texts per field."""
     try:
         text = line.decode()
         decoded = Decoder(finite=False).decode(text)
@@ -132,9 +132,9 @@ def _read_array(text: IO[str], path: Path) -> Iterator[RawRow]:
         try:
             decoded = decoder.decode(buffer)
         except JSONDecodeError as error:
-            may_go_on = error.msg.startswith("Unterminated") or error.pos > len(buffer) - 16
+            may_continue = error.msg.startswith("Unterminated") or error.pos > len(buffer) - 16
             more = ""
-            if may_go_on and not at_end and len(buffer) < _MAX_OBJECT_CHARACTERS:
+            if may_continue and not at_end and len(buffer) < _MAX_OBJECT_CHARACTERS:
                 more = text.read(max(_BLOCK_CHARACTERS, len(buffer)))
             if not more:
                 bad_line = line + buffer.count("\n", 0, error.pos)
@@ -145,7 +145,7 @@ def _read_array(text: IO[str], path: Path) -> Iterator[RawRow]:
         if end == len(buffer) and not at_end and not isinstance(decoded.value, dict):
             if end > _MAX_OBJECT_CHARACTERS:
                 raise _bad_json(path, line, "a number must end")
-            more = text.read(_BLOCK_CHARACTERS)  # a number may go on
+            more = text.read(_BLOCK_CHARACTERS)  # a number may continue
             at_end = not more
             buffer += more
             continue
@@ -160,18 +160,18 @@ def _skip(buffer: str, line: int, characters: str) -> tuple[str, int]:
 
 
 def _read_columns(text: IO[str], path: Path) -> Iterator[RawRow]:
-    """Yield the rows of one object whose fields are lists; fields of other lengths are left out."""
-    whole = text.read(_MAX_COLUMNS_CHARACTERS + 1)
-    if len(whole) > _MAX_COLUMNS_CHARACTERS:
+    """Yield the rows of one object whose fields are lists; lists of other lengths are skipped."""
+    content = text.read(_MAX_COLUMNS_CHARACTERS + 1)
+    if len(content) > _MAX_COLUMNS_CHARACTERS:
         raise UserError(
             "a source file with one object must have at most "
-            f"{_MAX_COLUMNS_CHARACTERS:,} characters; got more in {path}; give it one row a line"
+            f"{_MAX_COLUMNS_CHARACTERS:,} characters; got more in {path}; write one row per line"
         )
-    start = len(whole) - len(whole.lstrip())
+    start = len(content) - len(content.lstrip())
     try:
-        decoded = Decoder(finite=False).decode(whole, start)
-        if rest := whole[decoded.end :].lstrip():
-            raise JSONDecodeError("Extra data", whole, len(whole) - len(rest))
+        decoded = Decoder(finite=False).decode(content, start)
+        if rest := content[decoded.end :].lstrip():
+            raise JSONDecodeError("Extra data", content, len(content) - len(rest))
     except JSONDecodeError as error:
         raise _bad_json(path, error.lineno, error.msg) from None
     lists = {key: value for key, value in decoded.value.items() if isinstance(value, list)}

@@ -1,4 +1,4 @@
-"""Source files as streams of bytes: opened, decompressed, their damage told from a disk's."""
+"""Source files as byte streams: opened and decompressed, with damage told from disk errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def open_source(path: Path, on_bytes: Callable[[int], object]) -> Iterator[IO[by
     """Open a text file for reading, decompressed.
 
     Args:
-        path: the file.
-        on_bytes: called with the bytes read each time, as they lie on disk.
+        path: plain or compressed.
+        on_bytes: called with the number of bytes of each read, as stored on disk.
 
     Raises:
-        UserError: if it cannot be opened, is damaged (also later, while it is read), or is in
-            another encoding than UTF-8.
+        UserError: if it cannot be opened, is damaged (also later, while it is read), or is not in
+            UTF-8.
         OSError: if the disk fails.
     """
     try:
@@ -57,17 +57,17 @@ def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> 
 def _decompressed(packed: Any, path: Path) -> Any:
     ending = path.suffix.lower()
     if ending == ".gz":
-        return io.BufferedReader(_Whole(gzip.GzipFile(fileobj=packed), path), _BUFFER_BYTES)
+        return io.BufferedReader(_Decompressed(gzip.GzipFile(fileobj=packed), path), _BUFFER_BYTES)
     if ending == ".zst":
         import pyarrow as pa
 
         stream = pa.CompressedInputStream(packed, "zstd")
-        return io.BufferedReader(_Whole(stream, path), _BUFFER_BYTES)
+        return io.BufferedReader(_Decompressed(stream, path), _BUFFER_BYTES)
     return packed
 
 
 class _Counting(io.RawIOBase):
-    """A file that tells how many bytes were read from it."""
+    """A file that reports the number of bytes read from it."""
 
     def __init__(self, file: io.FileIO, on_bytes: Callable[[int], object]) -> None:
         self._file = file
@@ -86,8 +86,8 @@ class _Counting(io.RawIOBase):
         super().close()
 
 
-class _Whole(io.RawIOBase):
-    """A decompressed stream whose damage is an error that names the file."""
+class _Decompressed(io.RawIOBase):
+    """A decompressed stream; damage raises an error that names the file."""
 
     def __init__(self, stream: Any, path: Path) -> None:
         self._stream = stream
@@ -101,7 +101,7 @@ class _Whole(io.RawIOBase):
             data = self._stream.read(len(buffer))
         except (EOFError, OSError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's, and not the decompressor's
-            raise UserError(f"source file must be whole; got {self._path}: {error}") from None
+                raise  # from the disk, not from the decompressor
+            raise UserError(f"source file must be undamaged; got {self._path}: {error}") from None
         buffer[: len(data)] = data
         return len(data)

@@ -1,4 +1,4 @@
-"""Rows whose text has control tokens of its own: begin and end tokens, or a whole rendering."""
+"""Rows whose text contains control tokens already: begin and end tokens, or a rendered chat."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from diablo_ds.data.text.conversations import CONTROL_TEXT, Conversation
 from diablo_ds.data.text.templates import Segment
 from diablo_ds.data.text.tokenization import EncodableText, Tokenizer
 
-OWN_ENDS = "a begin or end token in the text already, which got no second one"
-CONTROL_READ = "control tokens in the text, read as such"
+OWN_ENDS = "a begin or end token already in the text, which is not added again"
+CONTROL_READ = "control tokens in the text, read as control tokens"
 
 
 def plain_text(
     prompt: str, response: str, tokenizer: Tokenizer, control_tokens: str
 ) -> tuple[EncodableText, tuple[str, ...]]:
-    """Return the text of a prompt and its completion as they are, and notes on them.
+    """Return the unchanged text of a prompt and its completion, and notes on them.
 
-    Text that a chat template rendered before begins or ends with a control token; its control
-    tokens are read, and neither a begin nor an end token is added where it has one.
+    Text that a chat template has rendered begins or ends with a control token. Its control tokens
+    are read, and a begin or end token is not added where it has one.
 
     Args:
-        prompt: the prompt; empty for a text without one.
+        prompt: empty for a text without one.
         response: the completion.
-        tokenizer: the tokenizer.
+        tokenizer: knows the control tokens.
         control_tokens: whether control tokens are read, kept as text, or, for "auto", read in rows
             that begin or end with one.
     """
@@ -38,7 +38,7 @@ def plain_text(
     if not is_rendered:
         has_control = control.are_in(prompt) or control.are_in(response)
         return EncodableText(segments), (CONTROL_TEXT,) if has_control else ()
-    if last is not None:  # behind the end of a turn a template may have put a line break
+    if last is not None:  # a template may have added a line break after the end of turn
         _filled(response.rstrip().removesuffix(last.text))
         segments = segments[0], Segment(response.rstrip(), True)
     has_start = bool(tokenizer.start_text) and (prompt or response).startswith(tokenizer.start_text)
@@ -52,7 +52,7 @@ def plain_text(
 
 
 def without_own_ends(exchange: Exchange, tokenizer: Tokenizer) -> tuple[Exchange, tuple[str, ...]]:
-    """Remove the begin and end tokens that would be added, and return notes on what is left."""
+    """Remove begin and end tokens, which the tokenizer adds, and return notes on the rest."""
     instruction = _without_start(exchange.instruction, tokenizer)
     response = _without_end(exchange.response, (tokenizer.end_text,))
     cleaned = exchange._replace(instruction=instruction, response=response)
@@ -63,7 +63,7 @@ def without_own_ends(exchange: Exchange, tokenizer: Tokenizer) -> tuple[Exchange
 
 
 def without_own_ends_in_chat(conversation: Conversation, tokenizer: Tokenizer) -> Conversation:
-    """Remove the begin token from the first message, and ends of turns from answers."""
+    """Remove the begin token of the first message, and the ends of turns of answers."""
     ends = [tokenizer.end_text]
     if tokenizer.turn_end is not None:
         ends.append(tokenizer.turn_end.text)
@@ -104,7 +104,7 @@ def _without_end(text: str, ends: Iterable[str]) -> str:
 
 
 def _filled(answer: str) -> str:
-    """Return an answer; RowError where its end token was all of it, as nothing is to be learnt."""
+    """Return an answer; raise RowError if nothing remains of it without its end token."""
     if not answer.strip():
-        raise RowError("an answer must hold more than an end token")
+        raise RowError("an answer must contain more than an end token")
     return answer

@@ -1,4 +1,4 @@
-"""One row as its file holds it, before anybody asks what it means."""
+"""One row as its file holds it, before it is interpreted."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 from diablo_ds.files.strict_json import Decoded, Decoder
 
 MAX_ROW_CHARACTERS = 1_000_000
-"""A longer row is damage, or a whole file in one field; it would stall a tokenizer."""
+"""A longer row is damage, or an entire file in one field; it would stall a tokenizer."""
 
 
 class RawRow(NamedTuple):
     """One row as its file holds it."""
 
     line: int
-    """Line where it starts, counted from 1; in a parquet file, the row."""
+    """Line on which it starts, counted from 1; in a parquet file, the row."""
     value: bytes | dict[str, Any] | Unreadable
-    """A line of JSON, not parsed yet; the row's fields; or why it could not be read."""
+    """A line of JSON, not yet parsed; the row's fields; or why it could not be read."""
 
     def size(self) -> int:
-        """Return about how many characters the row has, without parsing it."""
+        """Return the approximate number of characters, without parsing the row."""
         if isinstance(self.value, bytes):
             return len(self.value)
         values = self.value.values() if isinstance(self.value, dict) else ()
@@ -34,7 +34,7 @@ class Unreadable(NamedTuple):
 
 
 def too_long(length: int | str) -> Unreadable:
-    """Return the reason of a row of so many characters."""
+    """Return the reason why a row of ``length`` characters is rejected."""
     shown = f"{length:,}" if isinstance(length, int) else length
     return Unreadable(f"a row must have at most {MAX_ROW_CHARACTERS:,} characters: {shown}")
 
@@ -58,7 +58,7 @@ def parse(value: bytes | dict[str, Any] | Unreadable) -> dict[str, Any] | Unread
 
 
 def fields(decoded: Decoded) -> dict[str, Any] | Unreadable:
-    """Return the fields of a JSON value, or why it is no row."""
+    """Return the fields of a JSON value, or why it is not a row."""
     if decoded.problem:
         return Unreadable(f"a row must be valid JSON: {decoded.problem}")
     if not isinstance(decoded.value, dict):

@@ -1,4 +1,4 @@
-"""Source files to raw rows, each with the place it came from; nothing is held in memory."""
+"""Source files to raw rows, each with its line, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from diablo_ds.data.corpora.tables import read_csv, read_parquet
 
 
 def read_rows(path: Path, on_bytes: Callable[[int], object] = int) -> Iterator[RawRow]:
-    """Yield the rows of one file, in its order, in bounded memory.
+    """Yield the rows of one file, in order and in bounded memory.
 
-    JSON may be one object a line, an array of objects, or one object whose fields are lists.
+    JSON may be one object per line, an array of objects, or one object whose fields are lists.
 
     Args:
-        path: the file.
-        on_bytes: called with the bytes read each time, as they lie on disk.
+        path: in one of `FORMATS`, plain or compressed.
+        on_bytes: called with the number of bytes of each read, as stored on disk.
 
     Raises:
         UserError: if the file cannot be opened, or is damaged in a way that hides where rows

@@ -1,4 +1,4 @@
-"""Source options to files: which files a name, folder, glob or hub name stands for."""
+"""Source options to files: what a file name, folder, glob or hub name stands for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 _PATTERNS = [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
 _HELD_BACK = ("test", "valid", "val", "dev", "eval", "heldout")
-"""Names, or their first part, of files that a folder keeps for evaluation."""
+"""Beginnings of the names of files that are meant for evaluation."""
 
 
 class SourceFile(NamedTuple):
@@ -31,35 +31,35 @@ def find_sources(
     """Find the files that source options name.
 
     Args:
-        texts: each a file, folder, glob or hub name, or name=one of them. Without a name, a file is
-            called after its task's folder if it is called train, or after itself.
-        may_be_tests: whether a folder may hold nothing but test files.
+        texts: each a file, folder, glob or hub name, or name=one of them. Without a name, a file
+            called train is named after its task's folder, any other after itself.
+        may_be_tests: whether a folder may contain only test files.
 
     Returns:
-        The files in a fixed order, and those of folders that were passed over: test files.
+        The files in a fixed order, and the skipped files of folders: test files.
 
     Raises:
-        UserError: if one matches no file, or a file's form is not known.
+        UserError: if one matches no file, or a file's format is not known.
     """
     sources: list[SourceFile] = []
-    passed_over: list[Path] = []
+    skipped: list[Path] = []
     for text in texts:
         name, equals, rest = text.partition("=")
         named = bool(name and equals) and "/" not in name and not Path(text).exists()
         files, held_back = _find_files(rest if named else text)
         if not files and not (held_back and may_be_tests):
-            note = f"; {len(held_back)} files look like test data: name them, if you want them"
+            note = f"; {len(held_back)} files look like test data: name them to use them"
             raise UserError(
                 f"source must be an existing file, folder, glob or hub name; got source={text!r}"
                 f"{note if held_back else ''}"
             )
-        passed_over += held_back
+        skipped += held_back
         sources += [SourceFile(name if named else _default_name(file), file) for file in files]
     if twice := sorted(
         {str(s.path) for s in sources if [t.path for t in sources].count(s.path) > 1}
     ):
         raise UserError(f"each source file must be named once; got {twice[0]} twice")
-    return sources, passed_over
+    return sources, skipped
 
 
 def _find_files(text: str) -> tuple[list[Path], list[Path]]:
@@ -107,5 +107,5 @@ def _is_held_back(path: Path) -> bool:
 
 def _default_name(path: Path) -> str:
     stem = _stem(path)
-    folder = path.resolve().parent.name  # a bare file name has no parent to name
+    folder = path.resolve().parent.name  # a bare file name has no parent
     return folder if folder and stem.startswith(("train", *_HELD_BACK)) else stem

@@ -14,7 +14,7 @@ from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadab
 from diablo_ds.errors import UserError
 
 _MAX_CELL_CHARACTERS = 16 * MAX_ROW_CHARACTERS
-"""What is longer is no cell but the rest of the file behind a quote that is never closed."""
+"""A longer cell is the rest of the file after a quote that is never closed."""
 _ROWS_PER_BATCH = 1000
 
 
@@ -24,7 +24,7 @@ def read_csv(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     Raises:
         UserError: if it is not UTF-8 or is damaged in a way that hides where rows begin.
     """
-    # A setting of the whole process; its default, 131,072 characters, is less than rows may have.
+    # A setting of the entire process; its default, 131,072 characters, is too small for some rows.
     csv.field_size_limit(max(_MAX_CELL_CHARACTERS, csv.field_size_limit()))
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     line = 1
@@ -68,7 +68,7 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 
 
 def read_parquet(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a parquet file; one with a value that Python cannot hold as unreadable.
+    """Yield the rows of a parquet file; one with a value that Python lacks as unreadable.
 
     Raises:
         UserError: if it is damaged.
@@ -90,7 +90,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
                 for row in _rows(batch):
                     number += 1
                     yield RawRow(number, row)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names may be no UTF-8
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names need not be UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -99,8 +99,8 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         ) from None
 
 
-# Arrow's values go beyond Python's: a date after the year 9999, text that is not UTF-8, a time
-# zone that nobody knows.
+# Arrow has values that Python does not: a date after the year 9999, text that is not UTF-8, an
+# unknown time zone.
 _NO_PYTHON_VALUE = (ArithmeticError, LookupError, TypeError, ValueError)
 
 
@@ -114,7 +114,7 @@ def _rows(batch: Any) -> Iterator[dict[str, Any] | Unreadable]:
 
 
 def _one_by_one(batch: Any) -> Iterator[dict[str, Any] | Unreadable]:
-    """Yield the rows of a record batch of which some cannot be held."""
+    """Yield the rows of a record batch with values that Python cannot represent."""
     for index in range(batch.num_rows):
         row: dict[str, Any] | Unreadable = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -122,7 +122,7 @@ def _one_by_one(batch: Any) -> Iterator[dict[str, Any] | Unreadable]:
                 value = column[index].as_py()
             except _NO_PYTHON_VALUE as error:
                 row = Unreadable(
-                    f"a value must be one that Python can hold: column {name!r}, {error}"
+                    f"a value must be one that Python can represent: column {name!r}, {error}"
                 )
                 break
             assert isinstance(row, dict)

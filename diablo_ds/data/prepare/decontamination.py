@@ -1,4 +1,4 @@
-"""Keeping test questions out of the training data."""
+"""Decontamination: finding training rows that contain test questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.errors import UserError
 
 NGRAM_WORDS = 13
-"""Words in a row that two texts hardly share by chance; the length of GPT-3 (arXiv 2005.14165)."""
+"""Consecutive words that two texts hardly share by chance; as in GPT-3 (arXiv 2005.14165)."""
 
 EXACT, OVERLAP = "same question as a test", f"{NGRAM_WORDS} words in a row shared with a test"
 
@@ -22,16 +22,16 @@ _QUESTION_FIELDS = (
     *("text", "goal", "prompt"),
 )
 _CONTEXT_FIELDS = ("input", "inputs")
-# What LLM-Adapters writes around each commonsense question: it is the same in every row.
+# The frame that LLM-Adapters writes around each commonsense question, the same in every row.
 _OPENING = re.compile(r"^Please [^:\n]{10,100}: ")
 _CLOSING = re.compile(r"\s*Answer format: \S+\s*$")
 
 
 class ExcludedQuestions:
-    """The questions of some tests, to be compared with those of training rows.
+    """The questions of tests, to be compared with those of training rows.
 
     Args:
-        questions: their text, without a template.
+        questions: text of each, without a template.
     """
 
     def __init__(self, questions: Iterable[str]) -> None:
@@ -48,7 +48,7 @@ class ExcludedQuestions:
         return len(self._exact)
 
     def match(self, question: str) -> str:
-        """Return why a training row's question must go; empty if it may stay."""
+        """Return why a training row with this question is skipped; empty if it is kept."""
         words = normalize(question)
         if " ".join(words) in self._exact:
             return EXACT
@@ -58,7 +58,7 @@ class ExcludedQuestions:
 
 
 def normalize(question: str) -> list[str]:
-    """Return the words of a question: lower case, without punctuation or a corpus's own frame."""
+    """Return the words of a question in lower case, without punctuation or a corpus's frame."""
     question = _CLOSING.sub("", _OPENING.sub("", question))
     if not question.isascii():
         question = unicodedata.normalize("NFKC", question)
@@ -74,7 +74,7 @@ def load_questions(paths: Iterable[Path]) -> Iterator[str]:
     """Yield the questions in test files of any family.
 
     Raises:
-        UserError: if a row cannot be read or holds no question: a test must not be half excluded.
+        UserError: if a row cannot be read or has no question, as a test must be excluded in full.
     """
     for path in paths:
         for row in read_rows(path):

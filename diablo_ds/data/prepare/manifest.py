@@ -1,4 +1,4 @@
-"""The record beside a prepared dataset: what went in, what was done, what came out."""
+"""The record of a prepared dataset: its inputs, what was done, and what it contains."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from diablo_ds.files.atomic import read_json, sha256_file, write_json
 from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
 
 FILE_TIMES = ".file_times.json"
-"""Sizes and times of the source files, so that unchanged ones need not be read again."""
+"""Sizes and times of the source files, so that unchanged files need not be read again."""
 FORMAT_VERSION = 2
 EXAMPLES_LEFT_OUT = "examples_left_out"
-"""Beside ``rows_left_out``, and ``examples`` beside ``rows`` in each part, only where rows gave
-several examples: of other data the manifest of an earlier version is the same."""
+"""Only present if rows gave several examples, as is ``examples`` in each part: other manifests are
+the same as those of earlier versions."""
 _LIBRARIES = ("datasets", "pyarrow", "sentencepiece", "tokenizers", "transformers")
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of what shapes a prepared dataset."""
+    """Return the versions of the packages that determine a prepared dataset."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"diablo_ds": __version__, **versions}
 
 
 class FileHashes:
-    """SHA-256 of source files, taken from an earlier run where size and time are unchanged.
+    """SHA-256 of source files, known from an earlier run if size and time are unchanged.
 
     Args:
-        known: a file written by `save`; it may be absent.
+        known: a file written by `save`; it may be missing.
     """
 
     def __init__(self, known: Path) -> None:
@@ -51,12 +51,12 @@ class FileHashes:
         return str(entry[2])
 
     def save(self, path: Path) -> None:
-        """Write what was asked for."""
+        """Write the hashes that were requested."""
         write_json(path, self._seen)
 
 
 def _load_file_times(path: Path) -> dict[str, Any]:
-    """Return what `FileHashes.save` wrote; nothing where that is absent or damaged."""
+    """Return what `FileHashes.save` wrote; nothing if the file is missing or damaged."""
     try:
         known = read_json(path)
     except ValueError:
@@ -100,14 +100,14 @@ _SHAPE_BY_ROW = {
     EXAMPLES_LEFT_OUT: dict.fromkeys(("too_long", "duplicates", "not_in_mix"), _COUNT),
     "parts": {...: {"examples": _COUNT}},
 }
-"""What is read of a manifest: types, lists of one form, and objects; ... stands for any key."""
+"""The part of a manifest that is read: types, lists and objects; ... stands for any key."""
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
     """Read the record of a prepared dataset.
 
     Raises:
-        UserError: if it is missing, or is not what this program writes.
+        UserError: if it is missing or malformed.
     """
     kind, path = kind_of(folder), folder / MANIFEST_FILE
     if kind is not Kind.DATASET or not path.is_file():
@@ -118,20 +118,20 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
-        manifest.setdefault("notes", {})  # of an older version
+        manifest.setdefault("notes", {})  # of an earlier version
     wrong = _misfit(manifest, _SHAPE, "manifest")
     by_row = not wrong and EACH_ANSWER in manifest["notes"]
     if by_row and EXAMPLES_LEFT_OUT not in manifest:
         raise UserError(
             "prepared dataset must keep the answers of a conversation together; got one of an "
-            f"older version in {folder}, whose parts may share conversations; prepare it again, "
+            f"earlier version in {folder}, whose parts may share conversations; prepare it again, "
             "into a new folder"
         )
     if by_row:
         wrong = _misfit(manifest, _SHAPE_BY_ROW, "manifest")
     if wrong:
         raise UserError(
-            f"{wrong}; got another in {path}; prepare the dataset again, with diablo-ds prepare"
+            f"{wrong}; got another value in {path}; prepare it again with diablo-ds prepare"
         )
     return manifest
 
@@ -146,7 +146,7 @@ def _misfit(value: Any, shape: Any, name: str) -> str:
     """Return the rule that a value breaks, or ""."""
     if shape is _COUNT:
         is_count = type(value) is int and value >= 0
-        return "" if is_count else f"{name} must be a whole number from 0"
+        return "" if is_count else f"{name} must be an integer of at least 0"
     if shape is _TEXT:
         return "" if isinstance(value, str) else f"{name} must be text"
     if isinstance(shape, list):
@@ -164,7 +164,7 @@ def _misfit(value: Any, shape: Any, name: str) -> str:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """List where two records differ, as "name: old value, now new value"."""
+    """Return the differences of two records, as "name: old value, now new value"."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
@@ -183,7 +183,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def without_paths(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return a record of inputs that is equal for equal files, wherever they lie."""
+    """Return a record of inputs that is equal for equal files in other places."""
 
     def strip(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"name": file["name"], "sha256": file["sha256"]} for file in files]
@@ -195,15 +195,15 @@ def without_paths(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def describe(manifest: dict[str, Any]) -> str:
     """Return the manifest's counts as lines of text."""
-    left_out = manifest["rows_left_out"]
+    skipped = manifest["rows_left_out"]
     rows_in = sum(manifest["rows_in"].values())
     lines = [f"{rows_in:,} rows read: " + _list(manifest["rows_in"])]
     numbers = {
-        "bad": left_out["bad"],
-        "too long": left_out["too_long"],
-        **left_out["in_tests"],
-        "duplicates": left_out["duplicates"],
-        "not in the mix": left_out["not_in_mix"],
+        "bad": skipped["bad"],
+        "too long": skipped["too_long"],
+        **skipped["in_tests"],
+        "duplicates": skipped["duplicates"],
+        "not in the mix": skipped["not_in_mix"],
     }
     if shown := {name: number for name, number in numbers.items() if number}:
         lines.append(f"{sum(shown.values()):,} skipped: " + _list(shown))
@@ -211,7 +211,7 @@ def describe(manifest: dict[str, Any]) -> str:
         counts = manifest[EXAMPLES_LEFT_OUT]
         numbers = {name.replace("_", " "): number for name, number in counts.items() if number}
         if numbers:
-            lines.append("In examples, of which a conversation may give several: " + _list(numbers))
+            lines.append(f"Skipped examples, several for some conversations: {_list(numbers)}")
     lines += [count_rows(number, note) for note, number in manifest["notes"].items()]
     for part, described in manifest["parts"].items():
         cut = f", {described['cut']:,} cut" if described["cut"] else ""

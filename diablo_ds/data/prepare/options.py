@@ -1,4 +1,4 @@
-"""What a user asks of a preparation, checked."""
+"""The settings of a preparation, checked."""
 
 from __future__ import annotations
 

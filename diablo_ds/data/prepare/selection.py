@@ -1,8 +1,8 @@
 """Which of the tokenised rows are kept: first occurrences, shares of a mix, a held-out part.
 
-A row of a source may give several examples: a conversation, one for each answer. What is drawn at
-random is drawn by row, so that the answers of a conversation stay together. An example that was
-there before is left out alone: the rest of its conversation is new.
+A source row may give several examples: a conversation, one for each answer. Random choices are made
+by row, so that the answers of a conversation stay together. Of a conversation with a duplicate
+example, only that is skipped, as the others are new.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from diablo_ds.errors import UserError
 Mask = npt.NDArray[np.bool_]
 """Chosen examples of a chunk, ``[examples]``."""
 RowNumbers = npt.NDArray[np.int32]
-"""The row of its chunk that each example came from, ``[examples]``, in ascending order."""
+"""The row of its chunk of each example, ``[examples]``, in ascending order."""
 EXAMPLES_PER_PASS = 4_000_000
-"""Examples compared in memory at a time, about 150 bytes each."""
+"""Examples that are compared in memory at a time, about 150 bytes each."""
 
 
 def first_occurrences(digests: Sequence[npt.NDArray[np.uint64]]) -> list[Mask]:
     """Return masks that are true where an example is the first with its digest.
 
     Args:
-        digests: one array for each chunk, ``[examples, 2]``, memory-mapped where there are many.
+        digests: one array per chunk, ``[examples, 2]``.
     """
     masks = [np.ones(len(chunk), dtype=np.bool_) for chunk in digests]
     starts = np.cumsum([0, *(len(chunk) for chunk in digests)])
@@ -42,8 +42,8 @@ def first_occurrences(digests: Sequence[npt.NDArray[np.uint64]]) -> list[Mask]:
         values = np.concatenate([chunk for _, chunk in parts])
         order = np.lexsort((examples, values[:, 1], values[:, 0]))
         ordered = values[order]
-        again = (ordered[1:] == ordered[:-1]).all(axis=1)
-        for example in examples[order[1:][again]]:
+        is_duplicate = (ordered[1:] == ordered[:-1]).all(axis=1)
+        for example in examples[order[1:][is_duplicate]]:
             chunk_index = int(np.searchsorted(starts, example, side="right")) - 1
             masks[chunk_index][example - starts[chunk_index]] = False
     return masks
@@ -52,13 +52,13 @@ def first_occurrences(digests: Sequence[npt.NDArray[np.uint64]]) -> list[Mask]:
 def take(
     masks: Sequence[Mask], rows: Sequence[RowNumbers], amount: int, seed: int, purpose: str
 ) -> list[Mask]:
-    """Choose rows at random, each with the same chance, and with all its examples.
+    """Choose rows uniformly at random, each with all its examples.
 
     Args:
-        masks: examples to choose from, one mask for each chunk.
-        rows: which row each example came from.
-        amount: rows to choose in all; at most as many as there are.
-        seed: the seed.
+        masks: examples to choose from, one mask per chunk.
+        rows: for each chunk, the row of each example.
+        amount: total number of rows to choose; at most as many as there are.
+        seed: with ``purpose``, determines the choice.
         purpose: a name that makes choices with the same seed independent.
 
     Returns:
@@ -70,7 +70,7 @@ def take(
     chosen = []
     for mask, numbers in zip(masks, rows, strict=True):
         there = np.unique(numbers[mask])
-        # How many of a random choice out of all that is left fall into this chunk.
+        # The number of rows of a random choice among all remaining rows that are in this chunk.
         share = (
             int(generator.hypergeometric(amount, left - amount, len(there))) if len(there) else 0
         )
@@ -81,7 +81,7 @@ def take(
 
 
 def check_names(amounts: Mapping[str, int | float], names: Collection[str]) -> None:
-    """Raise UserError unless each name of a mix is that of a source."""
+    """Raise UserError unless each name of a mix is the name of a source."""
     for name in amounts:
         if name not in names:
             known = ", ".join(sorted(names))
@@ -95,17 +95,18 @@ def mix(
     amounts: Mapping[str, int | float],
     seed: int,
 ) -> list[Mask]:
-    """Keep the asked number or share of rows of each named source.
+    """Keep the requested number or share of rows of each named source.
 
     Args:
-        masks: examples to choose from, one mask for each chunk.
-        rows: which row each example came from.
+        masks: examples to choose from, one mask per chunk.
+        rows: for each chunk, the row of each example.
         names: the source name of each chunk.
-        amounts: rows, or a share as a float, by name; a name without one is kept whole.
-        seed: decides which rows are kept.
+        amounts: rows, or a share as a float, by name; all rows of a source without an amount are
+            kept.
+        seed: determines which rows are kept.
 
     Raises:
-        UserError: if a name has fewer rows.
+        UserError: if a source has fewer rows.
     """
     result = list(masks)
     for name, amount in amounts.items():
@@ -140,7 +141,7 @@ def without(masks: Sequence[Mask], others: Sequence[Mask]) -> list[Mask]:
 
 
 def shard_ends(num_tokens: Iterator[int], tokens_per_shard: int) -> list[int]:
-    """Return after which chunks a shard ends, given each chunk's tokens."""
+    """Return the last chunk of each shard, given the number of tokens of each chunk."""
     ends, total, last = [], 0, -1
     for last, tokens in enumerate(num_tokens):
         total += tokens

@@ -1,4 +1,4 @@
-"""Worker processes: one that loads the tokenizer, and those that tokenise."""
+"""Worker processes: one that loads the tokenizer, and others that tokenise."""
 
 from __future__ import annotations
 

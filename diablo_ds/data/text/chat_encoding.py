@@ -1,4 +1,4 @@
-"""Rendered conversations to tokens: those of the template's text, with exact masks."""
+"""Rendered conversations to tokens, with exact masks."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from diablo_ds.data.text.tokenization import NOT_CHARACTERS, Tokenizer
 def encode_chats(tokenizer: Tokenizer, chats: Sequence[RenderedChat]) -> list[Example | str]:
     """Tokenise rendered conversations.
 
-    The tokens are those of the whole text, as at inference, unless one would belong to both a
-    question and its answer: then the two are tokenised apart, as a model meets them.
+    The tokens are those of the entire text, as at inference, unless a token would belong to both a
+    question and its answer. Then the two are tokenised apart, as a model encounters them.
 
     Args:
         tokenizer: the tokenizer whose template rendered them.
-        chats: the conversations.
+        chats: rendered conversations.
 
     Returns:
-        For each an example, or why there is none.
+        For each an example, or the reason why there is none.
     """
     encoder = tokenizer.encoder
     assert isinstance(encoder, HuggingFaceEncoder)  # only these have templates
     results: list[Example | str | None] = [None] * len(chats)
-    whole = [index for index, chat in enumerate(chats) if not chat.originals]
-    documents = encoder.encode_documents([chats[index].text for index in whole])
-    for index, document in zip(whole, documents, strict=True):
+    plain = [index for index, chat in enumerate(chats) if not chat.originals]
+    documents = encoder.encode_documents([chats[index].text for index in plain])
+    for index, document in zip(plain, documents, strict=True):
         results[index] = _label(tokenizer, chats[index], document)
     return [
         _encode_in_pieces(tokenizer, encoder, chat) if result is None else result
@@ -40,17 +40,17 @@ def encode_chats(tokenizer: Tokenizer, chats: Sequence[RenderedChat]) -> list[Ex
 
 
 def _label(tokenizer: Tokenizer, chat: RenderedChat, document: EncodedText) -> Example | None:
-    """Mark the tokens of targets; None where they cannot be taken as they are."""
+    """Mark the tokens of targets; return None if they cannot be used as they are."""
     control_ids = tokenizer.control.ids
     num_read = sum(token_id in tokenizer.forbidden_in_text for token_id in document.ids)
     if num_read > sum(1 for _ in tokenizer.control.find(chat.text)):
-        return None  # some arose from text that only looks like them once it is normalised
+        return None  # some come from text that resembles them after normalisation
     targets = iter(chat.targets)
     first, last = next(targets)
     labels = []
     for token_id, (start, end) in zip(document.ids, document.offsets, strict=True):
         if token_id in control_ids:
-            # One that takes white space away reaches over it, and may do so over a border.
+            # A token that strips white space covers it, even across a boundary.
             text = chat.text[start:end]
             start += len(text) - len(text.lstrip())
             end = start + 1
@@ -72,7 +72,7 @@ def _closed(
 
 
 class _Piece(NamedTuple):
-    """A part of a text: a control token of the template's, or text without any."""
+    """A part of a text: a control token of the template, or text without any."""
 
     start: int
     text: str
@@ -83,7 +83,7 @@ class _Piece(NamedTuple):
 def _encode_in_pieces(
     tokenizer: Tokenizer, encoder: HuggingFaceEncoder, chat: RenderedChat
 ) -> Example | str:
-    """Tokenise piece by piece, so that a message's control text stays characters."""
+    """Tokenise piece by piece, so that control text in messages remains characters."""
     input_ids: list[int] = []
     labels: list[int] = []
     for piece in _pieces(tokenizer, chat):
@@ -104,9 +104,9 @@ def _encode_in_pieces(
 
 
 def _pieces(tokenizer: Tokenizer, chat: RenderedChat) -> Iterator[_Piece]:
-    """Cut a text at its control tokens and at the borders of targets."""
+    """Cut a text at its control tokens and at the boundaries of targets."""
     text = chat.text
-    borders = sorted({border for span in chat.targets for border in span})
+    boundaries = sorted({boundary for span in chat.targets for boundary in span})
     places = list(tokenizer.control.find(text))
     done = 0
     before: ControlToken | None = None
@@ -118,7 +118,7 @@ def _pieces(tokenizer: Tokenizer, chat: RenderedChat) -> Iterator[_Piece]:
             if end == start:
                 break
             end -= 1
-        cuts = [start, *(border for border in borders if start < border < end), end]
+        cuts = [start, *(boundary for boundary in boundaries if start < boundary < end), end]
         for a, b in pairwise(cuts):
             if a < b:
                 yield _Piece(a, text[a:b], None, before is not None and a == start)

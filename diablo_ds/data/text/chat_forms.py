@@ -1,4 +1,4 @@
-"""Forms in which chat templates differ: what they call roles, and how they take tool calls."""
+"""Variants of chat templates: what they call roles, and how they take tool calls."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from diablo_ds.data.text.chat_template import ChatTemplate, Message
 
 
 def with_known_role(message: Message, template: ChatTemplate) -> dict[str, Any]:
-    """Call the developer the system for a template that does not know the newer name."""
+    """Rename the developer role to system for a template that does not know the newer name."""
     if message["role"] == "developer" and not template.mentions("developer"):
         return {**message, "role": "system"}
     return dict(message)
 
 
 def variants(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the forms of tool calls that templates expect, the usual one first.
+    """Yield the variants of tool calls that templates expect, the usual one first.
 
-    Content that is null beside calls may be left out, empty or null; arguments may be an object or
-    JSON text.
+    Null content next to calls may be absent, empty or null; arguments may be an object or JSON
+    text.
     """
     if not any(message.get("tool_calls") for message in messages):
         yield messages

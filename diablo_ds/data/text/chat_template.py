@@ -11,7 +11,7 @@ from diablo_ds.data.text.control_tokens import ControlToken, ControlTokens
 from diablo_ds.errors import UserError
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: "role", "content" and what else the template knows."""
+"""One turn of a conversation: "role", "content" and other keys that the template knows."""
 Span = tuple[int, int]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -22,7 +22,7 @@ class ChatTemplate:
 
     Args:
         sources: the templates by name, "default" and perhaps "tool_use".
-        variables: the tokenizer's named tokens, which a template may write, such as bos_token.
+        variables: the tokenizer's named tokens, which a template may use, such as bos_token.
     """
 
     sources: tuple[tuple[str, str], ...]
@@ -36,7 +36,7 @@ class ChatTemplate:
         return sources.get("default", self.sources[0][1])
 
     def mentions(self, word: str) -> bool:
-        """Return whether a template has a word in its source."""
+        """Return whether a word occurs in the source of a template."""
         pattern = re.compile(rf"\b{re.escape(word)}\b")
         return any(pattern.search(source) for _, source in self.sources)
 
@@ -52,7 +52,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render messages, with or without the opening of the next answer.
+        """Render messages, optionally with the opening of the next answer.
 
         Raises:
             UserError: if the template does not accept them.
@@ -66,7 +66,7 @@ class ChatTemplate:
         *,
         variables: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[Span]]:
-        """Render messages, and return where the text is that a model generates.
+        """Render messages, and return the spans of text that a model generates.
 
         Raises:
             UserError: if the template does not accept them.
@@ -103,17 +103,17 @@ class ChatTemplate:
         """Find the tokens that begin and end turns, by rendering a short conversation.
 
         Args:
-            added: all tokens that the tokenizer reads from text as a whole.
+            added: all added tokens of the tokenizer.
 
         Returns:
-            The text of all such tokens, and the one that ends an answer; none where the template
-            does not accept a question and an answer, or has no such tokens.
+            The texts of all such tokens, and the token that ends an answer; empty and None if the
+            template does not accept a question and an answer, or has no such tokens.
         """
         question, answer = {"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}
         try:
             asked = self.render([question])
             answered = self.render([question, answer])
-        except ValueError:
+        except UserError:
             return frozenset(), None
         end = added.end_of_turn(answered)
         found = {place.token.text for place in added.find(asked)}

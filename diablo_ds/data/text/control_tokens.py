@@ -1,4 +1,4 @@
-"""Control tokens of a tokenizer: where their text stands, and how a user's text stays text."""
+"""Control tokens of a tokenizer: where their text occurs, and how a user's text stays text."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 _FIRST_PLACEHOLDER = 0xF0000
-"""Private-use characters, which no text has by agreement, stand for control text in messages."""
+"""Private-use characters stand for control text in messages, as ordinary text has none."""
 
 
 class ControlToken(NamedTuple):
-    """A token that a tokenizer reads from text as a whole, such as the end of a turn."""
+    """A token with a text of its own that a tokenizer recognises, such as the end of a turn."""
 
     text: str
     id: int
     strips_before: bool = False
-    """Whether it takes the white space before it away."""
+    """Whether it strips the white space before it."""
     strips_after: bool = False
 
 
 class Place(NamedTuple):
-    """Where a control token's text stands in a text."""
+    """Where a control token occurs in a text."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """All control tokens of a tokenizer; the longest is read where several would fit."""
+    """All control tokens of a tokenizer; of several that fit, the longest is read."""
 
     tokens: tuple[ControlToken, ...]
 
@@ -63,7 +63,7 @@ class ControlTokens:
         return frozenset(t.text[:end] for t in self.tokens for end in range(1, len(t.text)))
 
     def find(self, text: str) -> Iterator[Place]:
-        """Yield where control tokens stand in a text, from left to right, the longest first."""
+        """Yield the places of control tokens from left to right, preferring the longest."""
         done = 0
         for match in self._first_character.finditer(text):
             start = match.start()
@@ -77,7 +77,7 @@ class ControlTokens:
                     break
 
     def are_in(self, text: str) -> bool:
-        """Return whether a text holds a control token's text."""
+        """Return whether a text contains the text of a control token."""
         return next(self.find(text), None) is not None
 
     def at_start(self, text: str) -> ControlToken | None:
@@ -93,14 +93,14 @@ class ControlTokens:
     def end_of_turn(
         self, text: str, start: int = 0, usual: ControlToken | None = None
     ) -> Place | None:
-        """Return where an answer's end of turn stands, if a text closes with control tokens.
+        """Return the place of an answer's end of turn, if a text closes with control tokens.
 
-        Behind it a template may write a line break, or one more end token; before it, the end of a
-        tool call. So it is the usual one, if that is there, or else the first.
+        After it a template may write a line break or another end token; before it, the end of a
+        tool call. So it is the usual token if present, otherwise the first.
 
         Args:
             text: a rendered conversation that ends with an answer.
-            start: where the answer starts.
+            start: position at which the answer starts.
             usual: the token that ends the template's answers.
         """
         end = len(text)
@@ -113,7 +113,7 @@ class ControlTokens:
         return next((p for p in closing if p.token == usual), closing[0] if closing else None)
 
     def unfinished(self, text: str) -> int:
-        """Return how many last characters of a text begin a control token without ending it."""
+        """Return the number of last characters of a text that begin a control token."""
         longest = self._lengths[0] - 1 if self._lengths else 0
         for length in range(min(longest, len(text)), 0, -1):
             if text[-length:] in self._beginnings:
@@ -122,20 +122,20 @@ class ControlTokens:
 
 
 class Escaped(NamedTuple):
-    """Values whose text has placeholders where control tokens' text stood."""
+    """Values in which placeholders replace the text of control tokens."""
 
     value: Any
     originals: Mapping[str, str]
     """What each placeholder, a single character, stands for."""
     has_control_text: bool
-    """Whether whole control tokens were among it, and not only their beginnings."""
+    """Whether complete control tokens were replaced, and not only their beginnings."""
 
 
 def escape(value: Any, control: ControlTokens) -> Escaped:
-    """Put placeholders for control text into all strings of a nested value, keys included.
+    """Replace control text by placeholders in all strings of a nested value, keys included.
 
-    A template that puts such strings together cannot form a control token from them: neither from
-    a whole one, nor from parts, since a part that might begin one has a placeholder too.
+    A template that joins such strings cannot form a control token from them, not even from parts,
+    since a part that could begin a control token is replaced too.
     """
     if not any(control.are_in(text) or control.unfinished(text) for text in strings(value)):
         return Escaped(value, {}, False)
@@ -166,7 +166,7 @@ def escape(value: Any, control: ControlTokens) -> Escaped:
 
 
 def unescape(text: str, originals: Mapping[str, str]) -> str:
-    """Return a text with its placeholders replaced by what they stand for."""
+    """Return a text with its placeholders replaced by the original text."""
     for mark, original in originals.items():
         text = text.replace(mark, original)
     return text

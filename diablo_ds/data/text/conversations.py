@@ -1,4 +1,4 @@
-"""Conversations to texts: rendered by the tokenizer's template, with the answers marked."""
+"""Conversations to text, rendered by the tokenizer's template, with the answers marked."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Conversation:
 
     messages: Sequence[Message]
     has_loss: Sequence[bool]
-    """For each message, whether it is an answer to learn from."""
+    """For each message, whether it is an answer with loss."""
     tools: Sequence[Mapping[str, Any]] | None = None
-    """What the assistant may call, as JSON schemas."""
+    """Tools that the assistant may call, as JSON schemas."""
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """What the row itself gives the template, such as enable_thinking."""
+    """Variables of the row for the template, such as enable_thinking."""
     notes: tuple[str, ...] = ()
     """What was done with the row, to be counted."""
 
 
-class LeftOutError(UserError):
-    """A chat template leaves out part of a conversation."""
+class OmittedError(UserError):
+    """A chat template omits part of a conversation."""
 
 
 class RenderedChat(NamedTuple):
@@ -52,15 +52,15 @@ class RenderedChat(NamedTuple):
 
     text: str
     targets: tuple[Span, ...]
-    """Where the characters are that carry loss: answers, each with its end of turn."""
+    """Spans of characters that carry loss: answers, each with its end of turn."""
     originals: Mapping[str, str]
-    """Control text of messages, by the placeholder that stands for it in ``text``."""
+    """Control text of messages, by its placeholder in ``text``."""
     is_closed: bool
-    """Whether the last answer ends with a control token; else it needs the end token."""
+    """Whether the last answer ends with a control token; otherwise it needs the end token."""
 
 
 class RenderedConversation(NamedTuple):
-    """All examples that one conversation gives."""
+    """All examples of one conversation."""
 
     chats: list[RenderedChat]
     notes: tuple[str, ...]
@@ -76,21 +76,22 @@ def render_conversation(
 ) -> RenderedConversation:
     """Render a conversation, with the loss on each answer and its end of turn.
 
-    Where the template marks what a model generates, by {% generation %}, loss is there, from the
-    opening of the answer to its end of turn. Else an answer is what the template renders beyond
-    the opening of an answer after the messages before it. Where the template renders earlier turns
-    differently once others follow, as those do that drop earlier thoughts, each answer has an
-    example of its own, with the history that a model would see at that point.
+    If the template marks what a model generates, by {% generation %}, the loss is there, after the
+    opening of the answer and up to its end of turn. Otherwise an answer is what the template
+    renders in addition to the previous messages and the opening of an answer. If the template
+    renders earlier turns differently once others follow, as templates do that drop earlier
+    thoughts, each answer has an example of its own, with the history that a model would see at
+    that point.
 
     Args:
-        conversation: the conversation.
+        conversation: messages, tools and variables.
         template: the tokenizer's template.
         control: the tokenizer's control tokens.
-        turn_end: the one that ends the template's answers.
+        turn_end: the token that ends the template's answers.
         last_only: whether to keep only the last of several examples.
 
     Raises:
-        UserError: if the template does not accept the messages or leaves out part of them.
+        UserError: if the template does not accept the messages or omits part of them.
     """
     known = [with_known_role(message, template) for message in conversation.messages]
     values = {"messages": known, "tools": conversation.tools}
@@ -124,8 +125,8 @@ def _first_that_renders(
             return renderer.render(variant)
         except UserError as error:
             errors.append(error)
-    # What is left out of a text says more than that a template does not know another form.
-    raise next((e for e in errors if isinstance(e, LeftOutError)), errors[0])
+    # What a template omits is more informative than that it does not accept another variant.
+    raise next((e for e in errors if isinstance(e, OmittedError)), errors[0])
 
 
 @dataclass(frozen=True)
@@ -148,15 +149,15 @@ class _Renderer:
         last = max(turn for turn, has_loss in enumerate(self.has_loss) if has_loss)
         for turn, message in enumerate(messages[:last], start=1):
             if not _shows(chats[-1].text, message.get("content") or ""):
-                raise self._left_out(f"the content of message {turn} ({message['role']})")
+                raise self._omitted(f"the content of message {turn} ({message['role']})")
         for tool in self.tools or ():
             name = tool["function"]["name"]
             if name not in chats[-1].text:
-                raise self._left_out("tools", name)
+                raise self._omitted("tools", name)
         return chats, notes
 
     def _by_marks(self, messages: list[dict[str, Any]]) -> list[RenderedChat] | None:
-        """Take the template's own marks; None where they are not one for each answer."""
+        """Use the template's own marks; return None if there is not one per answer."""
         text, marks = self.template.render_marked(messages, self.tools, variables=self.variables)
         answers = [turn for turn, m in enumerate(messages) if m["role"] == "assistant"]
         if len(marks) != len(answers):
@@ -166,11 +167,11 @@ class _Renderer:
         for turn, (start, end) in zip(answers, marks, strict=True):
             opening = self._render(messages[:turn], add_generation_prompt=True)
             if start < len(opening) <= end and text.startswith(opening):
-                start = len(opening)  # a model never writes the opening
+                start = len(opening)  # a model never generates the opening
             last, is_closed = self._end(text[:end], start)
             if not is_closed and (place := self._control_at(text, end)):
                 last, is_closed = place.end, True
-            # Thoughts of earlier answers are the template's to drop.
+            # A template may drop the thoughts of earlier answers.
             thoughts = turn == answers[-1]
             self._check_answer(turn, messages[turn], text[start:last], thoughts=thoughts)
             if self.has_loss[turn]:
@@ -193,11 +194,11 @@ class _Renderer:
                 continue
             try:
                 prompt, chat = self._answer(messages, turn)
-            except ValueError:
+            except UserError:
                 is_asked = any(m["role"] not in _BEFORE_QUESTIONS for m in messages[:turn])
                 if is_asked or not any(self.has_loss[turn + 1 :]):
                     raise
-                notes[GREETING] = None  # a model that is not asked need not learn it
+                notes[GREETING] = None  # an unprompted answer need not be learnt
                 continue
             if chats and prompt.startswith(chats[-1].text):
                 chat = chat._replace(targets=chats.pop().targets + chat.targets)
@@ -205,19 +206,19 @@ class _Renderer:
         return chats, list(notes)
 
     def _answer(self, messages: list[dict[str, Any]], turn: int) -> tuple[str, RenderedChat]:
-        """Return what comes before an answer, and that with the answer to its end of turn."""
+        """Return the text before an answer, and the chat up to the answer's end of turn."""
         prompt = self._render(messages[:turn], add_generation_prompt=True)
-        whole = self._render(messages[: turn + 1])
-        if not whole.startswith(prompt):
+        text = self._render(messages[: turn + 1])
+        if not text.startswith(prompt):
             raise UserError(
-                "chat template must render an answer behind the opening that a model gets; got "
-                f"another text for message {turn + 1}: it opens an answer with "
+                "chat template must render an answer after the opening that a model gets; got "
+                f"different text for message {turn + 1}: it opens an answer with "
                 f"{_last_line(prompt)!r}"
             )
-        end, is_closed = self._end(whole, len(prompt))
-        self._check_answer(turn, messages[turn], whole[len(prompt) : end])
+        end, is_closed = self._end(text, len(prompt))
+        self._check_answer(turn, messages[turn], text[len(prompt) : end])
         targets = ((len(prompt), end),)
-        return prompt, RenderedChat(whole[:end], targets, self.originals, is_closed)
+        return prompt, RenderedChat(text[:end], targets, self.originals, is_closed)
 
     def _render(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False
@@ -230,20 +231,20 @@ class _Renderer:
         )
 
     def _end(self, text: str, start: int) -> tuple[int, bool]:
-        """Return where an answer's end of turn ends, and whether there is one."""
+        """Return the position after an answer's end of turn, and whether there is one."""
         place = self.control.end_of_turn(text, start, self.turn_end)
         return (len(text), False) if place is None else (place.end, True)
 
     def _check_answer(
         self, turn: int, message: dict[str, Any], answer: str, *, thoughts: bool = True
     ) -> None:
-        """Raise UserError unless all of an answer is in what the template renders of it."""
+        """Raise UserError unless the template renders all of an answer."""
         number = turn + 1
         content = message.get("content")
         if content and not _shows(answer, content):
-            raise self._left_out(f"the content of message {number} (assistant)")
+            raise self._omitted(f"the content of message {number} (assistant)")
         if thoughts and (thought := message.get(REASONING)) and not _shows(answer, thought):
-            raise self._left_out(f"{REASONING} of message {number}")
+            raise self._omitted(f"{REASONING} of message {number}")
         for call in message.get("tool_calls") or ():
             function = call["function"]
             arguments = function["arguments"]
@@ -251,19 +252,19 @@ class _Renderer:
             missing = [v for v in values if not _shows(answer, v)]
             as_python = arguments and isinstance(arguments, dict) and str(arguments) in answer
             if function["name"] not in answer or missing or as_python:
-                raise self._left_out(f"tool_calls of message {number}", function["name"])
+                raise self._omitted(f"tool_calls of message {number}", function["name"])
             if not content and answer.count("None") > "".join(strings(message)).count("None"):
                 raise UserError(
                     f"chat template must render message {number} without content; got 'None' for it"
                 )
 
-    def _left_out(self, what: str, value: str = "") -> LeftOutError:
+    def _omitted(self, what: str, value: str = "") -> OmittedError:
         shown = f": {unescape(value, self.originals)!r:.60}" if value else ""
-        return LeftOutError(f"chat template must render {what}, and leaves it out{shown}")
+        return OmittedError(f"chat template must render {what}, but omits it{shown}")
 
 
 def _shows(text: str, value: str) -> bool:
-    """Return whether a rendered text shows a message's text, which it may trim or quote."""
+    """Return whether a rendered text contains a message's text, possibly trimmed or quoted."""
     words = re.findall(r"\w+", value.rsplit("</think>", 1)[-1])
     return not words or max(words, key=len) in text
 

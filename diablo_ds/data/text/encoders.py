@@ -1,4 +1,4 @@
-"""Encoders: pieces of text to token ids, without any token of their own."""
+"""Encoders: pieces of text to token ids, without adding tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diablo_ds.data.text.control_tokens import ControlToken, ControlTokens
 
 
 class Encoder(Protocol):
-    """What turns pieces of text into token ids, without adding any of its own."""
+    """Turns pieces of text into token ids, without adding any."""
 
     @property
     def vocab_size(self) -> int:
@@ -27,12 +27,12 @@ class Encoder(Protocol):
         """The token of text that is not in the vocabulary, if there is one."""
 
     def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
-        """Encode each text as the beginning of a document, or as what continues one.
+        """Encode each text as the beginning of a document, or as its continuation.
 
         Args:
-            texts: the texts.
-            continues: whether text comes before each.
-            parse_special: whether control tokens are read from text, or stay characters.
+            texts: pieces of text.
+            continues: whether other text precedes each.
+            parse_special: whether control tokens are read from text, or remain characters.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -40,7 +40,7 @@ class Encoder(Protocol):
 
 
 class EncodedText(NamedTuple):
-    """Tokens of a text, and the characters that each comes from."""
+    """Tokens of a text, and the span of characters of each."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -48,7 +48,7 @@ class EncodedText(NamedTuple):
 
 @dataclass(frozen=True)
 class HuggingFaceEncoder:
-    """A fast tokenizer of Hugging Face, from its JSON form."""
+    """A fast Hugging Face tokenizer, from its JSON description."""
 
     backend_json: str
 
@@ -62,7 +62,7 @@ class HuggingFaceEncoder:
 
     @cached_property
     def _backends(self) -> tuple[Any, Any, Any]:
-        """For a document's beginning, for what continues it, and after a control token."""
+        """For the beginning of a document, for its continuation, and after a control token."""
         from tokenizers import Tokenizer
 
         def changed(change: Any) -> Any:
@@ -83,7 +83,7 @@ class HuggingFaceEncoder:
 
     @cached_property
     def control(self) -> ControlTokens:
-        """The tokens that the tokenizer's file marks as special, by name or not."""
+        """The tokens that the tokenizer's file marks as special."""
         return ControlTokens(
             tuple(_control_token(t) for t in self._added if t["special"] and not _is_byte(t))
         )
@@ -99,7 +99,7 @@ class HuggingFaceEncoder:
 
     @property
     def added(self) -> ControlTokens:
-        """All tokens that are read from text as a whole, special or not."""
+        """All added tokens, special or not."""
         return ControlTokens(tuple(_control_token(t) for t in self._added if not _is_byte(t)))
 
     @property
@@ -107,7 +107,7 @@ class HuggingFaceEncoder:
         return [token for token in self._description["added_tokens"] if token["content"]]
 
     def with_control(self, texts: frozenset[str]) -> HuggingFaceEncoder:
-        """Return an encoder that counts these added tokens among the control tokens."""
+        """Return an encoder that also treats these added tokens as control tokens."""
         added = self._description["added_tokens"]
         if all(token["special"] for token in added if token["content"] in texts):
             return self
@@ -115,21 +115,21 @@ class HuggingFaceEncoder:
         return HuggingFaceEncoder(json.dumps({**self._description, "added_tokens": marked}))
 
     def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:
-        """Encode each text as the beginning of a document, or as what continues one."""
+        """Encode each text as the beginning of a document, or as its continuation."""
         backend = self._backends[continues]
         backend.encode_special_tokens = not parse_special
         encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def encode_after_control(self, texts: list[str]) -> list[list[int]]:
-        """Encode each text as one that follows a control token; reads none from it."""
+        """Encode each text as one that follows a control token; control tokens are not read."""
         backend = self._backends[2]
         backend.encode_special_tokens = True
         encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def encode_documents(self, texts: list[str]) -> list[EncodedText]:
-        """Encode whole documents, control tokens read, with the place of each token."""
+        """Encode entire documents, reading control tokens, with the span of each token."""
         backend = self._backends[0]
         backend.encode_special_tokens = False
         encoded = backend.encode_batch(texts, add_special_tokens=False)
@@ -149,7 +149,7 @@ def _control_token(token: dict[str, Any]) -> ControlToken:
 
 
 def _is_byte(token: dict[str, Any]) -> bool:
-    """Return whether a token stands for a byte, as some files list them among the special ones."""
+    """Return whether a token stands for a byte; some files list these as special."""
     text = token["content"]
     return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
@@ -157,8 +157,8 @@ def _is_byte(token: dict[str, Any]) -> bool:
 def _without_prefix(step: Any) -> Any:
     """Return a normalizer or pre-tokenizer that puts no space before a text.
 
-    A tokenizer that was made for beginnings of documents adds one, which inside a document would
-    be a space that nobody wrote.
+    A tokenizer that is made for beginnings of documents adds one, which inside a document would be
+    a space that is not in the text.
     """
     if not isinstance(step, dict):
         return step
@@ -176,7 +176,7 @@ def _without_prefix(step: Any) -> Any:
 
 
 def _without_first_prefix(step: Any) -> Any:
-    """Return a pre-tokenizer that adds a space where it does after control tokens, not at first."""
+    """Return a pre-tokenizer that adds a space only after control tokens, not at the start."""
     if not isinstance(step, dict):
         return step
     if step["type"] == "Sequence":
@@ -200,13 +200,13 @@ class SentencePieceEncoder:
     def _processors(self) -> tuple[Any, Any]:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-        messages: Any = sentencepiece_model_pb2  # its classes are made at run time
+        messages: Any = sentencepiece_model_pb2  # its classes are created at run time
         description = messages.ModelProto.FromString(self.model)
-        # Else a prompt would lose its last space, and a program its indentation, which the same
-        # model keeps in a model folder.
+        # Otherwise a prompt would lose its last space and a program its indentation, which the
+        # same model keeps in a model folder.
         description.normalizer_spec.remove_extra_whitespaces = False
         first = SentencePieceProcessor(model_proto=description.SerializeToString())
-        # Else a completion would get a space in front.
+        # Otherwise a completion would get a leading space.
         description.normalizer_spec.add_dummy_prefix = False
         return first, SentencePieceProcessor(model_proto=description.SerializeToString())
 
@@ -217,14 +217,14 @@ class SentencePieceEncoder:
 
     @cached_property
     def control(self) -> ControlTokens:
-        """The model's control symbols, such as those of begin and end."""
+        """The model's control symbols, such as begin and end tokens."""
         processor = self._processors[0]
         ids = [i for i in range(processor.vocab_size()) if processor.is_control(i)]
         return ControlTokens(tuple(ControlToken(processor.id_to_piece(i), i) for i in ids))
 
     @property
     def unknown_id(self) -> int | None:
-        """The token of unknown text; not among the control symbols of SentencePiece."""
+        """None: SentencePiece does not count the unknown token among the control symbols."""
         return None
 
     def encode(self, texts: list[str], *, continues: bool, parse_special: bool) -> list[list[int]]:

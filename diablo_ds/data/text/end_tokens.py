@@ -1,4 +1,4 @@
-"""The tokens with which a trained model ends its answers, for whatever generates with it."""
+"""The tokens with which a trained model ends its answers, for programs that generate with it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 
 class EndTokens(NamedTuple):
-    """Where the base model stops, and where it learns to stop."""
+    """Tokens at which the base model stops, and at which it learns to stop."""
 
     base: tuple[int, ...]
-    """Those of the base model's own generation config, or else its tokenizer's."""
+    """Those of the base model's generation config, otherwise its tokenizer's."""
     learnt: tuple[int, ...]
     """Those that end the training examples."""
     texts: Mapping[int, str]
-    """Their text."""
+    """Text of each token, by id."""
 
     @property
     def all(self) -> list[int]:
-        """Return all at which generation must stop, the learnt first."""
+        """All tokens at which generation must stop, the learnt ones first."""
         return list(dict.fromkeys([*self.learnt, *self.base]))
 
     def describe(self) -> str:
-        """Return a line for the user where the two differ; else nothing."""
+        """Return a line for the user if the two differ; otherwise an empty text."""
         if set(self.learnt) <= set(self.base):
             return ""
         return (
@@ -49,12 +49,12 @@ def find_end_tokens(
 
     Args:
         tokenizer: the model's tokenizer.
-        learnt: the last tokens with loss of training examples; only control tokens are ends.
+        learnt: the last tokens with loss of training examples; only control tokens count.
         model_folder: the base model's folder.
         model_config: its Hugging Face config.
 
     Raises:
-        UserError: if its generation config is damaged.
+        UserError: if the generation config is damaged.
     """
     own = _generation_config(model_folder).get("eos_token_id")
     if own is None:
@@ -74,7 +74,7 @@ def generation_config(ends: EndTokens, model_folder: Path) -> dict[str, Any]:
 
 
 def _generation_config(model_folder: Path) -> dict[str, Any]:
-    """Return the base model's generation config; empty where it has none."""
+    """Return the base model's generation config; empty if it has none."""
     path = model_folder / GENERATION_CONFIG_FILE
     value = read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Segment(NamedTuple):
-    """A piece of an example's text, tokenised apart from its neighbours."""
+    """A piece of an example's text, tokenised separately from its neighbours."""
 
     text: str
     is_target: bool
@@ -34,7 +34,7 @@ def gsm8k(instruction: str, context: str = "") -> str:
 
 
 def plain(instruction: str, context: str = "") -> str:
-    """Return the text as it is, with context below the instruction."""
+    """Return the unchanged text, with context below the instruction."""
     return f"{instruction}\n{context}" if context else instruction
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids with an exact border between prompt and completion."""
+"""Tokenizers: text to token ids with an exact boundary between prompt and completion."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ TOKENIZER_FILES = (
 _PROBE = "The 2 quick foxes: {x: -1.5}\n\tna\u00efve \u4f60\u597d \U0001f98a"
 
 _SPACES = ("a ", "a  b", "  a", "\n a\n ")
-"""Texts whose white space some tokenizers remove, or take for their own."""
+"""Texts whose white space some tokenizers remove or confuse with their own."""
 
 NOT_CHARACTERS = "the tokenizer must keep control tokens in a text as characters"
-"""Why a row is refused."""
+"""Reason why a row is rejected."""
 
 
 class EncodableText(NamedTuple):
@@ -50,14 +50,14 @@ class EncodableText(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer with all that training needs; small, and fast to send to another process."""
+    """A tokenizer with everything that training needs; small, and fast to send to a process."""
 
     encoder: Encoder
     start_ids: tuple[int, ...]
-    """Tokens that it puts before a text: the start token, or none."""
+    """Tokens that it adds before a text: the start token, or none."""
     end_id: int
     pad_id: int
-    """Token for padding, which is masked out; the end token where there is none of its own."""
+    """Token for padding, which is masked out; the end token if the tokenizer has none."""
     chat: ChatTemplate | None = None
     """The tokenizer's own template for conversations, if it has one."""
     turn_end: ControlToken | None = None
@@ -70,24 +70,24 @@ class Tokenizer:
 
     @cached_property
     def start_text(self) -> str:
-        """The text of the start tokens; empty where there are none."""
+        """The text of the start tokens; empty if there are none."""
         texts = {token.id: token.text for token in self.control.tokens}
         return "".join(texts.get(token_id, "") for token_id in self.start_ids)
 
     @cached_property
     def end_text(self) -> str:
-        """The text of the end token; empty where it has none."""
+        """The text of the end token; empty if it has none."""
         return next((t.text for t in self.control.tokens if t.id == self.end_id), "")
 
     @cached_property
     def forbidden_in_text(self) -> frozenset[int]:
-        """The tokens that must not arise from characters."""
+        """The tokens that must not result from characters."""
         return self.control.ids - {self.encoder.unknown_id}
 
     def misread(self, text: EncodableText, example: Example) -> bool:
-        """Return whether a control token arose from a text that holds characters only.
+        """Return whether a control token resulted from a text of characters only.
 
-        Some vocabularies have control tokens as pieces of text too.
+        Some vocabularies contain control tokens as pieces of text too.
         """
         first = len(self.start_ids) if text.add_start else 0
         last = len(example.input_ids) - text.add_end
@@ -95,9 +95,9 @@ class Tokenizer:
         return not text.parse_special and not self.forbidden_in_text.isdisjoint(body)
 
     def encode(self, texts: Sequence[EncodableText]) -> list[Example]:
-        """Tokenise texts segment by segment, so that no token spans a border between two.
+        """Tokenise texts segment by segment, so that no token spans a boundary between two.
 
-        An example is start token + segments + end token, where wanted. The loss is on the target
+        An example is start token + segments + end token, as requested. The loss is on the target
         segments and the end token.
         """
         groups: dict[tuple[bool, bool], list[tuple[int, int]]] = {}
@@ -130,7 +130,7 @@ class Tokenizer:
         return Example(input_ids, labels)
 
     def probe(self) -> list[int]:
-        """Return the tokens of fixed texts; two tokenizers with equal ones read data alike."""
+        """Return the tokens of fixed texts, which are equal for tokenizers that read data alike."""
         (ids,) = self.encoder.encode([_PROBE], continues=False, parse_special=False)
         spaces = [
             token
@@ -143,7 +143,7 @@ class Tokenizer:
         return [*self.start_ids, *ids, self.end_id, *spaces]
 
     def reads_as(self, probe: Sequence[int]) -> bool:
-        """Return whether a tokenizer with this probe, of any version, reads texts as this one."""
+        """Return whether this tokenizer has a probe, also one of an earlier version."""
         mine = self.probe()
         return len(probe) > 0 and mine[: len(probe)] == list(probe)
 
@@ -168,25 +168,25 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     try:
         tokenizer = _load_sentencepiece(path) if path.is_file() else _load_hugging_face(path)
-        _check_border(tokenizer, path)
+        _check_boundary(tokenizer, path)
     except Exception as error:  # the libraries raise many kinds for a damaged file
         if type(error) is UserError and f"{path}" in str(error):
-            raise  # our own
+            raise  # ours
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UserError(f"tokenizer must be whole; got {path}: {reason:.200}") from None
+        raise UserError(f"tokenizer must be undamaged; got {path}: {reason:.200}") from None
     return tokenizer
 
 
-def _check_border(tokenizer: Tokenizer, path: Path) -> None:
-    """Raise UserError unless a text in two parts comes back as it was."""
+def _check_boundary(tokenizer: Tokenizer, path: Path) -> None:
+    """Raise UserError unless a text in two parts comes back unchanged."""
     for prompt, completion in (("a", "b"), ("a", " b"), ("a ", "b"), ("a  b ", " c")):
         segments = (Segment(prompt, False), Segment(completion, True))
         (example,) = tokenizer.encode([EncodableText(segments, False, False)])
         text = tokenizer.encoder.decode(example.input_ids)
-        # Some put a space before a document, which is theirs and not the prompt's.
+        # Some add a space before a document, which is not the prompt's.
         if text.removeprefix(" ") != prompt + completion:
             raise UserError(
-                "tokenizer must give back a text that it encoded in two parts; got "
+                "tokenizer must decode a text that it encoded in two parts to the same text; got "
                 f"{text!r:.60} for {prompt!r} + {completion!r} in {path}"
             )
 
@@ -207,7 +207,7 @@ def _load_hugging_face(folder: Path) -> Tokenizer:
     encoder = HuggingFaceEncoder(backend.to_str())
     chat, turn_end = _chat_template(loaded), None
     if chat is not None:
-        # Some files do not mark as special what their template begins and ends turns with.
+        # Some files do not mark as special the tokens by which their template delimits turns.
         turn_tokens, turn_end = chat.turn_tokens(encoder.added)
         encoder = encoder.with_control(turn_tokens)
     return Tokenizer(

@@ -64,9 +64,9 @@ def test_null_arguments_that_a_table_filled_in_are_left_out_and_counted(load):
 @pytest.mark.parametrize(
     ("family", "row", "reason"),
     [
-        (CHATML, tool_chat(CALL, None), "tool_calls of message 2, and leaves it out: 'get_w"),
+        (CHATML, tool_chat(CALL, None), "tool_calls of message 2, but omits it: 'get_w"),
         (PHI3, tool_chat(CALL, None), "must render tool_calls of message 2"),
-        (CHATML, chat("a", "b", tools=[TOOL]), "must render tools, and leaves it out: 'get_w"),
+        (CHATML, chat("a", "b", tools=[TOOL]), "must render tools, but omits it: 'get_w"),
         (QWEN25, tool_chat({**CALL, "arguments": "{"}, None), "arguments in valid JSON: '{'"),
         (QWEN25, tool_chat({**CALL, "arguments": "[1]"}, None), "an object as arguments"),
         (QWEN25, tool_chat({"arguments": {}}, None), "must each have a function with a name"),

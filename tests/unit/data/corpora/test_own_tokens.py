@@ -75,4 +75,4 @@ def test_an_answer_that_is_nothing_but_its_end_token_is_refused(load):
         (chat("what?", " <|im_end|>"), "chat"),
     ):
         result = encode(tokenizer, row, template=template)
-        assert result.reason == "an answer must hold more than an end token"
+        assert result.reason == "an answer must contain more than an end token"

@@ -134,9 +134,7 @@ def test_every_row_is_counted_once(prepare_chats, tmp_path):
     in_parts = sum(part["rows"] for part in manifest["parts"].values())
     assert sum(left_out.values()) + in_parts == len(rows) == manifest["rows_in"]["d"]
     assert manifest["examples_left_out"] == {"too_long": 3, "duplicates": 5, "not_in_mix": 0}
-    assert "In examples, of which a conversation may give several: 3 too long, 5" in describe(
-        manifest
-    )
+    assert "Skipped examples, several for some conversations: 3 too long, 5" in describe(manifest)
 
 
 def test_data_of_one_example_a_row_are_written_as_ever(prepare_chats, tmp_path):

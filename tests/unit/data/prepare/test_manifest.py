@@ -72,10 +72,10 @@ def test_the_description_names_what_was_skipped(counted):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("parts.train.rows", "9", r"manifest\.parts\.train\.rows must be a whole number"),
+        ("parts.train.rows", "9", r"manifest\.parts\.train\.rows must be an integer"),
         ("parts.train", None, r"manifest\.parts\.train must be an object"),
         ("tokenizer.probe", "abc", r"manifest\.tokenizer\.probe must be a list"),
-        ("rows_in.d", -1, r"manifest\.rows_in\.d must be a whole number"),
+        ("rows_in.d", -1, r"manifest\.rows_in\.d must be an integer"),
         ("licences", [7], r"manifest\.licences\[0\] must be text"),
         ("sources", [{}], r"manifest\.sources\[0\] must have a field name"),
     ],

@@ -110,7 +110,7 @@ def test_thoughts_that_the_template_does_not_know_are_refused(load):
     tokenizer, _ = load(LLAMA3)
     result = encode(tokenizer, chat("a?", {"content": "b", "reasoning_content": "hmm"}))
     assert result.reason == (
-        "chat template must render reasoning_content of message 2, and leaves it out"
+        "chat template must render reasoning_content of message 2, but omits it"
     )
 
 
@@ -134,7 +134,7 @@ def test_a_message_that_the_template_leaves_out_is_refused(load):
         ]
     }
     result = encode(load(PHI3)[0], row)
-    assert "must render the content of message 2 (tool), and leaves it out" in result.reason
+    assert "must render the content of message 2 (tool), but omits it" in result.reason
 
 
 def test_weights_hold_where_each_answer_has_its_own_example(load):

@@ -134,7 +134,7 @@ def test_a_chat_template_that_rewrites_earlier_turns_is_refused(tmp_path):
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
     )
     result = _encode_messages(load_tokenizer(folder), ("user", "a"), ("assistant", "b"))
-    assert "must render an answer behind the opening that a model gets" in result.reason
+    assert "must render an answer after the opening that a model gets" in result.reason
 
 
 def test_a_chat_template_without_an_end_token_gets_one(tmp_path):
