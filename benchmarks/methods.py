@@ -27,9 +27,9 @@ from diablo_ds.ranks import distributed
 from diablo_ds.training.startup import complete_ds_config
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config, zero_stage
-from diablo_ds.zero.engine import start_engine
 from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
+from diablo_ds.zero.start import start_engine
 
 WARM_UP_STEPS = 3
 
@@ -144,10 +144,10 @@ def _diablo_steps(settings: Settings) -> tuple[Callable[[], object], int]:
     recompute_layers(model, choose_recomputation(config, shapes), reentrant=False)
     vocab_size = model.config.get_text_config().vocab_size
     install_loss_head(model, shapes)
-    engine, _ = start_engine(model, deltas, config, complete)
+    engine = start_engine(model, deltas, config, complete)
     ids = _tokens(settings, vocab_size, settings.micro_batch)
     batch = MicroBatch(ids, ids, None, ids.numel())
-    return lambda: train_step(engine, deltas, [batch], 1e-4), num_trainable
+    return lambda: train_step(engine, [batch], 1e-4), num_trainable
 
 
 # --- the peer ------------------------------------------------------------------------------------

@@ -123,9 +123,9 @@ def measure(stage: int, output: Path) -> None:
     from diablo_ds.training.startup import complete_ds_config
     from diablo_ds.training.step import train_step
     from diablo_ds.zero.ds_config import load_ds_config
-    from diablo_ds.zero.engine import start_engine
     from diablo_ds.zero.joining import init_process_group
     from diablo_ds.zero.loading import load_base
+    from diablo_ds.zero.start import start_engine
 
     run = RunConfig(micro_batch=1, global_batch=NUM_RANKS, precision="bf16")
     device = init_process_group()
@@ -147,7 +147,7 @@ def measure(stage: int, output: Path) -> None:
     layers: list[Any] = decoder_layers(model)
     recompute_layers(model, Recomputation(len(layers)), reentrant=False)
     install_loss_head(model, shapes)
-    ds_engine, _ = start_engine(model, deltas, run, complete)
+    engine = start_engine(model, deltas, run, complete)
     cases = []
     for count in (0, len(layers)):
         for layer in layers:
@@ -158,7 +158,7 @@ def measure(stage: int, output: Path) -> None:
                 batch = MicroBatch(tokens, tokens, None, tokens.numel())
                 at_start = _resident()
                 _reset_peak()
-                train_step(ds_engine, deltas, [batch], 1e-4)
+                train_step(engine, [batch], 1e-4)
             after = _resident()
             cases.append(
                 {

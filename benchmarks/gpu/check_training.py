@@ -21,8 +21,8 @@ from diablo_ds.model.shape import Shape
 from diablo_ds.training.startup import complete_ds_config
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config
-from diablo_ds.zero.engine import start_engine
 from diablo_ds.zero.joining import import_deepspeed, init_process_group
+from diablo_ds.zero.start import start_engine
 
 NUM_STEPS, _NUM_BATCHES = 20, 4
 _MODEL = "smollm2-135m"
@@ -148,9 +148,9 @@ def _engine_losses(scale: str, stage: int) -> list[float]:
         import_deepspeed().zero.Init(module=model, config_dict_or_path=complete)
     deltas = _attach(model, scale, device=device)
     install_loss_head(model, shapes)
-    engine, _ = start_engine(model, deltas, run, complete)
+    engine = start_engine(model, deltas, run, complete)
     losses = []
     for ids in _batches(config, scale):
         batch = MicroBatch(ids, ids, None, ids.numel())
-        losses.append(train_step(engine, deltas, [batch], _LEARNING_RATE).loss)
+        losses.append(train_step(engine, [batch], _LEARNING_RATE).loss)
     return losses

@@ -28,8 +28,8 @@ from diablo_ds.model.recomputation import Recomputation, recompute_layers
 from diablo_ds.training.startup import complete_ds_config
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config
-from diablo_ds.zero.engine import start_engine
 from diablo_ds.zero.joining import import_deepspeed, init_process_group
+from diablo_ds.zero.start import start_engine
 
 _DELTA_STD = 1e-3
 """Of the deltas at the start: zeros could be computed faster than other numbers."""
@@ -74,7 +74,7 @@ class Session:
         self.recompute(False)
         install_loss_head(model, shapes)
         self.flops = flops_per_token(model, self.config, workload.length)
-        self.engine, _ = start_engine(model, self.deltas, run, complete)
+        self.engine = start_engine(model, self.deltas, run, complete)
         self.model = model
         self.build_s = time.perf_counter() - start
 
@@ -85,7 +85,7 @@ class Session:
 
     def step_of(self, batch: MicroBatch) -> Callable[[], object]:
         """Return what takes an optimizer step on a micro batch."""
-        return lambda: train_step(self.engine, self.deltas, [batch], 1e-4)
+        return lambda: train_step(self.engine, [batch], 1e-4)
 
     def measure(
         self, *, micro_batch: int = 0, lever: bool = False, profile: bool = False
@@ -112,6 +112,4 @@ class Session:
 
     def _loss(self, ids: torch.Tensor) -> float:
         """Return the mean loss of a step: what two settings must agree on."""
-        return train_step(
-            self.engine, self.deltas, [MicroBatch(ids, ids, None, ids.numel())], 0.0
-        ).loss
+        return train_step(self.engine, [MicroBatch(ids, ids, None, ids.numel())], 0.0).loss

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from diablo_ds.adapter.attach import attach, load_deltas
 from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
@@ -45,10 +43,11 @@ from diablo_ds.training.machine import look_at_machines
 from diablo_ds.training.resolution import resolve_run
 from diablo_ds.training.resuming import find_resume_point, own_folder, place_data
 from diablo_ds.training.run_folder import choose_run_folder, recorded_config
-from diablo_ds.zero import ds_config, optimizer_state, placement, support
-from diablo_ds.zero.engine import start_engine
+from diablo_ds.zero import ds_config, support
+from diablo_ds.zero.engine import Engine, EngineState
 from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
+from diablo_ds.zero.start import start_engine
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,10 @@ class Run:
 
     config: RunConfig
     folder: Path
-    engine: Any
-    deltas: dict[str, nn.Parameter]
+    engine: Engine
     adapter: AdapterConfig
     train_batches: BatchSource | StreamSource
     heldout_batches: BatchSource | None
-    placement: list[placement.TensorPlacement]
     data: DataIdentity
     num_steps: int
     generation_config: dict[str, Any]
@@ -111,16 +108,6 @@ class Run:
         """Raise UserError on rank 0 where the run folder is no longer this process's."""
         if self.owner is not None:
             self.owner.check()
-
-    def verify_placement(self, when: str) -> None:
-        """Raise RuntimeError unless the base is sharded and the deltas are replicated."""
-        placement.verify_placement(
-            self.engine.module,
-            self.placement,
-            stage=self.engine.zero_optimization_stage(),
-            world_size=distributed.world_size(),
-            when=when,
-        )
 
 
 def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.ExitStack) -> Run:
@@ -209,13 +196,12 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     if checkpoint is not None:
         load_deltas(model, checkpoint.masters)
     heart.beat("starting DeepSpeed")
-    ds_engine, expected = start_engine(model, deltas, config, complete)
+    engine = start_engine(model, deltas, config, complete)
     if checkpoint is not None:
-        optimizer_state.restore_state(
-            ds_engine, deltas, checkpoint.state, checkpoint.num_optimizer_steps
+        engine.restore_state(
+            EngineState(checkpoint.state, checkpoint.num_optimizer_steps, checkpoint.loss_scaler)
         )
-        optimizer_state.restore_loss_scaler(ds_engine, checkpoint.loss_scaler)
-    logger.info(placement.placement_table(expected, stage=stage, world_size=world_size))
+    logger.info(engine.placement_table())
     if config.compile == "on":
         compile_layers(model)
         compile_loss(model)
@@ -223,12 +209,10 @@ def start_run(config: RunConfig, ds_config_file: Path, resources: contextlib.Exi
     return Run(
         config=config,
         folder=folder,
-        engine=ds_engine,
-        deltas=deltas,
+        engine=engine,
         adapter=adapter_config,
         train_batches=train,
         heldout_batches=inputs.heldout,
-        placement=expected,
         data=data,
         num_steps=num_steps,
         generation_config=generation_config(inputs.ends, model_folder),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.errors import NonFiniteError
 from diablo_ds.model.loss import count_targets
-from diablo_ds.model.loss_head import loss_of
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.stopping import Borders
-from diablo_ds.zero import engine
-from diablo_ds.zero.gradients import one_gradient_reduction
+from diablo_ds.zero.engine import Engine
 
 
 class StepResult(NamedTuple):
@@ -32,8 +29,7 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    ds_engine: Any,
-    deltas: Mapping[str, nn.Parameter],
+    engine: Engine,
     micro_batches: Sequence[MicroBatch],
     learning_rate: float,
     borders: Borders | None = None,
@@ -46,8 +42,7 @@ def train_step(
     Collective: every rank must call this with the same number of micro batches.
 
     Args:
-        ds_engine: the DeepSpeed engine.
-        deltas: the trainable parameters by name.
+        engine: the model and its deltas.
         micro_batches: this rank's part of the global batch.
         learning_rate: of this step.
         borders: where all ranks may stop together.
@@ -57,7 +52,7 @@ def train_step(
         NonFiniteError: if the gradient norm is not finite, and then nothing was updated; or if the
             loss on some rank is not.
     """
-    device = ds_engine.device
+    device = engine.device
     num_targets = sum(int(count_targets(batch.labels)) for batch in micro_batches)
     num_tokens = sum(batch.num_tokens for batch in micro_batches)
     counts = distributed.gather_floats([num_targets, num_tokens, len(micro_batches)], device)
@@ -68,20 +63,20 @@ def train_step(
     scale = distributed.world_size() / max(1, global_targets)
 
     loss_sum = torch.zeros((), device=device)
-    with one_gradient_reduction(ds_engine, deltas):
+    with engine.one_reduction():
         for batch in _between(borders, micro_batches):
             heart.beat("forward")
-            loss = loss_of(ds_engine, batch)
+            loss = engine.loss(batch)
             heart.beat("backward")
-            ds_engine.backward(loss * scale)
+            engine.backward(loss * scale)
             loss_sum += loss.detach()
     heart.beat("update")
     # Read only now: until here nothing has waited for the device, which still computes gradients
     # while the update is being launched.
-    grad_norm = engine.optimizer_step(ds_engine, deltas, learning_rate)
+    grad_norm = engine.step(learning_rate)
     loss_sums = [row[0] for row in distributed.gather_floats([float(loss_sum)], device)]
     _check_finite("loss", loss_sums)
-    if not ds_engine.fp16_enabled():  # there DeepSpeed skips the update and lowers the loss scale
+    if engine.loss_scale is None:  # there DeepSpeed skips the update and lowers the loss scale
         _check_finite("gradient norm", [grad_norm])
     return StepResult(sum(loss_sums) / max(1, global_targets), grad_norm, global_tokens)
 
@@ -99,7 +94,7 @@ def _check_finite(what: str, values: Sequence[float]) -> None:
 
 @torch.no_grad()
 def evaluate(
-    ds_engine: Any, micro_batches: Iterable[MicroBatch], borders: Borders | None = None
+    engine: Engine, micro_batches: Iterable[MicroBatch], borders: Borders | None = None
 ) -> float:
     """Return the mean loss per target token over all ranks, in nats.
 
@@ -108,13 +103,13 @@ def evaluate(
     Raises:
         StopAgreed: ahead of a micro batch.
     """
-    device = ds_engine.device
+    device = engine.device
     loss_sum, num_targets = torch.zeros((), device=device), 0
-    with engine.evaluating(ds_engine):
+    with engine.evaluating():
         for batch in _between(borders, micro_batches):
             heart.beat("evaluation")
             num_targets += int(count_targets(batch.labels))
-            loss_sum += loss_of(ds_engine, batch)
+            loss_sum += engine.loss(batch)
     rows = distributed.gather_floats([float(loss_sum), num_targets], device)
     total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))
     return float(total_loss / max(1.0, total_targets))

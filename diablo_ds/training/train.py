@@ -27,7 +27,6 @@ from diablo_ds.training.checkpoint import (
 from diablo_ds.training.metrics import Reporter, peak_memory_bytes, plot_losses
 from diablo_ds.training.startup import Run, start_run
 from diablo_ds.training.step import evaluate, train_step
-from diablo_ds.zero import engine, optimizer_state
 from diablo_ds.zero.traffic import counting_traffic
 
 EVALS_PER_RUN = 4
@@ -137,8 +136,8 @@ class _Loop:
                 self._take_step(step)
             self.finished = done
             # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
-            if not self.is_verified and run.engine.was_step_applied():
-                run.verify_placement("after the first step")
+            if not self.is_verified and run.engine.was_updated:
+                run.engine.verify_placement("after the first step")
                 self.is_verified = True
             # First the save, so that whatever ends an evaluation loses no step.
             if done % self.save_every == 0 or done == run.num_steps:
@@ -195,9 +194,7 @@ class _Loop:
 
         start = time.perf_counter()
         try:
-            result = train_step(
-                run.engine, run.deltas, micro_batches, learning_rate, self.train_borders
-            )
+            result = train_step(run.engine, micro_batches, learning_rate, self.train_borders)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} in step {step + 1}") from None
         seconds = time.perf_counter() - start
@@ -210,8 +207,8 @@ class _Loop:
             "step_s": seconds,
             "memory_bytes": float(peak_memory_bytes(run.engine.device)),
         }
-        if run.engine.fp16_enabled():
-            values["loss_scale"] = float(run.engine.optimizer.loss_scale)
+        if (loss_scale := run.engine.loss_scale) is not None:
+            values["loss_scale"] = loss_scale
         self.reporter.step(step + 1, values)
 
 
@@ -224,15 +221,15 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def save(run: Run, step: int) -> None:
     """Write a checkpoint. Collective: every rank must call this."""
     heart.beat("saving")
-    state = optimizer_state.gather_state(run.engine, run.deltas)
+    state = run.engine.gather_state()
     checkpoint = Checkpoint(
         step=step,
         global_batch=run.config.global_batch,
         seed=run.config.seed,
-        num_optimizer_steps=optimizer_state.num_optimizer_steps(run.engine),
+        num_optimizer_steps=state.num_optimizer_steps,
         adapter=run.adapter,
-        state=state,
-        loss_scaler=optimizer_state.loss_scaler_state(run.engine),
+        state=state.deltas,
+        loss_scaler=state.scaler,
         data=run.data.as_json(),
     )
 
@@ -271,7 +268,7 @@ def _finish(run: Run, reporter: Reporter) -> Summary:
 
 def _report_norms(run: Run, reporter: Reporter, step: int) -> None:
     """Record the norm of each delta. Collective: every rank must call this."""
-    norms = engine.delta_norms(run.engine, run.deltas)
+    norms = run.engine.delta_norms()
     reporter.delta_norms(step, {name.removesuffix(".delta"): norm for name, norm in norms.items()})
 
 

@@ -1,189 +1,214 @@
-"""Hand the model to DeepSpeed, and what a step needs of its engine."""
+"""What training does with the model that DeepSpeed runs, in one class without a DeepSpeed name."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import io
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diablo_ds.config.run import RunConfig
-from diablo_ds.model.architecture import decoder_layer_classes
+from diablo_ds.data.batches import MicroBatch, to_device
+from diablo_ds.model.attention import attends_by_variable_length
+from diablo_ds.model.loss import LossHead, causal_lm_loss
 from diablo_ds.ranks import distributed
-from diablo_ds.zero.ds_config import zero_stage
-from diablo_ds.zero.gradients import check_gradients_once, keep_fp32_gradients
-from diablo_ds.zero.joining import import_deepspeed
-from diablo_ds.zero.placement import (
-    TensorPlacement,
-    can_place_by_name,
-    choose_placement,
-    gather_absent,
-    make_persistent,
-    verify_placement,
-)
+from diablo_ds.zero import optimizer_state, traffic
+from diablo_ds.zero.gradients import one_gradient_reduction
+from diablo_ds.zero.placement import TensorPlacement, placement_table, verify_placement
+from diablo_ds.zero.private.optimizers import is_plain
+from diablo_ds.zero.private.parameters import evaluation_record, gather_absent
 
 
-def start_engine(
-    model: nn.Module,
-    deltas: Mapping[str, nn.Parameter],
-    config: RunConfig,
-    complete: dict[str, Any],
-    *,
-    by_name: bool | None = None,
-) -> tuple[Any, list[TensorPlacement]]:
-    """Build the engine, place base and deltas, and verify it.
+class EngineState(NamedTuple):
+    """What a checkpoint keeps of an engine."""
 
-    Collective: every rank must call this.
+    deltas: Mapping[str, Mapping[str, Tensor]]
+    """fp32 masters and AdamW moments; empty except on rank 0."""
+    num_optimizer_steps: int
+    """AdamW's own step count, which decides its bias correction."""
+    scaler: Mapping[str, float]
+    """Numbers of the dynamic loss scaler; empty unless in fp16."""
+
+
+class Engine:
+    """A model whose base DeepSpeed shards and whose deltas it updates.
+
+    Every method that says "collective" must be called by all ranks together.
 
     Args:
-        model: the model with deltas attached.
-        deltas: the deltas by parameter name.
-        config: the run config.
-        complete: the complete DeepSpeed config.
-        by_name: whether to place by name or, the fallback, by size; by default, by name where the
-            installed DeepSpeed was tested for it.
-
-    Returns:
-        The DeepSpeed engine, and where each parameter lies.
-    """
-    by_name = can_place_by_name() if by_name is None else by_name
-    stage = zero_stage(complete)
-    expected = choose_placement(model, deltas, complete, by_name=by_name)
-    ds_engine = build_engine(model, deltas, config, complete)
-    if stage == 3:
-        parameters = dict(ds_engine.module.named_parameters())
-        make_persistent(
-            ds_engine, [parameters[p.name] for p in expected if not p.sharded], by_name=by_name
-        )
-    verify_placement(
-        ds_engine.module,
-        expected,
-        stage=stage,
-        world_size=distributed.world_size(),
-        when="after initialisation",
-    )
-    return ds_engine, expected
-
-
-def build_engine(
-    model: Any, deltas: Mapping[str, nn.Parameter], run: RunConfig, ds_config: dict[str, Any]
-) -> Any:
-    """Hand the model to DeepSpeed.
-
-    Collective: every rank must call this.
-
-    Args:
-        model: the model with deltas attached; partitioned already under ZeRO-3.
+        ds_engine: DeepSpeed's engine.
         deltas: the trainable parameters by name.
-        run: the run config; gives AdamW's settings.
-        ds_config: the complete DeepSpeed config.
-
-    Returns:
-        The DeepSpeed engine.
+        placement: where each parameter has to be between steps.
     """
-    deepspeed = import_deepspeed()
-    if zero_stage(ds_config) == 3:
-        # One gather per decoder layer instead of one per weight. It also keeps non-re-entrant
-        # checkpointing from gathering a layer's weights once per weight in the recomputation.
-        classes = decoder_layer_classes(model)
-        if classes:
-            deepspeed.utils.set_z3_leaf_modules(model, classes)
-    # Without it a first layer's input needs no gradient: re-entrant checkpointing would cut the
-    # graph, and a leaf module's backward hook would not fire.
-    model.enable_input_require_grads()
-    optimizer = torch.optim.AdamW(
-        list(deltas.values()),
-        lr=run.learning_rate,
-        betas=(run.beta1, run.beta2),
-        eps=run.epsilon,
-        weight_decay=run.weight_decay,
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
-    keep_fp32_gradients(engine)
-    if can_place_by_name():  # a DeepSpeed whose optimizer was tested so
-        check_gradients_once(engine)
-    # At stage 0 in half precision DeepSpeed has taken a step with zero gradients, to allocate
-    # AdamW's moments; counted in, it would shift the bias correction of every step.
-    optimizer.state.clear()
-    return engine
+
+    def __init__(
+        self,
+        ds_engine: Any,
+        deltas: Mapping[str, nn.Parameter],
+        placement: Sequence[TensorPlacement],
+    ) -> None:
+        self._ds_engine = ds_engine
+        self.deltas = dict(deltas)
+        """The trainable parameters by name."""
+        self.placement = list(placement)
+        self._evaluation_record: Any = None
+
+    @property
+    def module(self) -> Any:
+        """The Hugging Face model."""
+        return self._ds_engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return torch.device(self._ds_engine.device)
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage, 0 to 3."""
+        return int(self._ds_engine.zero_optimization_stage())
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The dynamic loss scale; None unless in fp16."""
+        if not self._ds_engine.fp16_enabled():
+            return None
+        return float(self._ds_engine.optimizer.loss_scale)
+
+    # --- a step ----------------------------------------------------------------------------------
+
+    def loss(self, batch: MicroBatch) -> Tensor:
+        """Return the loss of a micro batch, summed over its targets, as ``[]`` in fp32. Collective.
+
+        Args:
+            batch: on the CPU.
+        """
+        return micro_batch_loss(self._ds_engine, batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of a loss, inside `one_reduction`. Collective."""
+        self._ds_engine.backward(loss)
+
+    @contextlib.contextmanager
+    def one_reduction(self) -> Iterator[None]:
+        """Average the gradients of all backward passes inside over ranks, once. Collective.
+
+        Where the block is left by an exception, the gradients are dropped and nothing is reduced.
+        """
+        with one_gradient_reduction(self._ds_engine, self.deltas.values()):
+            yield
+
+    def step(self, learning_rate: float) -> float:
+        """Clip the reduced gradients, update the deltas, and drop the gradients. Collective.
+
+        Nothing is updated where the norm is not finite.
+
+        Returns:
+            The norm over all delta gradients, before clipping.
+        """
+        for group in self._ds_engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with traffic.updating():
+            if is_plain(self._ds_engine):  # DeepSpeed reports no norm there
+                grads = [delta.grad for delta in self.deltas.values() if delta.grad is not None]
+                grad_norm = float(torch.nn.utils.get_total_norm(grads))
+                if math.isfinite(grad_norm):  # elsewhere DeepSpeed skips the update by itself
+                    self._ds_engine.step()
+                return grad_norm
+            self._ds_engine.step()
+        return float(self._ds_engine.get_global_grad_norm())
+
+    @property
+    def was_updated(self) -> bool:
+        """Whether the last step updated the deltas; fp16 skips one whose gradients overflow."""
+        return bool(self._ds_engine.was_step_applied())
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model into evaluation mode, without changing how ZeRO-3 trains. Collective."""
+        self._ds_engine.eval()
+        try:
+            with evaluation_record(self._ds_engine, self._evaluation_record) as record:
+                self._evaluation_record = record
+                yield
+        finally:
+            self._ds_engine.train()
+
+    def delta_norms(self) -> dict[str, float]:
+        """Return the Frobenius norm of each delta on rank 0; empty on other ranks.
+
+        Collective under ZeRO-3. Right after an optimizer step every rank has all deltas and nothing
+        is communicated; before the first they may have to be gathered.
+        """
+        self.gather_deltas()
+        if not distributed.is_main_process():
+            return {}
+        return {name: float(delta.detach().float().norm()) for name, delta in self.deltas.items()}
+
+    # --- state and placement ---------------------------------------------------------------------
+
+    def gather_state(self) -> EngineState:
+        """Return what a checkpoint keeps. Collective."""
+        return EngineState(
+            optimizer_state.gather_state(self._ds_engine, self.deltas),
+            optimizer_state.num_optimizer_steps(self._ds_engine),
+            optimizer_state.loss_scaler_state(self._ds_engine),
+        )
+
+    def restore_state(self, state: EngineState) -> None:
+        """Put back what `gather_state` returned on rank 0, into an engine that took no step.
+
+        The deltas themselves must have been loaded before the engine was started.
+        """
+        optimizer_state.restore_state(
+            self._ds_engine, self.deltas, state.deltas, state.num_optimizer_steps
+        )
+        optimizer_state.restore_loss_scaler(self._ds_engine, state.scaler)
+
+    def gather_deltas(self) -> None:
+        """Gather the deltas that are partitioned now. Collective under ZeRO-3."""
+        if self.stage == 3:
+            gather_absent(self.deltas.values())
+
+    def verify_placement(self, when: str) -> None:
+        """Raise RuntimeError unless the base is sharded and the deltas are replicated.
+
+        Args:
+            when: moment of the check, for the message.
+        """
+        world_size = distributed.world_size()
+        verify_placement(
+            self.module, self.placement, stage=self.stage, world_size=world_size, when=when
+        )
+
+    def placement_table(self) -> str:
+        """Return the placement as a table of text."""
+        return placement_table(
+            self.placement, stage=self.stage, world_size=distributed.world_size()
+        )
+
+    def close(self) -> None:
+        """Let DeepSpeed drop its hooks and buffers."""
+        self._ds_engine.destroy()
 
 
-@contextlib.contextmanager
-def evaluating(engine: Any) -> Iterator[None]:
-    """Put the model into evaluation mode, without touching what ZeRO-3 knows of a training step.
-
-    Collective: every rank must enter it. DeepSpeed 0.19 records the order of modules in a step and
-    decides once, for good, which weights to keep from forward to backward. A forward without a
-    backward in between makes it record anew and, as the decisions are cached, release all weights
-    early ever after: twice the gathers. So evaluation gets a record of its own.
-    """
-    offload = getattr(engine.optimizer, "parameter_offload", None)
-    engine.eval()
-    if offload is not None and can_place_by_name():
-        of_training = offload.param_coordinator
-        if not hasattr(engine, "_evaluation_coordinator"):
-            engine._evaluation_coordinator = _without_record(of_training)
-        offload.param_coordinator = engine._evaluation_coordinator
-    try:
-        yield
-    finally:
-        if offload is not None and can_place_by_name():
-            offload.param_coordinator = of_training
-        engine.train()
-
-
-def _without_record(coordinator: Any) -> Any:
-    """Return a copy of DeepSpeed's parameter coordinator that has seen no step yet."""
-    own = copy.copy(coordinator)
-    if own.is_invalid_trace():
-        own._clear_trace_structures()
+def micro_batch_loss(ds_engine: Any, batch: MicroBatch) -> Tensor:
+    """Return the summed loss of a micro batch, which is on the CPU, as ``[]`` in fp32."""
+    model, device = ds_engine.module, ds_engine.device
+    if batch.position_ids is not None and attends_by_variable_length(model):
+        batch = batch.as_one_row()
+        inputs = batch.variable_length_inputs()
     else:
-        own._invalidate_trace()
-    return own
-
-
-def optimizer_step(engine: Any, deltas: Mapping[str, nn.Parameter], learning_rate: float) -> float:
-    """Clip the reduced gradients, update the deltas, and drop the gradients.
-
-    Nothing is updated where the norm is not finite.
-
-    Collective: every rank must call this.
-
-    Returns:
-        The norm over all delta gradients, before clipping.
-    """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    if has_plain_optimizer(engine):  # DeepSpeed reports no norm there
-        grads = [delta.grad for delta in deltas.values() if delta.grad is not None]
-        grad_norm = float(torch.nn.utils.get_total_norm(grads))
-        if math.isfinite(grad_norm):  # elsewhere DeepSpeed skips the update by itself
-            engine.step()
-        return grad_norm
-    engine.step()
-    return float(engine.get_global_grad_norm())
-
-
-def has_plain_optimizer(engine: Any) -> bool:
-    """Return whether DeepSpeed left the optimizer unwrapped: stage 0 in fp32."""
-    return isinstance(engine.optimizer, torch.optim.Optimizer)
-
-
-def delta_norms(engine: Any, deltas: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """Return the Frobenius norm of each delta on rank 0; empty on other ranks.
-
-    Collective under ZeRO-3: every rank must call this. Right after an optimizer step the deltas
-    are whole on every rank and nothing is communicated; before the first they may have to be
-    gathered.
-    """
-    if engine.zero_optimization_stage() == 3:
-        gather_absent(deltas.values())
-    if not distributed.is_main_process():
-        return {}
-    return {name: float(delta.detach().float().norm()) for name, delta in deltas.items()}
+        inputs = batch.model_inputs()
+    inputs = to_device(inputs, device)
+    head = model.get_output_embeddings()
+    if isinstance(head, LossHead):
+        with head.computing_loss(batch.labels):
+            loss: Tensor = ds_engine(**inputs).logits
+            return loss
+    logits = ds_engine(**inputs).logits  # [micro_batch, seq, vocab]
+    return causal_lm_loss(logits, batch.labels.to(device))

@@ -1,4 +1,4 @@
-"""Base models: find, fingerprint and load them."""
+"""Load a base model's weights, sharded from the start under ZeRO-3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diablo_ds.model.pretrained import from_pretrained
 from diablo_ds.model.varlen import VARLEN, register_varlen_attention
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
-from diablo_ds.zero.placement import can_place_by_name
+from diablo_ds.zero.private.names import is_tested
 from diablo_ds.zero.sharded_loading import load_shards
 
 
@@ -33,41 +33,43 @@ def load_base(
         folder: a folder with config.json and safetensors files.
         precision: "bf16", "fp16" or "fp32".
         partition_config: the DeepSpeed config under ZeRO-3. Each parameter is then partitioned as
-            soon as it is created, and no rank ever holds the whole model. Each rank reads only
-            its own shards; where a checkpoint needs conversions, or DeepSpeed's version is not
+            soon as it is created, and no rank ever holds the full model. Each rank reads only
+            its own shards; where the base files need conversions, or DeepSpeed's version is not
             one that was tested, rank 0 reads all and broadcasts it tensor by tensor.
         attention: transformers' name of the attention; its own choice by default.
 
     Returns:
-        A Hugging Face causal LM in training mode, partitioned or whole on the CPU.
+        A Hugging Face causal LM in training mode, partitioned or, unsharded, on the CPU.
 
     Raises:
-        UserError: if the checkpoint is not whole, lacks a tensor of the model, or holds others.
+        UserError: if the base files are damaged, lack a tensor of the model, or hold others.
     """
-    config = distributed.on_every_rank(lambda: load_model_config(folder))
-    distributed.on_main_process(lambda: check_contents(config, folder))
+    model_config = distributed.on_every_rank(lambda: load_model_config(folder))
+    distributed.on_main_process(lambda: check_contents(model_config, folder))
     model, dtype = None, DTYPES[precision]
     if partition_config is not None:
-        model = _load_shards(config, folder, dtype, partition_config)
+        model = _load_shards(model_config, folder, dtype, partition_config)
     if model is None:
-        model = from_pretrained(config, folder, dtype, partition_config)
+        model = from_pretrained(model_config, folder, dtype, partition_config)
     if attention == VARLEN:
         register_varlen_attention()
     if attention:
         model.set_attn_implementation(attention)
     # A cache would serve no purpose, and with one transformers does not keep packed examples apart.
     model.config.use_cache = False
-    # from_pretrained leaves it in evaluation mode, where neither the adapter's dropout nor gradient
-    # checkpointing would act.
+    # from_pretrained leaves it in evaluation mode, where neither the adapter's dropout nor
+    # recomputation would act.
     return model.train()
 
 
-def _load_shards(config: Any, folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]) -> Any:
-    """Return the partitioned model, or None where only transformers can load the checkpoint."""
+def _load_shards(
+    model_config: Any, folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]
+) -> Any:
+    """Return the partitioned model, or None where only transformers can load the files."""
     tensors = distributed.on_every_rank(lambda: find_tensors(folder))
-    if not can_place_by_name() or not fits_checkpoint(build_meta_model(config), tensors):
+    if not is_tested() or not fits_checkpoint(build_meta_model(model_config), tensors):
         return None
-    model, report = load_shards(config, tensors, dtype, ds_config)
+    model, report = load_shards(model_config, tensors, dtype, ds_config)
     logger.info(
         f"Read {report.bytes_read / 1e9:.3f} of {report.checkpoint_bytes / 1e9:.3f} GB on rank 0"
     )

@@ -1,6 +1,6 @@
 """ZeRO placement: the base sharded, the deltas replicated; decided by name, then verified.
 
-DeepSpeed's stage 3 keeps a parameter whole between steps by its size alone
+DeepSpeed's stage 3 keeps a parameter unsharded between steps by its size alone
 (`stage3_param_persistence_threshold`). The deltas of a large model are larger than its default,
 and with few blocks larger than a frozen k or v weight, so no threshold is right. Here the choice
 is by name: deltas and one-dimensional base parameters (norms, biases) are replicated, every base
@@ -18,16 +18,16 @@ from torch import nn
 
 from diablo_ds.files.text_table import text_table
 from diablo_ds.ranks.log import logger
+from diablo_ds.zero.private.names import is_tested
+from diablo_ds.zero.private.parameters import full_shape, is_partitioned, shard, status
 
 PERSISTENCE_THRESHOLD = "stage3_param_persistence_threshold"
-
-TESTED_DEEPSPEED = (0, 19)
-"""Version (major, minor) whose undocumented persistence list was tested with `make_persistent`."""
+GROUPS = ("base matrices", "base vectors", "deltas")
 
 
 @dataclass(frozen=True)
 class TensorPlacement:
-    """Where one parameter lies between steps."""
+    """Where one parameter is kept between steps."""
 
     name: str
     group: str
@@ -36,21 +36,14 @@ class TensorPlacement:
     sharded: bool
 
     def bytes_per_rank(self, world_size: int, stage: int) -> int:
-        """Return what a rank holds: a shard under stage 3, the whole where replicated, or both."""
-        shard = -(-self.num_elements // world_size) if stage == 3 else 0
-        whole = 0 if self.sharded else self.num_elements
-        return (shard + whole) * self.element_bytes
-
-
-def can_place_by_name() -> bool:
-    """Return whether the installed DeepSpeed is one whose persistence list was tested."""
-    import deepspeed
-
-    return tuple(int(part) for part in deepspeed.__version__.split(".")[:2]) == TESTED_DEEPSPEED
+        """Return what a rank holds: a shard under stage 3, a replica, or both."""
+        in_shard = -(-self.num_elements // world_size) if stage == 3 else 0
+        in_replica = 0 if self.sharded else self.num_elements
+        return (in_shard + in_replica) * self.element_bytes
 
 
 def size_threshold(deltas: Iterable[torch.Tensor]) -> int:
-    """Return the fallback: the smallest persistence threshold that keeps every delta whole."""
+    """Return the fallback: the smallest persistence threshold that replicates every delta."""
     return max(delta.numel() for delta in deltas)
 
 
@@ -62,7 +55,7 @@ def expected_placement(
     threshold: int,
     by_name: bool = True,
 ) -> list[TensorPlacement]:
-    """Return where each parameter has to lie.
+    """Return where each parameter has to be.
 
     Args:
         model: the model with deltas attached; may be on the meta device.
@@ -73,14 +66,13 @@ def expected_placement(
     """
     result = []
     for name, parameter in model.named_parameters():
-        # A partitioned parameter's own shape is [0].
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        shape = full_shape(parameter)
         num_elements = shape.numel()
         group = (
             "deltas" if name in deltas else "base vectors" if len(shape) < 2 else "base matrices"
         )
-        whole = num_elements <= threshold or (by_name and group != "base matrices")
-        sharded = stage == 3 and not whole
+        is_replicated = num_elements <= threshold or (by_name and group != "base matrices")
+        sharded = stage == 3 and not is_replicated
         result.append(TensorPlacement(name, group, num_elements, parameter.element_size(), sharded))
     return result
 
@@ -92,7 +84,7 @@ def choose_placement(
     *,
     by_name: bool | None = None,
 ) -> list[TensorPlacement]:
-    """Return where each parameter has to lie under a DeepSpeed config.
+    """Return where each parameter has to be under a DeepSpeed config.
 
     Args:
         model: the model with deltas attached; may be on the meta device.
@@ -101,7 +93,7 @@ def choose_placement(
         by_name: whether to place by name or, the fallback, by size; by default, by name where the
             installed DeepSpeed was tested for it.
     """
-    by_name = can_place_by_name() if by_name is None else by_name
+    by_name = is_tested() if by_name is None else by_name
     zero = ds_config["zero_optimization"]
     stage = int(zero.get("stage", 0))
     if stage == 3 and not by_name:
@@ -112,43 +104,10 @@ def choose_placement(
     return expected_placement(model, deltas, stage=stage, threshold=threshold, by_name=by_name)
 
 
-def make_persistent(engine: Any, parameters: Iterable[nn.Parameter], *, by_name: bool) -> None:
-    """Keep parameters whole on every rank between steps, under ZeRO-3.
-
-    Collective: every rank must call this with the same parameters, since they join the one
-    all-gather that DeepSpeed does after each optimizer step.
-
-    Args:
-        engine: the DeepSpeed engine.
-        parameters: what has to be whole.
-        by_name: whether to add them to DeepSpeed's list; otherwise its size rule chose them.
-    """
-    persistent = engine.optimizer.persistent_parameters
-    if by_name:
-        known = {id(parameter) for parameter in persistent}
-        added = [parameter for parameter in parameters if id(parameter) not in known]
-        for parameter in added:
-            parameter.ds_persist = True  # type: ignore[attr-defined]
-        persistent.extend(added)
-    gather_absent(persistent)
-
-
-def gather_absent(parameters: Iterable[Any]) -> None:
-    """Make those parameters whole that are partitioned now, under ZeRO-3.
-
-    Collective: every rank must call this with the same parameters.
-    """
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-    absent = [p for p in parameters if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
-    if absent:
-        absent[0].all_gather(absent)
-
-
 def verify_placement(
     model: nn.Module, expected: Iterable[TensorPlacement], *, stage: int, world_size: int, when: str
 ) -> None:
-    """Raise RuntimeError if a parameter does not lie where it has to.
+    """Raise RuntimeError if a parameter is not where it has to be.
 
     Args:
         model: the model, after DeepSpeed took it over.
@@ -173,24 +132,21 @@ def verify_placement(
 def _violation(
     placement: TensorPlacement, parameter: Any, stage: int, world_size: int
 ) -> str | None:
-    wants_grad = placement.group == "deltas"
-    if parameter.requires_grad != wants_grad:
-        return f"{placement.name} has requires_grad={parameter.requires_grad}"
+    name, size = placement.name, placement.num_elements
+    if parameter.requires_grad != (placement.group == "deltas"):
+        return f"{name} has requires_grad={parameter.requires_grad}"
     if stage < 3:
-        whole = parameter.numel() == placement.num_elements
-        return None if whole else f"{placement.name} is not whole"
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-    if not hasattr(parameter, "ds_status"):
-        return f"{placement.name} was not taken over by ZeRO-3"
-    shard = -(-placement.num_elements // world_size)
-    if parameter.ds_tensor.numel() > shard:
-        return f"{placement.name} has a shard of {parameter.ds_tensor.numel()}, not {shard}"
-    wanted = ZeroParamStatus.NOT_AVAILABLE if placement.sharded else ZeroParamStatus.AVAILABLE
-    if parameter.ds_status != wanted:
-        return f"{placement.name} is {parameter.ds_status.name}, not {wanted.name}"
-    if not placement.sharded and parameter.numel() != placement.num_elements:
-        return f"{placement.name} holds {parameter.numel()} of {placement.num_elements} elements"
+        return None if parameter.numel() == size else f"{name} is not full"
+    if not is_partitioned(parameter):
+        return f"{name} was not taken over by ZeRO-3"
+    largest_shard = -(-size // world_size)
+    if shard(parameter).numel() > largest_shard:
+        return f"{name} has a shard of {shard(parameter).numel()}, not {largest_shard}"
+    wanted = "NOT_AVAILABLE" if placement.sharded else "AVAILABLE"
+    if status(parameter) != wanted:
+        return f"{name} is {status(parameter)}, not {wanted}"
+    if not placement.sharded and parameter.numel() != size:
+        return f"{name} holds {parameter.numel()} of {size} elements"
     return None
 
 
@@ -198,7 +154,7 @@ def placement_table(placements: list[TensorPlacement], *, stage: int, world_size
     """Return the placement as a table: group, tensors, parameters, bytes per rank, where."""
     rows = [("group", "tensors", "parameters", "bytes per rank", "placement")]
     total = 0
-    for group in ("base matrices", "base vectors", "deltas"):
+    for group in GROUPS:
         for sharded in (True, False):
             part = [p for p in placements if p.group == group and p.sharded == sharded]
             if part:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diablo_ds.ranks.heartbeat import heart
+from diablo_ds.zero.private.communication import communication_backend
 
-# Method of DeepSpeed's backend: name and position of the argument that holds the whole tensor, or
+# Method of DeepSpeed's backend: name and position of the argument that holds the full tensor, or
 # all parts of it.
-_WHOLE_ARGUMENT = {
+_FULL_ARGUMENT = {
     "all_gather_into_tensor": ("output_tensor", 0),
     "all_gather": ("tensor_list", 0),
     "all_gather_coalesced": ("output_tensors", 0),
@@ -43,7 +43,7 @@ class Collective(NamedTuple):
 class Traffic:
     """Calls and bytes by kind of collective.
 
-    Bytes are of the whole tensor, as it is after a gather or before a scatter. In a ring each rank
+    Bytes are of the full tensor, as it is after a gather or before a scatter. In a ring each rank
     receives ``(g - 1) / g`` of it for a gather or a scatter, and twice that for an all-reduce.
     """
 
@@ -51,9 +51,9 @@ class Traffic:
         self.calls: Counter[Collective] = Counter()
         self.bytes: Counter[Collective] = Counter()
 
-    def add(self, method: str, phase: str, group_size: int, num_bytes: int) -> None:
+    def add(self, method: str, *, in_update: bool, group_size: int, num_bytes: int) -> None:
         """Count one call of a backend's method."""
-        collective = Collective(_kind(method, phase, num_bytes), group_size)
+        collective = Collective(_kind(method, in_update, num_bytes), group_size)
         self.calls[collective] += 1
         self.bytes[collective] += num_bytes
 
@@ -66,21 +66,33 @@ class Traffic:
         )
 
 
-def _kind(method: str, phase: str, num_bytes: int) -> str:
+def _kind(method: str, in_update: bool, num_bytes: int) -> str:
     if num_bytes <= _SMALL_BYTES or method == "broadcast":
         return NORMS
     if "gather" in method:
-        return DELTA_GATHERS if phase == "update" else BASE_GATHERS
+        return DELTA_GATHERS if in_update else BASE_GATHERS
     return DELTA_GRADIENTS
+
+
+_is_updating = False
+
+
+@contextmanager
+def updating() -> Iterator[None]:
+    """Mark the optimizer's update: what is gathered in it are deltas, outside it the base."""
+    global _is_updating  # of the process, as DeepSpeed's backend is
+    _is_updating = True
+    try:
+        yield
+    finally:
+        _is_updating = False
 
 
 @contextmanager
 def counting_traffic() -> Iterator[Traffic]:
     """Count DeepSpeed's collectives while this is entered; nothing else changes."""
-    from deepspeed.comm import comm
-
-    traffic, backend = Traffic(), comm.cdb
-    wrapped = [name for name in _WHOLE_ARGUMENT if hasattr(backend, name)]
+    traffic, backend = Traffic(), communication_backend()
+    wrapped = [name for name in _FULL_ARGUMENT if hasattr(backend, name)]
     for name in wrapped:
         setattr(backend, name, _counted(backend, name, traffic))
     try:
@@ -92,14 +104,14 @@ def counting_traffic() -> Iterator[Traffic]:
 
 def _counted(backend: Any, name: str, traffic: Traffic) -> Callable[..., Any]:
     method = getattr(backend, name)
-    argument, position = _WHOLE_ARGUMENT[name]
+    argument, position = _FULL_ARGUMENT[name]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        whole = kwargs[argument] if argument in kwargs else args[position]
-        tensors: list[Tensor] = [whole] if isinstance(whole, Tensor) else list(whole)
+        full = kwargs[argument] if argument in kwargs else args[position]
+        tensors: list[Tensor] = [full] if isinstance(full, Tensor) else list(full)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         group_size = backend.get_world_size(group=kwargs.get("group"))
-        traffic.add(name, heart.phase, group_size, num_bytes)
+        traffic.add(name, in_update=_is_updating, group_size=group_size, num_bytes=num_bytes)
         return method(*args, **kwargs)
 
     return counted

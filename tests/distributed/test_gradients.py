@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from diablo_ds.errors import NonFiniteError
-from diablo_ds.model.loss_head import loss_of
 from diablo_ds.training.step import train_step
-from diablo_ds.zero.engine import optimizer_step
-from diablo_ds.zero.gradients import one_gradient_reduction
-from diablo_ds.zero.placement import gather_absent
+from diablo_ds.zero.engine import Engine
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, micro_batches
 from tests.tiny import save_model
@@ -31,23 +28,23 @@ FOUR_ROWS = dataclasses.replace(ONE_ROW, micro_batch=4)
 Gradients = dict[str, Tensor]
 
 
-def _reduced(engine: Any, deltas: Mapping[str, Any], batches: Sequence[Any]) -> Gradients:
+def _reduced(engine: Engine, batches: Sequence[Any]) -> Gradients:
     """The reduced gradients of this rank's micro batches and others', flat, in fp64.
 
     A step of length 0 follows: values stay as they are.
     """
     from deepspeed.utils import safe_get_full_grad
 
-    with one_gradient_reduction(engine, deltas):
+    with engine.one_reduction():
         for batch in batches:
-            engine.backward(loss_of(engine, batch))
+            engine.backward(engine.loss(batch))
     grads = {
-        name: safe_get_full_grad(delta) if engine.zero_optimization_stage() else delta.grad
-        for name, delta in deltas.items()
+        name: safe_get_full_grad(delta) if engine.stage else delta.grad
+        for name, delta in engine.deltas.items()
     }
     assert {grad.dtype for grad in grads.values()} == {torch.float32}
     result = {name: grad.double().flatten() for name, grad in grads.items()}
-    norm = optimizer_step(engine, deltas, learning_rate=0.0)
+    norm = engine.step(learning_rate=0.0)
     assert norm == pytest.approx(_norm(result), rel=1e-3)  # stage 0 rounds for the norm only
     return result
 
@@ -61,45 +58,45 @@ def _error(value: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
     return _norm({name: value[name] - exact[name] for name in exact}) / _norm(exact)
 
 
-def _refused(engine: Any, deltas: Mapping[str, Any], batches: Sequence[Any]) -> tuple[str, bool]:
+def _refused(engine: Engine, batches: Sequence[Any]) -> tuple[str, bool]:
     """What a step says of a gradient that is no number, and whether the deltas are as before."""
-    train_step(engine, deltas, batches, 1e-3)  # the deltas are whole after it
+    train_step(engine, batches, 1e-3)  # the deltas are whole after it
+    deltas = engine.deltas
     before = {name: delta.detach().clone() for name, delta in deltas.items()}
     hook = next(iter(deltas.values())).register_hook(lambda grad: grad * math.nan)
     message = ""
     try:
-        train_step(engine, deltas, batches, 1e-3)
+        train_step(engine, batches, 1e-3)
     except NonFiniteError as error:
         message = str(error)
     hook.remove()
-    if engine.zero_optimization_stage() == 3:
-        gather_absent(deltas.values())
+    engine.gather_deltas()
     return message, all(torch.equal(before[name], delta) for name, delta in deltas.items())
 
 
 def _measure(rank: int, folder: Path, output: Path) -> None:
     errors = {}
     for ds_file in STAGES:
-        engine, deltas, _ = build(folder, ds_file, ONE_ROW)
+        engine = build(folder, ds_file, ONE_ROW)
         batches = [batch for step in range(3) for batch in micro_batches(step, ONE_ROW, rank, 2)]
-        one_by_one = [_reduced(engine, deltas, [batch]) for batch in batches] * REPEATS
-        exact = {name: sum(grads[name] for grads in one_by_one) for name in deltas}
-        in_bf16 = {name: torch.zeros_like(exact[name], dtype=torch.bfloat16) for name in deltas}
+        one_by_one = [_reduced(engine, [batch]) for batch in batches] * REPEATS
+        exact = {name: sum(grads[name] for grads in one_by_one) for name in engine.deltas}
+        in_bf16 = {name: torch.zeros_like(exact[name], dtype=torch.bfloat16) for name in exact}
         for grads in one_by_one:
             for name, total in in_bf16.items():
                 total += grads[name].bfloat16()
         large = [batch for step in range(3) for batch in micro_batches(step, FOUR_ROWS, rank, 2)]
         errors[ds_file] = {
             "num_micro_steps": len(one_by_one),
-            "fp32": _error(_reduced(engine, deltas, batches * REPEATS), exact),
+            "fp32": _error(_reduced(engine, batches * REPEATS), exact),
             "bf16": _error({name: total.double() for name, total in in_bf16.items()}, exact),
-            "large": _error(_reduced(engine, deltas, large * REPEATS), exact),
+            "large": _error(_reduced(engine, large * REPEATS), exact),
         }
-        errors[ds_file]["refused"] = _refused(engine, deltas, batches[:2])
-        engine.destroy()
-    engine, deltas, _ = build(folder, "zero0.json", dataclasses.replace(ONE_ROW, precision="fp32"))
+        errors[ds_file]["refused"] = _refused(engine, batches[:2])
+        engine.close()
+    engine = build(folder, "zero0.json", dataclasses.replace(ONE_ROW, precision="fp32"))
     batches = micro_batches(0, ONE_ROW, rank, 2)
-    errors["zero0.json, fp32"] = {"refused": _refused(engine, deltas, batches)}
+    errors["zero0.json, fp32"] = {"refused": _refused(engine, batches)}
     if rank == 0:
         output.write_text(json.dumps(errors))
 

@@ -14,6 +14,7 @@ from diablo_ds.planning.gathers import Limits
 from diablo_ds.planning.measure import measure_model
 from diablo_ds.ranks import distributed
 from diablo_ds.training.step import train_step
+from diablo_ds.zero.engine import Engine
 from diablo_ds.zero.traffic import NORMS, counting_traffic
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
@@ -31,15 +32,15 @@ def model_folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"), **widths, **layers)
 
 
-def _counted(engine: Any, deltas: Any, run: Any) -> dict[tuple[str, int], int]:
+def _counted(engine: Engine, run: Any) -> dict[tuple[str, int], int]:
     """Bytes of the third step, by kind and group size; in the first two DeepSpeed records."""
     rank, world_size = distributed.rank(), distributed.world_size()
     for step in range(2):
         batches = micro_batches(step, run, rank, world_size)
-        train_step(engine, deltas, batches, learning_rate(run, step))
+        train_step(engine, batches, learning_rate(run, step))
     with counting_traffic() as traffic:
         batches = micro_batches(2, run, rank, world_size)
-        train_step(engine, deltas, batches, learning_rate(run, 2))
+        train_step(engine, batches, learning_rate(run, 2))
     return {tuple(key): n for key, n in traffic.bytes.items() if key.kind != NORMS}
 
 
@@ -50,8 +51,8 @@ def _check(
     run = dataclasses.replace(BF16, gradient_checkpointing=checkpointing)
     model = measure_model(load_model_config(folder), run)
     for change in changes:
-        engine, deltas, _ = build(folder, f"zero{stage}.json", run, changes=change)
-        zero = engine.config["zero_optimization"]
+        engine = build(folder, f"zero{stage}.json", run, changes=change)
+        zero = engine._ds_engine.config["zero_optimization"]
         layout = Layout(
             stage=stage,
             world_size=world_size,
@@ -61,8 +62,8 @@ def _check(
             num_micro_steps=run.accumulation_steps(world_size),
         )
         planned = {tuple(key): n for key, n in step_traffic(model, layout).items()}
-        counted = _counted(engine, deltas, run)
-        engine.destroy()
+        counted = _counted(engine, run)
+        engine.close()
         assert counted == planned, (change, counted, planned)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from diablo_ds.ranks.stopping import Borders, StopAgreed, StopRequests
 from diablo_ds.training.step import evaluate, train_step
-from diablo_ds.zero import optimizer_state
+from diablo_ds.zero.engine import Engine
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
 from tests.tiny import save_model
@@ -43,33 +43,33 @@ class _Asking(Sequence[Any]):
 
 def _check(rank: int, folder: Path) -> None:
     for ds_file in STAGES:
-        engine, deltas, _ = build(folder, ds_file, BF16)
-        undisturbed = [_step(engine, deltas, step, rank) for step in range(3)]
-        after = optimizer_state.gather_state(engine, deltas)
-        engine.destroy()
+        engine = build(folder, ds_file, BF16)
+        undisturbed = [_step(engine, step, rank) for step in range(3)]
+        after = engine.gather_state().deltas
+        engine.close()
 
-        engine, deltas, _ = build(folder, ds_file, BF16)
-        assert _step(engine, deltas, 0, rank) == undisturbed[0]
-        before = optimizer_state.gather_state(engine, deltas)
+        engine = build(folder, ds_file, BF16)
+        assert _step(engine, 0, rank) == undisturbed[0]
+        before = engine.gather_state().deltas
         requests = StopRequests()
         borders = Borders(requests, engine.device, clock=lambda: 0.0)  # asks at every border
         asking = _Asking(micro_batches(1, BF16, rank, 2), requests, is_asked=rank == 1)
         assert len(asking) == 4
         with pytest.raises(StopAgreed):
-            train_step(engine, deltas, asking, learning_rate(BF16, 1), borders)
-        assert all(delta.grad is None for delta in deltas.values())
-        _assert_equal(before, optimizer_state.gather_state(engine, deltas))
+            train_step(engine, asking, learning_rate(BF16, 1), borders)
+        assert all(delta.grad is None for delta in engine.deltas.values())
+        _assert_equal(before, engine.gather_state().deltas)
         requests.signal_name = ""
         with pytest.raises(StopAgreed):
             evaluate(engine, asking, borders)
         # DeepSpeed, too, has forgotten the step: it can be taken.
-        assert [_step(engine, deltas, step, rank) for step in (1, 2)] == undisturbed[1:], ds_file
-        _assert_equal(after, optimizer_state.gather_state(engine, deltas))
-        engine.destroy()
+        assert [_step(engine, step, rank) for step in (1, 2)] == undisturbed[1:], ds_file
+        _assert_equal(after, engine.gather_state().deltas)
+        engine.close()
 
 
-def _step(engine: Any, deltas: Any, step: int, rank: int) -> Any:
-    return train_step(engine, deltas, micro_batches(step, BF16, rank, 2), learning_rate(BF16, step))
+def _step(engine: Engine, step: int, rank: int) -> Any:
+    return train_step(engine, micro_batches(step, BF16, rank, 2), learning_rate(BF16, step))
 
 
 def _assert_equal(one: Any, other: Any) -> None:

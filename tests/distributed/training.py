@@ -25,11 +25,11 @@ from diablo_ds.model.loss_head import install_loss_head
 from diablo_ds.model.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.ranks import distributed
 from diablo_ds.training.step import train_step
-from diablo_ds.zero import optimizer_state
 from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config, zero_stage
-from diablo_ds.zero.engine import start_engine
+from diablo_ds.zero.engine import Engine
 from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
+from diablo_ds.zero.start import start_engine
 from tests.tiny import tiny_examples
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -67,7 +67,7 @@ def build(
     changes: Mapping[str, int] = MappingProxyType({}),
     backends: Sequence[str] = (TRACING,),
     **options: Any,
-) -> tuple[Any, dict[str, Any], Any]:
+) -> Engine:
     """Load the model, attach deltas and start the engine, as a run does.
 
     ``changes`` are to the file's ZeRO section; ``backends`` are each rank's, where layers are
@@ -93,10 +93,10 @@ def build(
     shapes = build_meta_model(model.config)
     recompute_layers(model, choose_recomputation(config, shapes), reentrant=config.reentrant)
     assert install_loss_head(model, shapes)
-    engine, expected = start_engine(model, deltas, config, complete, **options)
+    engine = start_engine(model, deltas, config, complete, **options)
     if config.compile == "on":
         compile_layers(model, backend=backends[distributed.rank() % len(backends)])
-    return engine, deltas, expected
+    return engine
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -113,12 +113,11 @@ def train_and_save(
     backends: Sequence[str] = (TRACING,),
 ) -> None:
     """Train on this rank; rank 0 saves losses, norms and final deltas; checks the base."""
-    engine, deltas, _ = build(model_folder, ds_file, config, backends=backends)
+    engine = build(model_folder, ds_file, config, backends=backends)
     before = base_values(engine)
     results = [
         train_step(
             engine,
-            deltas,
             micro_batches(step, config, rank, distributed.world_size()),
             learning_rate(config, step),
         )
@@ -129,16 +128,16 @@ def train_and_save(
         assert {layer.runs_compiled for layer in decoder_layers(engine.module)} == {is_compiled}
     for name, value in base_values(engine).items():
         assert torch.equal(value, before[name]), f"{name} changed"
-    assert optimizer_state.num_optimizer_steps(engine) == NUM_STEPS
-    state = optimizer_state.gather_state(engine, deltas)
+    state = engine.gather_state()
+    assert state.num_optimizer_steps == NUM_STEPS
     if rank == 0:
-        masters = {name: tensors["master"] for name, tensors in state.items()}
+        masters = {name: tensors["master"] for name, tensors in state.deltas.items()}
         torch.save(masters, output.with_suffix(".pt"))
         points = [[r.loss, r.grad_norm, r.num_tokens] for r in results]
         output.with_suffix(".json").write_text(json.dumps(points))
 
 
-def base_values(engine: Any) -> dict[str, Tensor]:
+def base_values(engine: Engine) -> dict[str, Tensor]:
     """This rank's part of each base parameter."""
     return {
         name: getattr(p, "ds_tensor", p).detach().clone()

@@ -54,7 +54,6 @@ STILL_LONG = {
     "diablo_ds/model/compilation.py",
     "diablo_ds/model/separation.py",
     "diablo_ds/training/startup.py",
-    "tests/distributed/test_placement.py",
     "tests/unit/launcher/test_launcher.py",
 }
 
