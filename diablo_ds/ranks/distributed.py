@@ -64,22 +64,27 @@ def _is_alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-def gather_floats(values: list[float], device: torch.device | str) -> list[list[float]]:
+def gather_floats(
+    values: Sequence[float] | torch.Tensor, device: torch.device | str
+) -> list[list[float]]:
     """Gather a few numbers from every rank, exactly (fp64). Collective: every rank must call this.
 
+    One collective, and one wait for the device.
+
     Args:
-        values: as many numbers on each rank.
+        values: equally many numbers on each rank; or ``[num_values]``, on the device.
         device: where the backend communicates.
 
     Returns:
         One list per rank.
     """
-    mine = torch.tensor(values, dtype=torch.float64, device=device)
-    if world_size() == 1:
-        return [mine.tolist()]
-    parts = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(parts, mine)
-    return [part.tolist() for part in parts]
+    mine = torch.as_tensor(values, dtype=torch.float64, device=device)
+    rows = mine.unsqueeze(0)
+    if not _is_alone():
+        rows = mine.new_empty(dist.get_world_size(), mine.numel())
+        dist.all_gather_into_tensor(rows, mine)
+    result: list[list[float]] = rows.tolist()
+    return result
 
 
 def gather_objects(value: T) -> list[T]:
@@ -126,7 +131,7 @@ def first_difference(found: Sequence[tuple[str, Mapping[str, object]]], place: s
 def on_main_process(function: Callable[[], T]) -> T:
     """Run a function on rank 0 and return its result on every rank.
 
-    A UserError or OSError on rank 0 is raised on every rank, so that none waits for ever.
+    A UserError or OSError on rank 0 is raised on every rank, so that none waits forever.
     Collective: every rank must call this.
 
     Args:
@@ -154,7 +159,7 @@ def on_every_rank(function: Callable[[], T]) -> T:
     if _is_alone():
         return function()
     message = _call(function)
-    _raise_first_error(message[1])
+    raise_first_error(message[1])
     result: T = message[0]
     return result
 
@@ -171,7 +176,7 @@ def on_each_host_first(function: Callable[[], T]) -> T:
     for first_ranks in (True, False):
         if first_ranks == (local_rank() == 0):
             message = _call(function)
-        _raise_first_error(message[1])
+        raise_first_error(message[1])
     result: T = message[0]
     return result
 
@@ -183,7 +188,14 @@ def _call(function: Callable[[], T]) -> list[Any]:
         return [None, error]
 
 
-def _raise_first_error(error: BaseException | None) -> None:
+def raise_first_error(error: BaseException | None) -> None:
+    """Raise on every rank the error of the first one that has any.
+
+    Collective: every rank must call this.
+
+    Args:
+        error: of this rank; None where it has none.
+    """
     errors = gather_objects((host_name(), error))
     first = next((e for _, e in errors if e is not None), None)
     if first is None:

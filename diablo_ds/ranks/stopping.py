@@ -1,7 +1,7 @@
-"""Stop requests: a signal ends a run at the next border of a micro batch, on all ranks together.
+"""Stop requests: a signal ends a run between two micro batches, on all ranks together.
 
-Weights change in the update alone, so a step can be left at any border: its gradients are dropped,
-and the last finished step is what the run goes on from.
+Weights change in the update alone, so a step can be left at any micro-batch boundary: its gradients
+are dropped, and the run continues from the last finished step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -22,17 +22,15 @@ from diablo_ds.ranks.records import STOP_GRACE_S, WARNING_VARIABLE
 
 T = TypeVar("T")
 ASK_EVERY_S = 1.0
-"""About how often the ranks ask each other whether one of them was told to stop."""
-MOST_BORDERS = 10
-"""Borders after which they ask in any case, should micro batches have become slower."""
+"""About how often the ranks tell each other at least whether one of them was asked to stop."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """The run was asked to stop; what it has finished is saved, to go on from."""
+    """The run was asked to stop; the steps it has finished are saved."""
 
 
 class StopAgreed(Exception):  # noqa: N818 - nothing went wrong
-    """All ranks know at the same border that one of them was told to stop."""
+    """All ranks know at the same boundary that one of them was asked to stop."""
 
 
 class StopRequests:
@@ -47,17 +45,17 @@ class StopRequests:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
-        """Begin to listen."""
+        """Start listening."""
         self._set_handler(signal.SIGUSR1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the signals to whom they belonged."""
+        """Put the previous signal handlers back."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
     def start_training(self) -> None:
-        """Let SIGTERM and control-C wait for a border too; a second control-C does not."""
+        """Let SIGTERM and control-C wait for a boundary too; a second control-C does not."""
         self._set_handler(signal.SIGTERM)
         self._set_handler(signal.SIGINT)
 
@@ -71,7 +69,7 @@ class StopRequests:
 
 
 class GraceWarning:
-    """Says, once, that stopping takes longer than is granted between a request and the kill."""
+    """Warns, once, that stopping takes longer than the time between a request and the kill."""
 
     def __init__(self) -> None:
         self.saving_s = 0.0
@@ -79,7 +77,7 @@ class GraceWarning:
         self._is_said = False
 
     def check(self, micro_batch_s: float) -> None:
-        """Compare the time of a micro batch and of a save with each time that is granted."""
+        """Compare the time of a micro batch and a save with each grace period, all in seconds."""
         needed_s = micro_batch_s + self.saving_s
         if self._is_said:
             return
@@ -90,13 +88,13 @@ class GraceWarning:
             logger.warning(
                 f"A stop request waits for the end of a micro batch; one takes "
                 f"{micro_batch_s:.1f} s{saving}, but ranks are killed {' and '.join(short)}: "
-                "what was done since the last checkpoint would be lost; use a smaller micro_batch "
+                "the steps since the last checkpoint would be lost; use a smaller micro_batch "
                 "or a smaller save_every"
             )
 
 
 def granted() -> list[tuple[float, str]]:
-    """Return the times between a request to stop and the kill, in seconds, with their cause."""
+    """Return the times between a request to stop and the kill, in seconds, each with its cause."""
     times = []
     if DESCRIPTOR in os.environ:
         times.append((STOP_GRACE_S, "after SIGTERM or control-C"))
@@ -105,12 +103,14 @@ def granted() -> list[tuple[float, str]]:
     return times
 
 
-class Borders:
-    """The borders between micro batches of one kind of work, training or evaluation.
+class Boundaries:
+    """The boundaries between micro batches of one kind of work, training or evaluation.
 
-    Asking is a small collective that waits for all ranks and, on a GPU, for the device; so it is
-    done about every `ASK_EVERY_S` seconds. When, is counted in borders, from the time per micro
-    batch of the slowest rank, which the ranks exchange with the answer: all ask at the same one.
+    The ranks tell one another of a request with the results of each step (`told`, `heed`), where
+    they exchange numbers anyway. Only where the exchanges are more than about `ASK_EVERY_S` apart,
+    in a long step or an evaluation, do they also ask between two micro batches: a small collective
+    that waits for all ranks and, on a GPU, for the device. When they do is counted in micro
+    batches, from the time that one takes on the slowest rank: all ask at the same boundary.
 
     Args:
         requests: what this process was asked.
@@ -129,44 +129,55 @@ class Borders:
     ) -> None:
         self.seconds = 0.0
         """Time of a micro batch on the slowest rank; 0 while it is not known."""
-        self._requests, self._device = requests, device
+        self.device = device
+        self._requests = requests
         self._warning, self._clock = warning, clock
-        self._num_timed = 0
         self._own_seconds = 0.0
-        self._until_ask = 1
+        self._num_timings = 0
+        self._start, self._num_passed = 0.0, 0
 
-    def between(self, micro_batches: Iterable[T]) -> Iterator[T]:
-        """Yield micro batches, and cross a border ahead of each.
+    def told(self) -> list[float]:
+        """Return what this rank tells the others: its request, and its time per micro batch."""
+        return [float(bool(self._requests.signal_name)), self._own_seconds]
+
+    def heed(self, rows: Sequence[Sequence[float]]) -> bool:
+        """Take in what every rank told, once the device has done what came before.
+
+        Returns:
+            Whether to stop: the same on all ranks.
+        """
+        self.seconds = max(row[1] for row in rows)
+        if self._warning is not None and self._num_timings > 1:  # the first one warms up
+            self._warning.check(self.seconds)
+        if self._num_passed:
+            self._own_seconds = (self._clock() - self._start) / self._num_passed
+            self._num_timings += 1
+        self._start, self._num_passed = self._clock(), 0
+        return any(row[0] for row in rows)
+
+    def between(self, micro_batches: Iterable[T], *, ask_first: bool = False) -> Iterator[T]:
+        """Yield micro batches; ask all ranks ahead of some of them.
 
         Collective: every rank must go through equally many.
 
+        Args:
+            micro_batches: what to yield.
+            ask_first: whether to ask ahead of the first one, too.
+
         Raises:
-            StopAgreed: on all ranks at the same border, soon after one of them was asked.
+            StopAgreed: on all ranks at the same boundary, soon after one of them was asked.
         """
-        since, num_passed = self._clock(), 0
+        self._start, self._num_passed = self._clock(), 0
+        until_ask = 0 if ask_first else self._interval()
         for batch in micro_batches:
-            self._until_ask -= 1
-            if self._until_ask <= 0:
-                self._take_time(since, num_passed)
-                self._ask()
-                since, num_passed = self._clock(), 0
+            if until_ask == 0:
+                if self.heed(distributed.gather_floats(self.told(), self.device)):
+                    raise StopAgreed
+                until_ask = self._interval()
             yield batch
-            num_passed += 1
-        self._take_time(since, num_passed)
+            self._num_passed += 1
+            until_ask -= 1
 
-    def _take_time(self, since: float, num_passed: int) -> None:
-        if num_passed:
-            self._own_seconds = (self._clock() - since) / num_passed
-            self._num_timed += 1
-
-    def _ask(self) -> None:
-        mine = [float(bool(self._requests.signal_name)), self._own_seconds]
-        rows = distributed.gather_floats(mine, self._device)
-        self.seconds = max(row[1] for row in rows)
-        self._until_ask = 1
-        if self.seconds:
-            self._until_ask = min(MOST_BORDERS, max(1, int(ASK_EVERY_S / self.seconds)))
-        if self._warning is not None and self._num_timed > 1:  # the first one warms up
-            self._warning.check(self.seconds)
-        if any(row[0] for row in rows):
-            raise StopAgreed
+    def _interval(self) -> int:
+        """Return the number of micro batches from one exchange to the next question."""
+        return max(1, int(ASK_EVERY_S / self.seconds)) if self.seconds else 1

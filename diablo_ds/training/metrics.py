@@ -1,4 +1,4 @@
-"""What a run reports: TensorBoard, a metrics file, console lines, memory; on rank 0."""
+"""What rank 0 reports of a run: TensorBoard, a metrics file, console lines, memory."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class Reporter:
-    """Writes one point per step to every place a user may look at; silent except on rank 0.
+    """Writes one point per step to every place a user may look at; on rank 0 only.
 
     Args:
         folder: the run folder.
         run: the run config, logged as text and as hyperparameters.
-        num_steps: steps of the whole run.
+        num_steps: steps of the run.
         start_step: steps taken before this process; later points of an earlier process are cut.
-        enabled: whether this is rank 0.
         owner: of the folder; where it was lost, another process writes the metrics file.
     """
 
@@ -50,10 +49,8 @@ class Reporter:
         *,
         num_steps: int,
         start_step: int,
-        enabled: bool,
         owner: FolderOwner | None = None,
     ) -> None:
-        self.enabled = enabled
         self._owner = owner
         self.run = run
         self.num_steps = num_steps
@@ -61,8 +58,6 @@ class Reporter:
         self._start_time = time.monotonic()
         files = RunFolder(folder)
         self._metrics_file = files.metrics
-        if not enabled:
-            return
         from torch.utils.tensorboard import SummaryWriter
 
         # A start from step 0 evaluates and records that step again.
@@ -85,7 +80,7 @@ class Reporter:
 
     def log(self, text: str) -> None:
         """Print a line above the progress bar."""
-        if self.enabled and self._bar is not None:
+        if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
             logger.info(text)
@@ -97,8 +92,6 @@ class Reporter:
             step: steps taken, this one included.
             values: "loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes" and more.
         """
-        if not self.enabled:
-            return
         self._write({"step": step, **values})
         if step % self.run.log_every == 0 or step == self.num_steps:
             self._scalars(values, step)
@@ -116,18 +109,17 @@ class Reporter:
 
     def heldout(self, step: int, loss: float) -> None:
         """Record a held-out loss."""
-        if self.enabled:
-            self._write({"step": step, "heldout_loss": loss})
-            self._scalars({"heldout_loss": loss}, step)
-            self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
+        self._write({"step": step, "heldout_loss": loss})
+        self._scalars({"heldout_loss": loss}, step)
+        self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
 
     def base_dropout(self, rates: Mapping[str, float]) -> None:
         """Record the largest of the base's own dropout rates, where there are any."""
-        if self.enabled and rates:
+        if rates:
             self._write({"step": 0, "base_dropout": max(rates.values())})
 
     def has_heldout(self, step: int) -> bool:
-        """Return whether a step's held-out loss is recorded; on rank 0."""
+        """Return whether a step's held-out loss is recorded."""
         return any(p["step"] == step and "heldout_loss" in p for p in self.history)
 
     def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
@@ -135,16 +127,13 @@ class Reporter:
 
         TensorBoard shows groups by name: these many series come after the few under "train".
         """
-        if not self.enabled:
-            return
         for name, norm in norms.items():
-            self._writer.add_scalar(f"weights/delta_norm/{name}", norm, step)
+            layer = name.removesuffix(".delta")
+            self._writer.add_scalar(f"weights/delta_norm/{layer}", norm, step)
         self._writer.add_histogram("weights/delta_norms", torch.tensor(list(norms.values())), step)
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
         """Write the hyperparameters with the final metrics, where the run ended well, and close."""
-        if not self.enabled:
-            return
         if final:
             from torch.utils.tensorboard.summary import hparams
 

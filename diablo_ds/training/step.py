@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,19 @@ from diablo_ds.errors import NonFiniteError
 from diablo_ds.model.loss import count_targets
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
-from diablo_ds.ranks.stopping import Borders
+from diablo_ds.ranks.stopping import Boundaries
 from diablo_ds.zero.engine import Engine
+
+
+class Counts(NamedTuple):
+    """How much a step trains on, on one rank or in its global batch."""
+
+    targets: int = 0
+    """Target tokens."""
+    tokens: int = 0
+    """Tokens without padding."""
+    micro_batches: int = 0
+    """Per rank."""
 
 
 class StepResult(NamedTuple):
@@ -26,75 +37,99 @@ class StepResult(NamedTuple):
     """Norm over all delta gradients, before clipping."""
     num_tokens: int
     """Tokens put through the model over all ranks, without padding."""
+    told: list[list[float]]
+    """What each rank told the others."""
+
+
+def count(micro_batches: Iterable[MicroBatch]) -> Counts:
+    """Return the counts of one rank's micro batches, which are on the CPU."""
+    batches = list(micro_batches)
+    targets = sum(int(count_targets(batch.labels)) for batch in batches)
+    return Counts(targets, sum(batch.num_tokens for batch in batches), len(batches))
+
+
+def total(rows: Sequence[Sequence[float]]) -> Counts:
+    """Return the counts of a global batch.
+
+    Args:
+        rows: the `Counts` of each rank.
+
+    Raises:
+        RuntimeError: if the ranks have different numbers of micro batches.
+    """
+    targets, tokens, micro_batches = (list(map(int, column)) for column in zip(*rows, strict=True))
+    if len(set(micro_batches)) > 1:
+        raise RuntimeError(f"all ranks must have equally many micro batches; got {micro_batches}")
+    return Counts(sum(targets), sum(tokens), micro_batches[0])
 
 
 def train_step(
     engine: Engine,
     micro_batches: Sequence[MicroBatch],
     learning_rate: float,
-    borders: Borders | None = None,
+    *,
+    totals: Counts | None = None,
+    boundaries: Boundaries | None = None,
+    tell: Callable[[], Sequence[float]] = tuple,
 ) -> StepResult:
     """Update the deltas once.
 
     The loss is summed over target tokens and divided once, by their number in the global batch;
     DeepSpeed averages gradients over ranks, which the factor world size undoes.
 
-    Collective: every rank must call this with the same number of micro batches.
+    Beyond what DeepSpeed does, a step takes one collective and waits for the device once, for the
+    numbers that it reports. Collective: every rank must call this with the same number of micro
+    batches.
 
     Args:
         engine: the model and its deltas.
         micro_batches: this rank's part of the global batch.
         learning_rate: of this step.
-        borders: where all ranks may stop together.
+        totals: the counts of the global batch; by default the ranks exchange theirs first.
+        boundaries: where all ranks may stop together.
+        tell: returns what else this rank tells the others, equally many numbers on each; called
+            while the device still works on the gradients.
 
     Raises:
-        StopAgreed: ahead of a micro batch; the unfinished gradients are dropped.
-        NonFiniteError: if the gradient norm is not finite, and then nothing was updated; or if the
-            loss on some rank is not.
+        StopAgreed: between two micro batches; the unfinished gradients are dropped.
+        NonFiniteError: if the loss of some rank or the gradient norm is not finite; no rank has
+            updated anything then.
     """
-    device = engine.device
-    num_targets = sum(int(count_targets(batch.labels)) for batch in micro_batches)
-    num_tokens = sum(batch.num_tokens for batch in micro_batches)
-    counts = distributed.gather_floats([num_targets, num_tokens, len(micro_batches)], device)
-    of_targets, of_tokens, of_batches = zip(*counts, strict=True)
-    if len(set(of_batches)) > 1:
-        raise RuntimeError(f"all ranks must have as many micro batches; got {of_batches}")
-    global_targets, global_tokens = int(sum(of_targets)), int(sum(of_tokens))
-    scale = distributed.world_size() / max(1, global_targets)
+    if totals is None:
+        totals = total(distributed.gather_floats(count(micro_batches), engine.device))
+    num_targets = max(1, totals.targets)
+    scale = distributed.world_size() / num_targets
 
-    loss_sum = torch.zeros((), device=device)
+    loss_sum = torch.zeros((), device=engine.device)
     with engine.one_reduction():
-        for batch in _between(borders, micro_batches):
+        for batch in micro_batches if boundaries is None else boundaries.between(micro_batches):
             heart.beat("forward")
             loss = engine.loss(batch)
             heart.beat("backward")
             engine.backward(loss * scale)
             loss_sum += loss.detach()
+        engine.skip_unless_finite(loss_sum)
+    told = tell()
     heart.beat("update")
-    # Read only now: until here nothing has waited for the device, which still computes gradients
-    # while the update is being launched.
-    grad_norm = engine.step(learning_rate)
-    loss_sums = [row[0] for row in distributed.gather_floats([float(loss_sum)], device)]
-    _check_finite("loss", loss_sums)
-    if engine.loss_scale is None:  # there DeepSpeed skips the update and lowers the loss scale
-        _check_finite("gradient norm", [grad_norm])
-    return StepResult(sum(loss_sums) / max(1, global_targets), grad_norm, global_tokens)
+    outcome = engine.step(learning_rate, loss_sum, told)
+    _check_finite(outcome.loss_sums)
+    # In fp16 DeepSpeed lowers the loss scale instead, and training continues.
+    if engine.loss_scale is None and not math.isfinite(outcome.grad_norm):
+        raise NonFiniteError(f"gradient norm must be finite; got gradient norm={outcome.grad_norm}")
+    loss_mean = sum(outcome.loss_sums) / num_targets
+    return StepResult(loss_mean, outcome.grad_norm, totals.tokens, outcome.told)
 
 
-def _between(borders: Borders | None, micro_batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
-    return micro_batches if borders is None else borders.between(micro_batches)
-
-
-def _check_finite(what: str, values: Sequence[float]) -> None:
-    for rank, value in enumerate(values):
-        if not math.isfinite(value):
-            where = f" on rank {rank}" if len(values) > 1 else ""
-            raise NonFiniteError(f"{what} must be finite; got {what}={value}{where}")
+def _check_finite(losses: Sequence[float]) -> None:
+    for rank, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            where = f" on rank {rank}" if len(losses) > 1 else ""
+            raise NonFiniteError(f"loss must be finite; got loss={loss}{where}")
 
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine, micro_batches: Iterable[MicroBatch], borders: Borders | None = None
+    engine: Engine, micro_batches: Iterable[MicroBatch], boundaries: Boundaries | None = None
 ) -> float:
     """Return the mean loss per target token over all ranks, in nats.
 
@@ -103,13 +138,14 @@ def evaluate(
     Raises:
         StopAgreed: ahead of a micro batch.
     """
-    device = engine.device
-    loss_sum, num_targets = torch.zeros((), device=device), 0
+    if boundaries is not None:
+        micro_batches = boundaries.between(micro_batches, ask_first=True)
+    loss_sum, num_targets = torch.zeros((), device=engine.device), 0
     with engine.evaluating():
-        for batch in _between(borders, micro_batches):
+        for batch in micro_batches:
             heart.beat("evaluation")
             num_targets += int(count_targets(batch.labels))
             loss_sum += engine.loss(batch)
-    rows = distributed.gather_floats([float(loss_sum), num_targets], device)
+    rows = distributed.gather_floats([float(loss_sum), num_targets], engine.device)
     total_loss, total_targets = (sum(column) for column in zip(*rows, strict=True))
     return float(total_loss / max(1.0, total_targets))

@@ -19,12 +19,14 @@ from diablo_ds.files.layout import RunFolder, checkpoint_folder, list_checkpoint
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger
-from diablo_ds.ranks.stopping import Borders, GraceWarning, StopAgreed, Stopped, StopRequests
+from diablo_ds.ranks.stopping import Boundaries, GraceWarning, StopAgreed, Stopped, StopRequests
 from diablo_ds.training.checkpoint import (
     Checkpoint,
     save_checkpoint,
 )
+from diablo_ds.training.exchange import Exchange
 from diablo_ds.training.metrics import Reporter, peak_memory_bytes, plot_losses
+from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run, start_run
 from diablo_ds.training.step import evaluate, train_step
 from diablo_ds.zero.traffic import counting_traffic
@@ -80,41 +82,48 @@ def _run(run: Run, requests: StopRequests) -> Summary:
     config = run.config
     requests.start_training()
     heart.limit_s = config.hang_timeout
-    reporter = Reporter(
-        run.folder,
-        config,
-        num_steps=run.num_steps,
-        start_step=run.start_step,
-        enabled=distributed.is_main_process(),
-        owner=run.owner,
+    reports = Reports(
+        lambda: Reporter(
+            run.folder,
+            config,
+            num_steps=run.num_steps,
+            start_step=run.start_step,
+            owner=run.owner,
+        )
     )
     if run.start_step == 0:
-        reporter.base_dropout(run.base_dropout)
-    loop = _Loop(run, reporter, requests)
+        reports.write(lambda reporter: reporter.base_dropout(run.base_dropout))
+    loop = _Loop(run, reports, requests)
     try:
         loop.run_steps()
-        summary = _finish(run, reporter)
+        summary = _finish(run, reports)
     except StopAgreed:
         raise Stopped(loop.save_and_describe()) from None
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}; {_last_checkpoint_text(run.folder)}") from None
     finally:
-        reporter.close()
+        reports.write(lambda reporter: reporter.close())
     return summary
 
 
 class _Loop:
     """Takes steps, saves and evaluates; knows what has been finished and what has been saved."""
 
-    def __init__(self, run: Run, reporter: Reporter, requests: StopRequests) -> None:
-        self.run, self.reporter = run, reporter
+    def __init__(self, run: Run, reports: Reports, requests: StopRequests) -> None:
+        self.run, self.reports = run, reports
         self.finished = self.saved = run.start_step
         interval = max(1, -(-run.num_steps // EVALS_PER_RUN))
         self.eval_every = run.config.eval_every or interval
         self.save_every = run.config.save_every or interval
         device, self.warning = run.engine.device, GraceWarning()
-        self.train_borders = Borders(requests, device, warning=self.warning)
-        self.eval_borders = Borders(requests, device)
+        self.training = Boundaries(requests, device, warning=self.warning)
+        self.evaluation = Boundaries(requests, device)
+        self.exchange = Exchange(
+            run.train_batches,
+            self.training,
+            num_steps=run.num_steps,
+            failure=lambda: reports.error,
+        )
         self.is_verified = False
 
     def run_steps(self) -> None:
@@ -122,8 +131,11 @@ class _Loop:
 
         Raises:
             StopAgreed: on all ranks together.
+            UserError, OSError: what failed on one rank, on all of them.
         """
         run = self.run
+        self.exchange.open(run.start_step)
+        self.exchange.check()
         if self._is_evaluation_due(run.start_step):
             self._report_heldout(run.start_step)
         for step in range(run.start_step, run.num_steps):
@@ -142,6 +154,7 @@ class _Loop:
             # First the save, so that whatever ends an evaluation loses no step.
             if done % self.save_every == 0 or done == run.num_steps:
                 self._save()
+            self.exchange.check()
             if done % self.eval_every == 0 or done == run.num_steps:
                 self._report_heldout(done)
 
@@ -157,7 +170,7 @@ class _Loop:
             )
         return (
             f"Stopped after step {self.saved} of {run.num_steps}, which is saved. "
-            f"The same command with --output {folder} goes on from there."
+            f"The same command with --output {folder} continues from there."
         )
 
     def _is_evaluation_due(self, step: int) -> bool:
@@ -165,9 +178,7 @@ class _Loop:
         if step == 0:
             return True
         is_eval_step = step % self.eval_every == 0 or step == self.run.num_steps
-        return is_eval_step and not distributed.on_main_process(
-            lambda: self.reporter.has_heldout(step)
-        )
+        return is_eval_step and not self.reports.has_heldout(step)
 
     def _save(self) -> None:
         start = time.perf_counter()
@@ -179,13 +190,14 @@ class _Loop:
         run = self.run
         if run.heldout_batches is not None:
             batches = run.heldout_batches.heldout()
-            self.reporter.heldout(step, evaluate(run.engine, batches, self.eval_borders))
-        _report_norms(run, self.reporter, step)
+            loss = evaluate(run.engine, batches, self.evaluation)
+            self.reports.write(lambda reporter: reporter.heldout(step, loss))
+        norms = run.engine.delta_norms()
+        self.reports.write(lambda reporter: reporter.delta_norms(step, norms))
 
     def _take_step(self, step: int) -> None:
         run = self.run
         config = run.config
-        micro_batches = list(run.train_batches.step(step))
         factor = lr_factor(
             config.schedule, step, num_steps=run.num_steps, warmup_steps=config.warmup_steps
         )
@@ -194,9 +206,17 @@ class _Loop:
 
         start = time.perf_counter()
         try:
-            result = train_step(run.engine, micro_batches, learning_rate, self.train_borders)
+            result = train_step(
+                run.engine,
+                self.exchange.micro_batches,
+                learning_rate,
+                totals=self.exchange.totals,
+                boundaries=self.training,
+                tell=self.exchange.tell,
+            )
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} in step {step + 1}") from None
+        self.exchange.heed(result.told)
         seconds = time.perf_counter() - start
 
         values = {
@@ -209,7 +229,7 @@ class _Loop:
         }
         if (loss_scale := run.engine.loss_scale) is not None:
             values["loss_scale"] = loss_scale
-        self.reporter.step(step + 1, values)
+        self.reports.write(lambda reporter: reporter.step(step + 1, values))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -240,7 +260,7 @@ def save(run: Run, step: int) -> None:
     distributed.on_main_process(write)
 
 
-def _finish(run: Run, reporter: Reporter) -> Summary:
+def _finish(run: Run, reports: Reports) -> Summary:
     """Write adapter, plot and closing metrics, after the last step's checkpoint was saved.
 
     Collective: every rank must call this.
@@ -248,28 +268,24 @@ def _finish(run: Run, reporter: Reporter) -> Summary:
 
     def write() -> Summary:
         run.check_owner()
-        files = RunFolder(run.folder)
+        files, history = RunFolder(run.folder), reports.history
         last_checkpoint = checkpoint_folder(files.checkpoints, run.num_steps)
         masters, adapter_config = load_adapter(last_checkpoint)
         beside = {GENERATION_CONFIG_FILE: run.generation_config}
         save_adapter(files.adapter, masters, adapter_config, beside)
         files.write_progress(run.num_steps, run.start_step, done=True)
-        plot_losses(reporter.history, files.loss_plot)
-        heldout = [p["heldout_loss"] for p in reporter.history if "heldout_loss" in p]
+        plot_losses(history, files.loss_plot)
+        heldout = [p["heldout_loss"] for p in history if "heldout_loss" in p]
         first, last = (heldout[0], heldout[-1]) if heldout else (None, None)
-        last_loss = next((p["loss"] for p in reversed(reporter.history) if "loss" in p), None)
+        last_loss = next((p["loss"] for p in reversed(history) if "loss" in p), None)
         named = {"loss": last_loss, "heldout_loss": last}
         final = {name: value for name, value in named.items() if value is not None}
-        reporter.close(final)
+        reports.write(lambda reporter: reporter.close(final))
+        if reports.error is not None:  # a report of the last step, which no later step tells
+            raise reports.error
         return Summary(run.folder, run.num_steps, first, last)
 
     return distributed.on_main_process(write)
-
-
-def _report_norms(run: Run, reporter: Reporter, step: int) -> None:
-    """Record the norm of each delta. Collective: every rank must call this."""
-    norms = run.engine.delta_norms()
-    reporter.delta_norms(step, {name.removesuffix(".delta"): norm for name, norm in norms.items()})
 
 
 def _last_checkpoint_text(folder: Path) -> str:

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diablo_ds.data.batches import MicroBatch, to_device
-from diablo_ds.model.attention import attends_by_variable_length
-from diablo_ds.model.loss import LossHead, causal_lm_loss
+from diablo_ds.data.batches import MicroBatch
+from diablo_ds.model.loss_head import loss_of
 from diablo_ds.ranks import distributed
 from diablo_ds.zero import optimizer_state, traffic
 from diablo_ds.zero.gradients import one_gradient_reduction
@@ -30,6 +29,17 @@ class EngineState(NamedTuple):
     """AdamW's own step count, which decides its bias correction."""
     scaler: Mapping[str, float]
     """Numbers of the dynamic loss scaler; empty unless in fp16."""
+
+
+class Outcome(NamedTuple):
+    """What an update did, the same on every rank."""
+
+    grad_norm: float
+    """Norm over all delta gradients, before clipping; where it is not finite, nothing changed."""
+    loss_sums: list[float]
+    """Each rank's."""
+    told: list[list[float]]
+    """What each rank told the others."""
 
 
 class Engine:
@@ -85,7 +95,7 @@ class Engine:
         Args:
             batch: on the CPU.
         """
-        return micro_batch_loss(self._ds_engine, batch)
+        return loss_of(self._ds_engine, batch)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a loss, inside `one_reduction`. Collective."""
@@ -100,25 +110,52 @@ class Engine:
         with one_gradient_reduction(self._ds_engine, self.deltas.values()):
             yield
 
-    def step(self, learning_rate: float) -> float:
-        """Clip the reduced gradients, update the deltas, and drop the gradients. Collective.
+    def skip_unless_finite(self, loss_sum: Tensor) -> None:
+        """Let the next `step` update nothing, on any rank, unless a loss is finite on this one.
 
-        Nothing is updated where the norm is not finite.
+        To be called inside `one_reduction`, after all backward passes. The host does not wait: the
+        loss times 0, which is 0 or NaN, is added to one element of a gradient. After the reduction
+        the gradient norm of every rank is NaN then, and `step` checks that norm in any case.
 
-        Returns:
-            The norm over all delta gradients, before clipping.
+        Args:
+            loss_sum: of this rank's micro batches, ``[]``.
+        """
+        grad = next(iter(self.deltas.values())).grad
+        assert grad is not None
+        grad.view(-1)[:1].add_((loss_sum * 0).to(grad.device))
+
+    def step(self, learning_rate: float, loss_sum: Tensor, told: Sequence[float]) -> Outcome:
+        """Clip the reduced gradients, update the deltas, drop the gradients; gather from all ranks.
+
+        Nothing is updated where the gradient norm is not finite. What the ranks tell one another
+        takes one collective and one wait for the device. Collective.
+
+        Args:
+            learning_rate: of this step.
+            loss_sum: of this rank's micro batches, ``[]``.
+            told: what else this rank tells the others; equally many numbers on each.
         """
         for group in self._ds_engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if is_plain(self._ds_engine):  # DeepSpeed computes no norm there, and skips no update
+            grads = [delta.grad for delta in self.deltas.values() if delta.grad is not None]
+            outcome = self._gather(torch.nn.utils.get_total_norm(grads), loss_sum, told)
+            if math.isfinite(outcome.grad_norm):
+                self._ds_engine.step()
+            return outcome
         with traffic.updating():
-            if is_plain(self._ds_engine):  # DeepSpeed reports no norm there
-                grads = [delta.grad for delta in self.deltas.values() if delta.grad is not None]
-                grad_norm = float(torch.nn.utils.get_total_norm(grads))
-                if math.isfinite(grad_norm):  # elsewhere DeepSpeed skips the update by itself
-                    self._ds_engine.step()
-                return grad_norm
             self._ds_engine.step()
-        return float(self._ds_engine.get_global_grad_norm())
+        return self._gather(self._ds_engine.get_global_grad_norm(), loss_sum, told)
+
+    def _gather(
+        self, grad_norm: Tensor | float, loss_sum: Tensor, told: Sequence[float]
+    ) -> Outcome:
+        own = [grad_norm, loss_sum, torch.tensor(told, dtype=torch.float64)]
+        numbers = [
+            torch.as_tensor(value, dtype=torch.float64).to(self.device).view(-1) for value in own
+        ]
+        rows = distributed.gather_floats(torch.cat(numbers), self.device)
+        return Outcome(rows[0][0], [row[1] for row in rows], [row[2:] for row in rows])
 
     @property
     def was_updated(self) -> bool:
@@ -194,21 +231,3 @@ class Engine:
     def close(self) -> None:
         """Let DeepSpeed drop its hooks and buffers."""
         self._ds_engine.destroy()
-
-
-def micro_batch_loss(ds_engine: Any, batch: MicroBatch) -> Tensor:
-    """Return the summed loss of a micro batch, which is on the CPU, as ``[]`` in fp32."""
-    model, device = ds_engine.module, ds_engine.device
-    if batch.position_ids is not None and attends_by_variable_length(model):
-        batch = batch.as_one_row()
-        inputs = batch.variable_length_inputs()
-    else:
-        inputs = batch.model_inputs()
-    inputs = to_device(inputs, device)
-    head = model.get_output_embeddings()
-    if isinstance(head, LossHead):
-        with head.computing_loss(batch.labels):
-            loss: Tensor = ds_engine(**inputs).logits
-            return loss
-    logits = ds_engine(**inputs).logits  # [micro_batch, seq, vocab]
-    return causal_lm_loss(logits, batch.labels.to(device))

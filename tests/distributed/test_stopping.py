@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from diablo_ds.ranks.stopping import Borders, StopAgreed, StopRequests
+from diablo_ds.ranks.stopping import Boundaries, StopAgreed, StopRequests
 from diablo_ds.training.step import evaluate, train_step
 from diablo_ds.zero.engine import Engine
 from tests.distributed.runner import run_distributed
@@ -52,16 +52,16 @@ def _check(rank: int, folder: Path) -> None:
         assert _step(engine, 0, rank) == undisturbed[0]
         before = engine.gather_state().deltas
         requests = StopRequests()
-        borders = Borders(requests, engine.device, clock=lambda: 0.0)  # asks at every border
+        boundaries = Boundaries(requests, engine.device, clock=lambda: 0.0)  # asks at every one
         asking = _Asking(micro_batches(1, BF16, rank, 2), requests, is_asked=rank == 1)
         assert len(asking) == 4
         with pytest.raises(StopAgreed):
-            train_step(engine, asking, learning_rate(BF16, 1), borders)
+            train_step(engine, asking, learning_rate(BF16, 1), boundaries=boundaries)
         assert all(delta.grad is None for delta in engine.deltas.values())
         _assert_equal(before, engine.gather_state().deltas)
         requests.signal_name = ""
         with pytest.raises(StopAgreed):
-            evaluate(engine, asking, borders)
+            evaluate(engine, asking, boundaries)
         # DeepSpeed, too, has forgotten the step: it can be taken.
         assert [_step(engine, step, rank) for step in (1, 2)] == undisturbed[1:], ds_file
         _assert_equal(after, engine.gather_state().deltas)

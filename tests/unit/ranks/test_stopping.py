@@ -1,4 +1,4 @@
-"""Borders between micro batches: how often ranks ask, and what is said about slow ones."""
+"""Boundaries between micro batches: when ranks ask, and what is said about slow micro batches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ import logging
 import pytest
 
 from diablo_ds.ranks.records import STOP_GRACE_S, WARNING_VARIABLE
-from diablo_ds.ranks.stopping import (
-    DESCRIPTOR,
-    MOST_BORDERS,
-    Borders,
-    GraceWarning,
-    StopAgreed,
-    StopRequests,
-)
+from diablo_ds.ranks.stopping import DESCRIPTOR, Boundaries, GraceWarning, StopAgreed, StopRequests
 
 
 class _Work:
@@ -23,46 +16,72 @@ class _Work:
     def __init__(self, seconds: float, warning: GraceWarning | None = None) -> None:
         self.now, self.seconds, self.num_asks = 0.0, seconds, 0
         self.requests = StopRequests()
-        self.borders = Borders(self.requests, "cpu", warning=warning, clock=lambda: self.now)
-        ask = self.borders._ask
+        self.boundaries = Boundaries(self.requests, "cpu", warning=warning, clock=lambda: self.now)
 
-        def counted() -> None:
-            self.num_asks += 1
-            ask()
+    def step(self, num_batches: int, stop_at: int | None = None) -> bool:
+        """Work through the micro batches of a step; return whether to stop after it."""
+        heed, num_heeded = self.boundaries.heed, 0
 
-        self.borders._ask = counted
+        def counted(rows: list[list[float]]) -> bool:
+            nonlocal num_heeded
+            num_heeded += 1
+            return heed(rows)
 
-    def do(self, num_batches: int, stop_at: int | None = None) -> int:
-        """Work through some micro batches; return how many."""
-        done = 0
-        for number in self.borders.between(range(num_batches)):
-            if number == stop_at:
-                self.requests.signal_name = "SIGTERM"
-            self.now += self.seconds
-            done += 1
-        return done
+        self.boundaries.heed = counted
+        try:
+            for number in self.boundaries.between(range(num_batches)):
+                if number == stop_at:
+                    self.requests.signal_name = "SIGTERM"
+                self.now += self.seconds
+        finally:
+            self.num_asks, self.boundaries.heed = num_heeded, heed
+        return heed([self.boundaries.told()])
 
 
-@pytest.mark.parametrize(("seconds", "asks"), [(30.0, 100), (0.26, 34), (0.001, 11)])
-def test_ranks_ask_about_once_a_second(seconds, asks):
+def _warm(seconds: float) -> _Work:
+    """Work of which every rank knows how long a micro batch takes."""
     work = _Work(seconds)
-    assert work.do(100) == 100
-    # The second border too, where the first time is known.
-    assert work.num_asks == asks
+    for _ in range(2):
+        work.step(1)
+    return work
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_batches", "num_asks"),
+    [(0.001, 100, 0), (0.26, 3, 0), (0.26, 4, 1), (0.26, 100, 33), (30.0, 4, 3), (30.0, 1, 0)],
+)
+def test_ranks_ask_inside_steps_of_over_a_second_only(seconds, num_batches, num_asks):
+    work = _warm(seconds)
+    work.step(num_batches)
+    assert work.num_asks == num_asks
+
+
+def test_in_the_first_step_ranks_ask_at_each_boundary_until_they_know_the_time():
+    work = _Work(0.001)
+    work.step(8)
+    # The first question is ahead of the second micro batch; the time is told with the second one.
+    assert work.num_asks == 2
 
 
 def test_a_slow_micro_batch_is_the_last_one():
-    work = _Work(30.0)
+    work = _warm(30.0)
+    start = work.now
     with pytest.raises(StopAgreed):
-        work.do(100, stop_at=5)
-    assert work.now == 6 * 30.0
+        work.step(100, stop_at=5)
+    assert work.now - start == 6 * 30.0
 
 
-def test_borders_of_steps_count_like_those_inside():
-    work = _Work(0.001)
-    for _ in range(100):
-        work.do(1)
-    assert work.num_asks == 2 + 98 // MOST_BORDERS
+def test_a_request_in_a_short_step_is_told_with_its_results():
+    work = _warm(0.001)
+    assert not work.step(10)
+    assert work.step(10, stop_at=5)
+
+
+def test_an_evaluation_asks_ahead_of_its_first_micro_batch():
+    work = _warm(0.001)
+    work.requests.signal_name = "SIGUSR1"
+    with pytest.raises(StopAgreed):
+        next(iter(work.boundaries.between(range(10), ask_first=True)))
 
 
 def _warning(seconds: float, caplog: pytest.LogCaptureFixture, saving_s: float = 0.0) -> str:
@@ -71,9 +90,10 @@ def _warning(seconds: float, caplog: pytest.LogCaptureFixture, saving_s: float =
     warning.saving_s = saving_s
     work = _Work(seconds, warning)
     with caplog.at_level(logging.WARNING, "diablo_ds"):
-        work.do(2)
+        work.step(2)
         assert not caplog.messages  # only the first one is timed, which warms up
-        work.do(20)
+        for _ in range(3):
+            work.step(20)
     assert len(caplog.messages) <= 1
     return "".join(caplog.messages)
 

@@ -1,0 +1,54 @@
+"""Reports of a run for all ranks: rank 0 writes them, and a failed write ends all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diablo_ds.errors import UserError
+from diablo_ds.ranks import distributed
+from diablo_ds.training.metrics import Reporter
+
+
+class Reports:
+    """Rank 0's reporter; other ranks have none.
+
+    A write that fails, as on a full disk, must not end rank 0 alone while the other ranks wait for
+    it. So its error is kept until the ranks exchange numbers anyway; nothing is written after it.
+    Collective: every rank must build it.
+
+    Args:
+        build: returns the reporter; called on rank 0.
+
+    Raises:
+        UserError, OSError: on every rank, if rank 0 cannot build it.
+    """
+
+    def __init__(self, build: Callable[[], Reporter]) -> None:
+        self.error: Exception | None = None
+        """Why a write failed on this rank."""
+        self._reporter: Reporter | None = None
+
+        def build_here() -> None:
+            self._reporter = build()
+
+        distributed.on_main_process(build_here)
+
+    def write(self, write: Callable[[Reporter], None]) -> None:
+        """Call a function with the reporter on rank 0, unless an earlier one failed."""
+        if self._reporter is None or self.error is not None:
+            return
+        try:
+            write(self._reporter)
+        except (UserError, OSError) as error:
+            self.error = error
+
+    def has_heldout(self, step: int) -> bool:
+        """Return whether a step's held-out loss is recorded. Collective."""
+        return distributed.on_main_process(
+            lambda: self._reporter is not None and self._reporter.has_heldout(step)
+        )
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """All points of the run; empty except on rank 0."""
+        return [] if self._reporter is None else self._reporter.history
