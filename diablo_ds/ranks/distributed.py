@@ -79,12 +79,12 @@ def gather_floats(
         One list per rank.
     """
     mine = torch.as_tensor(values, dtype=torch.float64, device=device)
-    rows = mine.unsqueeze(0)
+    gathered = mine
     if not _is_alone():
-        rows = mine.new_empty(dist.get_world_size(), mine.numel())
-        dist.all_gather_into_tensor(rows, mine)
-    result: list[list[float]] = rows.tolist()
-    return result
+        gathered = mine.new_empty(dist.get_world_size() * mine.numel())
+        dist.all_gather_into_tensor(gathered, mine)
+    rows: list[list[float]] = gathered.view(-1, mine.numel()).tolist()
+    return rows
 
 
 def gather_objects(value: T) -> list[T]:

@@ -23,13 +23,13 @@ class Heart:
     """What this process is doing, and how long that may take."""
 
     limit_s = START_LIMIT_S
-    """Seconds until the next beat, after which the rank counts as hanging; 0 for ever."""
+    """Seconds until the next beat, after which the rank counts as hanging; 0 for never."""
     step = 0
     """The step that beats belong to; 0 outside of any."""
     phase = ""
-    """What this process is doing, for people."""
+    """What this process is doing, for messages."""
     is_beating = False
-    """Whether a training run is on."""
+    """Whether a training run is in progress."""
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -40,12 +40,12 @@ class Heart:
         try:
             yield
         finally:
-            self.limit_s = 0.0  # what comes now may take any time
+            self.limit_s = 0.0  # what follows may take any time
             self.beat(self.phase)
             self.is_beating = False
 
     def beat(self, phase: str) -> None:
-        """Tell what comes now."""
+        """Announce what this process does next."""
         self.phase = phase
         descriptor = os.environ.get(DESCRIPTOR)
         if not self.is_beating:

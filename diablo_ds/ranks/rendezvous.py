@@ -1,9 +1,9 @@
 """How the ranks of a run find one another, and nobody else finds them.
 
 PyTorch's store is a server without authentication on all network interfaces, and ranks unpickle
-what other ranks send. A process alone needs no server; the ranks of one host meet in a private
-folder where their launcher made one; and where the launcher gave them a key, they prove to one
-another that they have it before they exchange anything else.
+what other ranks send. A single process needs no server; the ranks of one host meet in a private
+folder if their launcher created one; and if the launcher gave them a key, they prove to one another
+that they have it before they exchange anything else.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from diablo_ds.ranks import distributed
 from diablo_ds.ranks.environment import RUN_KEY, STORE_FILE
 
 _TELLING_S = 60.0
-"""How long rank 0 stays to tell the others why the run cannot start."""
+"""How long rank 0 stays to tell the other ranks why the run cannot start."""
 _PROOF_BYTES = hashlib.sha256().digest_size
 
 
 class PortInUseError(OSError):
-    """Another process took the master port: the next attempt takes another one."""
+    """Another process has the master port; the next attempt uses another one."""
 
 
 def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
@@ -79,15 +79,15 @@ def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
 def check_same_before_joining(facts: Mapping[str, str]) -> object:
     """Raise UserError on every rank unless all that were announced have the same facts.
 
-    Meant for what a process group needs to come about at all, such as the kind of device: ranks
-    that differ in it would wait for each other for ever. Collective: every rank must call this,
+    Meant for what a process group needs in order to form, such as the kind of device: ranks
+    that differ in it would wait for each other forever. Collective: every rank must call this,
     before the process group exists.
 
     Args:
         facts: what this rank found on its machine, by name.
 
     Returns:
-        What has to be kept alive until the process group exists: it serves the master port.
+        An object to keep alive until the process group exists: it serves the master port.
 
     Raises:
         UserError: on every rank, if two ranks differ; names them and their hosts.
@@ -113,10 +113,10 @@ def check_same_before_joining(facts: Mapping[str, str]) -> object:
 
 
 def check_key(device: torch.device | str) -> None:
-    """Refuse to go on with a process that has not the key of this run.
+    """Refuse to continue with a process that does not have the key of this run.
 
-    Each rank sends a keyed hash of its number, which neither tells the key nor serves another rank.
-    Nothing that a rank sends is unpickled before. Without a key nothing is checked.
+    Each rank sends a keyed hash of its number, which neither reveals the key nor serves another
+    rank. Nothing that a rank sends is unpickled before. Without a key nothing is checked.
     Collective: every rank must call this.
 
     Args:

@@ -1,13 +1,12 @@
 """PyTorch's folder of compiled ops: who may write it, and locks that a killed process left there.
 
-What lies in it is loaded as code, so nobody else may change it. PyTorch takes a lock file whenever
-it loads an op that was compiled at run time, as DeepSpeed's for CPUs is at every start. A process
-that is killed meanwhile leaves the file, and all later ones wait for it for ever.
+Its files are loaded as code, so nobody else may change them. PyTorch takes a lock file whenever it
+loads an op that was compiled at run time, as DeepSpeed's for CPUs is at every start. A process that
+is killed meanwhile leaves the file, and all later ones wait for it forever.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -18,8 +17,7 @@ from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
-
-logger = logging.getLogger("diablo_ds")
+from diablo_ds.ranks.log import logger
 
 LOCAL_AGE_S = 30.0
 """On a disk of this host: age from which a lock that no process has open counts as left behind."""
@@ -40,8 +38,8 @@ def extensions_folder() -> Path:
 def prefer_own_programs() -> None:
     """Have ops compiled by this environment's own ninja, wherever this process was started from.
 
-    A host that is reached by ssh may have another one on its path, and each version of ninja
-    compiles again, for minutes, what the other one has compiled.
+    A host reached by ssh may have another ninja on its path, and each version spends minutes on
+    compiling again what the other one has compiled.
     """
     own = os.path.dirname(sys.executable)
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
@@ -50,10 +48,10 @@ def prefer_own_programs() -> None:
 
 
 def check_extensions(folder: Path, *, shared: bool = False) -> None:
-    """Make the folder of compiled ops, or refuse one in which others could put code.
+    """Create the folder of compiled ops, or refuse one in which others could put code.
 
     Raises:
-        UserError: if the folder cannot be made, or another user can change it or one in it that
+        UserError: if the folder cannot be created, or another user can change it or one in it that
             holds an op.
     """
     what = "folder of compiled ops"
@@ -97,10 +95,10 @@ def removing_stale_locks(folder: Path) -> Iterator[None]:
 
 
 class StaleLocks:
-    """Finds the locks whose owner does not live, and keeps those of living ones on this host fresh.
+    """Finds the locks whose owner has ended, and refreshes those of owners alive on this host.
 
-    Only this user's are looked at, in real folders: whether another user's process lives cannot be
-    seen, and a link leads to a file that is none of PyTorch's.
+    Only this user's locks count, in real folders: whether another user's process is alive cannot be
+    seen, and a link leads to a file that is not PyTorch's.
 
     Args:
         folder: of compiled ops.
@@ -110,10 +108,10 @@ class StaleLocks:
         self._folder = folder
         self._is_local = _is_local(folder)
         self._seen: dict[Path, tuple[int, float]] = {}
-        """Time stamp of each lock, and when it was first seen with that."""
+        """Time stamp of each lock, and when it was first seen with it."""
 
     def find(self) -> list[Path]:
-        """Return the locks that were left behind, as far as was seen by now."""
+        """Return the locks that are known by now to be left behind."""
         return [lock for lock in self._locks() if self._is_left_behind(lock)]
 
     def _locks(self) -> Iterator[Path]:
@@ -127,7 +125,7 @@ class StaleLocks:
         try:
             if _is_open(lock):
                 if not self._is_local:
-                    os.utime(lock)  # tells other hosts that the owner lives
+                    os.utime(lock)  # tells other hosts that the owner is alive
                 return False
             stamp = lock.stat().st_mtime_ns
         except OSError:  # released meanwhile
@@ -141,7 +139,7 @@ class StaleLocks:
 
 
 def _is_open(file: Path) -> bool:
-    """Return whether a process of this host, and that we may look at, has the file open."""
+    """Return whether a process on this host that this user may inspect has the file open."""
     wanted = str(file.resolve())
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -153,7 +151,7 @@ def _is_open(file: Path) -> bool:
 
 
 def _is_local(path: Path) -> bool:
-    """Return whether a path lies on a disk of this host, as far as /proc/mounts tells."""
+    """Return whether a path is on a disk of this host, as far as /proc/mounts tells."""
     path = path.resolve()
     best, kind = Path("/"), ""
     try:

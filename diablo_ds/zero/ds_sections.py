@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.strict_json import key_list
+from diablo_ds.zero.ds_combinations import check_combinations
 
 LARGEST = 2**63 - 1
 """Largest whole number that a tensor's size or index can be."""
 LARGEST_BUCKET = 2**36
 
-# What DeepSpeed would do with these is not done by DeepSpeed here.
+# What DeepSpeed would do with these, it does not do here.
 WITHOUT_EFFECT = {
     "activation_checkpointing": "layers are recomputed as --gradient-checkpointing says",
     "disable_allgather": "DeepSpeed does not read it",
@@ -85,13 +86,6 @@ _PLAIN_SECTIONS = {
 }
 SECTIONS = ("zero_optimization", "bf16", "fp16", "comms_logger", *_PLAIN_SECTIONS)
 POLICY_KEYS = frozenset({*_PLAIN_KEYS, *_PLAIN_SECTIONS, "zero_optimization", "comms_logger"})
-_OF_CPU_ADAM = {"ratio": 1, "super_offload": False, "cpuadam_cores_perc": 0.8}
-"""Keys of an offloaded optimizer that DeepSpeedCPUAdam alone heeds, with their defaults."""
-_LEAST = {
-    **{f"fp16.{key}": 1 for key in ("loss_scale_window", "hysteresis", "min_loss_scale")},
-    "fp16.initial_scale_power": 0,
-    **{f"zero_optimization.{key}": 1 for key in ("sub_group_size", "zero_hpz_partition_size")},
-}
 _MAX_SCALE_POWER = 127
 """Of two, in fp32."""
 
@@ -132,7 +126,7 @@ def check_sections(values: Mapping[str, Any], path: Path) -> None:
         check_known(section, set(rules), name, path)
         _check_plain(section, rules, f"{name}.", path)
     _check_models(values, path)
-    _check_combinations(values, path)
+    check_combinations(values, path)
 
 
 def check_known(
@@ -259,42 +253,7 @@ def _check_type(name: str, value: Any, parsed: Any, path: Path) -> None:
 
 
 def _largest(name: str) -> int:
-    """Return the largest number for a key: buckets are memory, of so many elements."""
+    """Return the largest number for a key; that of a bucket is in elements, which take memory."""
     if name == "fp16.initial_scale_power":
         return _MAX_SCALE_POWER
     return LARGEST_BUCKET if "bucket_size" in name or "buffer" in name else LARGEST
-
-
-# --- values that depend on each other ------------------------------------------------------------
-
-
-def _check_combinations(values: Mapping[str, Any], path: Path) -> None:
-    zero = values.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    devices = {}
-    for key in ("offload_param", "offload_optimizer"):
-        devices[key] = (zero.get(key) or {}).get("device", "none")
-        if devices[key] != "none" and stage != 3:
-            raise UserError(f"{key} is supported with ZeRO stage 3; got stage={stage} in {path}")
-    if "aio" in values and "nvme" not in devices.values():
-        raise UserError(
-            f"aio has no effect without offload to NVMe; got it in {path}; remove it, or see "
-            "ds_configs/zero3_nvme.json"
-        )
-    offload = zero.get("offload_optimizer") or {}
-    for key, default in _OF_CPU_ADAM.items():
-        if offload.get(key, default) != default:
-            raise UserError(
-                f"offload_optimizer.{key} needs DeepSpeed's own optimizer, and here it is torch's "
-                f"AdamW; got {key}={offload[key]} in {path}; remove it"
-            )
-    if not zero.get("compute_grad_norm", True):
-        raise UserError(
-            "the gradient norm must be computed, since it is checked and reported; got "
-            f"compute_grad_norm=false in {path}; remove it"
-        )
-    for name, least in _LEAST.items():
-        section, key = name.split(".")
-        value = values.get(section, {}).get(key, least)
-        if value != "auto" and value < least:
-            raise UserError(f"{name} must be at least {least}; got {value} in {path}")

@@ -21,7 +21,7 @@ from diablo_ds.zero.build_lock import (
     removing_stale_locks,
 )
 
-# What DeepSpeed says at each start and a user of this program cannot act on.
+# What DeepSpeed logs at each start and a user of this program cannot act on.
 _NOISE = (
     "Setting accelerator to CPU",
     "ZeRO with an untested optimizer",
@@ -33,7 +33,7 @@ _NOISE = (
 
 
 class _NoiseFilter(logging.Filter):
-    """Drops DeepSpeed's known start-up warnings and, off rank 0, repeats of what rank 0 says."""
+    """Drops DeepSpeed's known start-up warnings; on ranks other than 0, all but errors."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -58,7 +58,7 @@ def import_deepspeed() -> Any:
 
 
 def _unlink_shared_memory() -> None:
-    """Free the name of the 69 MB buffer that DeepSpeed's op for CPUs leaves in memory for ever.
+    """Free the name of the 69 MB buffer that DeepSpeed's op for CPUs leaves in memory forever.
 
     Every rank has mapped every buffer by then, and a mapping outlives its name.
     """
@@ -73,14 +73,14 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
     """Join the process group that the launcher announced, or make one of this process alone.
 
     Args:
-        shared_folders: load compiled ops from a folder that other users can write, too.
+        shared_folders: whether to load compiled ops even from a folder that others can write.
 
     Returns:
         The device of this rank.
 
     Raises:
         UserError: if the variables do not tell which rank this is, other users can change the
-            compiled ops, or a process joined that has not the run's key.
+            compiled ops, or a process without the run's key joined.
     """
     if not torch.distributed.is_initialized():
         identity.announce()

@@ -18,7 +18,7 @@ from diablo_ds.zero.joining import import_deepspeed
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Return whether a device has bf16 instructions; a CPU's speed tells it better."""
+    """Return whether a device has bf16 instructions."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(import_deepspeed().get_accelerator().is_bf16_supported())

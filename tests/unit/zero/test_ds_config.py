@@ -110,6 +110,7 @@ def test_sections_that_the_run_config_owns_are_refused(tmp_path, key):
             {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
             "gradient norm must be computed",
         ),
+        ({"bf16": {"check_grad_overflow": False}}, "checked before each update"),
         ({"zero_optimization": []}, "must be a JSON object"),
         ({"bf16": True}, "bf16 must be a JSON object; got True"),
         ({"fp16": None}, "fp16 must be a JSON object; got None"),
