@@ -1,15 +1,1 @@
-"""Tokenise GSM8K, MetaMathQA, Math10K or MATH.
-
-python data_prep/math.py --source gsm8k/train.jsonl --output prepared/math
-"""
-
-import sys
-
-# A script's folder comes first on the path: math.py and code.py here would hide Python's own.
-sys.path[:] = [folder for folder in sys.path if not folder.endswith("data_prep")]
-
-from diablo_ds.cli.console import run_command  # noqa: E402
-from diablo_ds.cli.prepare import prepare  # noqa: E402
-
-if __name__ == "__main__":
-    run_command(prepare.commands["math"])
+corpus.py

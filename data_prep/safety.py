@@ -1,15 +1,1 @@
-"""Tokenise instructions mixed with safety examples.
-
-python data_prep/safety.py --source alpaca.json --source refusals.json --output prepared/safety
-"""
-
-import sys
-
-# A script's folder comes first on the path: math.py and code.py here would hide Python's own.
-sys.path[:] = [folder for folder in sys.path if not folder.endswith("data_prep")]
-
-from diablo_ds.cli.console import run_command  # noqa: E402
-from diablo_ds.cli.prepare import prepare  # noqa: E402
-
-if __name__ == "__main__":
-    run_command(prepare.commands["safety"])
+corpus.py

@@ -15,6 +15,7 @@ from diablo_ds.cli.main import TrainOptions
 from diablo_ds.cli.prepare import PreviewOptions
 from diablo_ds.cli.run_options import RunFiles
 from diablo_ds.cli.slurm import ScriptOptions
+from diablo_ds.config.choices import CORPORA
 from diablo_ds.config.continuation import FREE_CHOICES
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import GROUPS, Setting, settings_of
@@ -42,7 +43,7 @@ _NOTES = {
     "is open is chosen when the run starts, for its ranks and their machines.",
     "diablo-ds launch": "All options of `diablo-ds train` too.",
     "diablo-ds slurm": "All options of `diablo-ds train` too.",
-    "diablo-ds prepare CORPUS": "CORPUS is commonsense, math, code, safety or jsonl.",
+    "diablo-ds prepare CORPUS": f"CORPUS is one of {', '.join(CORPORA)}.",
 }
 _INTRODUCTION = """# Options
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -15,22 +15,35 @@ from diablo_ds.config.choices import CORPORA, Corpus
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.data.prepare.options import PrepareOptions
 
-_HELP: dict[Corpus, str] = {
-    "commonsense": "Commonsense170K, or its eight tasks as LLM-Adapters publishes them.",
-    "math": "GSM8K, MetaMathQA, Math10K and MATH.",
-    "code": "CodeAlpaca, MBPP, and instruction data such as CodeFeedback.",
-    "safety": "Instructions mixed with safety examples, and refusals.",
-    "jsonl": "Rows of prompt and completion, messages, or plain text.",
-}
-_EXAMPLES: dict[Corpus, str] = {
-    "commonsense": "--source LLM-Adapters/dataset --mix boolq=1000 --mix hellaswag=0.25",
-    "math": "--source gsm8k/train.jsonl --exclude gsm8k/test.jsonl",
-    "code": "--source code_alpaca_20k.json --source mbpp.jsonl --val-share 0.02",
-    "safety": (
-        "--source alpaca=alpaca_data.json --source safety=safety_only.json "
-        "--mix alpaca=20000 --mix safety=2000"
+
+class _Help(NamedTuple):
+    contents: str
+    example: str
+    """Options that a user of the corpus would give."""
+
+
+_HELP: dict[Corpus, _Help] = {
+    "commonsense": _Help(
+        "Commonsense170K, or its eight tasks as LLM-Adapters publishes them.",
+        "--source LLM-Adapters/dataset --mix boolq=1000 --mix hellaswag=0.25",
     ),
-    "jsonl": "--source chats.jsonl --template chat",
+    "math": _Help(
+        "GSM8K, MetaMathQA, Math10K and MATH.",
+        "--source gsm8k/train.jsonl --exclude gsm8k/test.jsonl",
+    ),
+    "code": _Help(
+        "CodeAlpaca, MBPP, and instruction data such as CodeFeedback.",
+        "--source code_alpaca_20k.json --source mbpp.jsonl --val-share 0.02",
+    ),
+    "safety": _Help(
+        "Instructions mixed with safety examples, and refusals.",
+        "--source alpaca=alpaca_data.json --source safety=safety_only.json "
+        "--mix alpaca=20000 --mix safety=2000",
+    ),
+    "jsonl": _Help(
+        "Rows of prompt and completion, messages, or plain text.",
+        "--source chats.jsonl --template chat",
+    ),
 }
 
 
@@ -96,11 +109,11 @@ def _command(family: Corpus) -> click.Command:
             click.echo(f"Next: diablo-ds prepare --inspect {options.output}")
             click.echo(f"      diablo-ds train --data {options.output} --packing")
 
-    help_text = f"""{_HELP[family]}
+    help_text = f"""{_HELP[family].contents}
 
     \b
     diablo-ds prepare {family} --output prepared/{family} \\
-        {_EXAMPLES[family]}"""
+        {_HELP[family].example}"""
     return click.command(family, cls=GroupedCommand, help=help_text, context_settings=CONTEXT)(
         command
     )

@@ -32,7 +32,7 @@ class Resolution:
 
 
 def resolve_batch(
-    config: RunConfig,
+    run_config: RunConfig,
     world_size: int,
     *,
     recorded: RunConfig | None = None,
@@ -41,7 +41,7 @@ def resolve_batch(
     """Choose the batch sizes that a run config leaves open; also takes what a continued run has.
 
     Args:
-        config: the run config.
+        run_config: the run config.
         world_size: number of ranks.
         recorded: the run config of the run that is continued.
         policy: the DeepSpeed config file's values; sizes that it gives count as given.
@@ -51,29 +51,29 @@ def resolve_batch(
     """
     lines = []
     if recorded is not None:
-        kept = keep_recorded(config, recorded)
+        kept = keep_recorded(run_config, recorded)
         lines += [
             f"{_words(name)} {getattr(kept, name)}: as this run has it"
             for name in OPEN_SETTINGS
-            if getattr(kept, name) != getattr(config, name)
+            if getattr(kept, name) != getattr(run_config, name)
         ]
-        config = kept
-    config = _with_given(config, policy or {}, world_size)
+        run_config = kept
+    run_config = _with_given(run_config, policy or {}, world_size)
     sizes = choose_batch_sizes(
-        config.micro_batch,
-        config.global_batch,
+        run_config.micro_batch,
+        run_config.global_batch,
         world_size,
-        counted_in_tokens=bool(config.micro_batch_tokens),
+        counted_in_tokens=bool(run_config.micro_batch_tokens),
     )
-    config = dataclasses.replace(
-        config, micro_batch=sizes.micro_batch, global_batch=sizes.global_batch
+    run_config = dataclasses.replace(
+        run_config, micro_batch=sizes.micro_batch, global_batch=sizes.global_batch
     )
     if sizes.reason:
-        lines.append(f"{config.batch_equation(world_size)}: {sizes.reason}")
-    return Resolution(config, tuple(lines))
+        lines.append(f"{run_config.batch_equation(world_size)}: {sizes.reason}")
+    return Resolution(run_config, tuple(lines))
 
 
-def _with_given(config: RunConfig, policy: Mapping[str, Any], world_size: int) -> RunConfig:
+def _with_given(run_config: RunConfig, policy: Mapping[str, Any], world_size: int) -> RunConfig:
     """Return the run config with open values as a DeepSpeed config file gives them.
 
     Wrong types are left for DeepSpeed's own check of the file.
@@ -89,10 +89,10 @@ def _with_given(config: RunConfig, policy: Mapping[str, Any], world_size: int) -
         section = policy.get(precision)
         if isinstance(section, dict) and section.get("enabled") is True:
             given["precision"] = precision
-    if config.micro_batch_tokens:
+    if run_config.micro_batch_tokens:
         given.pop("micro_batch", None)
-    changes = {k: v for k, v in given.items() if getattr(config, k) == OPEN_SETTINGS[k]}
-    return dataclasses.replace(config, **changes)
+    changes = {k: v for k, v in given.items() if getattr(run_config, k) == OPEN_SETTINGS[k]}
+    return dataclasses.replace(run_config, **changes)
 
 
 def _is_size(value: Any) -> bool:
