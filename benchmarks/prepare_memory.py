@@ -21,11 +21,9 @@ def measure_memory(gigabytes: float, num_proc: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "generated.jsonl"
         num_rows = _generate(source, int(gigabytes * 1e9))
-        command = [
-            *(COMMAND, "prepare", "jsonl"),
-            *("--source", str(source), "--tokenizer", "default", "--num-proc", str(num_proc)),
-            *("--output", str(Path(folder) / "out")),
-        ]
+        options = ["--source", source, "--tokenizer", "default", "--num-proc", num_proc]
+        options += ["--output", Path(folder) / "out"]
+        command = [COMMAND, "prepare", "jsonl", *map(str, options)]
         start = time.perf_counter()
         process = subprocess.Popen(command)
         peaks: dict[int, dict[str, int]] = {}

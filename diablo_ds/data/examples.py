@@ -86,7 +86,7 @@ class Examples:
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
         """Split off a random share of rows, at least one, that depends on the seed alone.
 
-        The answers of a conversation stay together, where each is an example of its own.
+        The answers of a conversation stay together, even if each is an example of its own.
 
         Returns:
             The remaining examples, then those that were split off.

@@ -134,7 +134,7 @@ def _check_no_rendering(run_config: RunConfig, name: str) -> None:
 def _load_prepared(
     path: Path, part: str, tokenizer: Tokenizer, vocab_size: int
 ) -> tuple[TokenTable, str]:
-    """Open a part of a prepared dataset; return where it comes from too."""
+    """Open a part of a prepared dataset; return it and its description."""
     manifest = load_manifest(path) if (path / MANIFEST_FILE).is_file() else None
     table = TokenTable.load(path, part)
     if manifest is None:  # of another program

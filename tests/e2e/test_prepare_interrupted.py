@@ -94,14 +94,14 @@ def _start_and_wait_for_chunks(options, output):
     return process, workers
 
 
-def _assert_goes_on_to(expected, options, output):
+def _assert_continues_to(expected, options, output):
     result = _prepare("jsonl", *options, "--output", output, "--num-proc", 1)
     assert "Continuing with an interrupted run" in result.stderr
     assert _files(output) == expected
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
 
-def test_a_killed_worker_is_named_and_its_work_goes_on_later(long_options, undisturbed, tmp_path):
+def test_a_killed_worker_is_named_and_its_work_continues_later(long_options, undisturbed, tmp_path):
     options, output = long_options, tmp_path / "out"
     process, workers = _start_and_wait_for_chunks(options, output)
     os.kill(workers[0], signal.SIGKILL)
@@ -110,7 +110,7 @@ def test_a_killed_worker_is_named_and_its_work_goes_on_later(long_options, undis
     assert_user_error(result, "a worker process ended before its work was done", "run the same")
     assert not output.exists()
     wait_until(lambda: not any(map(_is_alive, workers)), "the other worker's end")
-    _assert_goes_on_to(undisturbed, options, output)
+    _assert_continues_to(undisturbed, options, output)
 
 
 def test_a_killed_command_leaves_no_worker_and_nothing_half_written(
@@ -122,7 +122,7 @@ def test_a_killed_command_leaves_no_worker_and_nothing_half_written(
     process.communicate()
     wait_until(lambda: not any(map(_is_alive, workers)), "the workers' end")
     assert not output.exists()
-    _assert_goes_on_to(undisturbed, options, output)
+    _assert_continues_to(undisturbed, options, output)
 
 
 def test_control_c_ends_without_a_traceback(long_options, tmp_path):

@@ -1,6 +1,6 @@
-"""How hard the fuzz tests try: the same few seconds of examples in each run of the suite, or more.
+"""Effort of the fuzz tests: a few seconds with fixed examples in the suite, or a long search.
 
-For a long search with other examples each time:
+For a long search with new examples each time:
 
     python -m pytest tests/fuzz --hypothesis-profile=long
 """
@@ -12,7 +12,7 @@ import pytest
 hypothesis = pytest.importorskip("hypothesis")
 
 _ALWAYS = {
-    "deadline": None,  # a busy machine is no defect
+    "deadline": None,  # a slow machine is not a defect
     "database": None,
     "suppress_health_check": list(hypothesis.HealthCheck),
 }

@@ -1,4 +1,4 @@
-"""What every reader promises: a result, or an error of our own that names the file."""
+"""What every reader promises: a result, or an error for the user that names the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from diablo_ds.errors import UserError
 
 
-def result_or_our_error(function: Callable[[], Any], path: Path | None = None) -> Any:
+def result_or_user_error(function: Callable[[], Any], path: Path | None = None) -> Any:
     """Call a function; return its result, or None where it raised an error for the user."""
     try:
         return function()

@@ -1,4 +1,4 @@
-"""Bytes of valid files with a few places changed: most faults of readers lie near valid input."""
+"""Valid files with a few places changed, as readers mostly fail close to valid input."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ from hypothesis import strategies as st
 
 from diablo_ds.files.strict_json import MAX_DIGITS
 
-NASTY = [
+FRAGMENTS = [
     *rb"[ ] { } , : null NaN -0 1e999 true \ud800 \udc00\ud800 \\ \" 0001".split(),
-    *(b'{"a": 1, "a": 2}', b"7" * (MAX_DIGITS + 1), b"[" * 2000, b'{"a":' * 2000),
-    *(b"\0", b"\r", b"\n", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80"),
+    b'{"a": 1, "a": 2}',
+    b"7" * (MAX_DIGITS + 1),
+    b"[" * 2000,
+    b'{"a":' * 2000,
+    b"\0",
+    b"\r",
+    b"\n",
+    b"\xff",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",
 ]
 
 
 @st.composite
 def mutated(draw, valid: list[bytes]) -> bytes:
-    """Draw one of some valid files, and change up to four places of it."""
+    """Draw one of the valid files, and change up to four places in it."""
     data = draw(st.sampled_from(valid))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         end = min(len(data), start + draw(st.sampled_from([0, 0, 1, 2, 4, 16, 1 << 30])))
-        new = draw(st.one_of(st.sampled_from([b"", *NASTY]), st.binary(max_size=8)))
+        new = draw(st.one_of(st.sampled_from([b"", *FRAGMENTS]), st.binary(max_size=8)))
         data = data[:start] + new + data[end:]
     return data
 

@@ -1,4 +1,4 @@
-"""Any bytes as a source file: rows, bad rows with a reason, or an error that names the file."""
+"""Any bytes as a source file: rows, rejected rows with a reason, or an error with the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diablo_ds.data.corpora.encoding import RowEncoder
 from diablo_ds.data.corpora.reading import read_rows
-from tests.fuzz.errors import result_or_our_error
+from tests.fuzz.errors import result_or_user_error
 from tests.fuzz.mutations import VALUES, mutated
 from tests.tiny import tiny_tokenizer
 
@@ -64,9 +64,9 @@ def folder(tmp_path_factory):
 
 
 def _check(path, encoder):
-    rows = result_or_our_error(lambda: list(read_rows(path)), path)
+    rows = result_or_user_error(lambda: list(read_rows(path)), path)
     for result in encoder.encode(rows or []):
-        getattr(result, "reason", "").encode()  # can be written down
+        getattr(result, "reason", "").encode()  # must be encodable
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -99,7 +99,7 @@ def test_any_value_as_a_json_file(content, folder, encoder):
     _check(folder / "a.json", encoder)
 
 
-@given(roles=st.lists(st.fixed_dictionaries({"role": VALUES, "content": VALUES}), max_size=3))
-def test_any_values_in_messages(roles, folder, encoder):
-    (folder / "a.jsonl").write_text(json.dumps({"messages": roles}))
+@given(messages=st.lists(st.fixed_dictionaries({"role": VALUES, "content": VALUES}), max_size=3))
+def test_any_values_in_messages(messages, folder, encoder):
+    (folder / "a.jsonl").write_text(json.dumps({"messages": messages}))
     _check(folder / "a.jsonl", encoder)

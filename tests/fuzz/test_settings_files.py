@@ -1,4 +1,4 @@
-"""Any file of settings or records: what it says, or an error that names file and rule."""
+"""Any file of settings or records: its content, or an error that names file and rule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diablo_ds.launcher.cluster import read_hostfile
 from diablo_ds.model.architecture import BaseSizes
 from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
 from diablo_ds.zero.ds_sections import SECTIONS
-from tests.fuzz.errors import result_or_our_error
+from tests.fuzz.errors import result_or_user_error
 from tests.fuzz.mutations import VALUES, mutated
 from tests.tokenizers_for_tests import save_metaspace, save_sentencepiece
 
@@ -28,21 +28,48 @@ CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 BASE = BaseSizes(hidden_size=32, total=10_000, layer=2_000, head=1_000)
-ZERO_KEYS = (
-    *("stage", "reduce_bucket_size", "overlap_comm", "contiguous_gradients", "sub_group_size"),
-    *("offload_param", "offload_optimizer", "stage3_prefetch_bucket_size", "leaf_module"),
-    *("stage3_max_live_parameters", "zero_hpz_partition_size", "zero_quantized_weights"),
-    *("stage3_param_persistence_threshold", "round_robin_gradients", "cpu_offload"),
-)
+ZERO_KEYS = [
+    "stage",
+    "reduce_bucket_size",
+    "overlap_comm",
+    "contiguous_gradients",
+    "sub_group_size",
+    "offload_param",
+    "offload_optimizer",
+    "stage3_prefetch_bucket_size",
+    "leaf_module",
+    "stage3_max_live_parameters",
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "stage3_param_persistence_threshold",
+    "round_robin_gradients",
+    "cpu_offload",
+]
 OFFLOAD_KEYS = ("device", "nvme_path", "pin_memory", "buffer_count", "ratio", "max_in_cpu")
-SECTION_KEYS = (
-    *("enabled", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis"),
-    *("min_loss_scale", "verbose", "prof_ops", "profile_step", "module_depth", "block_size"),
-)
-TOP_KEYS = (
-    *("train_batch_size", "gradient_clipping", "steps_per_print", "communication_data_type"),
-    *("wall_clock_breakdown", "log_level", "tensorboard", "optimizer", "activation_checkpointing"),
-)
+SECTION_KEYS = [
+    "enabled",
+    "loss_scale",
+    "initial_scale_power",
+    "loss_scale_window",
+    "hysteresis",
+    "min_loss_scale",
+    "verbose",
+    "prof_ops",
+    "profile_step",
+    "module_depth",
+    "block_size",
+]
+TOP_KEYS = [
+    "train_batch_size",
+    "gradient_clipping",
+    "steps_per_print",
+    "communication_data_type",
+    "wall_clock_breakdown",
+    "log_level",
+    "tensorboard",
+    "optimizer",
+    "activation_checkpointing",
+]
 
 
 def _objects(keys, values):
@@ -69,7 +96,7 @@ def folder(tmp_path_factory):
 def test_any_values_in_a_run_config(values, folder):
     path = folder / "run.json"
     path.write_text(json.dumps(values))
-    config = result_or_our_error(lambda: load_run_config(path))
+    config = result_or_user_error(lambda: load_run_config(path))
     if config is not None:
         save_run_config(config, path)
         assert load_run_config(path) == config
@@ -79,15 +106,17 @@ def test_any_values_in_a_run_config(values, folder):
 def test_damaged_run_configs(data, folder):
     path = folder / "run.json"
     path.write_bytes(data)
-    result_or_our_error(lambda: load_run_config(path))
+    result_or_user_error(lambda: load_run_config(path))
 
 
 def _read_ds_config(path):
-    values = result_or_our_error(lambda: load_ds_config(path), path)
-    run = RunConfig(micro_batch=2, global_batch=8)
+    values = result_or_user_error(lambda: load_ds_config(path), path)
+    run_config = RunConfig(micro_batch=2, global_batch=8)
     if values is not None:
-        result_or_our_error(
-            lambda: complete_ds_config(values, run, world_size=2, base=BASE, source="ds.json")
+        result_or_user_error(
+            lambda: complete_ds_config(
+                values, run_config, world_size=2, base=BASE, source="ds.json"
+            )
         )
 
 
@@ -106,7 +135,7 @@ def test_damaged_deepspeed_configs(data, folder):
 @given(data=mutated([b"# hosts\nnode-a slots=4\nnode-b slots=4 # old\n", b"10.0.0.1 slots=1"]))
 def test_damaged_hostfiles(data, folder):
     (folder / "hosts").write_bytes(data)
-    result_or_our_error(lambda: read_hostfile(folder / "hosts"), folder / "hosts")
+    result_or_user_error(lambda: read_hostfile(folder / "hosts"), folder / "hosts")
 
 
 ADAPTER = dataclasses.asdict(
@@ -117,7 +146,7 @@ ADAPTER = dataclasses.asdict(
 @given(values=_objects(list(ADAPTER), VALUES))
 def test_any_values_in_an_adapter_config(values, folder):
     (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps({**ADAPTER, **values}))
-    result_or_our_error(lambda: load_adapter_config(folder), folder)
+    result_or_user_error(lambda: load_adapter_config(folder), folder)
 
 
 MANIFEST = json.dumps(
@@ -146,7 +175,7 @@ def test_damaged_manifests(data, folder):
     dataset = folder / "dataset"
     dataset.mkdir(exist_ok=True)
     (dataset / "manifest.json").write_bytes(data)
-    result_or_our_error(lambda: load_manifest(dataset), dataset)
+    result_or_user_error(lambda: load_manifest(dataset), dataset)
 
 
 def test_the_valid_forms_are_valid(tmp_path):
@@ -170,16 +199,16 @@ def _load_tokenizer(folder, name, content):
     (folder / name).write_bytes(content)
     (folder / "tokenizer_config.json").write_text(CONFIG)
     path = folder / name if name == "a.model" else folder
-    return result_or_our_error(lambda: load_tokenizer(path), path)
+    return result_or_user_error(lambda: load_tokenizer(path), path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "a.model"])
 @given(data=st.data())
 def test_damaged_tokenizers(name, data, tokenizer_files, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")  # a new one: a folder's tokenizer is kept
+    folder = tmp_path_factory.mktemp("tokenizer")  # a new one, since a folder's tokenizer is cached
     _load_tokenizer(folder, name, data.draw(mutated([tokenizer_files[name]])))
 
 
-def test_the_whole_tokenizers_are_taken(tokenizer_files, tmp_path):
+def test_undamaged_tokenizers_are_loaded(tokenizer_files, tmp_path):
     for name, content in tokenizer_files.items():
         assert _load_tokenizer(tmp_path, name, content) is not None

@@ -14,8 +14,15 @@ from diablo_ds.files import strict_json
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _THOUGHTS = (REASONING, "reasoning", "thinking")
 _KNOWN = {
-    *("role", "content", "name", "weight", "train", *_THOUGHTS),
-    *("tool_calls", "tool_call_id", "function_call"),
+    "role",
+    "content",
+    "name",
+    "weight",
+    "train",
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    *_THOUGHTS,
 }
 _RESULTS = ("tool", "function", "ipython")
 VARIABLES = "chat_template_kwargs"

@@ -18,8 +18,15 @@ NGRAM_WORDS = 13
 EXACT, OVERLAP = "same question as a test", f"{NGRAM_WORDS} words in a row shared with a test"
 
 _QUESTION_FIELDS = (
-    *("original_question", "question", "query", "problem", "instruction", "instructions"),
-    *("text", "goal", "prompt"),
+    "original_question",
+    "question",
+    "query",
+    "problem",
+    "instruction",
+    "instructions",
+    "text",
+    "goal",
+    "prompt",
 )
 _CONTEXT_FIELDS = ("input", "inputs")
 # The frame that LLM-Adapters writes around each commonsense question, the same in every row.

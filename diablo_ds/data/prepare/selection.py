@@ -24,7 +24,7 @@ EXAMPLES_PER_PASS = 4_000_000
 
 
 def first_occurrences(digests: Sequence[npt.NDArray[np.uint64]]) -> list[Mask]:
-    """Return masks that are true where an example is the first with its digest.
+    """Return masks of the examples that are the first with their digest.
 
     Args:
         digests: one array per chunk, ``[examples, 2]``.

@@ -15,7 +15,7 @@ class Segment(NamedTuple):
 
 
 def alpaca(instruction: str, context: str = "") -> str:
-    """Return the prompt of Stanford Alpaca, with an input section where there is context."""
+    """Return the prompt of Stanford Alpaca, with an input section if there is context."""
     paired = ", paired with an input that provides further context" if context else ""
     section = f"### Input:\n{context}\n\n" if context else ""
     return (

@@ -77,11 +77,11 @@ def test_packed_rows_restart_positions_and_predict_nothing_across_examples():
 def test_a_step_is_the_same_set_of_examples_at_any_world_size(world_size, mode):
     examples = _examples(LENGTHS)
     for step in range(3):
-        whole = _ids(_source(examples, **mode).step(step))
+        alone = _ids(_source(examples, **mode).step(step))
         ranks = range(world_size)
         parts = [list(_source(examples, r, world_size, **mode).step(step)) for r in ranks]
         assert len({len(part) for part in parts}) == 1
-        assert sum((_ids(part) for part in parts), Counter()) == whole
+        assert sum((_ids(part) for part in parts), Counter()) == alone
 
 
 @pytest.mark.parametrize("mode", MODES)

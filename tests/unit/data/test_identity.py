@@ -113,7 +113,7 @@ def test_a_new_pass_over_grown_data_takes_each_example_once(data):
 @pytest.mark.parametrize(
     ("epochs", "step", "left"), [(1, 4, 1), (1, 10, 1), (3, 25, 1), (3, 5, 3), (0.5, 3, 0.5)]
 )
-def test_whole_passes_over_the_old_data_count(epochs, step, left, data):
+def test_full_passes_over_the_old_data_count(epochs, step, left, data):
     config = _config(data, num_epochs=epochs, heldout_share=0.0, allow_changed_data=True)
     old = _identity(config)
     _cut(data)

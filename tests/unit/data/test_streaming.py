@@ -74,15 +74,15 @@ def test_long_rows_make_a_window_of_fewer(tmp_path, monkeypatch):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_a_step_is_the_same_set_of_rows_at_any_world_size(tmp_path, world_size):
     path = _write(tmp_path / "d.jsonl", bad=[8])
-    whole = _stream(path)
+    alone = _stream(path)
     ranks = [_stream(path, rank, world_size) for rank in range(world_size)]
     for step in range(15):
         parts = [list(stream.step(step)) for stream in ranks]
         assert len({len(part) for part in parts}) == 1  # whatever the rows hold
-        assert sum((_prompts(part) for part in parts), Counter()) == _prompts(whole.step(step))
+        assert sum((_prompts(part) for part in parts), Counter()) == _prompts(alone.step(step))
 
 
-def test_a_resumed_stream_goes_on_at_the_exact_row(tmp_path):
+def test_a_resumed_stream_continues_at_the_exact_row(tmp_path):
     path = _write(tmp_path / "d.jsonl", bad=[8])
     running, resumed = _stream(path), _stream(path)
     expected = [list(running.step(step)) for step in range(20)]

@@ -84,8 +84,8 @@ def test_negative_tokens_are_refused():
 
 
 def test_damaged_datasets_are_named(tmp_path):
-    whole = _save(tmp_path / "whole", *2 * [pa.array([[1] * 500] * 20, INTS)])
-    (data_file,) = whole.glob("*.arrow")
+    intact = _save(tmp_path / "intact", *2 * [pa.array([[1] * 500] * 20, INTS)])
+    (data_file,) = intact.glob("*.arrow")
     content = data_file.read_bytes()
     damages = {
         data_file.name: [b"", content[:100], content[: len(content) // 2], b"x" * 1000],
@@ -94,7 +94,7 @@ def test_damaged_datasets_are_named(tmp_path):
     }
     for name, contents in damages.items():
         for number, damaged in enumerate(contents):
-            folder = shutil.copytree(whole, tmp_path / f"{name}-{number}")
+            folder = shutil.copytree(intact, tmp_path / f"{name}-{number}")
             (folder / name).write_bytes(damaged)
             with pytest.raises(UserError, match=r"must be (a prepared dataset|lists)") as caught:
                 TokenTable.load(folder, "train")

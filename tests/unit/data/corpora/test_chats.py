@@ -53,7 +53,7 @@ def test_calls_and_tools_may_come_as_text_and_in_older_forms(load):
     assert examples_of(tokenizer, as_table) == expected
 
 
-def test_null_arguments_that_a_table_filled_in_are_left_out_and_counted(load):
+def test_null_arguments_that_a_table_filled_in_are_removed_and_counted(load):
     tokenizer, _ = load(QWEN25)
     filled = {**CALL, "arguments": {**CALL["arguments"], "street": None}}
     result = encode(tokenizer, tool_chat(filled, [TOOL]))
@@ -87,10 +87,10 @@ def test_what_cannot_be_rendered_is_refused_with_the_reason(load, family, row, r
 def test_an_answer_of_weight_0_carries_no_loss(load, family, switch):
     tokenizer, _ = load(family)
     turns = ("a", "the cat", "b", "the dog", "c", "the log")
-    (whole,) = examples_of(tokenizer, chat(*turns))
+    (weighted,) = examples_of(tokenizer, chat(*turns))
     middle = chat(*turns[:3], {"content": "the dog", **switch}, *turns[4:])
     (example,) = examples_of(tokenizer, middle)
-    assert example.input_ids == whole.input_ids
+    assert example.input_ids == weighted.input_ids
     assert find_targets(tokenizer, example) == ["the cat<|im_end|>", "the log<|im_end|>"]
     last = chat(*turns[:5], {"content": "the log", **switch})
     assert examples_of(tokenizer, last) == examples_of(tokenizer, chat(*turns[:4]))

@@ -16,7 +16,7 @@ def test_half_a_surrogate_pair_in_columns_is_one_bad_row(tmp_path):
     assert values[2] == {"a": "z", "b": "w"}
 
 
-def test_a_line_without_end_is_not_read_whole(tmp_path):
+def test_a_line_without_end_is_not_read_at_once(tmp_path):
     """256 MB of one character, in 250 kB, between two good rows."""
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:

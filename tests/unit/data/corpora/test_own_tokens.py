@@ -15,11 +15,11 @@ def test_rendered_text_is_trained_on_as_its_messages_are(load, kind):
     tokenizer, reference = load_kind(load, kind)
     row = chat("hi there", "the cat sat")
     (example,) = examples_of(tokenizer, row)
-    whole = reference.apply_chat_template(row["messages"], tokenize=False)
+    rendered_text = reference.apply_chat_template(row["messages"], tokenize=False)
     prompt = reference.apply_chat_template(
         row["messages"][:1], tokenize=False, add_generation_prompt=True
     )
-    pair = {"prompt": prompt, "completion": whole.removeprefix(prompt)}
+    pair = {"prompt": prompt, "completion": rendered_text.removeprefix(prompt)}
     result = encode(tokenizer, pair)
     assert result.notes == (OWN_ENDS, CONTROL_READ)
     rendered = result.examples[0]
@@ -28,14 +28,14 @@ def test_rendered_text_is_trained_on_as_its_messages_are(load, kind):
     if not kind.endswith("legacy"):
         assert rendered.input_ids == example.input_ids
         assert rendered.labels == example.labels
-    text = examples_of(tokenizer, {"text": whole})[0]
+    text = examples_of(tokenizer, {"text": rendered_text})[0]
     assert text.input_ids[0] == example.input_ids[0]
     assert text.input_ids.count(tokenizer.end_id) == text.labels.count(tokenizer.end_id)
     assert text.input_ids[-2:].count(tokenizer.end_id) <= 1
     assert not tokenizer.start_ids or text.input_ids[1] != tokenizer.start_ids[0]
 
 
-def test_begin_and_end_tokens_in_a_text_get_no_second_one_with_any_template(load):
+def test_begin_and_end_tokens_in_a_text_are_not_added_again_with_any_template(load):
     tokenizer, _ = load(LLAMA3)
     bos, eos = LLAMA3.bos, LLAMA3.eos
     for template in ("plain", "alpaca", "gsm8k", "chat"):

@@ -42,7 +42,7 @@ def _texts():
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("name", _texts())
-def test_every_form_gives_the_same_rows(tmp_path, name, ending):
+def test_every_format_gives_the_same_rows(tmp_path, name, ending):
     path = tmp_path / (name + ending)
     path.write_bytes(_compress(_texts()[name].encode(), ending))
     num_bytes = []

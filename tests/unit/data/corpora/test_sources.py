@@ -17,17 +17,17 @@ def _touch(folder, *names):
 
 
 def _found(*texts):
-    sources, passed_over = find_sources(texts)
-    return [(s.name, s.path.name) for s in sources], [path.name for path in passed_over]
+    sources, skipped = find_sources(texts)
+    return [(s.name, s.path.name) for s in sources], [path.name for path in skipped]
 
 
 def test_a_folder_gives_its_training_files_named_after_their_task(tmp_path):
     _touch(tmp_path, "boolq/train.json", "boolq/test.json", "piqa/train.json.gz", "piqa/dev.json")
     _touch(tmp_path, "notes.txt", "extra/more.csv")
-    sources, passed_over = _found(str(tmp_path))
+    sources, skipped = _found(str(tmp_path))
     expected = [("boolq", "train.json"), ("more", "more.csv"), ("piqa", "train.json.gz")]
     assert sources == expected
-    assert passed_over == ["test.json", "dev.json"]
+    assert skipped == ["test.json", "dev.json"]
 
 
 def test_a_file_or_glob_that_is_named_is_taken_as_it_is(tmp_path):
@@ -55,7 +55,7 @@ def test_sources_that_are_not_there_are_named(text, tmp_path, monkeypatch):
     assert text in str(error.value)
 
 
-def test_wrong_forms_and_repeats_are_named(tmp_path):
+def test_wrong_formats_and_repeats_are_named(tmp_path):
     _touch(tmp_path, "a.txt", "b.json", "c/test.json")
     with pytest.raises(UserError, match=r"must be one of \.jsonl, .*a\.txt"):
         find_sources([str(tmp_path / "a.txt")])

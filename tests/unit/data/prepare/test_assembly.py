@@ -73,7 +73,7 @@ def _part(folder, part="train"):
     return [table[i] for i in range(len(table))]
 
 
-def test_a_held_out_share_is_of_whole_conversations(prepare_chats, tmp_path, tokenizers):
+def test_a_held_out_share_is_of_complete_conversations(prepare_chats, tmp_path, tokenizers):
     manifest = prepare_chats(CHATS, val_share=0.25, mix=("d=32",))
     found = {}
     for part in ("train", "heldout"):
@@ -94,7 +94,7 @@ def test_a_held_out_share_is_of_whole_conversations(prepare_chats, tmp_path, tok
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
-def test_training_holds_out_whole_conversations(is_prepared, prepare_chats, tmp_path, tokenizers):
+def test_training_holds_out_full_conversations(is_prepared, prepare_chats, tmp_path, tokenizers):
     manifest = prepare_chats(CHATS)
     data = tmp_path / ("out" if is_prepared else "d.jsonl")
     config = RunConfig(data=str(data), heldout_share=0.25)
@@ -129,15 +129,15 @@ def test_a_test_question_in_any_turn_drops_its_conversation(tokenizer, prepare_c
 def test_every_row_is_counted_once(prepare_chats, tmp_path):
     rows = [*CHATS, CHATS[3], _chat(3, 1), _chat("long " * 90, 3), {"messages": []}]
     manifest = prepare_chats(rows, max_length=280, max_bad_rows=0.1, val_share=0.1)
-    left_out = {k: v for k, v in manifest["rows_left_out"].items() if isinstance(v, int)}
-    assert left_out == {"bad": 1, "too_long": 1, "duplicates": 2, "not_in_mix": 0}
+    skipped = {k: v for k, v in manifest["rows_left_out"].items() if isinstance(v, int)}
+    assert skipped == {"bad": 1, "too_long": 1, "duplicates": 2, "not_in_mix": 0}
     in_parts = sum(part["rows"] for part in manifest["parts"].values())
-    assert sum(left_out.values()) + in_parts == len(rows) == manifest["rows_in"]["d"]
+    assert sum(skipped.values()) + in_parts == len(rows) == manifest["rows_in"]["d"]
     assert manifest["examples_left_out"] == {"too_long": 3, "duplicates": 5, "not_in_mix": 0}
     assert "Skipped examples, several for some conversations: 3 too long, 5" in describe(manifest)
 
 
-def test_data_of_one_example_a_row_are_written_as_ever(prepare_chats, tmp_path):
+def test_data_of_one_example_per_row_are_written_as_before(prepare_chats, tmp_path):
     manifest = prepare_chats([_chat(number, 1) for number in range(20)], val_share=0.1)
     assert datasets.load_from_disk(str(tmp_path / "out"))["train"].column_names == [
         "input_ids",

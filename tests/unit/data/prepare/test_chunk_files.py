@@ -40,7 +40,7 @@ def test_an_empty_chunk_can_be_read(tmp_path):
 
 def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(prepare, tmp_path, monkeypatch):
     source = write_rows(tmp_path / "d.jsonl", pairs(25))
-    whole = prepare(source, output="whole")
+    uninterrupted = prepare(source, output="uninterrupted")
     with monkeypatch.context() as context:
         context.setattr(pipeline, "assemble", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -48,8 +48,8 @@ def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(prepare, tmp_path, 
     damaged = sorted((tmp_path / ".out.partial").glob("chunk-*"))
     damaged[0].write_bytes(damaged[0].read_bytes()[:-400])
     damaged[1].write_bytes(b"")
-    assert prepare(source)["parts"] == whole["parts"]
-    assert read_files(tmp_path / "out") == read_files(tmp_path / "whole")
+    assert prepare(source)["parts"] == uninterrupted["parts"]
+    assert read_files(tmp_path / "out") == read_files(tmp_path / "uninterrupted")
 
 
 def test_chunks_of_an_older_version_are_made_again(prepare, tmp_path, monkeypatch):

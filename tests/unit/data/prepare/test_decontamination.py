@@ -67,7 +67,7 @@ def test_questions_are_found_in_test_files_of_every_form(tmp_path, row):
     assert ExcludedQuestions(load_questions([path])).match("q one") == EXACT
 
 
-def test_a_test_file_that_cannot_be_read_whole_is_refused(tmp_path):
+def test_a_test_file_that_cannot_be_read_in_full_is_refused(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text('{"question": "Q"}\n{"broken')
     with pytest.raises(UserError, match=r"must be readable; got .*test\.jsonl, line 2"):

@@ -80,7 +80,7 @@ def test_the_description_names_what_was_skipped(counted):
         ("sources", [{}], r"manifest\.sources\[0\] must have a field name"),
     ],
 )
-def test_a_manifest_of_another_form_is_refused(prepare, tmp_path, path, value, message):
+def test_a_malformed_manifest_is_refused(prepare, tmp_path, path, value, message):
     source = write_rows(tmp_path / "d.jsonl", pairs(5))
     manifest = prepare(source)
     *parents, last = path.split(".")

@@ -83,9 +83,9 @@ def test_a_folder_that_is_not_ours_is_left_alone(prepare, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(prepare, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_and_ends_with_the_same_files(prepare, tmp_path, monkeypatch):
     path = write_rows(tmp_path / "d.jsonl", pairs(95))
-    prepare(path, output="whole", val_share=0.1)
+    prepare(path, output="uninterrupted", val_share=0.1)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4)
         with pytest.raises(InterruptedPreparationError):
@@ -94,8 +94,8 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(prepare, tmp_pa
     done = interrupt_after(monkeypatch, 100)
     prepare(path, output="out", val_share=0.1)
     assert done == [4, 5, 6, 7, 8, 9]  # the first four were there
-    whole, resumed = read_files(tmp_path / "whole"), read_files(tmp_path / "out")
-    assert whole == resumed
+    uninterrupted, resumed = read_files(tmp_path / "uninterrupted"), read_files(tmp_path / "out")
+    assert uninterrupted == resumed
     assert not list(tmp_path.glob(".*"))
 
 

@@ -83,14 +83,14 @@ def _take_examples(masks, amount, seed, purpose):
 
 def test_rows_of_one_example_each_are_drawn_as_examples():
     masks = [mask & (np.arange(len(mask)) % 3 > 0) for mask in _masks(100, 7, 250)]
-    rows = [3 * numbers for numbers in _one_each(masks)]  # rows between them were left out
+    rows = [3 * numbers for numbers in _one_each(masks)]  # rows between them were skipped
     for seed in range(5):
         taken = selection.take(masks, rows, 50, seed, "x")
         for mine, expected in zip(taken, _take_examples(masks, 50, seed, "x"), strict=True):
             assert np.array_equal(mine, expected)
 
 
-def test_rows_of_several_examples_are_drawn_whole():
+def test_rows_of_several_examples_are_drawn_together():
     """As many as asked for, the same ones as if each had one example."""
     one_each = _masks(40, 0, 60)
     numbers = _one_each(one_each)

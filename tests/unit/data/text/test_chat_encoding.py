@@ -7,17 +7,17 @@ from tests.tokenizers_for_tests import save_unigram
 from tests.unit.data.chats import chat, encode, examples_of, find_targets
 
 
-def test_a_token_never_spans_the_border_to_an_answer(load):
+def test_a_token_never_spans_the_boundary_before_an_answer(load):
     tokenizer, reference = load(CHATML)
     opening = reference("assistant\n", add_special_tokens=False).input_ids
     (example,) = examples_of(tokenizer, chat("hi", "\n\n  return a"))
-    border = next(i for i, label in enumerate(example.labels) if label != IGNORE_LABEL)
-    assert example.input_ids[border - len(opening) : border] == opening
+    boundary = next(i for i, label in enumerate(example.labels) if label != IGNORE_LABEL)
+    assert example.input_ids[boundary - len(opening) : boundary] == opening
     assert find_targets(tokenizer, example) == ["\n\n  return a<|im_end|>"]
 
 
 def test_tokens_of_a_text_with_and_without_control_text_are_the_same(load):
-    """Pieces are tokenised as the whole is: only the control text differs."""
+    """Pieces are tokenised as the entire text is: only the control text differs."""
     for family, legacy in ((CHATML, False), (MISTRAL, True), (LLAMA2, True), (PHI3, False)):
         tokenizer, _ = load(family, legacy)
         (plain,) = examples_of(tokenizer, chat("a", "the cat", "sat", "on  it"))

@@ -29,10 +29,10 @@ def test_tokens_are_those_of_the_template_and_loss_is_on_answers_and_their_ends(
         targets = find_targets(tokenizer, example)
         answers += targets
         num_messages = 2 * len(answers)
-        whole = reference.apply_chat_template(messages[:num_messages], return_dict=False)
+        rendered = reference.apply_chat_template(messages[:num_messages], return_dict=False)
         length = len(example.input_ids)
-        assert example.input_ids == whole[:length]
-        rest = reference.decode(whole[length:])
+        assert example.input_ids == rendered[:length]
+        rest = reference.decode(rendered[length:])
         assert rest.strip() in ("", "<|endoftext|>")  # what a template puts behind an end of turn
         # What a model gets is exactly what comes before the last answer.
         prompt = reference.apply_chat_template(
@@ -65,7 +65,7 @@ def test_marks_of_the_template_are_the_loss(load):
     assert examples_of(load(CHATML)[0], row) == [example]
 
 
-def test_marks_that_leave_out_the_end_of_turn_get_it(load):
+def test_marks_without_the_end_of_turn_get_it(load):
     inside, outside = "<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>"
     template = CHATML_MARKED.template.replace(inside, outside)
     assert template != CHATML_MARKED.template
@@ -73,7 +73,7 @@ def test_marks_that_leave_out_the_end_of_turn_get_it(load):
     assert examples_of(tokenizer, chat(*TALK)) == examples_of(load(CHATML)[0], chat(*TALK))
 
 
-def test_marks_keep_a_conversation_whole_where_thoughts_are_dropped(load):
+def test_marks_keep_a_conversation_in_one_example_where_thoughts_are_dropped(load):
     answer = "{% generation %}{% if loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}"
     template = CHATML_MARKED.template.replace("{% generation %}", answer)
     tokenizer, _ = load(CHATML_MARKED._replace(template=template))
@@ -98,8 +98,8 @@ def test_where_thoughts_are_dropped_each_answer_has_an_example_with_its_own_hist
         ["<think>\nhmm two\n</think>\n\nthe dog<|im_end|>"],
     ]
     for end, example in zip((2, 4), examples, strict=True):
-        whole = reference.apply_chat_template(row["messages"][:end], return_dict=False)
-        assert example.input_ids == whole[: len(example.input_ids)]
+        rendered = reference.apply_chat_template(row["messages"][:end], return_dict=False)
+        assert example.input_ids == rendered[: len(example.input_ids)]
     assert "hmm one" not in tokenizer.encoder.decode(examples[1].input_ids)
     last = encode(tokenizer, row, last_answer_only=True)
     assert list(last.examples) == examples[1:]
@@ -125,7 +125,7 @@ def test_the_date_that_a_template_writes_is_reported_and_can_be_given(load):
     assert "1 Jul 2026: a" in tokenizer.encoder.decode(result.examples[0].input_ids)
 
 
-def test_a_message_that_the_template_leaves_out_is_refused(load):
+def test_a_message_that_the_template_omits_is_refused(load):
     row = {
         "messages": [
             {"role": "user", "content": "hi"},

@@ -36,24 +36,24 @@ def tokenizer(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("prompt", "completion"), PAIRS)
-def test_the_border_is_exact_and_the_loss_is_on_completion_and_end_token(
+def test_the_boundary_is_exact_and_the_loss_is_on_completion_and_end_token(
     tokenizer, prompt, completion
 ):
     segments = (Segment(prompt, False), Segment(completion, True))
     (example,) = tokenizer.encode([EncodableText(segments)])
     decode = tokenizer.encoder.decode
     num_start = len(tokenizer.start_ids)
-    border = next(i for i, label in enumerate(example.labels) if label != IGNORE_LABEL)
-    assert example.labels[border:] == example.input_ids[border:]
+    boundary = next(i for i, label in enumerate(example.labels) if label != IGNORE_LABEL)
+    assert example.labels[boundary:] == example.input_ids[boundary:]
     assert example.input_ids[:num_start] == list(tokenizer.start_ids)
     assert example.input_ids[-1] == tokenizer.end_id
     assert example.input_ids.count(tokenizer.end_id) == 1
     text_ids = example.input_ids[num_start:-1]
     # Decoded from the beginning, since some tokenizers drop the first space of what they decode.
-    whole, before = decode(text_ids), decode(text_ids[: border - num_start])
-    lead = whole.removesuffix(prompt + completion)
+    decoded, before = decode(text_ids), decode(text_ids[: boundary - num_start])
+    lead = decoded.removesuffix(prompt + completion)
     assert lead in ("", " ")  # a space that a tokenizer puts before every document
-    assert whole == lead + prompt + completion
+    assert decoded == lead + prompt + completion
     assert before == (lead + prompt if prompt else "")
 
 
@@ -206,10 +206,10 @@ def test_a_bare_sentencepiece_model_keeps_white_space_as_a_model_folder_does(tmp
         '{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", '
         '"unk_token": "<unk>"}'
     )
-    bare, whole = load_tokenizer(path), load_tokenizer(folder)
+    bare, folder_model = load_tokenizer(path), load_tokenizer(folder)
     for prompt, completion in [("the answer is ", "42"), ("the cat ", " sat"), ("a  b", "\n  c ")]:
         text = EncodableText((Segment(prompt, False), Segment(completion, True)), add_start=False)
-        (one,), (other,) = bare.encode([text]), whole.encode([text])
+        (one,), (other,) = bare.encode([text]), folder_model.encode([text])
         assert bare.encoder.decode(one.input_ids) == f"{prompt}{completion}</s>"
         if kind == "bpe":  # of equal scores the two take different pieces
             assert one == other
