@@ -66,26 +66,29 @@ def bytes_read() -> tuple[int, int]:
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Load the model on this rank."""
     from diablo_ds.config.run import RunConfig
-    from diablo_ds.model.architecture import BaseSizes, load_model_config
+    from diablo_ds.model.architecture import BaseSizes
+    from diablo_ds.model.base import read_base
     from diablo_ds.model.pretrained import from_pretrained
     from diablo_ds.ranks.distributed import world_size
     from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
     from diablo_ds.zero.joining import init_process_group
-    from diablo_ds.zero.loading import _load_shards
+    from diablo_ds.zero.loading import load_weights
 
     init_process_group()
     file = Path(__file__).parents[1] / "ds_configs" / "zero3.json"
-    config = RunConfig(micro_batch=1, global_batch=world_size(), precision="bf16")
-    base = BaseSizes(hidden_size=2048, total=0, layer=0, head=0)
+    run_config = RunConfig(micro_batch=1, global_batch=world_size(), precision="bf16")
+    sizes = BaseSizes(hidden_size=2048, total=0, layer=0, head=0)
     complete = complete_ds_config(
-        load_ds_config(file), config, world_size=world_size(), base=base, source=str(file)
+        load_ds_config(file), run_config, world_size=world_size(), base=sizes, source=str(file)
     )
-    load = _load_shards if settings["method"] == "ours" else from_pretrained
-    folder = Path(settings["folder"])
+    base = read_base(Path(settings["folder"]))
     torch.distributed.barrier()
     reset_peak_memory()
     before, before_read, start = peak_memory(), bytes_read(), time.perf_counter()
-    model = load(load_model_config(folder), folder, torch.bfloat16, complete)
+    if settings["method"] == "ours":
+        model = load_weights(base, "bf16", complete)
+    else:
+        model = from_pretrained(base.model_config, base.folder, torch.bfloat16, complete)
     torch.distributed.barrier()
     seconds = time.perf_counter() - start
     by_calls, from_disk = (

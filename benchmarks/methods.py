@@ -14,19 +14,19 @@ from typing import Any
 import torch
 
 from benchmarks.ranks import peak_memory, rank_main, reset_peak_memory
-from diablo_ds.adapter.attach import attach
-from diablo_ds.adapter.layer import DELTA_PATHS, resolve_delta_path
+from diablo_ds.adapter.layer import DELTA_PATHS
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import DTYPES, build_meta_model, load_model_config
+from diablo_ds.model.base import read_base
 from diablo_ds.model.loss_head import install_loss_head, loss_of
-from diablo_ds.model.recomputation import Recomputation, choose_recomputation, recompute_layers
+from diablo_ds.model.recomputation import Recomputation, recompute_layers
 from diablo_ds.ranks import distributed
-from diablo_ds.training.startup import complete_ds_config
+from diablo_ds.training.building import attach_deltas, design_model, load_model
 from diablo_ds.training.step import train_step
-from diablo_ds.zero.ds_config import load_ds_config, zero_stage
+from diablo_ds.zero.ds_config import load_ds_config
 from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
 from diablo_ds.zero.start import start_engine
@@ -128,23 +128,13 @@ def _run_config(settings: Settings) -> RunConfig:
 def _diablo_steps(settings: Settings) -> tuple[Callable[[], object], int]:
     """What `diablo-ds train` does in a step."""
     device = init_process_group()
-    config, file = _run_config(settings), DS_CONFIGS / f"zero{settings.stage}.json"
-    folder, dtype = Path(settings.model), DTYPES[settings.precision]
-    shapes = build_meta_model(load_model_config(folder))
-    complete = complete_ds_config(load_ds_config(file), config, shapes, file)
-    model = load_base(folder, settings.precision, complete if zero_stage(complete) == 3 else None)
-    layers = select_targets(model, (), model_type=model.config.model_type)
-    deltas = attach(
-        model,
-        resolve_num_blocks(layers, settings.num_blocks),
-        delta_path=resolve_delta_path(settings.method, dtype, 0.0),
-        device=device,
-    )
-    num_trainable = sum(delta.numel() for delta in deltas.values())
-    recompute_layers(model, choose_recomputation(config, shapes), reentrant=False)
-    vocab_size = model.config.get_text_config().vocab_size
-    install_loss_head(model, shapes)
-    engine = start_engine(model, deltas, config, complete)
+    run_config, file = _run_config(settings), DS_CONFIGS / f"zero{settings.stage}.json"
+    base = read_base(Path(settings.model))
+    design = design_model(run_config, base.shapes, load_ds_config(file), file, device.type)
+    built = attach_deltas(design, load_model(design, base), device)
+    num_trainable = sum(delta.numel() for delta in built.deltas.values())
+    engine = start_engine(built.model, built.deltas, run_config, design.ds_config)
+    vocab_size = base.model_config.get_text_config().vocab_size
     ids = _tokens(settings, vocab_size, settings.micro_batch)
     batch = MicroBatch(ids, ids, None, ids.numel())
     return lambda: train_step(engine, [batch], 1e-4), num_trainable

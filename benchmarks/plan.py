@@ -27,6 +27,7 @@ from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import decoder_layers, load_model_config
+from diablo_ds.model.base import read_base
 from diablo_ds.model.finding import find_model
 from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning.communication import LIMIT_KEYS, Layout, gathers_per_micro_step
@@ -73,20 +74,19 @@ def _warm_up(config: Any, stage: int) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    from diablo_ds.adapter.attach import attach
-    from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
-    from diablo_ds.model.loss_head import install_loss_head, loss_of
+    from diablo_ds.model.architecture import build_meta_model
+    from diablo_ds.model.deltas import add_deltas, choose_num_blocks
+    from diablo_ds.model.loss_head import loss_of
     from diablo_ds.model.recomputation import recompute_layers
     from diablo_ds.zero.joining import import_deepspeed
 
     small = type(config).from_dict({**config.to_dict(), "num_hidden_layers": 1})
     model: Any = AutoModelForCausalLM.from_config(small).to(torch.bfloat16).train()
     model.config.use_cache = False
-    targets = select_targets(model, (), model_type=config.model_type)
-    deltas = attach(model, resolve_num_blocks(targets, "64"))
-    with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(small)
-    install_loss_head(model, shapes)
+    run_config = RunConfig(precision="bf16", delta_path="fused")
+    deltas = add_deltas(
+        model, choose_num_blocks(model, run_config), run_config, build_meta_model(small)
+    ).deltas
     model.enable_input_require_grads()
     optimizer = torch.optim.AdamW(deltas.values())
     for recomputed in (0, 1):
@@ -113,41 +113,26 @@ def _warm_up(config: Any, stage: int) -> None:
 
 def measure(stage: int, output: Path) -> None:
     """Train on this rank, and let rank 0 write the peaks of all cases."""
-    from diablo_ds.adapter.attach import attach
-    from diablo_ds.adapter.layer import resolve_delta_path
-    from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
-    from diablo_ds.model.architecture import DTYPES, build_meta_model
-    from diablo_ds.model.loss_head import install_loss_head
-    from diablo_ds.model.recomputation import recompute_layers
     from diablo_ds.ranks import distributed
-    from diablo_ds.training.startup import complete_ds_config
+    from diablo_ds.training.building import attach_deltas, design_model, load_model
     from diablo_ds.training.step import train_step
     from diablo_ds.zero.ds_config import load_ds_config
     from diablo_ds.zero.joining import init_process_group
-    from diablo_ds.zero.loading import load_base
     from diablo_ds.zero.start import start_engine
 
-    run = RunConfig(micro_batch=1, global_batch=NUM_RANKS, precision="bf16")
+    run_config = RunConfig(
+        micro_batch=1, global_batch=NUM_RANKS, precision="bf16", gradient_checkpointing=True
+    )
     device = init_process_group()
-    folder = find_model("default")
-    shapes = build_meta_model(load_model_config(folder))
+    base = read_base(find_model("default"))
     source = DS_CONFIGS / f"zero{stage}.json"
-    complete = complete_ds_config(load_ds_config(source), run, shapes, source)
-    _warm_up(load_model_config(folder), stage)
+    design = design_model(run_config, base.shapes, load_ds_config(source), source, device.type)
+    _warm_up(base.model_config, stage)
     gc.collect()
     before = _resident()
-    model = load_base(folder, run.precision, complete if stage == 3 else None)
-    targets = select_targets(model, (), model_type=model.config.model_type)
-    deltas = attach(
-        model,
-        resolve_num_blocks(targets, run.num_blocks),
-        delta_path=resolve_delta_path(run.delta_path, DTYPES[run.precision], 0),
-        device=device,
-    )
-    layers: list[Any] = decoder_layers(model)
-    recompute_layers(model, Recomputation(len(layers)), reentrant=False)
-    install_loss_head(model, shapes)
-    engine = start_engine(model, deltas, run, complete)
+    built = attach_deltas(design, load_model(design, base), device)
+    layers: list[Any] = decoder_layers(built.model)
+    engine = start_engine(built.model, built.deltas, run_config, design.ds_config)
     cases = []
     for count in (0, len(layers)):
         for layer in layers:
@@ -172,7 +157,7 @@ def measure(stage: int, output: Path) -> None:
                 }
             )
     if distributed.is_main_process():
-        limits = [complete["zero_optimization"].get(key, 0) for key in LIMIT_KEYS]
+        limits = [design.ds_config["zero_optimization"].get(key, 0) for key in LIMIT_KEYS]
         output.write_text(json.dumps({"cases": cases, "limits": limits}))
 
 

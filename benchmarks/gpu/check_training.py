@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from diablo_ds.adapter.attach import attach
-from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import build_meta_model, build_model
-from diablo_ds.model.loss_head import install_loss_head
+from diablo_ds.model.deltas import choose_num_blocks
 from diablo_ds.model.published import find_model_config
 from diablo_ds.model.shape import Shape
-from diablo_ds.training.startup import complete_ds_config
+from diablo_ds.training.building import attach_deltas, design_model
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config
 from diablo_ds.zero.joining import import_deepspeed, init_process_group
@@ -103,15 +102,11 @@ def _run_config(scale: str) -> RunConfig:
         max_steps=NUM_STEPS,
         max_length=_LENGTHS[scale],
         precision="bf16",
+        delta_path="fused",
         gradient_checkpointing=False,
         num_blocks=_COUNTS[scale],
         learning_rate=_LEARNING_RATE,
     )
-
-
-def _attach(model: Any, scale: str, **options: Any) -> Any:
-    targets = select_targets(model, (), model_type=model.config.model_type)
-    return attach(model, resolve_num_blocks(targets, _COUNTS[scale]), **options)
 
 
 @lru_cache(maxsize=1)
@@ -120,7 +115,7 @@ def _cpu_losses(scale: str) -> tuple[list[float], float]:
     start = time.perf_counter()
     config, run = _config(scale), _run_config(scale)
     model = _model(config)
-    deltas = list(_attach(model, scale).values())
+    deltas = list(attach(model, choose_num_blocks(model, run)).values())
     optimizer = torch.optim.AdamW(
         deltas, lr=_LEARNING_RATE, betas=(run.beta1, run.beta2), eps=run.epsilon, weight_decay=0.0
     )
@@ -139,16 +134,15 @@ def _cpu_losses(scale: str) -> tuple[list[float], float]:
 def _engine_losses(scale: str, stage: int) -> list[float]:
     """Return losses by step of this trainer's engine, in bf16 with fp32 masters."""
     device = init_process_group()
-    config, run = _config(scale), _run_config(scale)
+    config, run_config = _config(scale), _run_config(scale)
     file = DS_CONFIGS / f"zero{stage}.json"
     shapes = build_meta_model(config)
-    complete = complete_ds_config(load_ds_config(file), run, shapes, file)
+    design = design_model(run_config, shapes, load_ds_config(file), file, device.type)
     model = _model(config).bfloat16()
     if stage == 3:
-        import_deepspeed().zero.Init(module=model, config_dict_or_path=complete)
-    deltas = _attach(model, scale, device=device)
-    install_loss_head(model, shapes)
-    engine = start_engine(model, deltas, run, complete)
+        import_deepspeed().zero.Init(module=model, config_dict_or_path=design.ds_config)
+    deltas = attach_deltas(design, model, device).deltas
+    engine = start_engine(model, deltas, run_config, design.ds_config)
     losses = []
     for ids in _batches(config, scale):
         batch = MicroBatch(ids, ids, None, ids.numel())

@@ -17,15 +17,11 @@ from benchmarks.gpu.models import (
     random_tokens,
     timed_steps,
 )
-from diablo_ds.adapter.attach import attach
-from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.architecture import build_meta_model, decoder_layers
-from diablo_ds.model.loss_head import install_loss_head
-from diablo_ds.model.recomputation import Recomputation, recompute_layers
-from diablo_ds.training.startup import complete_ds_config
+from diablo_ds.training.building import attach_deltas, design_model
 from diablo_ds.training.step import train_step
 from diablo_ds.zero.ds_config import load_ds_config
 from diablo_ds.zero.joining import import_deepspeed, init_process_group
@@ -48,33 +44,29 @@ class Session:
         start = time.perf_counter()
         device = init_process_group()
         self.workload, self.config = workload, workload.config()
-        shapes = build_meta_model(self.config)
-        run = RunConfig(
+        run_config = RunConfig(
             micro_batch=workload.micro_batch,
             global_batch=workload.micro_batch,
             max_steps=1,
             max_length=workload.length,
             precision="bf16",
+            delta_path="fused",
             gradient_checkpointing=True,
             num_blocks=num_blocks,
         )
         file = DS_CONFIGS / f"zero{stage}.json"
-        complete = complete_ds_config(load_ds_config(file), run, shapes, file)
+        shapes = build_meta_model(self.config)
+        design = design_model(run_config, shapes, load_ds_config(file), file, device.type)
         model = random_model(self.config)
         if stage == 3:
-            import_deepspeed().zero.Init(module=model, config_dict_or_path=complete)
-        targets = select_targets(model, (), model_type=self.config.model_type)
-        self.deltas: dict[str, nn.Parameter] = attach(
-            model, resolve_num_blocks(targets, num_blocks), device=device
-        )
+            import_deepspeed().zero.Init(module=model, config_dict_or_path=design.ds_config)
+        self.deltas: dict[str, nn.Parameter] = attach_deltas(design, model, device).deltas
         for delta in self.deltas.values():
             nn.init.normal_(delta, std=_DELTA_STD)
         self.layers: list[Any] = decoder_layers(model)
-        recompute_layers(model, Recomputation(len(self.layers)), reentrant=False)
         self.recompute(False)
-        install_loss_head(model, shapes)
         self.flops = flops_per_token(model, self.config, workload.length)
-        self.engine = start_engine(model, self.deltas, run, complete)
+        self.engine = start_engine(model, self.deltas, run_config, design.ds_config)
         self.model = model
         self.build_s = time.perf_counter() - start
 

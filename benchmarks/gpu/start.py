@@ -17,11 +17,10 @@ from benchmarks.gpu.models import WORKLOADS, device, random_model, synchronize
 from benchmarks.gpu.records import Case
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
-from diablo_ds.model.architecture import build_meta_model, load_model_config
-from diablo_ds.training.startup import complete_ds_config
+from diablo_ds.model.base import read_base
+from diablo_ds.training.building import design_model, load_model
 from diablo_ds.zero.ds_config import load_ds_config
 from diablo_ds.zero.joining import init_process_group
-from diablo_ds.zero.loading import load_base
 
 _LIBRARIES = ("torch", "transformers", "deepspeed")
 _NUM_LAYERS = 4
@@ -68,14 +67,14 @@ def _load(scale: str, stage: int) -> dict[str, Any]:
         model.save_pretrained(folder)
         num_bytes = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
         del model
-        run = RunConfig(
+        run_config = RunConfig(
             micro_batch=1, global_batch=1, max_steps=1, max_length=512, precision="bf16"
         )
         file = DS_CONFIGS / f"zero{stage}.json"
-        shapes = build_meta_model(load_model_config(folder))
-        complete = complete_ds_config(load_ds_config(file), run, shapes, file)
+        base = read_base(folder)
+        design = design_model(run_config, base.shapes, load_ds_config(file), file, device().type)
         start = time.perf_counter()
-        loaded = load_base(folder, "bf16", complete if stage == 3 else None)
+        loaded = load_model(design, base)
         if stage != 3:
             loaded.to(device())
         synchronize()

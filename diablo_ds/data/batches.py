@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -239,6 +239,15 @@ class BatchSource:
         first = (step - self.start_step) * self.run_config.global_batch
         end = min(first + self.run_config.global_batch, self.run_config.num_sequences(len(self)))
         return self._deal([self._sequence(position) for position in range(first, end)])
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps after which a run on these batches ends, counted from its start."""
+        return self.start_step + self.run_config.num_steps(len(self))
+
+    def starting_at(self, step: int, run_config: RunConfig) -> Self:
+        """Return the same examples, with a first pass that begins after ``step`` steps."""
+        return replace(self, run_config=run_config, start_step=step)
 
     def heldout(self) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of one pass over all examples."""

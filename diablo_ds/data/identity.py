@@ -24,6 +24,7 @@ from diablo_ds.data.fingerprints import (
 )
 from diablo_ds.data.loading import data_files
 from diablo_ds.data.streaming import ROWS_TO_CHECK, StreamSource
+from diablo_ds.data.training_batches import TrainingBatches
 from diablo_ds.errors import UserError
 
 
@@ -83,7 +84,7 @@ class DataIdentity:
 
 
 def identify(
-    run_config: RunConfig, train: BatchSource | StreamSource, heldout: BatchSource | None
+    run_config: RunConfig, train: TrainingBatches, heldout: BatchSource | None
 ) -> DataIdentity:
     """Fingerprint the data of a run that starts with them."""
     table_digests: dict[int, str] = {}
@@ -91,6 +92,7 @@ def identify(
     if isinstance(train, StreamSource):
         described = _describe_stream(train)
     else:
+        assert isinstance(train, BatchSource)
         described = _describe_examples(train, run_config, "train", table_digests)
     return DataIdentity(
         train=described,

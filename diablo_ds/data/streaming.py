@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import BatchRow, Dealer, MicroBatch
@@ -89,6 +89,15 @@ class StreamSource:
     def describe(self) -> str:
         """Return where the rows come from, as a line of text."""
         return f"a stream of {len(self.files)} raw files, {self.files[0]} first"
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps after which a run on this stream ends, counted from its start."""
+        return self.start_step + self.run_config.max_steps
+
+    def starting_at(self, step: int, run_config: RunConfig) -> Self:
+        """Return the same stream, beginning after ``step`` steps of the run."""
+        return replace(self, run_config=run_config, start_step=step)
 
     def step(self, step: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of a step of the run, counted from 0."""

@@ -21,7 +21,7 @@ class Base:
     """A base model without its weights."""
 
     folder: Path
-    config: Any
+    model_config: Any
     """Its Hugging Face config."""
     shapes: Any
     """The model on the meta device."""
@@ -43,21 +43,21 @@ def read_base(folder: Path) -> Base:
     Raises:
         UserError: if the config or the files cannot be trained on.
     """
-    config = distributed.on_every_rank(lambda: load_model_config(folder))
-    shapes = distributed.on_every_rank(lambda: build_meta_model(config))
+    model_config = distributed.on_every_rank(lambda: load_model_config(folder))
+    shapes = distributed.on_every_rank(lambda: build_meta_model(model_config))
     distributed.on_every_rank(lambda: check_runs(shapes))
-    distributed.on_main_process(lambda: check_contents(config, folder))
-    return Base(folder, config, shapes)
+    distributed.on_main_process(lambda: check_contents(model_config, folder))
+    return Base(folder, model_config, shapes)
 
 
-def keep_apart(base: Base, run: RunConfig, *, asked: str) -> tuple[RunConfig, Separation]:
+def keep_apart(base: Base, run_config: RunConfig, *, asked: str) -> tuple[RunConfig, Separation]:
     """Try how examples are kept apart; it may take another attention than was chosen.
 
     Collective, where the ranks have joined: every rank must call this.
 
     Args:
         base: the base model.
-        run: the run config, without open values.
+        run_config: the run config, without open values.
         asked: the attention that the user asked for, "auto" for none.
 
     Returns:
@@ -69,22 +69,22 @@ def keep_apart(base: Base, run: RunConfig, *, asked: str) -> tuple[RunConfig, Se
 
     def prove() -> tuple[str, Separation, str]:
         try:
-            return run.attention, _prove(base, run, run.attention), ""
+            return run_config.attention, _prove(base, run_config, run_config.attention), ""
         except ValueError as error:
-            if asked != "auto" or not takes_lengths(run.attention):
+            if asked != "auto" or not takes_lengths(run_config.attention):
                 raise
             reason = str(error).partition("; use ")[0]
         # Kernels of variable length take no mask and lack soft caps; others do not.
         other: str = base.shapes.config.get_text_config()._attn_implementation or "eager"
-        return other, _prove(base, run, other), reason
+        return other, _prove(base, run_config, other), reason
 
     attention, separation, reason = distributed.on_main_process(prove)
-    if attention != run.attention:
-        logger.info(f"Attention {attention} instead of {run.attention}: {reason}")
+    if attention != run_config.attention:
+        logger.info(f"Attention {attention} instead of {run_config.attention}: {reason}")
     if separation.text:
         logger.info(separation.text)
-    return dataclasses.replace(run, attention=attention), separation
+    return dataclasses.replace(run_config, attention=attention), separation
 
 
-def _prove(base: Base, run: RunConfig, attention: str) -> Separation:
-    return prove_separation(base.config, run, attention, DTYPES[run.precision])
+def _prove(base: Base, run_config: RunConfig, attention: str) -> Separation:
+    return prove_separation(base.model_config, run_config, attention, DTYPES[run_config.precision])

@@ -43,11 +43,7 @@ def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
         wanted = bool(details) or num_elements(shapes) >= LARGE_MODEL_PARAMETERS
     if not wanted:
         return Recomputation(0)
-    if not getattr(shapes, "supports_gradient_checkpointing", False):
-        raise UserError(
-            "gradient_checkpointing needs a model that supports it; got "
-            f"model type {shapes.config.model_type!r}; use --no-gradient-checkpointing"
-        )
+    check_recomputable(shapes)
     num_layers = len(decoder_layers(shapes))
     if config.checkpointed_layers > num_layers:
         raise UserError(
@@ -55,6 +51,15 @@ def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
             f"checkpointed_layers={config.checkpointed_layers}, {num_layers} layers"
         )
     return Recomputation(config.checkpointed_layers or num_layers, config.keep_attention)
+
+
+def check_recomputable(shapes: Any) -> None:
+    """Raise UserError unless a model can recompute its decoder layers."""
+    if not getattr(shapes, "supports_gradient_checkpointing", False):
+        raise UserError(
+            "gradient_checkpointing needs a model that supports it; got "
+            f"model type {shapes.config.model_type!r}; use --no-gradient-checkpointing"
+        )
 
 
 def spread_evenly(num_layers: int, num_chosen: int) -> list[bool]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from diablo_ds.adapter.attach import attach
-from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.activations import ActivationSizes, measure_activations
 from diablo_ds.model.architecture import (
@@ -20,9 +18,9 @@ from diablo_ds.model.architecture import (
     decoder_layer_classes,
     decoder_layers,
     measure_base,
-    text_decoder_name,
 )
-from diablo_ds.model.loss_head import LossHead, install_loss_head
+from diablo_ds.model.deltas import add_deltas, choose_num_blocks
+from diablo_ds.model.loss_head import LossHead
 from diablo_ds.planning.gathers import Visit
 from diablo_ds.zero.placement import TensorPlacement, expected_placement
 
@@ -68,33 +66,28 @@ class ModelSizes:
         return self.base.element_bytes
 
 
-def measure_model(config: Any, run: RunConfig) -> ModelSizes:
+def measure_model(model_config: Any, run_config: RunConfig) -> ModelSizes:
     """Measure a model for a run config's targets, block count, precision, batch and length.
 
     Args:
-        config: the model's Hugging Face config.
-        run: the run config.
+        model_config: the model's Hugging Face config.
+        run_config: the run config.
 
     Raises:
         UserError: if a target matches nothing or a block count does not divide a layer.
     """
-    dtype = DTYPES[run.precision]
-    model: Any = build_meta_model(config).to(dtype)
+    dtype = DTYPES[run_config.precision]
+    model: Any = build_meta_model(model_config).to(dtype)
     base = measure_base(model, dtype)
-    targets = select_targets(
-        model,
-        run.targets,
-        layers=run.layers,
-        model_type=config.get_text_config().model_type,
-        within=text_decoder_name(model),
+    # The kernels of other paths do not run on the meta device.
+    fused = replace(run_config, delta_path="fused")
+    built = add_deltas(model, choose_num_blocks(model, run_config), fused, model)
+    activations = measure_activations(
+        model, micro_batch=run_config.micro_batch, length=run_config.max_length
     )
-    num_blocks = resolve_num_blocks(targets, run.num_blocks)
-    deltas = attach(model, num_blocks, dropout=run.dropout)
-    activations = measure_activations(model, micro_batch=run.micro_batch, length=run.max_length)
-    has_loss_head = install_loss_head(model, model)
-    placed = expected_placement(model, deltas, stage=3, threshold=0)
+    placed = expected_placement(model, built.deltas, stage=3, threshold=0)
     placed.sort(key=lambda p: p.group == "deltas")  # DeepSpeed sees them last
-    text = config.get_text_config()
+    text = model_config.get_text_config()
     layers = decoder_layers(model)
     linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
     heads = text.num_attention_heads
@@ -109,7 +102,7 @@ def measure_model(config: Any, run: RunConfig) -> ModelSizes:
         attention_width=heads * head_dim,
         widest=max((m.out_features for m in linears), default=text.hidden_size),
         vocab_size=text.vocab_size,
-        has_loss_head=has_loss_head,
+        has_loss_head=built.has_loss_head,
     )
 
 

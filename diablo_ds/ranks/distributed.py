@@ -59,7 +59,7 @@ def _number(name: str, *, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-def _is_alone() -> bool:
+def is_alone() -> bool:
     """Return whether there is no other rank to talk to; a dry run joins none."""
     return not dist.is_initialized() or dist.get_world_size() == 1
 
@@ -80,7 +80,7 @@ def gather_floats(
     """
     mine = torch.as_tensor(values, dtype=torch.float64, device=device)
     gathered = mine
-    if not _is_alone():
+    if not is_alone():
         gathered = mine.new_empty(dist.get_world_size() * mine.numel())
         dist.all_gather_into_tensor(gathered, mine)
     rows: list[list[float]] = gathered.view(-1, mine.numel()).tolist()
@@ -89,7 +89,7 @@ def gather_floats(
 
 def gather_objects(value: T) -> list[T]:
     """Gather a picklable value from every rank. Collective: every rank must call this."""
-    if _is_alone():
+    if is_alone():
         return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
@@ -137,7 +137,7 @@ def on_main_process(function: Callable[[], T]) -> T:
     Args:
         function: what to run; its result must be picklable.
     """
-    if _is_alone():
+    if is_alone():
         return function()
     message: list[Any] = [None, None]
     if is_main_process():
@@ -156,7 +156,7 @@ def on_every_rank(function: Callable[[], T]) -> T:
     Meant for reading and checking input, which may be wrong on one host only: the message then
     names it. Collective: every rank must call this.
     """
-    if _is_alone():
+    if is_alone():
         return function()
     message = _call(function)
     raise_first_error(message[1])
@@ -170,7 +170,7 @@ def on_each_host_first(function: Callable[[], T]) -> T:
     Meant for work that leaves a file in a host's cache. An error on any rank is raised on every
     rank. Collective: every rank must call this.
     """
-    if _is_alone():
+    if is_alone():
         return function()
     message: list[Any] = [None, None]
     for first_ranks in (True, False):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -34,10 +36,13 @@ def choose_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
         UserError: if the folder holds another run or other files, is not a folder, or is in use.
     """
     if not config.output:
-        return next(path for path in _new_names(config) if not path.exists())
+        folder = next(path for path in _new_names(config) if not path.exists())
+        _check_writable(folder)
+        return folder
     folder = Path(config.output)
     _refuse_other_content(config, folder)
-    if not for_later:
+    if not for_later:  # where a queued run starts, there may be other file systems
+        _check_writable(folder)
         refuse_owned(folder, "run folder")
     return folder
 
@@ -87,6 +92,17 @@ def own_run_folder(config: RunConfig) -> FolderOwner:
             owner.release()
             raise
     return owner
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise UserError if a folder cannot be written to or, where there is none, be created."""
+    path = folder.absolute()
+    existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    with _naming_errors(folder):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
 def _new_names(config: RunConfig) -> Iterator[Path]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diablo_ds.files.tensor_files import find_tensors
-from diablo_ds.model.architecture import DTYPES, build_meta_model, load_model_config
-from diablo_ds.model.checkpoint_contents import check_contents, fits_checkpoint
+from diablo_ds.model.architecture import DTYPES
+from diablo_ds.model.base import Base, read_base
+from diablo_ds.model.checkpoint_contents import fits_checkpoint
 from diablo_ds.model.pretrained import from_pretrained
 from diablo_ds.model.varlen import VARLEN, register_varlen_attention
 from diablo_ds.ranks import distributed
@@ -25,12 +27,30 @@ def load_base(
     *,
     attention: str = "",
 ) -> Any:
-    """Load the base model's weights.
+    """Read a base model's config and load its weights; see `load_weights`.
+
+    Args:
+        folder: a folder with config.json and safetensors files.
+        precision: "bf16", "fp16" or "fp32".
+        partition_config: the DeepSpeed config under ZeRO-3.
+        attention: transformers' name of the attention; its own choice by default.
+    """
+    return load_weights(read_base(folder), precision, partition_config, attention=attention)
+
+
+def load_weights(
+    base: Base,
+    precision: str,
+    partition_config: dict[str, Any] | None = None,
+    *,
+    attention: str = "",
+) -> Any:
+    """Load the weights of a base model whose config was read and compared with its files.
 
     Collective under ZeRO-3: every rank must call this.
 
     Args:
-        folder: a folder with config.json and safetensors files.
+        base: the base model.
         precision: "bf16", "fp16" or "fp32".
         partition_config: the DeepSpeed config under ZeRO-3. Each parameter is then partitioned as
             soon as it is created, and no rank ever holds the full model. Each rank reads only
@@ -44,13 +64,12 @@ def load_base(
     Raises:
         UserError: if the base files are damaged, lack a tensor of the model, or hold others.
     """
-    model_config = distributed.on_every_rank(lambda: load_model_config(folder))
-    distributed.on_main_process(lambda: check_contents(model_config, folder))
     model, dtype = None, DTYPES[precision]
     if partition_config is not None:
-        model = _load_shards(model_config, folder, dtype, partition_config)
+        model = _load_shards(base, dtype, partition_config)
     if model is None:
-        model = from_pretrained(model_config, folder, dtype, partition_config)
+        own_config = copy.deepcopy(base.model_config)  # transformers changes it
+        model = from_pretrained(own_config, base.folder, dtype, partition_config)
     if attention == VARLEN:
         register_varlen_attention()
     if attention:
@@ -62,14 +81,12 @@ def load_base(
     return model.train()
 
 
-def _load_shards(
-    model_config: Any, folder: Path, dtype: torch.dtype, ds_config: dict[str, Any]
-) -> Any:
+def _load_shards(base: Base, dtype: torch.dtype, ds_config: dict[str, Any]) -> Any:
     """Return the partitioned model, or None where only transformers can load the files."""
-    tensors = distributed.on_every_rank(lambda: find_tensors(folder))
-    if not is_tested() or not fits_checkpoint(build_meta_model(model_config), tensors):
+    tensors = distributed.on_every_rank(lambda: find_tensors(base.folder))
+    if not is_tested() or not fits_checkpoint(base.shapes, tensors):
         return None
-    model, report = load_shards(model_config, tensors, dtype, ds_config)
+    model, report = load_shards(base.model_config, tensors, dtype, ds_config)
     logger.info(
         f"Read {report.bytes_read / 1e9:.3f} of {report.checkpoint_bytes / 1e9:.3f} GB on rank 0"
     )

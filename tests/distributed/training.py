@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 
 from diablo_ds.adapter.attach import attach
-from diablo_ds.adapter.layer import resolve_delta_path
-from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.schedule import lr_factor
 from diablo_ds.data.batches import BatchSource, Dealer
 from diablo_ds.data.examples import Examples
-from diablo_ds.model.architecture import DTYPES, BaseSizes, build_meta_model, decoder_layers
+from diablo_ds.model.architecture import decoder_layers
+from diablo_ds.model.base import read_base
 from diablo_ds.model.compilation import compile_layers
+from diablo_ds.model.deltas import choose_num_blocks
 from diablo_ds.model.loss import causal_lm_loss, count_targets
-from diablo_ds.model.loss_head import install_loss_head
-from diablo_ds.model.recomputation import choose_recomputation, recompute_layers
 from diablo_ds.ranks import distributed
+from diablo_ds.training.building import attach_deltas, design_model, load_model
 from diablo_ds.training.step import train_step
-from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config, zero_stage
+from diablo_ds.zero.ds_config import load_ds_config
 from diablo_ds.zero.engine import Engine
 from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.loading import load_base
@@ -74,28 +73,14 @@ def build(
     compiled; ``options`` go to `start_engine`.
     """
     device = init_process_group()
-    complete = complete_ds_config(
-        load_ds_config(DS_CONFIGS / ds_file),
-        config,
-        world_size=distributed.world_size(),
-        base=BaseSizes(hidden_size=32, total=50_000, layer=8_000, head=8_448),
-        source=ds_file,
-    )
-    complete["zero_optimization"].update(changes)
-    partition = complete if zero_stage(complete) == 3 else None
-    model = load_base(model_folder, config.precision, partition)
-    targets = select_targets(
-        model, config.targets, model_type=model.config.model_type, layers=config.layers
-    )
-    num_blocks = resolve_num_blocks(targets, config.num_blocks)
-    path = resolve_delta_path(config.delta_path, DTYPES[config.precision], config.dropout)
-    deltas = attach(model, num_blocks, dropout=config.dropout, delta_path=path, device=device)
-    shapes = build_meta_model(model.config)
-    recompute_layers(model, choose_recomputation(config, shapes), reentrant=config.reentrant)
-    assert install_loss_head(model, shapes)
-    engine = start_engine(model, deltas, config, complete, **options)
+    base, file = read_base(model_folder), DS_CONFIGS / ds_file
+    design = design_model(config, base.shapes, load_ds_config(file), file, device.type)
+    design.ds_config["zero_optimization"].update(changes)
+    built = attach_deltas(design, load_model(design, base), device)
+    assert built.has_loss_head
+    engine = start_engine(built.model, built.deltas, config, design.ds_config, **options)
     if config.compile == "on":
-        compile_layers(model, backend=backends[distributed.rank() % len(backends)])
+        compile_layers(built.model, backend=backends[distributed.rank() % len(backends)])
     return engine
 
 
@@ -151,8 +136,7 @@ def train_plain(
 ) -> tuple[list[list[float]], dict[str, Tensor]]:
     """The reference: one process, no DeepSpeed, one backward over the whole global batch."""
     model = load_base(model_folder, config.precision).train()
-    targets = select_targets(model, (), model_type=model.config.model_type)
-    deltas = attach(model, resolve_num_blocks(targets, config.num_blocks))
+    deltas = attach(model, choose_num_blocks(model, config))
     optimizer = torch.optim.AdamW(
         deltas.values(),
         betas=(config.beta1, config.beta2),

@@ -44,7 +44,7 @@ def test_changed_data_are_refused_and_taken_knowingly(options, tmp_path):
         _forget_the_data(checkpoint)
     result = diablo_ds("train", *options)
     assert "whether the data changed is not known" in result.stderr
-    assert "has taken 11 steps already, and its data or settings make 2" in result.stderr
+    assert "has taken 11 steps already; its data or settings make 2" in result.stderr
     assert "Done: 11 steps" in result.stdout
 
 

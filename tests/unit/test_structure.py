@@ -53,7 +53,6 @@ STILL_LONG = {
     "diablo_ds/launcher/supervisor.py",
     "diablo_ds/model/compilation.py",
     "diablo_ds/model/separation.py",
-    "diablo_ds/training/startup.py",
     "tests/unit/launcher/test_launcher.py",
 }
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import build_meta_model, load_model_config
 from diablo_ds.model.base import read_base
-from diablo_ds.training.startup import padding_id
+from diablo_ds.training.inputs import padding_id
 from tests.tiny import save_model, tiny_tokenizer
 
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -41,7 +41,7 @@ def _configure(folder: Path, **values: object) -> Path:
 def test_a_whole_checkpoint_is_read(folder):
     base = read_base(folder)
     assert base.vocab_size == 264
-    assert base.config.model_type == "llama"
+    assert base.model_config.model_type == "llama"
 
 
 def _fp8_with_scales(tensors) -> None:

@@ -1,0 +1,146 @@
+"""All that a run reads, checks and decides before it loads weights; a dry run does the same.
+
+Every rank does this together, where the ranks have joined. A dry run joins none, and stands for
+all ranks by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diablo_ds.adapter.storage import AdapterConfig
+from diablo_ds.config.batch_resolution import Resolution, resolve_batch
+from diablo_ds.config.run import RunConfig
+from diablo_ds.model.base import Base, keep_apart, read_base
+from diablo_ds.model.compilation import set_up_cache
+from diablo_ds.model.finding import find_model, fingerprint
+from diablo_ds.model.separation import Separation
+from diablo_ds.ranks import distributed
+from diablo_ds.ranks.heartbeat import heart
+from diablo_ds.ranks.log import logger
+from diablo_ds.training.agreement import check_same_model
+from diablo_ds.training.building import Design, design_model
+from diablo_ds.training.inputs import Inputs, load_inputs
+from diablo_ds.training.machine import look_at_machines
+from diablo_ds.training.resolution import resolve_run
+from diablo_ds.training.run_folder import choose_run_folder, recorded_config
+from diablo_ds.zero import support
+from diablo_ds.zero.ds_config import load_ds_config, zero_stage
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its weights are loaded and its folder is written to."""
+
+    folder: Path
+    """The run folder, as it would be chosen now."""
+    resolution: Resolution
+    """What was chosen for open settings, and why."""
+    base: Base
+    inputs: Inputs
+    design: Design
+    adapter: AdapterConfig
+
+    @property
+    def run_config(self) -> RunConfig:
+        """The run config without open values."""
+        return self.design.run_config
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What the user gave, the same on every rank."""
+
+    run_config: RunConfig
+    ds_config_file: Path
+    policy: dict[str, Any]
+    """The DeepSpeed config file's values."""
+    recorded: RunConfig | None
+    """The run config of the run that is continued."""
+    device: torch.device
+
+
+def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.device) -> Prepared:
+    """Check every setting, file and folder, and decide what they leave open.
+
+    Collective, where the ranks have joined: every rank must call this.
+
+    Args:
+        run_config: the run config.
+        ds_config_file: the DeepSpeed config file.
+        device: this rank's device.
+
+    Raises:
+        UserError: if a setting, file or folder is wrong; the same on every rank.
+    """
+    settings = _read_settings(run_config, ds_config_file, device)
+    folder = distributed.on_main_process(lambda: choose_run_folder(run_config))
+    base = _read_model(run_config)
+    resolution, separation = _resolve(settings, base)
+    run_config = resolution.config
+    heart.beat("reading data")
+    inputs = distributed.on_every_rank(lambda: load_inputs(run_config, base, separation))
+    described = inputs.describe(run_config, distributed.world_size(), inputs.train.num_steps)
+    distributed.check_same({"data": described}, "host")
+    design = design_model(run_config, base.shapes, settings.policy, ds_config_file, device.type)
+    adapter = AdapterConfig(
+        base_model=run_config.model,
+        base_fingerprint=distributed.on_main_process(lambda: fingerprint(base.folder)),
+        num_blocks=design.num_blocks,
+        dropout=run_config.dropout,
+    )
+    return Prepared(folder, resolution, base, inputs, design, adapter)
+
+
+def _read_settings(run_config: RunConfig, ds_config_file: Path, device: torch.device) -> _Settings:
+    """Read the DeepSpeed config file, and check what can be checked without a model."""
+    policy = distributed.on_every_rank(lambda: load_ds_config(ds_config_file))
+    given = {**dataclasses.asdict(run_config), "DeepSpeed config": json.dumps(policy)}
+    distributed.check_same(given)
+    recorded = distributed.on_main_process(lambda: recorded_config(run_config))
+    resolve_batch(run_config, distributed.world_size(), recorded=recorded, policy=policy)
+
+    def check_support() -> None:
+        support.check_precision(run_config.precision, device.type, zero_stage(policy))
+        support.check_offload(policy, shared_folders=run_config.shared_folders)
+        support.check_quantized(policy, device.type)
+
+    distributed.on_every_rank(check_support)
+    return _Settings(run_config, ds_config_file, policy, recorded, device)
+
+
+def _read_model(run_config: RunConfig) -> Base:
+    """Find the base model, the same one on every host, and read its config."""
+    cache, shared = run_config.cache_folder, run_config.shared_folders
+    folder = distributed.on_each_host_first(
+        lambda: find_model(run_config.model, cache, shared=shared)
+    )
+    heart.beat("checking the model")
+    check_same_model(folder)
+    return read_base(folder)
+
+
+def _resolve(settings: _Settings, base: Base) -> tuple[Resolution, Separation]:
+    """Choose the settings that were left open, by the machines and the model."""
+    machines = look_at_machines(settings.run_config, base.shapes, settings.device)
+    resolution = resolve_run(
+        settings.run_config,
+        machines,
+        base.shapes,
+        recorded=settings.recorded,
+        policy=settings.policy,
+    )
+    for line in resolution.lines:
+        logger.info(f"Chosen: {line}")
+    if resolution.config.compile == "on":
+        distributed.on_every_rank(lambda: set_up_cache(resolution.config))
+    run_config, separation = keep_apart(
+        base, resolution.config, asked=settings.run_config.attention
+    )
+    return dataclasses.replace(resolution, config=run_config), separation
