@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import diablo_ds
+from diablo_ds.adapter.blocks import check_num_blocks
+from diablo_ds.cli.console import clean_errors, run_command
+from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
+
+
+def test_a_users_mistake_is_a_message_and_a_full_disk_too(capsys):
+    with pytest.raises(SystemExit) as caught, clean_errors():
+        check_num_blocks(5, 12, 8)
+    assert caught.value.code == EXIT_USER_ERROR
+    assert capsys.readouterr().err.startswith("Error: num_blocks must be positive and divide")
+    with pytest.raises(SystemExit) as caught, clean_errors():
+        raise OSError(28, "No space left on device")
+    assert caught.value.code == 1
+
+
+DEFECTS = {
+    "numpy's": "from diablo_ds.data.packing import pack; pack([5, -1], 8)",
+    "torch's": "import torch; from diablo_ds.adapter.blocks import diagonal_blocks\n"
+    "diagonal_blocks(torch.zeros(4, 4).to_sparse(), 2)",
+    "zip's": "from diablo_ds.planning.report import _table; _table([['a'], ['b', 'c']], ())",
+}
+"""Errors out of libraries and of Python itself, raised by the package's own code."""
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_keeps_its_traceback_and_an_exit_code_of_its_own(name):
+    lines = ["from diablo_ds.cli.console import clean_errors", "with clean_errors():"]
+    lines += [f"    {line}" for line in DEFECTS[name].splitlines()]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert f"{Path(diablo_ds.__file__).parent}{os.sep}" in done.stderr
+
+
+@pytest.mark.parametrize("home", [None, "relative", "~"])
+def test_without_a_home_nothing_is_made_in_the_working_folder(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", home) if home else monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)  # without an entry, as in containers
+    with pytest.raises(SystemExit) as end, clean_errors():
+        raise AssertionError
+    assert end.value.code == 2
+    assert "HOME must be set to an absolute path" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_finds_no_home_says_so_without_a_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "diablo_ds", "inspect", str(tmp_path)],
+        env={**os.environ, "HOME": "~", "XDG_CACHE_HOME": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: HOME must be set to an absolute path")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "20000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_waiting_threads_share_their_core_unless_told_otherwise(monkeypatch, given, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["x"])
+    seen = []
+    with pytest.raises(SystemExit):
+        run_command(
+            click.Command("x", callback=lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+        )
+    assert seen == [expected]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import load_run_config, save_run_config
+from diablo_ds.errors import UserError
+
+
+def test_saved_and_loaded_config_is_the_same(tmp_path):
+    config = RunConfig(
+        targets=("q_proj", "v_proj"), learning_rate=1e-4, gradient_checkpointing=True
+    )
+    save_run_config(config, tmp_path / "run.json")
+    assert load_run_config(tmp_path / "run.json") == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"seed": 1, "seed": 2}', '{"learning_rate": NaN}', '{"learning_rate": 1e999}'),
+        *('{"seed": ' + "7" * 5000 + "}", '{"data": ["\\ud800"]}', '{"data": "\\ud800"}'),
+        *('{"targets": "q_proj"}', '{"targets": [1]}', '{"seed": null}', '{"seed": {}}'),
+        *('{"targets": null}', '{"precision": ["bf16"]}', '{"seed": 1.0}', "null", "", "7"),
+        *('{"a": ' * 100_000, "\0", '{"max_steps": "8"}', '{"stream": 1}', '{"": 1}'),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_run_configs_of_any_shape_are_refused_by_name(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"must|seed=") as caught:
+        load_run_config(tmp_path / "run.json")
+    assert type(caught.value) is UserError
+
+
+def test_a_byte_order_mark_is_no_error_and_utf16_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": 3}', encoding="utf-8-sig")
+    assert load_run_config(tmp_path / "run.json").seed == 3
+    (tmp_path / "run.json").write_text('{"seed": 3}', encoding="utf-16")
+    with pytest.raises(UserError, match=r"run\.json, line 1, .* it is UTF-16"):
+        load_run_config(tmp_path / "run.json")
+
+
+def test_unknown_keys_and_malformed_files_are_named(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"lerning_rate": 1e-4}))
+    with pytest.raises(UserError, match=r"lerning_rate in .*run\.json; known are .*learning_rate"):
+        load_run_config(path)
+    path.write_text('{\n  "seed": 1,\n}')
+    with pytest.raises(UserError, match=r"run\.json, line 3, column 1"):
+        load_run_config(path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="must be a JSON object"):
+        load_run_config(path)
+    with pytest.raises(UserError, match=r"missing\.json"):
+        load_run_config(tmp_path / "missing.json")
