@@ -22,7 +22,7 @@ from diablo_ds.errors import UserError
 EACH_ANSWER = "split into one example per answer, as the chat template changes earlier turns"
 LAST_ANSWER = "loss on the last answer only, as the chat template changes earlier turns"
 GREETING = "an answer before any question, without loss, as the chat template cannot open it"
-DATE = "today's date in the text, as the chat template writes it where date_string is not given"
+DATE = "today's date in the text, which the chat template writes if date_string is not given"
 CONTROL_TEXT = "control tokens in the text, kept as plain characters"
 REASONING = "reasoning_content"
 _BEFORE_QUESTIONS = ("system", "developer", "assistant")
