@@ -9,13 +9,10 @@ SHELL := /bin/bash
 
 .PHONY: train test test-fast setup check clean
 
-# Lines of DeepSpeed's launcher that only repeat what was asked for; warnings of substance pass.
-LAUNCHER_NOISE := /\[INFO\] \[(runner|launch)\.py/d; /Unable to find hostfile/d; /Setting accelerator to CPU/d
-
 train: setup
 	@echo 'deepspeed launch/train.py --ds_config ds_configs/zero3.json'
 	@set -o pipefail; \
-	PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | sed -u -E '$(LAUNCHER_NOISE)'
+	PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | python -P -m diablo_ds.ranks.noise
 
 test: check
 	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder

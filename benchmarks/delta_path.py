@@ -21,7 +21,7 @@ import click
 
 from benchmarks.plots import plot_lines
 from benchmarks.report import table, write_report
-from diablo_ds.launcher.ports import free_port
+from diablo_ds.ranks.free_port import free_port
 
 ROOT = Path(__file__).parents[1]
 RUNS = [(path, precision) for precision in ("fp32", "bf16") for path in ("fused", "merged")]

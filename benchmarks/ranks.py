@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from diablo_ds.launcher.ports import free_port
+from diablo_ds.ranks.free_port import free_port
 
 FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Makes freed memory go back to the system, so that peaks are of what is in use; costs time."""

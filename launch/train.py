@@ -3,7 +3,7 @@
 deepspeed launch/train.py --ds_config ds_configs/zero3.json
 """
 
-from diablo_ds.launcher.guard import main
+from diablo_ds.launcher.rank_start import main
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from tests.e2e.commands import ROOT, environment, free_port
+from diablo_ds.ranks.free_port import free_port
+from tests.e2e.commands import ROOT, environment
 from tests.waiting import WAIT_S
 
 GRACE_S = 60.0

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.gpu.models import device
 from diablo_ds.adapter.storage import load_adapter
-from diablo_ds.launcher.ports import free_port
+from diablo_ds.ranks.free_port import free_port
 
 ROOT = Path(__file__).parents[2]
 _STEPS, _CUT = 12, 6

@@ -95,12 +95,12 @@ def _launch(
 ) -> int:
     """Show, check or start a run; return the exit code."""
     from diablo_ds.config.words import shell_text
-    from diablo_ds.launcher import checks, deepspeed_command, supervisor
+    from diablo_ds.launcher import checks, deepspeed_command, log_folders, supervisor
 
     run_config = with_output(asked, reserve=False)
     if start.dry_run:
         logs = start.log_folder or RunFolder(Path(run_config.output)).logs
-        folder = supervisor.next_log_folder(logs, cluster)
+        folder = log_folders.next_log_folder(logs, cluster)
         words = deepspeed_command.build_command(run_config, ds_config, cluster, folder)
         click.echo(shell_text(words, deepspeed_command.launcher_env(cluster)))
         if cluster.hidden_env:

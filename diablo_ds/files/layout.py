@@ -24,6 +24,8 @@ RUN_CONFIG_FILE = "run.json"
 METRICS_FILE, PROGRESS_FILE, LOSS_PLOT = "metrics.jsonl", "progress.json", "loss.png"
 ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "adapter", "checkpoints"
 LOGS_FOLDER, TENSORBOARD_FOLDER = "logs", "tensorboard"
+OWNER_FOLDER = ".owner"
+"""Tells which process writes to the folder that it lies in."""
 RANK_RECORDS = "rank-*.json"
 """Pattern of the files in a log folder that tell how ranks ended."""
 SHELL_IS_DONE = f"""\

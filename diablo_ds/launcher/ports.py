@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,11 +18,10 @@ from pathlib import Path
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.launcher.devices import AGENT
+from diablo_ds.ranks.free_port import free_port
 from diablo_ds.ranks.identity import ANY_PORT, Identity
 from diablo_ds.ranks.records import FAILED_FILE, STOP_FILE
 
-FIRST_PORT, NUM_PORTS = 20000, 12000
-"""Below those that systems give to connections; strangers cannot guess which one is taken."""
 PORT_FILE = "master-port"
 PORT_WAIT_S = 300.0
 """How long rank 0 may take to be started after another rank."""
@@ -32,19 +29,6 @@ PORT_TRIES = 3
 """Further attempts where another process took the master port; they are no restarts."""
 _POLL_S = 0.1
 _PORT_BYTES = 6
-
-
-def free_port() -> int:
-    """Return a random port of this machine that nothing listens on.
-
-    Raises:
-        OSError: if there is none.
-    """
-    for port in secrets.SystemRandom().sample(range(FIRST_PORT, FIRST_PORT + NUM_PORTS), 1000):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("", port))
-            return port
-    raise OSError(f"a port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1} must be free")
 
 
 @contextlib.contextmanager

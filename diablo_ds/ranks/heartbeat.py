@@ -33,7 +33,11 @@ class Heart:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """Beat inside the block, and print all Python stacks on `STACKS_SIGNAL`, also inside C."""
+        """Beat inside the block, and print all Python stacks on `STACKS_SIGNAL`, also inside C.
+
+        A guard takes the first beat for the sign that the rank handles SIGUSR1, and forwards none
+        before it. So nothing may beat until `StopRequests` is entered.
+        """
         faulthandler.enable()
         faulthandler.register(STACKS_SIGNAL, all_threads=True, chain=False)
         self.is_beating, self.limit_s, self.step = True, START_LIMIT_S, 0

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diablo_ds.errors import UserError
+from diablo_ds.ranks.free_port import free_port
 
 RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 PLACE_NAMES = ("MASTER_ADDR", "MASTER_PORT")
@@ -145,7 +145,7 @@ def announce() -> Identity:
     variables = found.variables()
     if not found.launcher:
         # Nothing listens there; DeepSpeed's op for CPUs makes a name in shared memory of it.
-        variables["MASTER_PORT"] = str(_unused_port())
+        variables["MASTER_PORT"] = str(free_port())
     os.environ.update(variables)
     _announced.append(found)
     return found
@@ -251,9 +251,3 @@ def _number(given: Mapping[str, str], name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise IdentityError(f"{name} must be a whole number; got {name}={text!r}")
     return int(text)
-
-
-def _unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -37,7 +37,8 @@ class StopRequests:
     """Remembers that this process was asked to stop.
 
     SIGUSR1, SLURM's warning ahead of a limit, counts from the start; SIGTERM and control-C only
-    once there is training to save: before that they end the process at once.
+    once there is training to save: before that they end the process at once. It must be entered
+    before the first beat, on which a guard begins to forward SIGUSR1.
     """
 
     def __init__(self) -> None:

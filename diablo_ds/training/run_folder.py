@@ -17,8 +17,8 @@ from diablo_ds.config.run_files import parse_run_config, save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json
-from diablo_ds.files.layout import LOGS_FOLDER, RunFolder
-from diablo_ds.files.ownership import OWNER_FOLDER, FolderOwner, claim, refuse_owned
+from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder
+from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
 
 _NOT_A_RUN = (LOGS_FOLDER, OWNER_FOLDER)

@@ -13,22 +13,13 @@ from typing import Any
 import torch
 
 from diablo_ds.ranks import distributed, identity, rendezvous
+from diablo_ds.ranks.noise import is_noise
 from diablo_ds.ranks.software import code_digest, versions
 from diablo_ds.zero.build_lock import (
     check_extensions,
     extensions_folder,
     prefer_own_programs,
     removing_stale_locks,
-)
-
-# What DeepSpeed logs at each start and a user of this program cannot act on.
-_NOISE = (
-    "Setting accelerator to CPU",
-    "ZeRO with an untested optimizer",
-    "overridden with a more memory efficient version",
-    "Removing param_group that has no 'params'",
-    "with a client provided optimizer",
-    "Stage 3 initialize",
 )
 
 
@@ -39,7 +30,7 @@ class _NoiseFilter(logging.Filter):
         message = record.getMessage()
         if record.levelno >= logging.ERROR:
             return True
-        return distributed.is_main_process() and not any(noise in message for noise in _NOISE)
+        return distributed.is_main_process() and not is_noise(message)
 
 
 def import_deepspeed() -> Any:

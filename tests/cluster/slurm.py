@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from diablo_ds.ranks.free_port import free_port
 from tests.cluster.packages import require
-from tests.e2e.commands import BIN, free_port
+from tests.e2e.commands import BIN
 from tests.waiting import WAIT_S
 
 NODES = ("node-a", "node-b")

@@ -9,8 +9,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from diablo_ds.ranks.free_port import free_port
 from tests.cluster.packages import require
-from tests.e2e.commands import BIN, environment, free_port
+from tests.e2e.commands import BIN, environment
 from tests.waiting import WAIT_S
 
 ADDRESSES = {"node-a": "127.0.0.2", "node-b": "127.0.0.3"}

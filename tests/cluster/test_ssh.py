@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from diablo_ds.ranks.free_port import free_port
 from tests.cluster.ssh import SshHosts
 from tests.cluster.watching import (
     assert_same_run,
@@ -15,7 +16,7 @@ from tests.cluster.watching import (
     processes_of,
     steps_taken,
 )
-from tests.e2e.commands import ROOT, free_port
+from tests.e2e.commands import ROOT
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]

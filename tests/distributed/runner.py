@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.e2e.commands import free_port
+from diablo_ds.ranks.free_port import free_port
 from tests.forked import start_method
 from tests.waiting import WAIT_S
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.e2e.commands import environment, free_port
+from diablo_ds.ranks.free_port import free_port
+from tests.e2e.commands import environment
 
 pytestmark = pytest.mark.distributed
 NUM_RANKS = 3

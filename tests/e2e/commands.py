@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.ranks.free_port import free_port
 from diablo_ds.ranks.identity import LAUNCHER, PLACE_NAMES, RANK_NAMES
 from tests.waiting import WAIT_S
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ZERO3 = ROOT / "ds_configs" / "zero3.json"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

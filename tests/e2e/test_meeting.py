@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from diablo_ds.files.layout import list_checkpoints
-from diablo_ds.files.ownership import OWNER_FOLDER
+from diablo_ds.files.layout import OWNER_FOLDER, list_checkpoints
 from diablo_ds.training.checkpoint import verify_checkpoint
 from tests.e2e.commands import losses
 from tests.forked import Command

@@ -14,14 +14,13 @@ from torch.testing import assert_close
 
 from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.files.layout import list_checkpoints
+from diablo_ds.ranks.free_port import free_port
 from diablo_ds.training.checkpoint import verify_checkpoint
 from tests import forked
 from tests.e2e.commands import (
-    BIN,
     ROOT,
     assert_user_error,
     environment,
-    free_port,
     losses,
 )
 from tests.waiting import wait_until
@@ -176,8 +175,3 @@ def test_a_full_disk_stops_the_run_and_keeps_the_older_checkpoint(options, small
 
     (small_disk / "ballast").unlink()
     assert "Done: 8 steps" in forked.diablo_ds("train", *options).stdout
-
-
-def test_environment_has_the_commands():
-    assert (BIN / "diablo-ds").exists()
-    assert (BIN / "deepspeed").exists()

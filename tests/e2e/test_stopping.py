@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from diablo_ds.files.layout import list_checkpoints
+from diablo_ds.ranks.free_port import free_port
 from tests.cluster.watching import assert_same_run
-from tests.e2e.commands import ROOT, ZERO3, environment, free_port, losses
+from tests.e2e.commands import ROOT, ZERO3, environment, losses
 from tests.forked import Command, ranks
 from tests.tiny import write_pairs
 from tests.waiting import WAIT_S, wait_until

@@ -43,17 +43,12 @@ USERS = {
 """Packages that only some modules may import, by how these modules' names begin."""
 
 
-STILL_ELSEWHERE = {"launcher.supervisor"}
 STILL_LONG = {
     "benchmarks/gpu/check_model.py",
     "diablo_ds/adapter/blocks.py",
     "diablo_ds/adapter/kernels/triton_blocks.py",
-    "diablo_ds/files/ownership.py",
-    "diablo_ds/launcher/guard.py",
-    "diablo_ds/launcher/supervisor.py",
     "diablo_ds/model/compilation.py",
     "diablo_ds/model/separation.py",
-    "tests/unit/launcher/test_launcher.py",
 }
 
 
@@ -97,8 +92,6 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", PACKAGED, ids=_name)
 def test_each_library_has_its_room(path):
-    if _name(path) in STILL_ELSEWHERE:
-        pytest.xfail("to be moved")
     for library in USERS.keys() & _roots(_imports(path)):
         assert _name(path).startswith(USERS[library]), library
 
@@ -162,6 +155,7 @@ def test_one_module_names_what_is_in_a_run_folder(path):
         layout.CHECKSUMS_FILE,
         layout.OPTIMIZER_FILE,
         layout.RANK_RECORDS,
+        layout.OWNER_FOLDER,
     )
     folders = (layout.CHECKPOINTS_FOLDER, layout.LOGS_FOLDER, layout.ADAPTER_FOLDER)
     for text in _strings(path):

@@ -69,3 +69,11 @@ def test_a_batch_that_does_not_divide_names_what_does():
 def test_steps_and_examples_of_a_run(options, steps, examples):
     config = RunConfig(global_batch=8, **options)
     assert (config.num_steps(20), config.num_sequences(20)) == (steps, examples)
+
+
+@pytest.mark.parametrize("line", ["a\nb", "a\x1bb", "a\udc80b"])
+def test_settings_hold_no_control_characters(line):
+    with pytest.raises(UserError, match="output must be text without control characters"):
+        RunConfig(output=line)
+    with pytest.raises(UserError, match="targets must be text without control characters"):
+        RunConfig(targets=("a", line))

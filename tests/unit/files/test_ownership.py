@@ -14,7 +14,8 @@ import pytest
 
 from diablo_ds.errors import UserError
 from diablo_ds.files import ownership
-from diablo_ds.files.ownership import OWNER_FOLDER, claim, refuse_owned
+from diablo_ds.files.layout import OWNER_FOLDER
+from diablo_ds.files.ownership import claim, refuse_owned
 from tests.waiting import wait_until
 
 CLAIMER = """

@@ -8,57 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from diablo_ds.ranks.records import FAILED_FILE, STOP_FILE, describe_failure, log_file
+from tests.unit.launcher.guarded import BEAT, GuardedRank
 from tests.waiting import WAIT_S, wait_until
-
-BEAT = """
-import os, signal, sys, time
-from diablo_ds.ranks import heartbeat
-beating = heartbeat.heart.beating(); beating.__enter__()
-heartbeat.heart.limit_s = 1
-heartbeat.heart.step = 3
-def beat(): heartbeat.heart.beat("forward")
-"""
-
-
-class GuardedRank:
-    """A guard in a process of its own, around some lines of Python."""
-
-    def __init__(
-        self, folder: Path, code: str, rank: int = 1, *, before: str = "", **streams: object
-    ) -> None:
-        self.folder, self.rank = folder, rank
-        guarded = BEAT + textwrap.dedent(code)
-        main = (
-            "import sys; from pathlib import Path; from diablo_ds.launcher.guard import Guard\n"
-            f"{before}\n"
-            f"guard = Guard({{**__import__('os').environ, 'RANK': '{rank}', 'WORLD_SIZE': '2'}}, "
-            f"Path({str(folder)!r}))\n"
-            f"sys.exit(guard.run([sys.executable, '-u', '-c', {guarded!r}]))"
-        )
-        self.output = folder / "terminal"
-        with self.output.open("wb") as terminal:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", main], **{"stdout": terminal, "stderr": terminal, **streams}
-            )
-
-    def record(self) -> dict[str, object]:
-        return json.loads((self.folder / f"rank-{self.rank:05d}.json").read_text())
-
-    def log(self) -> str:
-        return log_file(self.folder, self.rank).read_text()
-
-    def wait_for_log(self, text: str) -> None:
-        log = log_file(self.folder, self.rank)
-        wait_until(lambda: log.exists() and text in self.log(), f"{text!r} in the log")
-
-    def end(self) -> int:
-        return self.process.wait(timeout=WAIT_S)
 
 
 def _is_alive(pid: int) -> bool:
@@ -130,9 +86,9 @@ def test_a_rank_does_not_outlive_its_guard(tmp_path):
 def test_a_guard_does_not_outlive_its_launcher(tmp_path):
     code = "print('up'); time.sleep(600)"
     rank = f"r = GuardedRank(Path({str(tmp_path)!r}), {code!r})"
-    main = f"from tests.unit.launcher.test_guard import *; {rank}"
+    imports = "from pathlib import Path; from tests.unit.launcher.guarded import GuardedRank"
     launcher = subprocess.Popen(
-        [sys.executable, "-c", f"{main}; r.end()"], cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", f"{imports}; {rank}; r.end()"], cwd=Path(__file__).parents[3]
     )
     log = log_file(tmp_path, 1)
     wait_until(lambda: log.exists() and "up" in log.read_text(), "the rank's output")

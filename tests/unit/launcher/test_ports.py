@@ -23,16 +23,6 @@ def test_all_ranks_of_a_start_come_to_the_same_free_port(tmp_path):
         listener.bind(("", port))
 
 
-def test_a_port_in_use_is_not_chosen(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
-        free.bind(("", 0))
-        numbers = [taken.getsockname()[1], free.getsockname()[1]]
-        free.close()
-        sample = type("Sample", (), {"sample": lambda *_: numbers})
-        monkeypatch.setattr(ports.secrets, "SystemRandom", sample)
-        assert ports.free_port() == numbers[1]
-
-
 def test_a_rank_does_not_wait_for_a_port_of_a_run_that_has_failed(tmp_path):
     (tmp_path / FAILED_FILE).touch()
     with pytest.raises(OSError, match="rank 0 must choose the master port; the run ended before"):

@@ -1,0 +1,65 @@
+"""What a guard asks the kernel about its rank, its launcher and the pipe between them.
+
+Only the standard library is used here, as in everything that a guard imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+from diablo_ds.launcher.devices import AGENT
+from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """In the rank, before it starts: have the kernel kill it when its guard dies."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ancestors() -> tuple[int, int]:
+    """Return the launcher of this process and, where that is DeepSpeed's, its own parent."""
+    parent = os.getppid()
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+        if AGENT not in command:
+            return parent, 0
+        return parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return parent, 0
+
+
+def reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    poller = select.poll()
+    try:
+        poller.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped, as by SIGSTOP or a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):
+        return False
+
+
+def describe_exit(code: int) -> str:
+    """Return what a return code of `subprocess` means, for people."""
+    if code == 0:
+        return "done"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    meanings = {EXIT_STOPPED: "stopped as asked", EXIT_USER_ERROR: "wrong input"}
+    return f"exit code {code}" + (f", {meanings[code]}" if code in meanings else "")

@@ -1,0 +1,119 @@
+"""The start of one rank, as DeepSpeed's launcher calls it: environment, master port, guard.
+
+Only the standard library is used here: this process stays beside its rank, in a few megabytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from diablo_ds.errors import UserError
+from diablo_ds.files import trust
+from diablo_ds.launcher.cluster import rank_python
+from diablo_ds.launcher.devices import check_devices, given_environment, put_back
+from diablo_ds.launcher.guard import Guard
+from diablo_ds.launcher.ports import agree_on_port, meeting_folder
+from diablo_ds.launcher.processes import describe_exit
+from diablo_ds.ranks import terminal
+from diablo_ds.ranks.environment import STORE_FILE, read_hidden, remove_start
+from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
+from diablo_ds.ranks.identity import ANY_PORT, RANK_NAMES, find_identity
+from diablo_ds.ranks.records import RankRecord, announce_failure, log_file, write_record
+
+
+def main() -> None:
+    """Run `diablo-ds train` with this script's arguments under guard; exit as it did."""
+    terminal.accept_any_character()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--log-folder", "--log_folder", type=Path)
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--env-file", type=Path)
+    parser.add_argument("--venv", type=Path)
+    parser.add_argument("--wrap", default="")
+    parser.add_argument("--shared-folders", "--shared_folders", action="store_true")
+    own, train_arguments = parser.parse_known_args()
+    if own.shared_folders:
+        train_arguments.append("--shared-folders")
+    python = rank_python(own.venv, own.wrap)
+    guard = None
+    resources = contextlib.ExitStack()
+    try:
+        variables = dict(e.split("=", 1) for e in own.env)
+        if own.env_file is not None:
+            variables |= read_hidden(own.env_file)
+        environment = rank_environment(variables)
+        if own.log_folder is not None:
+            trust.make_folder(own.log_folder, "log folder", shared=own.shared_folders)
+        if environment.get("RANK") and environment["MASTER_PORT"] == str(ANY_PORT):
+            identity = find_identity(environment)
+            folder = resources.enter_context(meeting_folder(own.log_folder, identity, environment))
+            environment["MASTER_PORT"] = str(agree_on_port(folder, identity.rank))
+        if own.venv is not None:  # DeepSpeed looks for ninja there
+            environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
+        guard = Guard(environment, own.log_folder)
+        code = guard.run([*python, "-u", "-m", "diablo_ds", "train", *train_arguments])
+    except Exception as error:
+        is_reported = isinstance(error, UserError | OSError)  # anything else is a defect
+        text = f"Error: {error}\n" if is_reported else traceback.format_exc()
+        sys.stderr.write(text)
+        code = EXIT_USER_ERROR if isinstance(error, UserError) else 1
+        if own.log_folder is not None and guard is None:
+            _record_refusal(own.log_folder, code, text, shared=own.shared_folders)
+    finally:
+        resources.close()
+        if guard is not None and guard.is_orphan:  # a killed launcher leaves its files
+            remove_start(own.env_file, os.environ.get(STORE_FILE))
+    sys.exit(code)
+
+
+def _record_refusal(folder: Path, code: int, text: str, *, shared: bool) -> None:
+    """Write down that a rank could not be started, so that no other one waits for it.
+
+    Nothing is written where it is the folder itself that is refused.
+    """
+    with contextlib.suppress(ValueError, OSError):
+        trust.make_folder(folder, "log folder", shared=shared)
+        identity = find_identity(os.environ)
+        now = time.time()
+        with trust.append_to_own_file(log_file(folder, identity.rank)) as file:
+            file.write(text.encode(errors="replace"))
+        record = RankRecord(
+            *(identity.rank, socket.gethostname(), os.getpid(), identity.world_size, now, now),
+            exit_code=code,
+            cause=describe_exit(code),
+        )
+        write_record(folder, record)
+        announce_failure(folder, identity.rank)
+
+
+def rank_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the rank that this process guards.
+
+    It has torch's names for rank and world size, whichever launcher started this process, and the
+    devices that the user or the scheduler gave to this host.
+
+    Args:
+        variables: what the user gave to the ranks.
+
+    Raises:
+        UserError: if the variables do not tell which rank this is, or fewer devices than ranks
+            were given.
+    """
+    environment = {**os.environ, **variables}
+    identity = find_identity(environment)
+    for name in RANK_NAMES:  # set, but empty, where it is alone
+        environment.pop(name, None)
+    if identity.launcher:
+        environment |= identity.variables()
+    given = given_environment()
+    given = None if given is None else {**given, **variables}
+    check_devices(environment if given is None else given, identity.local_size or 1)
+    return environment if given is None else put_back(environment, given)
