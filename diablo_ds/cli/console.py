@@ -23,9 +23,9 @@ CONTEXT = {
 
 
 def run_command(command: click.Command) -> None:
-    """Run a command as a whole process, and leave with its exit code.
+    """Run a command as this process, and exit with its exit code.
 
-    A rank leaves without shutting the interpreter down: with gloo's threads alive that aborts
+    A rank exits without shutting the interpreter down: with gloo's threads alive that aborts
     about one time in ten, after everything was written.
     """
     terminal.accept_any_character()
@@ -44,24 +44,24 @@ def run_command(command: click.Command) -> None:
 
 
 _SPINS = "20000"
-"""Turns for which a thread of GNU's OpenMP waits busily. On a quiet machine products take as long
+"""Iterations for which a thread of GNU's OpenMP spins. On a quiet machine products take as long
 with it as by default, on a busy one less."""
 
 
 def _share_cores() -> None:
-    """Let threads that wait for others soon give their core away, unless the user has chosen.
+    """Let waiting threads give up their core soon, unless the user has chosen otherwise.
 
-    By default OpenMP's threads spin for long. Where a core is wanted by another program,
-    that keeps it from the very thread that is waited for.
+    By default OpenMP's threads spin for long. Where another program wants the core, that keeps
+    it from the very thread that they wait for.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def _keep_torch_out_of_tmp() -> None:
-    """Give PyTorch's cache of compiled kernels a folder that nobody else can make first.
+    """Give PyTorch's cache of compiled kernels a folder that no other user can create first.
 
-    By default it is in /tmp, under the user's name, whoever made it.
+    By default it is in /tmp under the user's name, whoever created it.
     """
     try:
         folder = cache_folder() / "inductor"
@@ -82,7 +82,7 @@ class clean_errors:  # noqa: N801 - reads as a statement
     """Turn a user's mistake into a message without traceback, on rank 0, and an exit code."""
 
     def __enter__(self) -> None:
-        """Enter the block, unless libraries would make a folder called `~` in it."""
+        """Exit where there is no home folder, as libraries would create one called `~`."""
         if not os.path.isabs(os.path.expanduser("~")):
             echo_error(
                 "HOME must be set to an absolute path where the user has no entry in the system's "
@@ -94,7 +94,7 @@ class clean_errors:  # noqa: N801 - reads as a statement
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        """Replace our own errors by a message; let everything else pass, with its traceback."""
+        """Replace errors that a user can act on by a message; the others keep their traceback."""
         if error is not None and is_reported(error):
             if isinstance(error, IdentityError):  # nothing tells which one is rank 0
                 click.echo(f"Error: {error}", err=True)

@@ -124,8 +124,7 @@ def _help(setting: Setting, *, is_plain_flag: bool) -> str:
     allowed = setting.range_text()
     facts = [
         f"default: {default}" if default else "",
-        "" if allowed == "0 or more" else allowed,
-        "required" if setting.is_required else "",
+        "" if allowed == "at least 0" else allowed,
     ]
     shown = "; ".join(filter(None, facts))
     return f"{setting.help}  [{shown}]" if shown else setting.help

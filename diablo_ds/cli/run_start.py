@@ -45,7 +45,7 @@ def with_global_batch(
         if len(world_sizes) > 1 and common > MOST_MICRO_BATCH * max(world_sizes):
             raise UserError(
                 "global_batch must be given where no moderate one divides over every number of "
-                f"ranks; got ranks={', '.join(map(str, world_sizes))}, the least that does is "
+                f"ranks; got ranks={', '.join(map(str, world_sizes))}, the smallest that does is "
                 f"{common}"
             )
         run_config = replace(run_config, global_batch=common)
@@ -62,7 +62,8 @@ def with_output(run_config: RunConfig, *, reserve: bool, for_later: bool = False
     Args:
         run_config: the run config.
         reserve: whether to create the folder where its name is new, so that no other run gets it.
-        for_later: whether the run waits in a queue, so that the folder may be in use until then.
+        for_later: whether the run waits in a queue, so that the folder may be in use until it
+            starts.
 
     Raises:
         UserError: if the folder that it names holds something else, or is in use.

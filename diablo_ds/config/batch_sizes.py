@@ -10,9 +10,9 @@ from typing import NamedTuple
 from diablo_ds.errors import UserError
 
 MOST_MICRO_BATCH = 4
-"""The largest micro batch that is chosen; a larger one has to be asked for."""
+"""The largest micro batch that is chosen by itself."""
 LEAST_GLOBAL_BATCH = 8
-"""Sequences of a step from which an open global batch starts."""
+"""The smallest global batch that is chosen, in sequences."""
 
 
 class BatchSizes(NamedTuple):
@@ -48,13 +48,13 @@ def choose_batch_sizes(
 ) -> BatchSizes:
     """Return sizes that fit a world size: what is given stays, what is open adapts.
 
-    An open global batch is the least multiple of (micro batch x) world size from 8 on, so that
-    every rank has as many sequences, at least one. An open micro batch is the largest up to 4 that
+    An open global batch is the smallest multiple of (micro batch x) world size that is at least 8,
+    so that every rank has equally many sequences. An open micro batch is the largest up to 4 that
     divides a rank's part of the global batch.
 
     Args:
-        micro_batch: sequences of one rank's forward; 0 for open.
-        global_batch: sequences of a step over all ranks; 0 for open.
+        micro_batch: sequences per forward of one rank; 0 for open.
+        global_batch: sequences per step over all ranks; 0 for open.
         world_size: number of ranks.
         counted_in_tokens: whether micro batches are counted in tokens; there is then no micro batch
             in sequences, and a given global batch need not divide.
@@ -67,7 +67,7 @@ def choose_batch_sizes(
         unit = (micro_batch or 1) * world_size
         global_batch = unit * -(-LEAST_GLOBAL_BATCH // unit)
         of_what = "micro batch x world size" if micro_batch else "the world size"
-        reasons.append(f"the least multiple of {of_what} from {LEAST_GLOBAL_BATCH} on")
+        reasons.append(f"the smallest multiple of {of_what} that is at least {LEAST_GLOBAL_BATCH}")
     if counted_in_tokens:
         return BatchSizes(0, global_batch, "; ".join(reasons))
     if not micro_batch:

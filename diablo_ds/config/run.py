@@ -87,13 +87,13 @@ class RunConfig:
     )
     allow_changed_data: bool = _data(
         False,
-        "Resume although the data changed, with a new pass over them as they are now.",
+        "Resume although the data changed, with a new pass over the data as they are now.",
         free_on_resume=True,
     )
     max_length: int = _data(512, "Longest example, in tokens.", minimum=2)
     overlong: Overlong = _data("drop", "What to do with longer examples; error stops the run.")
     packing: bool = _data(
-        False, "Put several examples into one sequence of max_length; attention stays in each."
+        False, "Put several examples into one sequence of max_length; each attends to itself alone."
     )
     group_by_length: bool = _data(
         False, "Make each global batch of examples of similar length, for less padding."
@@ -126,8 +126,8 @@ class RunConfig:
     )
     micro_batch: int = _batch(
         0,
-        "Sequences that one rank puts through one forward: examples, or packs; 0 for the most up "
-        "to 4 that divide the global batch.",
+        "Sequences per forward of one rank: examples, or packs of them; 0 for the largest up to 4 "
+        "that divides the global batch.",
         minimum=0,
         is_open=True,
         free_on_resume=True,
@@ -140,12 +140,14 @@ class RunConfig:
     )
     global_batch: int = _batch(
         0,
-        "Sequences per optimizer step over all ranks; 0 for the least from 8 on that is a multiple "
-        "of micro batch times ranks.",
+        "Sequences per optimizer step over all ranks; 0 for the smallest multiple of micro batch "
+        "times ranks that is at least 8.",
         minimum=0,
         is_open=True,
     )
-    num_epochs: float = _batch(1.0, "Passes over the training data.", minimum=0, maximum=LARGEST)
+    num_epochs: float = _batch(
+        1.0, "Passes over the training data; max_steps overrides it.", minimum=0, maximum=LARGEST
+    )
     max_steps: int = _batch(
         0, "Optimizer steps; 0 derives them from the number of epochs.", minimum=0
     )
@@ -196,21 +198,20 @@ class RunConfig:
     )
     keep_attention: bool = _speed(
         False,
-        "Keep the attention's output of recomputed layers: more memory, less to recompute.",
+        "Keep the attention output of recomputed layers: more memory, less to recompute.",
         free_on_resume=True,
     )
     memory_budget: float = _speed(
         0.0,
-        "Memory that a rank may take, in GB (1e9 bytes): recompute the fewest decoder layers that "
-        "fit; 0 for off.",
+        "Memory that a rank may take, in GB (1e9 bytes): recompute as few decoder layers as fit "
+        "in it; 0 for off.",
         minimum=0,
         free_on_resume=True,
     )
     output: str = _run("", "Run folder; empty makes a new one under runs/.", free_on_resume=True)
     shared_folders: bool = _run(
         False,
-        "Use folders for output, logs, cache and compiled ops that other users can write, or that "
-        "are somebody else's.",
+        "Accept folders for output, logs, cache and compiled ops that others own or can write.",
         free_on_resume=True,
     )
     seed: int = _run(0, "Seed of data order and dropout.", minimum=0, maximum=2**63 - 1)

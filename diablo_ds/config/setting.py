@@ -92,11 +92,11 @@ class Setting:
 
     def range_text(self) -> str:
         """Return the range of a number as text, e.g. "0 to 0.5"; empty for any."""
-        lower = "" if self.minimum is None else f"{self.minimum}"
-        lower = lower if self.above is None else f"above {self.above}"
-        if self.maximum is None or self.maximum >= LARGEST:
-            return f"{lower} or more" if self.above is None and lower else lower
-        return f"{lower} to {self.maximum}" if lower else f"up to {self.maximum}"
+        upper = self.maximum if self.maximum is not None and self.maximum < LARGEST else None
+        if self.minimum is not None and upper is not None:
+            return f"{self.minimum} to {upper}"
+        bounds = (("at least", self.minimum), ("above", self.above), ("at most", upper))
+        return ", ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
 
     def check(self, value: Any) -> None:
         """Raise UserError where a value has another type, is out of range, or is not one line."""

@@ -67,7 +67,7 @@ class PlanOptions:
         "Sequences of one forward of a rank.",
         "batch",
         minimum=1,
-        shown_default=f"the most up to {MOST_MICRO_BATCH} that divide the global batch",
+        shown_default=f"the largest up to {MOST_MICRO_BATCH} that divides the global batch",
     )
     global_batch: int | None = setting(
         None,

@@ -78,7 +78,9 @@ def real_run(folder):
 def test_the_main_command_trains_on_three_ranks(real_run, folder):
     equation = "global batch 9 = micro batch 3 x accumulation 1 x world size 3"
     output = real_run.stdout + real_run.stderr
-    assert f"Chosen: {equation}: the least multiple of the world size from 8 on" in output
+    assert (
+        f"Chosen: {equation}: the smallest multiple of the world size that is at least 8" in output
+    )
     assert "Chosen: precision " in output
     run = json.loads((folder / "runs" / "real" / "run.json").read_text())
     assert (run["micro_batch"], run["global_batch"]) == (3, 9)

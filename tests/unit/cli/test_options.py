@@ -72,6 +72,7 @@ def test_help_lists_each_setting_once_in_its_group_with_its_default(command):
     for setting in settings:
         ((group, text),) = records[setting.option]
         assert group == setting.group.capitalize(), setting.name
+        assert text.count("[required]") == setting.is_required, setting.name
         if setting.kind is not bool and setting.default_text():
             assert f"[default: {setting.default_text()}" in " ".join(text.split()), setting.name
 

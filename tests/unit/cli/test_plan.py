@@ -12,10 +12,19 @@ from click.testing import CliRunner
 from diablo_ds.cli.main import main
 from diablo_ds.zero.ds_config import load_ds_config
 
+WIDTHS = {
+    "hidden-size": 64,
+    "intermediate-size": 128,
+    "num-hidden-layers": 4,
+    "num-attention-heads": 4,
+    "num-key-value-heads": 2,
+    "vocab-size": 512,
+}
 SHAPE = [
-    *("--hidden-size", "64", "--intermediate-size", "128", "--num-hidden-layers", "4"),
-    *("--num-attention-heads", "4", "--num-key-value-heads", "2", "--vocab-size", "512"),
-    *("--max-length", "128", "--num-blocks", "4", "--num-blocks", "8"),
+    *(f"--{name}={width}" for name, width in WIDTHS.items()),
+    "--max-length=128",
+    "--num-blocks=4",
+    "--num-blocks=8",
 ]
 
 

@@ -83,9 +83,9 @@ def test_defaults_and_ranges_in_words():
         "left": "open",
     }
     assert [SETTINGS[name].range_text() for name in ("share", "size", "left", "kind")] == [
-        "above 0 to 1",
-        "2 or more",
-        "0 or more",
+        "above 0, at most 1",
+        "at least 2",
+        "at least 0",
         "",
     ]
 
