@@ -32,8 +32,8 @@ SAMPLES = ROOT / "diablo_ds" / "data" / "corpora" / "samples"
 WORLD_SIZES = (1, 2, 3, 4, 8)
 HUB_MODELS = ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B")
 """Models that the documents name and that are not here; a tiny one takes their place."""
-PLACEHOLDERS = {"PATH": "runs/real", "TESTS": "test.jsonl"}
-"""Words that stand for a path of the reader's."""
+PLACEHOLDERS = {"PATH": "runs/real", "TESTS": "test.jsonl", "COMMAND": "train"}
+"""Words that stand for another of the reader's."""
 FIRST_RANK = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """What a launcher sets for the first of its ranks, besides their number."""
 RUN_FOLDERS = ("runs/mine",)

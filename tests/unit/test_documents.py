@@ -26,14 +26,12 @@ FOREIGN_OPTIONS = {
 SOURCES = ("diablo_ds", "benchmarks", "tests", "launch")
 STRANGERS = ("torch.py", "random.py")
 """File names in the documents that are not of this repository."""
-NOT_YET = ("training/building.py", "diablo_ds/training/building.py")
-"""To be written."""
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(path):
     for link in links(path.read_text()):
-        if link.startswith("https://") or link.endswith(NOT_YET):
+        if link.startswith("https://"):
             continue
         file, _, anchor = link.partition("#")
         target = path.parent / file if file else path
@@ -52,7 +50,7 @@ def test_options_and_source_files_that_sentences_name_exist(path):
             option = word.partition("=")[0]
             names = {option, option.replace("_", "-")}
             assert not re.fullmatch(r"--[a-z][\w-]*", option) or names & known, span
-            if word.endswith(".py") and word not in (*STRANGERS, *NOT_YET):
+            if word.endswith(".py") and word not in STRANGERS:
                 places = (ROOT / word, ROOT / "diablo_ds" / word)
                 exists = any(p.is_file() for p in places) if "/" in word else word in files
                 assert exists, span
