@@ -10,10 +10,13 @@ from contextlib import suppress
 
 from benchmarks.breakable_run import BreakableRun, Undo
 from diablo_ds.files.layout import RunFolder, list_checkpoints
+from diablo_ds.launcher.deepspeed_command import SCRIPT
 
 Fault = Callable[[BreakableRun, "subprocess.Popen[bytes]"], Undo]
 LOSE_HOST, STOP_RANK, FILL_DISK = "lose a host", "stop a rank", "fill the disk"
-_RANK, _GUARD, _RUNNER, _AGENT = "-m diablo_ds train", "launch/train.py", "/deepspeed ", ".launch "
+_RANK, _RUNNER, _AGENT = "-m diablo_ds train", "/deepspeed ", "deepspeed.launcher.launch "
+_GUARD = "/".join(SCRIPT.resolve().parts[-2:])
+"""Parts of command lines of a run's processes; the runner's and the agent's contain the guard's."""
 
 
 def _kill_rank(run: BreakableRun, process: subprocess.Popen[bytes]) -> Undo:
@@ -41,7 +44,7 @@ def _lose_host(run: BreakableRun, process: subprocess.Popen[bytes]) -> Undo:
 
 
 def _kill_guard(run: BreakableRun, process: subprocess.Popen[bytes]) -> Undo:
-    guards = set(run.pids(_GUARD)) - set(run.pids(".launch ")) - set(run.pids(_RUNNER))
+    guards = set(run.pids(_GUARD)) - set(run.pids(_AGENT)) - set(run.pids(_RUNNER))
     with suppress(ProcessLookupError):
         os.kill(run.random.choice(sorted(guards)), signal.SIGKILL)
     return lambda: None
@@ -52,7 +55,7 @@ def _terminate_runner(run: BreakableRun, process: subprocess.Popen[bytes]) -> Un
 
 
 def _kill_agent(run: BreakableRun, process: subprocess.Popen[bytes]) -> Undo:
-    return run.signal_one("deepspeed.launcher.launch", signal.SIGKILL)
+    return run.signal_one(_AGENT, signal.SIGKILL)
 
 
 def _terminate_launcher(run: BreakableRun, process: subprocess.Popen[bytes]) -> Undo:
