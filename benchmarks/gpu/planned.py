@@ -62,7 +62,7 @@ def _plan(
     card: str, kind: str, stage: int, micro_batch: int, recomputed: bool, assumed: Assumptions
 ) -> Candidate:
     workload, device = WORKLOADS["full"][kind], DEVICES[card]
-    run = RunConfig(
+    run_config = RunConfig(
         micro_batch=micro_batch,
         global_batch=micro_batch,
         max_steps=1,
@@ -83,7 +83,7 @@ def _plan(
     wanted = "all" if recomputed else "none"
     return next(
         c
-        for c in _planner(kind, run, assumed).candidates(cluster)
+        for c in _planner(kind, run_config, assumed).candidates(cluster)
         if c.variant.name == f"ZeRO-{stage}" and c.checkpointing == wanted
     )
 
@@ -91,10 +91,11 @@ def _plan(
 _MODELS: dict[tuple[str, int], Planner] = {}
 
 
-def _planner(kind: str, run: RunConfig, assumed: Assumptions) -> Planner:
+def _planner(kind: str, run_config: RunConfig, assumed: Assumptions) -> Planner:
     """Return a planner that measures each model's sizes once."""
     planner = _MODELS.setdefault(
-        (kind, run.micro_batch), Planner(WORKLOADS["full"][kind].config(), run, assumed)
+        (kind, run_config.micro_batch),
+        Planner(WORKLOADS["full"][kind].config(), run_config, assumed),
     )
     planner.assumed = assumed
     return planner

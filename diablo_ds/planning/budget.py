@@ -1,4 +1,4 @@
-"""Recompute as few decoder layers as a memory budget allows."""
+"""Recompute the fewest decoder layers that fit a memory budget."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MemoryFit:
 
 
 def fit_memory(
-    run: RunConfig,
+    run_config: RunConfig,
     model_config: Any,
     ds_config: Mapping[str, Any],
     world_size: int,
@@ -46,7 +46,8 @@ def fit_memory(
     """Choose which decoder layers are recomputed, so that a rank's planned peak fits.
 
     Args:
-        run: the run config; its budget is in GB of data on the device, libraries not included.
+        run_config: the run config; its budget is in GB of data on the device, without what
+            libraries take.
         model_config: the model's Hugging Face config.
         ds_config: the complete DeepSpeed config.
         world_size: number of ranks.
@@ -55,11 +56,11 @@ def fit_memory(
     Raises:
         UserError: if nothing fits.
     """
-    num_micro_steps = run.accumulation_steps(world_size)
-    if run.micro_batch_tokens:
-        rows = max(1, run.micro_batch_tokens // run.max_length)
-        run = dataclasses.replace(run, micro_batch=rows, micro_batch_tokens=0)
-    model = measure_model(model_config, run)
+    num_micro_steps = run_config.accumulation_steps(world_size)
+    if run_config.micro_batch_tokens:
+        rows = max(1, run_config.micro_batch_tokens // run_config.max_length)
+        run_config = dataclasses.replace(run_config, micro_batch=rows, micro_batch_tokens=0)
+    model = measure_model(model_config, run_config)
     zero = ds_config["zero_optimization"]
     layout = Layout.of(
         zero,
@@ -69,8 +70,8 @@ def fit_memory(
         communication_data_type=ds_config["communication_data_type"],
     )
     gathers = gathers_per_micro_step(model, layout) if layout.gathers_base else None
-    num_rows = run.micro_batch * run.max_length
-    share = attention_share(model_config.get_text_config(), run.max_length)
+    num_rows = run_config.micro_batch * run_config.max_length
+    share = attention_share(model_config.get_text_config(), run_config.max_length)
 
     def planned_bytes(recomputation: Recomputation) -> int:
         return rank_memory(
@@ -83,20 +84,22 @@ def fit_memory(
             device_type=device_type,
         ).total
 
-    keeping = (False,) if run.reentrant else (False, True)
+    keeping = (False,) if run_config.reentrant else (False, True)
     choices = [
         Recomputation(count, keep)
         for count in range(model.num_layers + 1)
         for keep in (keeping if count else (False,))
     ]
-    fitting = [choice for choice in choices if planned_bytes(choice) <= run.memory_budget * GB]
+    fitting = [
+        choice for choice in choices if planned_bytes(choice) <= run_config.memory_budget * GB
+    ]
     if not fitting:
         least = min(planned_bytes(choice) for choice in choices)
         raise UserError(
             "memory_budget must hold the run; got "
-            f"memory_budget={run.memory_budget:g} GB, the least is {least / GB:.2f} GB with every "
-            "layer recomputed; use a smaller micro_batch, ZeRO stage 3 or more ranks"
+            f"memory_budget={run_config.memory_budget:g} GB, the least is {least / GB:.2f} GB with "
+            "every layer recomputed; use a smaller micro_batch, ZeRO stage 3 or more ranks"
         )
     # A layer whose attention is kept costs only the rest of its forward a second time.
     best = min(fitting, key=lambda c: (c.num_layers * (1 - share * c.keep_attention), c))
-    return MemoryFit(best, model.num_layers, planned_bytes(best), run.memory_budget)
+    return MemoryFit(best, model.num_layers, planned_bytes(best), run_config.memory_budget)

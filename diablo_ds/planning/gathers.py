@@ -2,7 +2,7 @@
 
 DeepSpeed records the order of modules in a forward and backward, and from then on decides with it
 which weights to gather ahead and which to keep for a later use. The same decisions here, on sizes
-alone, tell how often each weight crosses the network and how much is whole at once.
+alone, tell how often each weight crosses the network and how much is unsharded at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Visit(NamedTuple):
     below: tuple[int, ...]
     """The same with its children's, leaf or not."""
     is_leaf: bool
-    """Whether it is fetched as a whole, as decoder layers are."""
+    """Whether it is fetched in one gather, as decoder layers are."""
 
 
 class Limits(NamedTuple):
@@ -29,9 +29,9 @@ class Limits(NamedTuple):
     prefetch: int
     """How much is gathered ahead."""
     max_live: int
-    """How much may be whole at once before nothing is gathered ahead."""
+    """How much may be unsharded at once before nothing is gathered ahead."""
     reuse_distance: int
-    """What is used again within so many elements is kept."""
+    """A weight is kept if it is used again within this number of elements."""
 
 
 class Gathers(NamedTuple):
@@ -40,7 +40,7 @@ class Gathers(NamedTuple):
     counts: Counter[int]
     """How often, by the parameter's number."""
     most_elements: int
-    """The most elements of partitioned weights that are whole at once."""
+    """The most elements of partitioned weights that are unsharded at once."""
     most_ahead: int
     """The most elements of one visit's gathers: they lie in a flat buffer first."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
 
 GB = 1e9
+MOST_RANKS = 1024
+"""Of the clusters that a plan compares."""
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,16 @@ class ClusterSize:
     def usable_bytes(self) -> float:
         """Memory of a GPU that a run may take."""
         return self.memory_bytes - self.reserved_bytes
+
+
+def cluster_sizes(cluster: ClusterSize) -> list[ClusterSize]:
+    """Return 1, 2, 4, ... GPUs of a node, then 2, 4, ... nodes, up to 1,024 GPUs."""
+    sizes, count = [], 1
+    while count < cluster.ranks_per_node:
+        sizes.append(replace(cluster, num_nodes=1, ranks_per_node=count))
+        count *= 2
+    nodes = 1
+    while nodes * cluster.ranks_per_node <= MOST_RANKS:
+        sizes.append(replace(cluster, num_nodes=nodes))
+        nodes *= 2
+    return sizes

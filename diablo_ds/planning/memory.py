@@ -33,7 +33,7 @@ class Memory:
     """Weights of other ranks that are here for a while, under ZeRO-3."""
     deltas: int
     gradients: int
-    """Of the deltas: whole until the step ends, then this rank's part."""
+    """Of the deltas: all of them until the step ends, then this rank's part."""
     optimizer: int
     """fp32 masters and moments of this rank's part of the deltas."""
     activations: int
@@ -45,7 +45,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """All kinds together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 

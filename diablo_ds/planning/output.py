@@ -21,7 +21,7 @@ def planned_run(candidate: Candidate, model: str) -> RunConfig:
     changes: dict[str, Any] = {"model": model, "gradient_checkpointing": bool(count)}
     if 0 < count < candidate.num_layers:
         changes["checkpointed_layers"] = count
-    return dataclasses.replace(candidate.run, **changes)
+    return dataclasses.replace(candidate.run_config, **changes)
 
 
 def commands(candidate: Candidate, model: str, ds_config: Path) -> list[list[str]]:
@@ -47,7 +47,7 @@ def write_output(
     """
     folder.mkdir(parents=True, exist_ok=True)
     ds_config = (folder / DS_CONFIG_FILE).resolve()
-    zero = planner.zero_section(best.variant, best.cluster, best.run)
+    zero = planner.zero_section(best.variant, best.cluster, best.run_config)
     write_json(ds_config, {"zero_optimization": zero})
     lines = [shell_text(words) for words in commands(best, model, ds_config)]
     for name, line in zip((LAUNCH_FILE, SLURM_FILE), lines, strict=True):

@@ -34,21 +34,22 @@ def model_text(name: str, models: Sequence[tuple[RunConfig, ModelSizes]]) -> str
     sizes = models[0][1]
     lines = [f"{name}: {sizes.num_base:,} parameters, {sizes.num_layers} decoder layers"]
     lines += [
-        f"  N={run.num_blocks}: {model.num_deltas:,} trainable "
+        f"  N={run_config.num_blocks}: {model.num_deltas:,} trainable "
         f"({model.num_deltas / model.num_base:.3%} of the base)"
-        for run, model in models
+        for run_config, model in models
     ]
     return "\n".join(lines)
 
 
-def cluster_text(cluster: ClusterSize, run: RunConfig) -> str:
+def cluster_text(cluster: ClusterSize, run_config: RunConfig) -> str:
     """Return the cluster and the batch as lines of text."""
     return (
         f"{cluster.num_nodes} x {cluster.ranks_per_node} GPUs of {cluster.memory_bytes / GB:g} GB "
         f"({cluster.reserved_bytes / GB:g} GB of it reserved), {cluster.flops / 1e12:g} TFLOP/s\n"
         f"links: {cluster.inside_bandwidth / GB:g} GB/s a GPU inside a node, "
         f"{cluster.between_bandwidth / GB:g} GB/s a node between nodes\n"
-        f"{run.batch_equation(cluster.world_size)}; {run.max_length} tokens, {run.precision}"
+        f"{run_config.batch_equation(cluster.world_size)}; {run_config.max_length} tokens, "
+        f"{run_config.precision}"
     )
 
 
@@ -73,7 +74,7 @@ def layouts_text(candidates: Sequence[Candidate], best: Candidate | None) -> str
             mark = "host memory"
         rows.append(
             (
-                c.run.num_blocks,
+                c.run_config.num_blocks,
                 c.variant.name,
                 c.checkpointing,
                 f"{c.memory.total / GB:,.1f}",
@@ -92,7 +93,7 @@ def layouts_text(candidates: Sequence[Candidate], best: Candidate | None) -> str
 
 
 def memory_text(candidates: Sequence[Candidate]) -> str:
-    """Return the memory of a rank by kind, one line a layout, in GB."""
+    """Return the memory per rank by kind, one line per layout, in GB."""
     rows = [("GB per rank", "recomputed", *_KINDS.values())]
     for c in candidates:
         values = memory_dict(c.memory)
@@ -118,9 +119,9 @@ def of_each_variant(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def candidate_dict(candidate: Candidate) -> dict[str, Any]:
-    """Return a layout as JSON values: bytes, seconds, tokens a second."""
+    """Return a layout as JSON values: bytes, seconds, tokens per second."""
     return {
-        "num_blocks": candidate.run.num_blocks,
+        "num_blocks": candidate.run_config.num_blocks,
         "layout": candidate.variant.name,
         "num_gpus": candidate.cluster.world_size,
         "recomputed_layers": candidate.recomputation.num_layers,
@@ -145,11 +146,13 @@ def plan_dict(
     candidates: Sequence[Candidate],
     best: Candidate | None,
 ) -> dict[str, Any]:
-    """Return a whole plan as JSON values."""
+    """Return a plan as JSON values."""
     return {
         "model": name,
         "base_parameters": models[0][1].num_base,
-        "trainable_parameters": {run.num_blocks: model.num_deltas for run, model in models},
+        "trainable_parameters": {
+            run_config.num_blocks: model.num_deltas for run_config, model in models
+        },
         "run": asdict(models[0][0]),
         "cluster": asdict(cluster),
         "assumptions": asdict(assumed),
@@ -159,7 +162,7 @@ def plan_dict(
 
 
 def plot_scaling(candidates: Sequence[Candidate], path: Path, title: str) -> None:
-    """Draw tokens a second and memory over the number of GPUs, as a PNG.
+    """Draw tokens per second and memory over the number of GPUs, as a PNG.
 
     Raises:
         UserError: if matplotlib is not installed.

@@ -110,7 +110,7 @@ def compute_seconds(
 def collective_seconds(
     num_bytes: float, group: int, layout: Layout, cluster: ClusterSize, assumed: Assumptions
 ) -> float:
-    """Return the seconds of a ring's gather or scatter of so many bytes, whole."""
+    """Return the seconds of a ring's gather or scatter of ``num_bytes``, unsharded."""
     if group == 1:
         return 0.0
     moved = num_bytes * (group - 1) / group / assumed.link_share

@@ -43,18 +43,18 @@ class Machine:
     """Threads of a rank's products on a CPU."""
 
 
-def look_at_machines(config: RunConfig, shapes: Any, device: torch.device) -> list[Machine]:
+def look_at_machines(run_config: RunConfig, shapes: Any, device: torch.device) -> list[Machine]:
     """Return what every rank found, in the order of the ranks.
 
     Collective, where the ranks have joined: every rank must call this. A dry run joins no others;
     they then stand for machines like this one.
 
     Args:
-        config: the run config; bf16 is measured where it may be taken.
+        run_config: the run config; bf16 is measured where it may be taken.
         shapes: the base model on the meta device.
         device: this rank's device.
     """
-    may_be_bf16 = config.precision in ("auto", "bf16")
+    may_be_bf16 = run_config.precision in ("auto", "bf16")
     width = shapes.config.get_text_config().hidden_size
     measured = device.type == "cpu" and may_be_bf16
     mine = Machine(

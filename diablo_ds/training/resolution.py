@@ -30,7 +30,7 @@ WARNING_FACTOR = 1.5
 
 
 def resolve_run(
-    config: RunConfig,
+    run_config: RunConfig,
     machines: Sequence[Machine],
     shapes: Any,
     *,
@@ -40,7 +40,7 @@ def resolve_run(
     """Choose every setting that a run config leaves open. A pure function: all ranks agree.
 
     Args:
-        config: the run config.
+        run_config: the run config.
         machines: what each rank found, in the order of the ranks.
         shapes: the base model on the meta device.
         recorded: the run config of the run that is continued.
@@ -49,38 +49,38 @@ def resolve_run(
     Raises:
         UserError: if a setting cannot be used on every rank; names the hosts.
     """
-    batch = resolve_batch(config, len(machines), recorded=recorded, policy=policy)
-    config, lines, warnings = batch.config, list(batch.lines), _thread_warnings(machines)
+    batch = resolve_batch(run_config, len(machines), recorded=recorded, policy=policy)
+    run_config, lines, warnings = batch.config, list(batch.lines), _thread_warnings(machines)
     device_type = _agreed_device_type(machines)
-    if config.precision == "auto":
+    if run_config.precision == "auto":
         precision, reason = _choose_precision(machines, zero_stage(policy or {}))
-        config = dataclasses.replace(config, precision=precision)
+        run_config = dataclasses.replace(run_config, precision=precision)
         lines.append(f"precision {precision}: {reason}")
-    elif config.precision == "bf16":
+    elif run_config.precision == "bf16":
         warnings += _bf16_warnings(machines)
-    if config.delta_path == "auto":
-        path, reason = _choose_delta_path(config, device_type, recorded)
-        config = dataclasses.replace(config, delta_path=path)
+    if run_config.delta_path == "auto":
+        path, reason = _choose_delta_path(run_config, device_type, recorded)
+        run_config = dataclasses.replace(run_config, delta_path=path)
         lines.append(f"delta path {path}: {reason}")
-    _check_delta_path(config.delta_path, machines)
-    attention, reason = _resolve_attention(config, machines, shapes, device_type, recorded)
-    if config.attention == "auto":
+    _check_delta_path(run_config.delta_path, machines)
+    attention, reason = _resolve_attention(run_config, machines, shapes, device_type, recorded)
+    if run_config.attention == "auto":
         lines.append(f"attention {attention}: {reason}")
-    config = dataclasses.replace(config, attention=attention)
-    compiling, reason = choose_compilation(config.compile, shapes, recorded, device_type)
+    run_config = dataclasses.replace(run_config, attention=attention)
+    compiling, reason = choose_compilation(run_config.compile, shapes, recorded, device_type)
     if reason:
         lines.append(f"compile {compiling}: {reason}")
-    config = dataclasses.replace(config, compile=compiling)
-    if config.data_order == "auto":
-        config = dataclasses.replace(config, data_order="hashed")
-    base_dropout, rates = choose_dropout(config.base_dropout, shapes)
+    run_config = dataclasses.replace(run_config, compile=compiling)
+    if run_config.data_order == "auto":
+        run_config = dataclasses.replace(run_config, data_order="hashed")
+    base_dropout, rates = choose_dropout(run_config.base_dropout, shapes)
     if base_dropout and zero_stage(policy or {}) == 3 and len(machines) > 1:
         check_layers_kept(shapes)
-    config = dataclasses.replace(config, base_dropout=base_dropout)
+    run_config = dataclasses.replace(run_config, base_dropout=base_dropout)
     if rates:
         lines.append(_dropout_line(rates, is_kept=bool(base_dropout)))
     acting = rates if base_dropout else {}
-    return Resolution(config, tuple(lines), tuple(warnings), acting)
+    return Resolution(run_config, tuple(lines), tuple(warnings), acting)
 
 
 def _dropout_line(rates: Mapping[str, float], *, is_kept: bool) -> str:
@@ -98,12 +98,12 @@ _DELTA_PATH_REASONS = {
 
 
 def _choose_delta_path(
-    config: RunConfig, device_type: str, recorded: RunConfig | None
+    run_config: RunConfig, device_type: str, recorded: RunConfig | None
 ) -> tuple[str, str]:
     """Return the delta path of all ranks, and why it was chosen."""
     if recorded is not None and recorded.delta_path in _DELTA_PATH_REASONS:
         return recorded.delta_path, "as this run has it"
-    path = resolve_delta_path("auto", DTYPES[config.precision], config.dropout, device_type)
+    path = resolve_delta_path("auto", DTYPES[run_config.precision], run_config.dropout, device_type)
     return path, _DELTA_PATH_REASONS[path]
 
 
@@ -174,7 +174,7 @@ def _thread_warnings(machines: Sequence[Machine]) -> list[str]:
 
 
 def _resolve_attention(
-    config: RunConfig,
+    run_config: RunConfig,
     machines: Sequence[Machine],
     shapes: Any,
     device_type: str,
@@ -194,18 +194,18 @@ def _resolve_attention(
         return choose_attention(
             setting,
             shapes,
-            config.precision,
+            run_config.precision,
             device_type,
             first.attentions_by_length,
-            packing=config.packing,
+            packing=run_config.packing,
         )
 
-    if config.attention == "auto" and recorded is not None and recorded.attention != "auto":
+    if run_config.attention == "auto" and recorded is not None and recorded.attention != "auto":
         try:
             return choose(recorded.attention), "as this run has it"
         except ValueError:  # another machine; a continuation may differ in it
             return choose("auto"), f"{recorded.attention}, which this run had, is not to be had"
-    name = choose(config.attention)
+    name = choose(run_config.attention)
     if name == VARLEN:
         return name, "packed rows need no mask with it, and FlashAttention is not installed"
     if takes_lengths(name):
