@@ -19,7 +19,7 @@ from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
 class Resolution:
     """A run config without open values."""
 
-    config: RunConfig
+    run_config: RunConfig
     lines: tuple[str, ...]
     """What was chosen, and why."""
     warnings: tuple[str, ...] = ()

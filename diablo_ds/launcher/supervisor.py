@@ -88,7 +88,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
     smaller = replace(cluster, hosts=hosts, hostfile=hostfile, num_nodes=None)
     if cluster.master_addr and cluster.hosts[0] != hosts[0]:
         smaller = replace(smaller, master_addr="")
-    fitting = resolve_batch(run, smaller.world_size).config
+    fitting = resolve_batch(run, smaller.world_size).run_config
     say(
         f"Lost {', '.join(lost)}; going on with {smaller.describe()}; "
         f"{fitting.batch_equation(smaller.world_size)}"

@@ -83,7 +83,7 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
     folder = distributed.on_main_process(lambda: choose_run_folder(run_config))
     base = _read_model(run_config)
     resolution, separation = _resolve(settings, base)
-    run_config = resolution.config
+    run_config = resolution.run_config
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(run_config, base, separation))
     described = inputs.describe(run_config, distributed.world_size(), inputs.train.num_steps)
@@ -138,9 +138,9 @@ def _resolve(settings: _Settings, base: Base) -> tuple[Resolution, Separation]:
     )
     for line in resolution.lines:
         logger.info(f"Chosen: {line}")
-    if resolution.config.compile == "on":
-        distributed.on_every_rank(lambda: set_up_cache(resolution.config))
+    if resolution.run_config.compile == "on":
+        distributed.on_every_rank(lambda: set_up_cache(resolution.run_config))
     run_config, separation = keep_apart(
-        base, resolution.config, asked=settings.run_config.attention
+        base, resolution.run_config, asked=settings.run_config.attention
     )
-    return dataclasses.replace(resolution, config=run_config), separation
+    return dataclasses.replace(resolution, run_config=run_config), separation

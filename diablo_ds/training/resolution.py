@@ -50,7 +50,7 @@ def resolve_run(
         UserError: if a setting cannot be used on every rank; names the hosts.
     """
     batch = resolve_batch(run_config, len(machines), recorded=recorded, policy=policy)
-    run_config, lines, warnings = batch.config, list(batch.lines), _thread_warnings(machines)
+    run_config, lines, warnings = batch.run_config, list(batch.lines), _thread_warnings(machines)
     device_type = _agreed_device_type(machines)
     if run_config.precision == "auto":
         precision, reason = _choose_precision(machines, zero_stage(policy or {}))

@@ -93,11 +93,11 @@ def _resolve(setting: bool | None, shapes: torch.nn.Module) -> object:
 
 def test_it_is_said_and_recorded_and_an_option_switches_it_off():
     kept = _resolve(None, _shapes("opt"))
-    assert kept.config.base_dropout is True
+    assert kept.run_config.base_dropout is True
     assert "base dropout on: the base's config has 0.1 in model.decoder.layers.*;" in kept.text()
     assert kept.base_dropout == {"model.decoder.layers.*": 0.1}
     off = _resolve(False, _shapes("opt"))
-    assert off.config.base_dropout is False
+    assert off.run_config.base_dropout is False
     assert "base dropout off, as asked: the base's config has 0.1" in off.text()
     assert not off.base_dropout
 
@@ -108,7 +108,7 @@ def test_without_dropout_the_setting_is_an_error(setting):
     with pytest.raises(UserError, match="base_dropout needs a base with dropout of its own"):
         _resolve(setting, shapes)
     none = _resolve(None, shapes)
-    assert none.config.base_dropout is None
+    assert none.run_config.base_dropout is None
     assert "base dropout" not in none.text()
 
 
@@ -124,11 +124,11 @@ def test_layers_dropped_at_random_do_not_go_with_stage_3_on_several_ranks():
     shapes, policy = build_meta_model(config), {"zero_optimization": {"stage": 3}}
     host = Machine("host", "cpu", bf16_factor=1.0)
     assert find_dropout(shapes) == {"model.decoder": 0.2}
-    assert resolve_run(RunConfig(), [host], shapes, policy=policy).config.base_dropout
+    assert resolve_run(RunConfig(), [host], shapes, policy=policy).run_config.base_dropout
     with pytest.raises(UserError, match="drops whole layers at random needs ZeRO stage 0, 1 or 2"):
         resolve_run(RunConfig(), [host] * 2, shapes, policy=policy)
     off = RunConfig(base_dropout=False)
-    assert resolve_run(off, [host] * 2, shapes, policy=policy).config.base_dropout is False
+    assert resolve_run(off, [host] * 2, shapes, policy=policy).run_config.base_dropout is False
 
 
 def test_dropout_that_cannot_be_reached_is_an_error():

@@ -212,7 +212,7 @@ def test_packed_rows_on_a_gpu_take_it_where_no_package_is_installed():
 
     def attention(machine=GPU, **settings):
         resolution = resolve_run(RunConfig(**settings), [machine], shapes)
-        return resolution.config.attention
+        return resolution.run_config.attention
 
     assert attention(packing=True) == VARLEN
     assert attention() == "sdpa"

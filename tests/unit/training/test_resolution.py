@@ -50,7 +50,7 @@ def _policy(stage: int):
 )
 def test_auto_takes_the_precision_that_all_ranks_are_fast_in(machines, stage, precision, reason):
     resolution = _resolve(machines, policy=_policy(stage))
-    assert resolution.config.precision == precision
+    assert resolution.run_config.precision == precision
     assert reason in resolution.text()
     assert not resolution.warnings
 
@@ -66,26 +66,26 @@ def test_auto_takes_the_precision_that_all_ranks_are_fast_in(machines, stage, pr
 )
 def test_bf16_that_was_asked_for_is_warned_of_where_it_is_slow(machines, warning):
     resolution = _resolve(machines, RunConfig(precision="bf16"))
-    assert resolution.config.precision == "bf16"
+    assert resolution.run_config.precision == "bf16"
     assert bool(resolution.warnings) == bool(warning)
     assert re.search(warning, "".join(resolution.warnings))
 
 
 @pytest.mark.parametrize("machines", [[FAST] * 3, [SLOW], [GPU] * 5])
 def test_nothing_stays_open_and_the_result_is_chosen_again_from_itself(machines):
-    config = _resolve(machines).config
+    config = _resolve(machines).run_config
     left = [name for name, is_open in OPEN_SETTINGS.items() if getattr(config, name) == is_open]
     assert left == ["base_dropout"]  # this base has none
     again = _resolve(machines, config)
-    assert again.config == config
+    assert again.run_config == config
     assert again.lines == ()
 
 
 def test_a_resumed_run_keeps_what_was_chosen():
-    recorded = _resolve([SLOW] * 3).config
+    recorded = _resolve([SLOW] * 3).run_config
     assert (recorded.precision, recorded.delta_path) == ("fp32", "merged")
     assert differing_fields(recorded, RunConfig()) == []
-    resumed = _resolve([FAST], recorded=recorded).config
+    resumed = _resolve([FAST], recorded=recorded).run_config
     assert resumed == dataclasses.replace(recorded, micro_batch=3)
     assert (resumed.global_batch, resumed.precision) == (9, "fp32")
     assert differing_fields(recorded, RunConfig(precision="bf16")) == [
@@ -97,28 +97,28 @@ def test_a_resumed_run_keeps_what_was_chosen():
 
 
 def test_the_micro_batch_moves_with_the_world_size_of_a_resumed_run():
-    recorded = _resolve([FAST] * 8).config
+    recorded = _resolve([FAST] * 8).run_config
     assert (recorded.micro_batch, recorded.global_batch) == (1, 8)
     for world_size, micro_batch in ((1, 4), (2, 4), (4, 2), (8, 1)):
-        config = resolve_batch(RunConfig(), world_size, recorded=recorded).config
+        config = resolve_batch(RunConfig(), world_size, recorded=recorded).run_config
         assert (config.micro_batch, config.global_batch) == (micro_batch, 8)
 
 
 def test_a_resumed_run_on_another_machine_may_change_its_attention():
     recorded = dataclasses.replace(
-        _resolve([GPU]).config, attention="flash_attention_2", precision="bf16"
+        _resolve([GPU]).run_config, attention="flash_attention_2", precision="bf16"
     )
     with_flash = dataclasses.replace(GPU, attentions_by_length=("flash_attention_2",))
-    assert _resolve([with_flash], recorded=recorded).config.attention == "flash_attention_2"
+    assert _resolve([with_flash], recorded=recorded).run_config.attention == "flash_attention_2"
     resolution = _resolve([GPU], recorded=recorded)
-    assert resolution.config.attention == "sdpa"
+    assert resolution.run_config.attention == "sdpa"
     assert "flash_attention_2, which this run had, is not to be had" in resolution.text()
 
 
 def test_a_path_of_tritons_needs_a_gpu_and_the_package_on_every_rank():
     config = RunConfig(delta_path="triton", precision="bf16")
     usable = dataclasses.replace(GPU, has_triton=True)
-    assert _resolve([usable] * 2, config).config.delta_path == "triton"
+    assert _resolve([usable] * 2, config).run_config.delta_path == "triton"
     with pytest.raises(UserError, match=r"got device cuda, triton not installed on rank 1 \(a\)"):
         _resolve([usable, GPU], config)
     with pytest.raises(UserError, match=r"device cpu, triton installed on rank 0 .*use 'fused'"):
@@ -140,7 +140,7 @@ def test_run_json_of_earlier_versions_still_loads():
     values |= {"precision": "bf16", "micro_batch": 4, "global_batch": 8}
     old = parse_run_config({**values, "targets": []}, Path("run.json"))
     assert (old.delta_path, old.attention) == ("auto", "auto")
-    resumed = _resolve([SLOW], recorded=old).config
+    resumed = _resolve([SLOW], recorded=old).run_config
     assert (resumed.precision, resumed.delta_path, resumed.global_batch) == ("bf16", "fused", 8)
     tokens = parse_run_config(
         {**values, "micro_batch_tokens": 2048, "targets": []}, Path("run.json")
@@ -154,12 +154,12 @@ def test_what_a_deepspeed_config_gives_counts_as_given():
         "gradient_accumulation_steps": 3,
         "bf16": {"enabled": True},
     }
-    config = _resolve([SLOW] * 2, policy=policy).config
+    config = _resolve([SLOW] * 2, policy=policy).run_config
     assert (config.micro_batch, config.global_batch, config.precision) == (2, 12, "bf16")
     given = RunConfig(micro_batch=1, precision="fp32")
-    config = _resolve([SLOW] * 2, given, policy={"train_batch_size": 6, **policy}).config
+    config = _resolve([SLOW] * 2, given, policy={"train_batch_size": 6, **policy}).run_config
     assert (config.micro_batch, config.global_batch, config.precision) == (1, 6, "fp32")
-    assert _resolve([FAST], policy={"train_batch_size": "auto"}).config.global_batch == 8
+    assert _resolve([FAST], policy={"train_batch_size": "auto"}).run_config.global_batch == 8
 
 
 def test_machines_that_do_not_go_together_are_refused_by_name():
