@@ -52,7 +52,7 @@ def renamed(command: click.Command, old: str, new: str) -> click.Command:
     Args:
         command: the command.
         old: the old name in its group.
-        new: the whole new command, for the note.
+        new: the new command, for the note.
     """
 
     @click.pass_context

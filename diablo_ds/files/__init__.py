@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read strictly, trusted only where they may be."""
+"""Files: written completely or not at all, read strictly, trusted only where they may be."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write, sync, rename; and checksums."""
+"""Files that are either complete or absent: write, sync, rename; and checksums."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sync_file(path: Path) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file name that becomes ``path`` when the block ends without an error.
 
-    An old file stays whole until the new one is. On an error nothing is left behind.
+    An old file stays intact until the new one is complete. On an error nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -78,7 +78,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file of settings or of a record as a whole.
+    """Read all of a settings file or a record.
 
     Raises:
         UserError: if it cannot be read or is far too large to be one.

@@ -87,7 +87,7 @@ class RunFolder:
         write_json(self.progress, values)
 
     def num_steps(self) -> int | None:
-        """Return the steps of the whole run; None where that is not known."""
+        """Return the number of steps of the run; None where that is not known."""
         number = self._progress().get("num_steps")
         return number if type(number) is int and number > 0 else None
 

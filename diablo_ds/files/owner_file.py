@@ -53,7 +53,7 @@ class Owner:
 
 
 def create(folder: Path, number: int) -> tuple[int, Owner] | None:
-    """Create a numbered file, whole from the first moment; None where it exists already."""
+    """Create a numbered file, complete from the first moment; None where it exists already."""
     owner = Owner(
         token=secrets.token_hex(16),
         host=socket.gethostname()[:255],
@@ -77,7 +77,7 @@ def create(folder: Path, number: int) -> tuple[int, Owner] | None:
         finally:
             temporary.unlink(missing_ok=True)
         os.close(descriptor)
-    except FileNotFoundError:  # the whole folder was removed meanwhile
+    except FileNotFoundError:  # the folder itself was removed meanwhile
         make_owner_folder(folder)
     return None
 

@@ -40,7 +40,7 @@ logger = logging.getLogger("diablo_ds")
 BEAT_S = 5.0
 """Seconds between heartbeats."""
 DEAD_AFTER_S = 30.0
-"""An owner on another machine counts as dead when its heartbeat stood still for so long."""
+"""Seconds without a heartbeat after which an owner on another machine counts as dead."""
 _GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR}
 
 
@@ -117,7 +117,7 @@ def claim(folder: Path, what: str) -> FolderOwner:
     """Become the only owner of an existing folder.
 
     Where its last owner was on another machine and has not given it back, this waits for up to
-    `DEAD_AFTER_S` to see whether its heartbeat goes on.
+    `DEAD_AFTER_S` to see whether its heartbeat continues.
 
     Args:
         folder: the folder.

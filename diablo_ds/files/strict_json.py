@@ -33,7 +33,7 @@ class Decoded(NamedTuple):
 
     value: Any
     end: int
-    """Where the text goes on."""
+    """Where the text continues."""
     problem: str
     """Why the value cannot be used although its end is known; empty where it can."""
 

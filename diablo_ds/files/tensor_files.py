@@ -57,7 +57,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """Return a safetensors file's header, without its metadata, and the offset of its data.
 
     Raises:
-        UserError: if the file is not a whole safetensors file.
+        UserError: if the file is not a complete safetensors file.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -74,7 +74,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
         raise UserError(
-            f"model file must be whole; got {file} of {size} bytes, not {end}; copy it again"
+            f"model file must be complete; got {file} of {size} bytes, not {end}; copy it again"
         )
     return header, 8 + length
 

@@ -1,4 +1,4 @@
-"""Safetensors files as wholes: written, read, or their header looked into."""
+"""Complete safetensors files: written, read, or their header alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"file must be a whole safetensors file; got {path}: {error}") from None
+        raise UserError(f"file must be an intact safetensors file; got {path}: {error}") from None
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[list[int], str]]:
@@ -39,4 +39,4 @@ def tensor_shapes(path: Path) -> dict[str, tuple[list[int], str]]:
                 for view in [file.get_slice(name)]
             }
     except (OSError, SafetensorError) as error:
-        raise UserError(f"file must be a whole safetensors file; got {path}: {error}") from None
+        raise UserError(f"file must be an intact safetensors file; got {path}: {error}") from None

@@ -39,13 +39,23 @@ class HostCheck:
         gpus = found["gpus"]
         shown = f"{len(gpus)} x {gpus[0]}" if gpus else "none"
         return (
-            *(self.host.name, "yes", versions, found["code"][:10]),
-            *(f"{self.host.slots} wanted, {shown}", found["port_problem"] or "free"),
+            self.host.name,
+            "yes",
+            versions,
+            found["code"][:10],
+            f"{self.host.slots} wanted, {shown}",
+            found["port_problem"] or "free",
         )
 
 
-_HEADER = ("host", "reached", "python torch deepspeed transformers diablo-ds", "code")
-HEADER = (*_HEADER, "GPUs", "master port")
+HEADER = (
+    "host",
+    "reached",
+    "python torch deepspeed transformers diablo-ds",
+    "code",
+    "GPUs",
+    "master port",
+)
 
 
 def check_hosts(run: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostCheck]:
@@ -60,7 +70,9 @@ def check_hosts(run: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostC
         answers = on_all_hosts(
             cluster,
             lambda host: [
-                *(*cluster.python(), "-m", "diablo_ds.launcher.probe"),
+                *cluster.python(),
+                "-m",
+                "diablo_ds.launcher.probe",
                 json.dumps({**question, "host": host.name, "port": _port(cluster, host)}),
             ],
             hosts,

@@ -45,9 +45,9 @@ class Cluster:
     """In the order of the ranks; one host for the runner "local"."""
     hostfile: Path | None = None
     num_nodes: int | None = None
-    """Use only so many hosts of the hostfile, the first; ``hosts`` are these already."""
+    """Use only the first num_nodes hosts of the hostfile; ``hosts`` are these already."""
     num_gpus: int | None = None
-    """Use only so many slots of each."""
+    """Use only num_gpus slots of each host."""
     node_rank: int | None = None
     """This host's place among the hosts; for the runner "no-ssh" only."""
     master_addr: str = ""
@@ -115,7 +115,9 @@ class Cluster:
         )
         if len({host.slots for host in self.hosts}) > 1 and self.runner in ("mpich", "slurm"):
             slots = ", ".join(f"{host.name} {host.slots}" for host in self.hosts)
-            raise UserError(f"runner {self.runner} needs equally many slots a host; got {slots}")
+            raise UserError(
+                f"runner {self.runner} needs the same number of slots on each host; got {slots}"
+            )
 
     @property
     def world_size(self) -> int:

@@ -30,7 +30,7 @@ def build_command(
         run: the run config; every field that is not at its default becomes an option.
         ds_config: DeepSpeed config file.
         cluster: where the run goes.
-        log_folder: for one log and one record a rank; shared by all hosts.
+        log_folder: for one log and one record per rank; shared by all hosts.
         hidden_file: in it, with the variables that must not be on a command line.
 
     Raises:

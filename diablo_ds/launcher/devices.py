@@ -66,7 +66,7 @@ def check_devices(environment: Mapping[str, str], num_ranks: int) -> None:
 def put_back(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Return a rank's environment with the devices that were given to its host.
 
-    What DeepSpeed selected counts among them: the first so many, or those of its --include.
+    What DeepSpeed selected counts among them: the first ones, or those of its --include.
 
     Args:
         environment: as DeepSpeed made it.
@@ -77,7 +77,7 @@ def put_back(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[s
     """
     own = {name: given[name] for name in NAMES if name in given}
     result = dict(environment)
-    if not own:  # the whole host is the run's
+    if not own:  # the run has the host to itself
         return result
     selected = devices(result.pop(_NUMBERED, ""))
     result |= own

@@ -26,7 +26,7 @@ class RankOutput:
 
     Args:
         log: file for stdout and stderr; none to pass both on as they are.
-        is_shown: whether output goes on to the launcher as well.
+        is_shown: whether output is passed on to the launcher as well.
     """
 
     def __init__(self, log: Path | None, *, is_shown: bool) -> None:

@@ -86,7 +86,12 @@ def _record_refusal(folder: Path, code: int, text: str, *, shared: bool) -> None
         with trust.append_to_own_file(log_file(folder, identity.rank)) as file:
             file.write(text.encode(errors="replace"))
         record = RankRecord(
-            *(identity.rank, socket.gethostname(), os.getpid(), identity.world_size, now, now),
+            rank=identity.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            world_size=identity.world_size,
+            started=now,
+            ended=now,
             exit_code=code,
             cause=describe_exit(code),
         )

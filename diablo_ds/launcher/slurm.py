@@ -175,13 +175,24 @@ def _command(run: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], 
     """Return what each node runs, as a line for bash."""
     words: list[str] = [
         *shlex.split(job.wrap),
-        *("deepspeed", "--no_ssh", "--hostfile", Variable("hostfile")),
-        *("--node_rank", Variable("SLURM_NODEID")),
-        *("--master_addr", Variable("master_addr"), "--master_port", str(job.master_port)),
+        "deepspeed",
+        "--no_ssh",
+        "--hostfile",
+        Variable("hostfile"),
+        "--node_rank",
+        Variable("SLURM_NODEID"),
+        "--master_addr",
+        Variable("master_addr"),
+        "--master_port",
+        str(job.master_port),
         # It would call the end of a run that was asked to stop an error.
-        *("--log_level", "critical"),
-        *(shown_path(SCRIPT), "--ds_config", shown_path(ds_config)),
-        *("--log-folder", Variable("log_folder")),
+        "--log_level",
+        "critical",
+        shown_path(SCRIPT),
+        "--ds_config",
+        shown_path(ds_config),
+        "--log-folder",
+        Variable("log_folder"),
     ]
     for name, value in env.items():
         words += ["--env", f"{name}={value}"]

@@ -30,7 +30,7 @@ class Start:
 
     command: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
-    """The whole environment of the command; some of it must not be shown."""
+    """The full environment of the command; some of it must not be shown."""
     shown_environment: Mapping[str, str]
     """What it adds to this process's environment and may be shown."""
     hidden_file: Path | None = None

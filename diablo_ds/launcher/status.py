@@ -48,7 +48,7 @@ def describe_status(folder: Path) -> str:
             f"  step        {last['step']}{of_all}, written {ago} ago",
             f"  loss        {last['loss']:.4f}"
             + "".join(f"; held-out {p['heldout_loss']:.4f} at step {p['step']}" for p in heldout),
-            f"  rate        {step_s:.2f} s a step, {rate:,.0f} tokens/s",
+            f"  rate        {step_s:.2f} s per step, {rate:,.0f} tokens/s",
             f"  time left   {left}",
         ]
     else:

@@ -36,7 +36,7 @@ def run_until_done(
 ) -> int:
     """Run to the end, restarting after failures, and return the exit code.
 
-    A restart goes on from the last checkpoint. Where hosts are gone, it uses those that are left,
+    A restart continues from the last checkpoint. Where hosts are lost, it uses the remaining ones,
     if they are at least ``min_nodes``: the global batch stays, accumulation adjusts. Each start has
     a log folder of its own in ``logs``.
 
@@ -90,7 +90,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
         smaller = replace(smaller, master_addr="")
     fitting = resolve_batch(run, smaller.world_size).run_config
     say(
-        f"Lost {', '.join(lost)}; going on with {smaller.describe()}; "
+        f"Lost {', '.join(lost)}; continuing with {smaller.describe()}; "
         f"{fitting.batch_equation(smaller.world_size)}"
     )
     return smaller

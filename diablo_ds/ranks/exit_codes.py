@@ -5,4 +5,4 @@ EXIT_USER_ERROR = 2
 EXIT_PORT_IN_USE = 98
 """The master port was taken meanwhile: worth another attempt, at another port."""
 EXIT_STOPPED = 85
-"""Asked to stop, and every finished step is saved: the same command goes on from there."""
+"""Asked to stop, and every finished step is saved: the same command continues from there."""

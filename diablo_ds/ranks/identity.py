@@ -93,18 +93,32 @@ class _TaskLauncher:
 
 _TASK_LAUNCHERS = (
     _TaskLauncher(
-        *("OpenMPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-        *("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-        "give mpirun -x MASTER_ADDR -x MASTER_PORT",
+        name="OpenMPI",
+        sign="OMPI_COMM_WORLD_SIZE",
+        rank="OMPI_COMM_WORLD_RANK",
+        size="OMPI_COMM_WORLD_SIZE",
+        local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
+        local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+        hand_over="give mpirun -x MASTER_ADDR -x MASTER_PORT",
     ),
     # A batch script and the shell of an allocation have a task's number too, but are none.
     _TaskLauncher(
-        *("SLURM", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-        *("SLURM_STEP_TASKS_PER_NODE", "export both before srun"),
+        name="SLURM",
+        sign="SLURM_STEP_ID",
+        rank="SLURM_PROCID",
+        size="SLURM_STEP_NUM_TASKS",
+        local_rank="SLURM_LOCALID",
+        local_size="SLURM_STEP_TASKS_PER_NODE",
+        hand_over="export both before srun",
     ),
     _TaskLauncher(
-        *("MPICH", "PMI_SIZE", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-        "give mpirun -genv MASTER_ADDR and -genv MASTER_PORT",
+        name="MPICH",
+        sign="PMI_SIZE",
+        rank="PMI_RANK",
+        size="PMI_SIZE",
+        local_rank="MPI_LOCALRANKID",
+        local_size="MPI_LOCALNRANKS",
+        hand_over="give mpirun -genv MASTER_ADDR and -genv MASTER_PORT",
     ),
 )
 
@@ -249,5 +263,5 @@ def _tasks_here(text: str, node: str) -> int | None:
 def _number(given: Mapping[str, str], name: str) -> int:
     text = given.get(name, "")
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise IdentityError(f"{name} must be a whole number; got {name}={text!r}")
+        raise IdentityError(f"{name} must be an integer; got {name}={text!r}")
     return int(text)

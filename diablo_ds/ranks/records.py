@@ -1,4 +1,4 @@
-"""How ranks ended: one file a rank in the log folder, and which of them failed first.
+"""How ranks ended: one file per rank in the log folder, and which of them failed first.
 
 Only the standard library is used here: a guard lives beside every rank and has to stay small.
 """
@@ -18,7 +18,7 @@ from diablo_ds.files.layout import RANK_RECORDS
 FAILED_FILE = "failed"
 """Made by the first rank that fails; tells the others to stop."""
 STOP_FILE = "stop"
-"""Made by the launcher to end a run at the next border of a micro batch."""
+"""Made by the launcher to end a run at the next micro batch."""
 WARNING_VARIABLE = "DIABLO_SLURM_WARNING_S"
 """Environment variable with the seconds between SLURM's warning and its time limit."""
 STOPPED = "stopped by a signal (SIGSTOP)"
@@ -85,7 +85,7 @@ def announce_failure(folder: Path, rank: int) -> None:
 def read_records(folder: Path) -> list[RankRecord]:
     """Return the records in a log folder, by rank.
 
-    One that is being written is left out, and so is one that another user put there.
+    One that is being written is skipped, and so is one that another user put there.
     """
     records = []
     for path in sorted(folder.glob(RANK_RECORDS)):

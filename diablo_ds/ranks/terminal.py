@@ -18,7 +18,7 @@ from typing import Any, TextIO
 TERMINAL = "DIABLO_TERMINAL"
 """Environment variable of a rank whose guard passes its stderr on to a terminal."""
 BUFFER_BYTES = 4 << 20
-"""What waits for a reader; beyond it, output is left out."""
+"""What waits for a reader; beyond it, output is dropped."""
 
 
 def accept_any_character() -> None:
@@ -48,7 +48,7 @@ def shows_progress() -> bool:
 class Outlet:
     """Writes from a thread of its own, so that neither a slow reader nor an error holds up a run.
 
-    What does not fit into the buffer, or cannot be written, is left out; a line says how much.
+    What does not fit into the buffer, or cannot be written, is dropped; a line says how much.
 
     Args:
         remark: what that line adds, such as where all of the output is.
@@ -70,7 +70,7 @@ class Outlet:
             write_all(descriptor, data)
             return
         with self._changed:
-            # Once some was left out, half of the buffer must be free again: few, large gaps.
+            # Once some was dropped, half of the buffer must be free again: few, large gaps.
             limit = self._buffer_bytes // 2 if self._num_lost else self._buffer_bytes
             if self._num_waiting + len(data) > limit:
                 self._num_lost += len(data)
@@ -86,7 +86,7 @@ class Outlet:
     def _append_remark(self, descriptor: int) -> None:
         if self._num_lost:
             remark = f"; {self.remark}" if self.remark else ""
-            text = f"\n[{self._num_lost:,} bytes of output are left out here{remark}]\n"
+            text = f"\n[{self._num_lost:,} bytes of output are missing here{remark}]\n"
             self._num_lost = 0
             self._append(text.encode(errors="replace"), descriptor)
 
@@ -154,7 +154,7 @@ def unblocked(remark: str = "") -> Iterator[None]:
     At its end it waits until all was written: nothing is held up by that any more.
 
     Args:
-        remark: where else the output is, for the line that says that some was left out.
+        remark: where else the output is, for the line that says that some is missing.
     """
     old: dict[str, TextIO] = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     outlets: dict[Any, Outlet] = {}

@@ -1,9 +1,9 @@
-"""Checkpoints: adapter, optimizer and position; written whole or not at all, verified on load.
+"""Checkpoints: adapter, optimizer and position; written completely or not at all, verified on load.
 
 A checkpoint is a folder `step-000120` with an adapter (two files), `optimizer.safetensors` (the
 AdamW moments, fp32, by delta name), `state.json` (step and loss scaler) and `checksums.json`
-(SHA-256 of each file). The frozen base is never in it. Tensors are whole, so any world size and
-ZeRO stage can go on from it. Data position, learning rate and random state are functions of seed
+(SHA-256 of each file). The frozen base is never in it. Tensors are unsharded, so any world size and
+ZeRO stage can continue from it. Data position, learning rate and random state are functions of seed
 and step.
 """
 
@@ -47,7 +47,7 @@ _FILES = {STATE_FILE, OPTIMIZER_FILE, ADAPTER_TENSOR_FILE, ADAPTER_CONFIG_FILE}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on exactly, apart from its config and the base model."""
+    """Everything a run needs to continue exactly, apart from its config and the base model."""
 
     step: int
     """Optimizer steps taken."""
@@ -193,27 +193,27 @@ def verify_checkpoint(folder: Path) -> None:
 def find_checkpoint(
     root: Path, accept: Callable[[Path], object] = lambda folder: load_checkpoint(folder)
 ) -> tuple[Path | None, list[str]]:
-    """Return the latest whole checkpoint, and a message for each damaged one passed over.
+    """Return the latest intact checkpoint, and a message for each damaged one that was skipped.
 
     Args:
         root: folder of the run's checkpoints.
         accept: raises UserError where the content of a checkpoint does not fit.
 
     Raises:
-        UserError: if there are checkpoints and none is whole: starting over would lose a run.
+        UserError: if there are checkpoints and none is intact: starting over would lose a run.
     """
     problems = []
     for folder in list_checkpoints(root):
         try:
             verify_checkpoint(folder)
             accept(folder)
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
         else:
             return folder, problems
     if problems:
         raise UserError(
-            "at least one checkpoint must be whole; got "
+            "at least one checkpoint must be intact; got "
             + "; ".join(problems)
             + f"; remove {root} to start over"
         )

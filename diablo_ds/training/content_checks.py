@@ -16,7 +16,7 @@ from torch import Tensor
 from diablo_ds.errors import UserError
 
 _COUNTS = {"step": 0, "global_batch": 1, "seed": 0, "num_optimizer_steps": 0}
-"""Whole numbers of `state.json`, and the least value of each."""
+"""Integers of `state.json`, and the least value of each."""
 
 
 def check_position(value: Any, file: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def check_position(value: Any, file: Path) -> dict[str, Any]:
         number = value.get(name)
         if type(number) is not int or not least <= number < 1 << 63:
             raise UserError(
-                f"checkpoint state must have a whole number {name} >= {least}; got "
+                f"checkpoint state must have an integer {name} >= {least}; got "
                 f"{name}={_short(number)} in {file}"
             )
     if value["num_optimizer_steps"] > value["step"]:

@@ -75,7 +75,7 @@ def test_a_run_goes_on_without_a_host_that_disappears(hosts, options, tmp_path):
     hosts.stop_host("node-b")
     output = output_of(run)
     assert run.returncode == 0, output
-    assert "Lost node-b; going on with 1 ranks on node-a x 1" in output
+    assert "Lost node-b; continuing with 1 ranks on node-a x 1" in output
     assert "global batch 16 = micro batch 2 x accumulation 8 x world size 1" in output
     assert "Resuming after step 10 " in output
     assert steps_taken(folder) == 40

@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(options, tmp_pa
     for folder in list_checkpoints(tmp_path / "run" / "checkpoints"):
         (folder / "state.json").unlink()
     result = forked.diablo_ds("train", *options, check=False)
-    assert_user_error(result, "at least one checkpoint must be whole", "state.json missing")
+    assert_user_error(result, "at least one checkpoint must be intact", "state.json missing")
 
 
 def test_a_diverging_run_stops_with_step_and_rank_and_keeps_its_checkpoint(options, tmp_path):

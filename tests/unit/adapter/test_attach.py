@@ -211,7 +211,7 @@ def test_damaged_adapter_files_are_named(tmp_path):
     tensor_file, config_file = tmp_path / ADAPTER_TENSOR_FILE, tmp_path / ADAPTER_CONFIG_FILE
     whole = tensor_file.read_bytes()
     tensor_file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"whole safetensors file; got .*adapter\.safetensors"):
+    with pytest.raises(UserError, match=r"intact safetensors file; got .*adapter\.safetensors"):
         load_adapter(tmp_path)
     tensor_file.unlink()
     with pytest.raises(UserError, match=r"adapter\.safetensors"):

@@ -66,7 +66,7 @@ def test_a_complete_set_of_one_launcher_decides(variables, text, local):
         ({"LOCAL_RANK": "0"}, "without RANK, WORLD_SIZE"),
         ({**TORCH, "MASTER_PORT": ""}, "without MASTER_PORT"),
         ({**TORCH, "RANK": "4"}, "RANK and LOCAL_RANK must be below WORLD_SIZE; got RANK=4"),
-        ({**TORCH, "RANK": "one"}, "RANK must be a whole number; got RANK='one'"),
+        ({**TORCH, "RANK": "one"}, "RANK must be an integer; got RANK='one'"),
         ({**TORCH, "MASTER_PORT": "99999"}, "MASTER_PORT must be at most 65535"),
         (STEP, "5 tasks that SLURM started .* no MASTER_ADDR and no MASTER_PORT in task 3"),
         ({**STEP, "MASTER_ADDR": "a"}, "got no MASTER_PORT in task 3; use diablo-ds slurm"),

@@ -58,7 +58,7 @@ def test_an_outlet_keeps_order_and_says_what_it_left_out():
     lines = b"".join(read).decode().split("\n")
     num_whole = sum(line == "x" * 99_999 for line in lines)
     assert lines[0] == "first"
-    remark = f"[{(10 - num_whole) * 100_000:,} bytes of output are left out here; all of it is "
+    remark = f"[{(10 - num_whole) * 100_000:,} bytes of output are missing here; all of it is "
     assert remark + "elsewhere]" in lines
     assert lines[-2:] == ["last", ""]
 

@@ -92,7 +92,7 @@ def test_checksums_under_the_name_of_early_versions_are_read(tmp_path):
 
 def test_damaged_checkpoints_alone_stop_the_run(tmp_path):
     (_save(tmp_path, 1) / "state.json").write_text("{}")
-    with pytest.raises(UserError, match=r"at least one checkpoint must be whole; .*state\.json"):
+    with pytest.raises(UserError, match=r"at least one checkpoint must be intact; .*state\.json"):
         checkpoint.find_checkpoint(tmp_path)
 
 
@@ -197,12 +197,12 @@ ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
     ("edit", "message"),
     [
         (_edit_json("state.json", lambda state: [state]), "must be a JSON object; got list"),
-        (_edit_json("state.json", lambda _: {}), "must have a whole number step"),
-        (_state(step=-2), "must have a whole number step >= 0; got step=-2"),
+        (_edit_json("state.json", lambda _: {}), "must have an integer step"),
+        (_state(step=-2), "must have an integer step >= 0; got step=-2"),
         (_state(step="2"), "got step='2'"),
         (_state(step=True), "got step=True"),
         (_state(step=7), "must hold the step of its name; got step=7"),
-        (_state(global_batch=0), "whole number global_batch >= 1"),
+        (_state(global_batch=0), "integer global_batch >= 1"),
         (_state(num_optimizer_steps=9), "num_optimizer_steps must be at most step"),
         (_state(loss_scaler=[1]), "loss_scaler must be an object of numbers"),
         (_state(loss_scaler={"cur_scale": "big"}), "loss_scaler must be an object of numbers"),
