@@ -36,8 +36,8 @@ def load_model_config(folder: Path) -> Any:
     _check_no_kernels(values, file)
     _check_sizes(values, file)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        text = config.get_text_config()
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text = model_config.get_text_config()
         _check_sizes({name: getattr(text, name, None) for name in (*_SIZES, _KEY_HEADS)}, file)
     # Each model type's config class raises errors of its own kinds for a wrong value.
     except Exception as error:
@@ -45,7 +45,7 @@ def load_model_config(folder: Path) -> Any:
         raise UserError(
             f"model config must be a known causal LM's, with legal values; got {file}: {reason}"
         ) from None
-    return config
+    return model_config
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -101,10 +101,10 @@ def _check_not_quantised(values: Mapping[str, Any], file: Path) -> None:
             )
 
 
-def auto_class(config: Any) -> Any:
+def auto_class(model_config: Any) -> Any:
     """Return transformers' auto class for a config: of causal LMs, or of those that see images.
 
-    A model that sees images is taken whole, so that layers keep the names they have in its
+    A model that sees images is loaded in full, so that layers keep the names they have in its
     checkpoint; only its text model is trained.
 
     Raises:
@@ -113,27 +113,27 @@ def auto_class(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     classes = [AutoModelForCausalLM, AutoModelForImageTextToText]
-    if is_multimodal(config):
+    if is_multimodal(model_config):
         classes.reverse()
     for candidate in classes:
-        if type(config) in candidate._model_mapping:
+        if type(model_config) in candidate._model_mapping:
             return candidate
     raise UserError(
-        f"model must be a causal LM; got model_type={config.model_type!r}, for which this version "
-        "of transformers has none"
+        f"model must be a causal LM; got model_type={model_config.model_type!r}, for which this "
+        "version of transformers has none"
     )
 
 
-def is_multimodal(config: Any) -> bool:
+def is_multimodal(model_config: Any) -> bool:
     """Return whether a config describes more than a text model."""
-    return config.get_text_config() is not config
+    return model_config.get_text_config() is not model_config
 
 
-def build_model(config: Any, dtype: torch.dtype, attention: str = "") -> Any:
+def build_model(model_config: Any, dtype: torch.dtype, attention: str = "") -> Any:
     """Build a model with random weights; inside `torch.device("meta")` without any.
 
     Args:
-        config: the Hugging Face config; not changed.
+        model_config: the Hugging Face config; not changed.
         dtype: of its parameters.
         attention: transformers' name of the attention; its own choice by default.
 
@@ -141,23 +141,23 @@ def build_model(config: Any, dtype: torch.dtype, attention: str = "") -> Any:
         UserError: if the config's values do not describe a model.
     """
     options = {"attn_implementation": attention} if attention else {}
-    auto = auto_class(config)
+    auto = auto_class(model_config)
     try:
         return auto.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=False, **options
+            copy.deepcopy(model_config), dtype=dtype, trust_remote_code=False, **options
         )
     except Exception as error:  # whatever a model's code raises for widths that do not fit
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             "model config must have values that a model can be built from; got model type "
-            f"{config.model_type!r}: {reason}"
+            f"{model_config.model_type!r}: {reason}"
         ) from None
 
 
-def build_meta_model(config: Any) -> Any:
+def build_meta_model(model_config: Any) -> Any:
     """Build a model without weights, for shapes only; see `build_model`."""
     with torch.device("meta"):
-        return build_model(config, torch.float32)
+        return build_model(model_config, torch.float32)
 
 
 @torch.no_grad()
@@ -186,10 +186,10 @@ def check_runs(shapes: Any) -> None:
 
 def text_decoder(model: Any) -> Any:
     """Return the part of a model that reads text: all of it, where it reads nothing else."""
-    config = getattr(model, "config", None)  # a plain module has none
-    if config is None or not is_multimodal(config):
+    model_config = getattr(model, "config", None)  # a plain module has none
+    if model_config is None or not is_multimodal(model_config):
         return model
-    text_type = type(config.get_text_config())
+    text_type = type(model_config.get_text_config())
     inner = [m for m in model.modules() if isinstance(getattr(m, "config", None), text_type)]
     return inner[0] if inner else model
 

@@ -124,14 +124,14 @@ def step_traffic(
     deltas = [p.num_elements for p in model.parameters if p.group == "deltas"]
     if layout.stage == 3:
         gathers = gathers or gathers_per_micro_step(model, layout)
-        whole = [p.num_elements for p in model.parameters if not p.sharded]
+        replicated = [p.num_elements for p in model.parameters if not p.sharded]
         of_base = layout.num_micro_steps * base_gather_bytes(model, layout, gathers)
         return {
             Collective(BASE_GATHERS, layout.gather_group): of_base,
             Collective(DELTA_GRADIENTS, world): (
                 sum(padded(n, world) for n in deltas) * layout.gradient_bytes
             ),
-            Collective(DELTA_GATHERS, world): sum(padded(n, world) for n in whole) * size,
+            Collective(DELTA_GATHERS, world): sum(padded(n, world) for n in replicated) * size,
         }
     traffic = {Collective(DELTA_GRADIENTS, world): sum(deltas) * layout.gradient_bytes}
     if layout.stage:

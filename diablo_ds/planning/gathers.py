@@ -55,19 +55,19 @@ def simulate(
 ) -> Gathers:
     """Return what a micro step gathers, once DeepSpeed knows the order of modules.
 
-    What is released after each module DeepSpeed decides once, in its first micro step with that
-    knowledge. If that is the second one of the first optimizer step, the parameters that are whole
-    later on are gathered in it one by one, and fill up the limits.
+    DeepSpeed decides once what it releases after each module, in its first micro step with that
+    knowledge. If that is the second one of the first optimizer step, the parameters that are kept
+    unsharded later on are gathered in it one by one, and fill up the limits.
 
     Args:
         visits: modules in the order of a micro step.
         sizes: elements of each parameter.
-        kept: parameters that are whole all the time.
+        kept: parameters that are unsharded all the time.
         limits: DeepSpeed's settings.
-        kept_at_first: whether those are whole in that first micro step already.
+        kept_at_first: whether those are unsharded in that first micro step already.
     """
-    first = _Coordinator(visits, sizes, kept, limits, whole=kept if kept_at_first else ())
-    state = _Coordinator(visits, sizes, kept, limits, whole=kept)
+    first = _Coordinator(visits, sizes, kept, limits, unsharded=kept if kept_at_first else ())
+    state = _Coordinator(visits, sizes, kept, limits, unsharded=kept)
     state.releases = first.releases
     for coordinator in (first, state):
         for step, visit in enumerate(visits):
@@ -85,32 +85,32 @@ class _Coordinator:
         sizes: Mapping[int, int],
         kept: Collection[int],
         limits: Limits,
-        whole: Collection[int],
+        unsharded: Collection[int],
     ) -> None:
         self.visits, self.sizes, self.kept, self.limits = visits, sizes, frozenset(kept), limits
         self.releases: dict[int, set[int]] = {}
         self.queue = deque((p, i) for i, visit in enumerate(visits) for p in visit.parameters)
         self.fetched_for: dict[int, int] = {}
-        self.whole: set[int] = set(whole)
-        self.num_whole = 0
+        self.unsharded: set[int] = set(unsharded)
+        self.num_unsharded = 0
         self.counts: Counter[int] = Counter()
         self.most_elements = self.most_ahead = 0
 
     def fetch(self, step: int, visit: Visit) -> None:
         """Gather what a module needs now, then what comes next."""
-        self._gather([p for p in visit.parameters if p not in self.whole])
+        self._gather([p for p in visit.parameters if p not in self.unsharded])
         not_ahead = {p for p in visit.parameters if self.fetched_for.get(p, -1) < step}
         while self.queue and not_ahead:
             parameter, used_at = self.queue.popleft()
             self.fetched_for[parameter] = used_at
             not_ahead.discard(parameter)
-        room = min(self.limits.max_live - self.num_whole, self.limits.prefetch)
+        room = min(self.limits.max_live - self.num_unsharded, self.limits.prefetch)
         ahead: dict[int, None] = {}
         num_ahead = 0
         while self.queue and num_ahead < room:
             parameter, used_at = self.queue.popleft()
             self.fetched_for[parameter] = max(self.fetched_for.get(parameter, -1), used_at)
-            if parameter not in self.whole and parameter not in ahead:
+            if parameter not in self.unsharded and parameter not in ahead:
                 ahead[parameter] = None
                 num_ahead += self.sizes[parameter]
         self._gather(list(ahead))
@@ -118,18 +118,18 @@ class _Coordinator:
     def _gather(self, chosen: Collection[int]) -> None:
         num_elements = sum(self.sizes[p] for p in chosen)
         self.counts.update(chosen)
-        self.whole.update(chosen)
-        self.num_whole += num_elements
-        self.most_elements = max(self.most_elements, self.num_whole)
+        self.unsharded.update(chosen)
+        self.num_unsharded += num_elements
+        self.most_elements = max(self.most_elements, self.num_unsharded)
         self.most_ahead = max(self.most_ahead, num_elements)
 
     def release(self, next_step: int, visit: Visit) -> None:
         """Drop what a module used, unless it is used again soon."""
         if next_step not in self.releases:
             self.releases[next_step] = self._choose_releases(next_step, visit)
-        dropped = self.releases[next_step] & self.whole
-        self.whole -= dropped
-        self.num_whole -= sum(self.sizes[p] for p in dropped)
+        dropped = self.releases[next_step] & self.unsharded
+        self.unsharded -= dropped
+        self.num_unsharded -= sum(self.sizes[p] for p in dropped)
 
     def _choose_releases(self, next_step: int, visit: Visit) -> set[int]:
         chosen = {

@@ -57,7 +57,7 @@ class Assumptions:
     """
 
     compute_share: float = _share(0.55, "Share of the peak that matrix products reach.")
-    """Of the peak of matrix products, by a whole step with compiled layers: 0.54 to 0.60 for shapes
+    """Of the peak of matrix products, by a full step with compiled layers: 0.54 to 0.60 for shapes
     of 8B and 70B; 0.43 to 0.53 without compilation."""
     memory_share: float = _share(0.7, "Share of the memory's bandwidth that is reached.")
     """Of the memory's bandwidth, for elementwise work and the optimizer."""
