@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -35,14 +35,17 @@ class PortInUseError(OSError):
     """Another process has the master port; the next attempt uses another one."""
 
 
-def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
+def join(
+    init: Callable[..., object], backend: str, timeout: timedelta, facts: Mapping[str, str]
+) -> None:
     """Join the process group that the variables announce.
 
     Collective: every rank must call this.
 
     Args:
-        deepspeed: the module.
+        init: makes the process group with more than one rank: `deepspeed.init_distributed`.
         backend: "nccl", "gloo" or another of PyTorch's.
+        timeout: how long a rank waits in a collective.
         facts: what this rank found on its machine and every host must have, by name.
 
     Raises:
@@ -54,7 +57,6 @@ def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
     is_on_one_host = world_size == 1 or bool(store_file)
     if is_on_one_host and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    timeout: timedelta = deepspeed.comm.comm.default_pg_timeout
     try:
         if world_size == 1 and not dist.is_initialized():
             store = dist.HashStore()  # type: ignore[attr-defined]
@@ -65,7 +67,7 @@ def join(deepspeed: Any, backend: str, facts: Mapping[str, str]) -> None:
             where = {"init_method": f"file://{store_file}", "rank": rank, "world_size": world_size}
         elif not dist.is_initialized():
             server = check_same_before_joining(facts)
-        deepspeed.init_distributed(backend, verbose=False, **where)
+        init(backend, **where)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise

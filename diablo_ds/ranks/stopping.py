@@ -107,11 +107,11 @@ def granted() -> list[tuple[float, str]]:
 class Boundaries:
     """The boundaries between micro batches of one kind of work, training or evaluation.
 
-    The ranks tell one another of a request with the results of each step (`told`, `heed`), where
-    they exchange numbers anyway. Only where the exchanges are more than about `ASK_EVERY_S` apart,
-    in a long step or an evaluation, do they also ask between two micro batches: a small collective
-    that waits for all ranks and, on a GPU, for the device. When they do is counted in micro
-    batches, from the time that one takes on the slowest rank: all ask at the same boundary.
+    The ranks tell one another of a request with the results of each step (`message`, `receive`),
+    where they exchange numbers anyway. Only where the exchanges are more than about `ASK_EVERY_S`
+    apart, in a long step or an evaluation, do they also ask between two micro batches: a small
+    collective that waits for all ranks and, on a GPU, for the device. When they do is counted in
+    micro batches, from the time that one takes on the slowest rank: all ask at the same boundary.
 
     Args:
         requests: what this process was asked.
@@ -137,24 +137,24 @@ class Boundaries:
         self._num_timings = 0
         self._start, self._num_passed = 0.0, 0
 
-    def told(self) -> list[float]:
+    def message(self) -> list[float]:
         """Return what this rank tells the others: its request, and its time per micro batch."""
         return [float(bool(self._requests.signal_name)), self._own_seconds]
 
-    def heed(self, rows: Sequence[Sequence[float]]) -> bool:
-        """Take in what every rank told, once the device has done what came before.
+    def receive(self, messages: Sequence[Sequence[float]]) -> bool:
+        """Take in the message of every rank, once the device has finished what came before.
 
         Returns:
             Whether to stop: the same on all ranks.
         """
-        self.seconds = max(row[1] for row in rows)
+        self.seconds = max(message[1] for message in messages)
         if self._warning is not None and self._num_timings > 1:  # the first one warms up
             self._warning.check(self.seconds)
         if self._num_passed:
             self._own_seconds = (self._clock() - self._start) / self._num_passed
             self._num_timings += 1
         self._start, self._num_passed = self._clock(), 0
-        return any(row[0] for row in rows)
+        return any(message[0] for message in messages)
 
     def between(self, micro_batches: Iterable[T], *, ask_first: bool = False) -> Iterator[T]:
         """Yield micro batches; ask all ranks ahead of some of them.
@@ -172,7 +172,7 @@ class Boundaries:
         until_ask = 0 if ask_first else self._interval()
         for batch in micro_batches:
             if until_ask == 0:
-                if self.heed(distributed.gather_floats(self.told(), self.device)):
+                if self.receive(distributed.gather_floats(self.message(), self.device)):
                     raise StopAgreed
                 until_ask = self._interval()
             yield batch

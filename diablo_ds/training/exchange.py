@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 class Exchange:
-    """The micro batches of one step, the counts of its global batch, and what ranks told.
+    """The micro batches of one step, and what the ranks tell one another about it and the next.
 
     Args:
         source: of micro batches; asked for one step after the other.
@@ -58,9 +58,9 @@ class Exchange:
     def open(self, step: int) -> None:
         """Prepare the first step that this process takes. Collective: every rank must call this."""
         self._step = step - 1
-        self.heed(distributed.gather_floats(self.tell(), self._boundaries.device))
+        self.receive(distributed.gather_floats(self.message(), self._boundaries.device))
 
-    def tell(self) -> list[float]:
+    def message(self) -> list[float]:
         """Build the micro batches of the next step, and return what to tell the other ranks."""
         self._next = []
         heart.beat("reading data")
@@ -70,14 +70,14 @@ class Exchange:
             except (UserError, OSError) as error:
                 self._error = error
         has_failed = self._failure() is not None
-        return [*self._boundaries.told(), float(has_failed), *count(self._next)]
+        return [*self._boundaries.message(), float(has_failed), *count(self._next)]
 
-    def heed(self, rows: Sequence[Sequence[float]]) -> None:
-        """Take in what every rank told: the next step is then the one to take."""
-        self._is_stopping = self._boundaries.heed([row[:2] for row in rows])
-        self._has_failed = any(row[2] for row in rows)
+    def receive(self, messages: Sequence[Sequence[float]]) -> None:
+        """Take in the message of every rank: the next step is then the one to take."""
+        self._is_stopping = self._boundaries.receive([message[:2] for message in messages])
+        self._has_failed = any(message[2] for message in messages)
         if not self._has_failed:  # a rank that failed may have no micro batches
-            self.totals = total([row[3:] for row in rows])
+            self.totals = total([message[3:] for message in messages])
         self.micro_batches, self._step = self._next, self._step + 1
 
     def check(self) -> None:

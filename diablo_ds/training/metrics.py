@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -22,13 +21,6 @@ from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.terminal import shows_progress
 from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return this rank's peak memory: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Reporter:

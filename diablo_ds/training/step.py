@@ -37,7 +37,7 @@ class StepResult(NamedTuple):
     """Norm over all delta gradients, before clipping."""
     num_tokens: int
     """Tokens put through the model over all ranks, without padding."""
-    told: list[list[float]]
+    messages: list[list[float]]
     """What each rank told the others."""
 
 
@@ -70,7 +70,7 @@ def train_step(
     *,
     totals: Counts | None = None,
     boundaries: Boundaries | None = None,
-    tell: Callable[[], Sequence[float]] = tuple,
+    message: Callable[[], Sequence[float]] = tuple,
 ) -> StepResult:
     """Update the deltas once.
 
@@ -87,7 +87,7 @@ def train_step(
         learning_rate: of this step.
         totals: the counts of the global batch; by default the ranks exchange theirs first.
         boundaries: where all ranks may stop together.
-        tell: returns what else this rank tells the others, equally many numbers on each; called
+        message: returns what else this rank tells the others, equally many numbers on each; called
             while the device still works on the gradients.
 
     Raises:
@@ -109,15 +109,15 @@ def train_step(
             engine.backward(loss * scale)
             loss_sum += loss.detach()
         engine.skip_unless_finite(loss_sum)
-    told = tell()
+    own_message = message()
     heart.beat("update")
-    outcome = engine.step(learning_rate, loss_sum, told)
+    outcome = engine.step(learning_rate, loss_sum, own_message)
     _check_finite(outcome.loss_sums)
     # In fp16 DeepSpeed lowers the loss scale instead, and training continues.
     if engine.loss_scale is None and not math.isfinite(outcome.grad_norm):
         raise NonFiniteError(f"gradient norm must be finite; got gradient norm={outcome.grad_norm}")
     loss_mean = sum(outcome.loss_sums) / num_targets
-    return StepResult(loss_mean, outcome.grad_norm, totals.tokens, outcome.told)
+    return StepResult(loss_mean, outcome.grad_norm, totals.tokens, outcome.messages)
 
 
 def _check_finite(losses: Sequence[float]) -> None:

@@ -25,7 +25,7 @@ from diablo_ds.training.checkpoint import (
     save_checkpoint,
 )
 from diablo_ds.training.exchange import Exchange
-from diablo_ds.training.metrics import Reporter, peak_memory_bytes, plot_losses
+from diablo_ds.training.metrics import Reporter, plot_losses
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run, start_run
 from diablo_ds.training.step import evaluate, train_step
@@ -212,11 +212,11 @@ class _Loop:
                 learning_rate,
                 totals=self.exchange.totals,
                 boundaries=self.training,
-                tell=self.exchange.tell,
+                message=self.exchange.message,
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} in step {step + 1}") from None
-        self.exchange.heed(result.told)
+        self.exchange.receive(result.messages)
         seconds = time.perf_counter() - start
 
         values = {
@@ -225,7 +225,7 @@ class _Loop:
             "grad_norm": result.grad_norm,
             "tokens_per_s": result.num_tokens / seconds,
             "step_s": seconds,
-            "memory_bytes": float(peak_memory_bytes(run.engine.device)),
+            "memory_bytes": float(run.engine.peak_memory_bytes),
         }
         if (loss_scale := run.engine.loss_scale) is not None:
             values["loss_scale"] = loss_scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class Outcome(NamedTuple):
     """Norm over all delta gradients, before clipping; where it is not finite, nothing changed."""
     loss_sums: list[float]
     """Each rank's."""
-    told: list[list[float]]
+    messages: list[list[float]]
     """What each rank told the others."""
 
 
@@ -79,6 +80,13 @@ class Engine:
     def stage(self) -> int:
         """The ZeRO stage, 0 to 3."""
         return int(self._ds_engine.zero_optimization_stage())
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """This rank's peak memory: allocated on a GPU, resident on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @property
     def loss_scale(self) -> float | None:
@@ -124,7 +132,7 @@ class Engine:
         assert grad is not None
         grad.view(-1)[:1].add_((loss_sum * 0).to(grad.device))
 
-    def step(self, learning_rate: float, loss_sum: Tensor, told: Sequence[float]) -> Outcome:
+    def step(self, learning_rate: float, loss_sum: Tensor, message: Sequence[float]) -> Outcome:
         """Clip the reduced gradients, update the deltas, drop the gradients; gather from all ranks.
 
         Nothing is updated where the gradient norm is not finite. What the ranks tell one another
@@ -133,26 +141,28 @@ class Engine:
         Args:
             learning_rate: of this step.
             loss_sum: of this rank's micro batches, ``[]``.
-            told: what else this rank tells the others; equally many numbers on each.
+            message: what else this rank tells the others; equally many numbers on each.
         """
         for group in self._ds_engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if is_plain(self._ds_engine):  # DeepSpeed computes no norm there, and skips no update
             grads = [delta.grad for delta in self.deltas.values() if delta.grad is not None]
-            outcome = self._gather(torch.nn.utils.get_total_norm(grads), loss_sum, told)
+            outcome = self._gather(torch.nn.utils.get_total_norm(grads), loss_sum, message)
             if math.isfinite(outcome.grad_norm):
                 self._ds_engine.step()
             return outcome
         with traffic.updating():
             self._ds_engine.step()
-        return self._gather(self._ds_engine.get_global_grad_norm(), loss_sum, told)
+        return self._gather(self._ds_engine.get_global_grad_norm(), loss_sum, message)
 
     def _gather(
-        self, grad_norm: Tensor | float, loss_sum: Tensor, told: Sequence[float]
+        self, grad_norm: Tensor | float, loss_sum: Tensor, message: Sequence[float]
     ) -> Outcome:
-        own = [grad_norm, loss_sum, torch.tensor(told, dtype=torch.float64)]
+        own = [grad_norm, loss_sum, torch.tensor(message, dtype=torch.float64)]
         numbers = [
-            torch.as_tensor(value, dtype=torch.float64).to(self.device).view(-1) for value in own
+            # Without `non_blocking` each number from the host would wait for the device.
+            torch.as_tensor(value, dtype=torch.float64).to(self.device, non_blocking=True).view(-1)
+            for value in own
         ]
         rows = distributed.gather_floats(torch.cat(numbers), self.device)
         return Outcome(rows[0][0], [row[1] for row in rows], [row[2:] for row in rows])

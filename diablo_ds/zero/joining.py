@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -76,6 +77,8 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
     if not torch.distributed.is_initialized():
         identity.announce()
     deepspeed = import_deepspeed()
+    from deepspeed.constants import default_pg_timeout
+
     accelerator = deepspeed.get_accelerator()
     if accelerator.device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         num_cores = len(os.sched_getaffinity(0))
@@ -88,8 +91,9 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())
             rendezvous.join(
-                deepspeed,
+                functools.partial(deepspeed.init_distributed, verbose=False),
                 accelerator.communication_backend_name(),
+                default_pg_timeout,
                 {"device": accelerator.device_name(), **versions(), "source files": code_digest()},
             )
         rendezvous.check_key(accelerator.current_device_name())

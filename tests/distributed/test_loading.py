@@ -40,7 +40,7 @@ def _complete(precision: str = "fp32", **zero: Any) -> dict[str, Any]:
 
 
 def _check_values(rank: int, folder: Path, precision: str, zero: dict[str, Any]) -> None:
-    """Compare each rank's shards with what transformers loads whole."""
+    """Compare each rank's shards with what transformers loads unsharded."""
     joining.init_process_group()
     reports = []
     load = sharded_loading.load_shards  # the real one; its report is kept
@@ -52,14 +52,14 @@ def _check_values(rank: int, folder: Path, precision: str, zero: dict[str, Any])
 
     diablo_ds.zero.loading.load_shards = load_and_report
     model = load_base(folder, precision, _complete(precision, **zero))
-    whole = dict(load_base(folder, precision).named_parameters())
+    full = dict(load_base(folder, precision).named_parameters())
     parameters = dict(model.named_parameters())
-    assert parameters.keys() == whole.keys()
+    assert parameters.keys() == full.keys()
     first = next(iter(parameters.values()))
     first.all_gather(list(parameters.values()))
     for name, parameter in parameters.items():
-        assert parameter.dtype == whole[name].dtype
-        assert torch.equal(parameter.cpu(), whole[name]), name
+        assert parameter.dtype == full[name].dtype
+        assert torch.equal(parameter.cpu(), full[name]), name
     for (name, buffer), (_, wanted) in zip(
         model.named_buffers(), load_base(folder, precision).named_buffers(), strict=True
     ):
@@ -158,7 +158,7 @@ def _measure_loading(rank: int, small: Path, folder: Path, model_bytes: int) -> 
     assert 0.45 < share < 0.8, f"{share:.2f} of the model was held at once"
 
 
-def test_no_rank_ever_holds_the_whole_model(tmp_path):
+def test_no_rank_ever_holds_the_full_model(tmp_path):
     folder = tmp_path / "model"
     save_model(folder, hidden_size=1024, intermediate_size=2048, num_hidden_layers=6)
     model_bytes = sum(tensor.num_bytes for tensor in find_tensors(folder).values())

@@ -117,9 +117,9 @@ def _take(engine: Engine, exchange: Exchange, step: int, config: Any) -> Any:
         learning_rate(config, step),
         totals=exchange.totals,
         boundaries=exchange._boundaries,
-        tell=exchange.tell,
+        message=exchange.message,
     )
-    exchange.heed(result.told)
+    exchange.receive(result.messages)
     return result
 
 
@@ -202,17 +202,17 @@ def _ended_together(engine: Engine, config: Any, ended: type[Exception]) -> int:
         except ended:
             return step
         if step == 1 and distributed.rank() == 1 and ended is StopAgreed:
-            exchange.tell = _asked(exchange.tell, requests)
+            exchange.message = _asked(exchange.message, requests)
         _take(engine, exchange, step, config)
     raise AssertionError("nothing ended the run")
 
 
-def _asked(tell: Callable[[], list[float]], requests: StopRequests) -> Callable[[], list[float]]:
-    def told() -> list[float]:
+def _asked(message: Callable[[], list[float]], requests: StopRequests) -> Callable[[], list[float]]:
+    def message_of_request() -> list[float]:
         requests.signal_name = "SIGUSR1"
-        return tell()
+        return message()
 
-    return told
+    return message_of_request
 
 
 def _check(rank: int, folder: Path, output: Path) -> None:

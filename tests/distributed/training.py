@@ -134,7 +134,7 @@ def base_values(engine: Engine) -> dict[str, Tensor]:
 def train_plain(
     model_folder: Path, config: RunConfig = CONFIG
 ) -> tuple[list[list[float]], dict[str, Tensor]]:
-    """The reference: one process, no DeepSpeed, one backward over the whole global batch."""
+    """The reference: one process, no DeepSpeed, one backward over the global batch."""
     model = load_base(model_folder, config.precision).train()
     deltas = attach(model, choose_num_blocks(model, config))
     optimizer = torch.optim.AdamW(

@@ -20,22 +20,22 @@ class _Work:
 
     def step(self, num_batches: int, stop_at: int | None = None) -> bool:
         """Work through the micro batches of a step; return whether to stop after it."""
-        heed, num_heeded = self.boundaries.heed, 0
+        receive, num_received = self.boundaries.receive, 0
 
         def counted(rows: list[list[float]]) -> bool:
-            nonlocal num_heeded
-            num_heeded += 1
-            return heed(rows)
+            nonlocal num_received
+            num_received += 1
+            return receive(rows)
 
-        self.boundaries.heed = counted
+        self.boundaries.receive = counted
         try:
             for number in self.boundaries.between(range(num_batches)):
                 if number == stop_at:
                     self.requests.signal_name = "SIGTERM"
                 self.now += self.seconds
         finally:
-            self.num_asks, self.boundaries.heed = num_heeded, heed
-        return heed([self.boundaries.told()])
+            self.num_asks, self.boundaries.receive = num_received, receive
+        return receive([self.boundaries.message()])
 
 
 def _warm(seconds: float) -> _Work:
