@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE
+from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
+from diablo_ds.ranks.records import read_records
 from tests.e2e.commands import ROOT, environment
 from tests.waiting import WAIT_S
 
@@ -64,3 +66,43 @@ def test_plain_deepspeed_keeps_the_devices_and_takes_any_port(tmp_path, variable
     assert [rank for rank, _, _ in seen] == [f"{rank}/2 {devices}" for rank in (0, 1)]
     assert len({port for _, _, port in seen}) == 1
     assert int(seen[0][2]) > 0
+
+
+_FAIL = """\
+#!{python}
+# In the place of a container: the first rank fails by a defect, the next by a wrong setting.
+import pathlib, sys
+from diablo_ds.cli.console import clean_errors
+count = pathlib.Path(sys.argv[0] + ".count")
+number = int(count.read_text()) if count.exists() else 0
+count.write_text(str(number + 1))
+with clean_errors():
+    if number == 0:
+        from diablo_ds.data.packing import pack
+        pack([5, -1], 8)  # numpy's ValueError, inside the package
+    from diablo_ds.config.run import RunConfig
+    RunConfig(dropout=2.0)
+"""
+
+
+def test_a_defect_is_worth_a_restart_and_a_wrong_setting_is_not(tmp_path):
+    fail = tmp_path / "fail"
+    fail.write_text(_FAIL.format(python=sys.executable))
+    fail.chmod(0o755)
+    command = "diablo-ds launch --skip-checks --gpus-per-node 1 --max-restarts 5"
+    done = subprocess.run(
+        [*command.split(), "--wrap", str(fail), "--output", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == EXIT_USER_ERROR, text
+    assert "Restart 1 of 5" in text
+    assert "Restart 2 of 5" not in text
+    assert "  | ValueError: " in text  # the defect's traceback
+    assert "Error: dropout must be" in text
+    codes = [read_records(tmp_path / f"run/logs/attempt-00{n}")[0].exit_code for n in (1, 2)]
+    assert codes == [1, EXIT_USER_ERROR]
