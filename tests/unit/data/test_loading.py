@@ -134,3 +134,18 @@ def test_the_default_data_is_the_shipped_slice_of_gsm8k():
     text = tiny_tokenizer().encoder.decode(train[0].input_ids)
     assert "\nAnswer the above question. First think step by step" in text
     assert "The final answer is: 72<|end|>" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("run.json", "a run folder"),
+        ("checksums.json", "a checkpoint"),
+        ("adapter.json", "an adapter"),
+    ],
+)
+def test_what_a_run_wrote_is_not_taken_for_data(name, kind, tmp_path):
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "state.json").write_text("{}")  # a checkpoint and a dataset's part have one
+    with pytest.raises(UserError, match=f"raw files; got data='{tmp_path}', {kind}"):
+        _load(tmp_path)
