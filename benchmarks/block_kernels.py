@@ -2,8 +2,8 @@
 
     python -m benchmarks.block_kernels --tokens 8192
 
-One JSON line a shape: milliseconds of each part, and the bytes it moves at least over that time in
-GB/s, to be held against a copy's. The weight's own product is left out.
+One JSON line per shape: milliseconds of each part, and the bytes it moves at least over that time,
+in GB/s, to be compared with a copy's. The weight's own product is not part of it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import torch
 
 from benchmarks.gpu.ceilings import milliseconds
 from benchmarks.layer import DTYPES, Shape
-from diablo_ds.adapter import blocks
-from diablo_ds.adapter.kernels import triton_blocks
+from diablo_ds.adapter import block_products
+from diablo_ds.adapter.blocks import delta_shape
+from diablo_ds.adapter.kernels import triton_support
+from diablo_ds.adapter.products import summed_weight
 
 SHAPES = (
     Shape(4096, 4096, 64),
@@ -41,7 +43,7 @@ def measure(shape: Shape, dtype: torch.dtype, tokens: int, device: str) -> dict[
         )
     )
     delta = torch.zeros(
-        blocks.delta_shape(shape.num_blocks, shape.in_features, shape.out_features),
+        delta_shape(shape.num_blocks, shape.in_features, shape.out_features),
         device=device,
         dtype=dtype,
     )
@@ -53,24 +55,24 @@ def measure(shape: Shape, dtype: torch.dtype, tokens: int, device: str) -> dict[
         figures[name] = {"ms": round(ms, 4), "gb_per_s": round(num_bytes / ms / 1e6, 1)}
 
     paths = {"PyTorch": "fused"}
-    if torch.device(device).type == "cuda" and triton_blocks.is_available():
+    if torch.device(device).type == "cuda" and triton_support.is_available():
         paths["Triton"] = "triton"
     for who, path in paths.items():
-        write, gradient = blocks._write_block_product, blocks._delta_gradient
-        accumulate, both = blocks._add_block_product, blocks._block_gradients
+        write, gradient = block_products.write_block_product, block_products.delta_gradient
+        accumulate, both = block_products.add_block_product, block_products.block_gradients
         add(f"{who}: write y", x.nbytes + y.nbytes, partial(write, x, delta, y, path))
         add(f"{who}: add to y", x.nbytes + 2 * y.nbytes, partial(accumulate, x, delta, y, path))
         add(f"{who}: write dx", x.nbytes + y.nbytes, partial(write, y, transposed, grad_x, path))
         add(f"{who}: dD", x.nbytes + y.nbytes, partial(gradient, x, y, delta, path))
         gradients = partial(both, x, y, delta, grad_x, path, True, accumulate=False)
         add(f"{who}: write dx, dD", 2 * x.nbytes + y.nbytes, gradients)
-        merge = partial(_merge, weight, delta, "triton_merged" if path == "triton" else "merged")
-        add(f"{who}: merge and restore", 6 * delta.nbytes, merge)
+        summed = "triton_summed" if path == "triton" else "summed"
+        add(f"{who}: sum and restore", 6 * delta.nbytes, partial(_sum, weight, delta, summed))
     return figures
 
 
-def _merge(weight: torch.Tensor, delta: torch.Tensor, path: str) -> None:
-    with blocks.merged_weight(weight, delta, path):
+def _sum(weight: torch.Tensor, delta: torch.Tensor, path: str) -> None:
+    with summed_weight(weight, delta, path):
         pass
 
 

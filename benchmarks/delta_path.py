@@ -1,9 +1,9 @@
-"""What adding the delta to the weight does to the loss: the same run, fused and merged.
+"""What adding the delta to the weight does to the loss: the same run, fused and summed.
 
     python -m benchmarks.delta_path
 
 The default run for some steps, once per formulation and precision. In fp32 both are equal up to
-rounding; in bf16 the merged one rounds W + D to bf16, as full fine-tuning in bf16 does, and the
+rounding; in bf16 the summed one rounds W + D to bf16, as full fine-tuning in bf16 does, and the
 fused one rounds its output twice. In one product neither is the more exact; this shows a few steps.
 """
 
@@ -24,7 +24,7 @@ from benchmarks.report import table, write_report
 from diablo_ds.ranks.free_port import free_port
 
 ROOT = Path(__file__).parents[1]
-RUNS = [(path, precision) for precision in ("fp32", "bf16") for path in ("fused", "merged")]
+RUNS = [(path, precision) for precision in ("fp32", "bf16") for path in ("fused", "summed")]
 
 
 def train(path: str, precision: str, num_steps: int, seed: int) -> list[dict[str, Any]]:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from benchmarks.plots import plot_bars
 from benchmarks.report import table, write_report
-from diablo_ds.adapter.blocks import PATHS, TRITON_PATHS
-from diablo_ds.adapter.kernels import triton_blocks
+from diablo_ds.adapter.kernels import triton_support
 from diablo_ds.adapter.layer import DiaBloLinear
+from diablo_ds.adapter.paths import DELTA_PATHS, TRITON_PATHS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -79,12 +79,12 @@ class EinsumLinear(nn.Module):
 def candidates(base: nn.Linear, shape: Shape) -> dict[str, nn.Module]:
     """Return the layers to compare, all with the same frozen weight, as far as they can run."""
     options: dict[str, Any] = {"num_blocks": shape.num_blocks}
-    has_kernels = base.weight.is_cuda and triton_blocks.is_available()
+    has_kernels = base.weight.is_cuda and triton_support.is_available()
     return {
         "frozen": base,
         **{
-            path: DiaBloLinear.from_linear(base, delta_path=path, **options)
-            for path in PATHS
+            path: DiaBloLinear(base, delta_path=path, **options)
+            for path in DELTA_PATHS
             if has_kernels or path not in TRITON_PATHS
         },
         "einsum": EinsumLinear(base, shape.num_blocks),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.ranks import peak_memory, rank_main, reset_peak_memory
-from diablo_ds.adapter.layer import DELTA_PATHS
+from diablo_ds.adapter.paths import DELTA_PATHS
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig

@@ -26,7 +26,7 @@ from diablo_ds.model.finding import find_model
 NAMES = {
     "frozen": "frozen base",
     "fused": "DiaBlo",
-    "merged": "DiaBlo, merged",
+    "summed": "DiaBlo, summed",
     "lora": "Trainer + PEFT LoRA",
     "dora": "Trainer + PEFT DoRA",
     "full": "Trainer, all parameters",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.models import device
-from diablo_ds.adapter.blocks import dense_delta, diablo_linear, diagonal_blocks
+from diablo_ds.adapter.autograd import diablo_linear
+from diablo_ds.adapter.blocks import diagonal_blocks
 
 _WIDTHS = {
     "full": ((4096, 14336), (14336, 4096), (4096, 1024)),
@@ -65,7 +66,8 @@ def _inputs(
 def _exact(x: Tensor, weight: Tensor, delta: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     """Return y and the gradients of x and delta in fp64, by dense products."""
     x, grad = x.double(), grad.double()
-    whole = weight.double() + dense_delta(delta.double())  # [out_features, in_features]
+    dense = torch.block_diag(*delta.double().transpose(1, 2))
+    whole = weight.double() + dense  # [out_features, in_features]
     dense_gradient = grad.T @ x
     return x @ whole.T, grad @ whole, diagonal_blocks(dense_gradient, delta.shape[0])
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.gpu import levers
 from benchmarks.gpu.models import device
 from diablo_ds.adapter.attach import attach, load_deltas
-from diablo_ds.adapter.blocks import dense_delta, diagonal_blocks
+from diablo_ds.adapter.blocks import diagonal_blocks
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.data.batches import MicroBatch, collate
 from diablo_ds.data.labels import Example
@@ -134,7 +134,7 @@ def reference(sizes: Sizes, dtype: torch.dtype) -> Found:
     their gradients read off the dense ones'.
     """
     model = _model(sizes, dtype).double()
-    targets = select_targets(model, (), model_type=model.config.model_type)
+    targets: dict[str, Any] = dict(select_targets(model, (), model_type=model.config.model_type))
     counts = resolve_num_blocks(targets, str(sizes.num_blocks))
     model.requires_grad_(False)
     shapes = {
@@ -142,7 +142,7 @@ def reference(sizes: Sizes, dtype: torch.dtype) -> Found:
         for name, layer in targets.items()
     }
     for name, delta in _deltas(dict(shapes), dtype).items():
-        targets[name].weight.add_(dense_delta(delta.double()))
+        targets[name].weight.add_(torch.block_diag(*delta.double().transpose(1, 2)))
         targets[name].weight.requires_grad_(True)
     batch = random_batch(sizes)
     logits = model(input_ids=batch.input_ids).logits  # [rows, length, vocab]

@@ -18,8 +18,7 @@ from benchmarks.gpu.check_runs import Runs
 from benchmarks.gpu.check_training import check_steps
 from benchmarks.gpu.models import device
 from benchmarks.gpu.records import Case
-from diablo_ds.adapter.blocks import TRITON_PATHS
-from diablo_ds.adapter.layer import DELTA_PATHS
+from diablo_ds.adapter.paths import DELTA_PATHS, TRITON_PATHS
 
 _LIMIT_S, _LONG_LIMIT_S, _RUN_LIMIT_S = 60.0, 120.0, 200.0
 _CPU_FACTOR = 20

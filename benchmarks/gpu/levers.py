@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from diablo_ds.adapter.attach import diablo_layers
-from diablo_ds.adapter.layer import DELTA_PATHS
+from diablo_ds.adapter.paths import DELTA_PATHS
 from diablo_ds.errors import UserError
 from diablo_ds.model import loss
 from diablo_ds.model.architecture import decoder_layers

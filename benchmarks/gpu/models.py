@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.ranks import peak_memory, reset_peak_memory
+from diablo_ds.adapter.layer import DiaBloLinear
 from diablo_ds.model.loss_head import LossHead
 from diablo_ds.model.published import find_model_config
 from diablo_ds.model.shape import Shape
@@ -89,7 +90,8 @@ def flops_per_token(model: nn.Module, config: Any, length: int) -> float:
     attention's two products forward and four backward, half of each under the causal mask. What is
     recomputed, and what the adapter adds, does not count.
     """
-    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear | LossHead)]
+    kinds = nn.Linear | DiaBloLinear | LossHead
+    matrices: list[Any] = [m.weight for m in model.modules() if isinstance(m, kinds)]
     unique = {id(weight): getattr(weight, "ds_numel", weight.numel()) for weight in matrices}
     text = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

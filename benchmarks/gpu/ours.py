@@ -12,7 +12,7 @@ from benchmarks.gpu.levers import Lever
 from benchmarks.gpu.models import COMPILED, WORKLOADS
 from benchmarks.gpu.records import Case
 from benchmarks.gpu.sessions import Session
-from diablo_ds.adapter.layer import DELTA_PATHS
+from diablo_ds.adapter.paths import DELTA_PATHS
 
 COMPILE_LIMIT_S = 150.0
 
@@ -47,7 +47,7 @@ TOGETHER: dict[str, Sequence[Lever]] = {
     **{f"{COMPILED}, {name}": (path(name), *COMPILERS) for name in DELTA_PATHS if name != "fused"},
     "liger, compiled loss, prefilled": (path("prefilled"), levers.compiled_loss, levers.liger),
 }
-_OF_OTHER_STAGES = (COMPILED, f"{COMPILED}, prefilled", f"{COMPILED}, merged")
+_OF_OTHER_STAGES = (COMPILED, f"{COMPILED}, prefilled", f"{COMPILED}, summed")
 
 
 class _Lazy:

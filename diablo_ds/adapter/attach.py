@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from diablo_ds.adapter.layer import DiaBloLinear
-from diablo_ds.adapter.storage import check_same_keys
+from diablo_ds.adapter.storage import check_same_names
 from diablo_ds.errors import UserError
 
 
@@ -26,7 +27,7 @@ def attach(
         model: the base model; its parameters may be partitioned by ZeRO-3.
         num_blocks: block count by the full module name of the layer.
         dropout: share of the adapter's input that is zeroed while training, in [0, 1).
-        delta_path: one of `diablo_ds.adapter.layer.DELTA_PATHS`.
+        delta_path: one of `diablo_ds.adapter.paths.DELTA_PATHS`.
         device: device of the deltas; that of the weights by default.
 
     Returns:
@@ -36,9 +37,12 @@ def attach(
     for name, count in num_blocks.items():
         parent_name, _, child_name = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        linear = getattr(parent, child_name)
-        layer = DiaBloLinear.from_linear(
-            linear, num_blocks=count, dropout=dropout, delta_path=delta_path, device=device
+        layer = DiaBloLinear(
+            getattr(parent, child_name),
+            num_blocks=count,
+            dropout=dropout,
+            delta_path=delta_path,
+            device=device,
         )
         setattr(parent, child_name, layer)
     return named_deltas(model)
@@ -54,6 +58,33 @@ def named_deltas(model: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{name}.delta": layer.delta for name, layer in diablo_layers(model).items()}
 
 
+@contextlib.contextmanager
+def without_deltas(model: nn.Module) -> Iterator[None]:
+    """Leave all deltas out inside the block: the model computes what its base does, bit for bit.
+
+    Single layers are switched by their ``is_enabled``, which this puts back as it was, also on an
+    error. Works for compiled layers, which are compiled once more for it, and under ZeRO-3. Where
+    activations are recomputed, the backward of a forward inside must be inside, too.
+
+    Raises:
+        UserError: if a delta is merged into its base weight.
+    """
+    layers = diablo_layers(model)
+    if merged := [name for name, layer in layers.items() if layer.is_merged]:
+        raise UserError(
+            "deltas must not be merged to be left out; got "
+            f"{len(merged)} merged layers, the first {merged[0]}; unmerge them first"
+        )
+    before = {name: layer.is_enabled for name, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.is_enabled = False
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.is_enabled = before[name]
+
+
 @torch.no_grad()
 def load_deltas(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy delta values into an attached model, strictly: names and shapes must agree.
@@ -67,7 +98,7 @@ def load_deltas(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         UserError: if a delta is missing, unknown or of another shape.
     """
     deltas = named_deltas(model)
-    check_same_keys("adapter", tensors, deltas)
+    check_same_names("adapter", tensors.keys(), deltas.keys())
     for name, delta in deltas.items():
         if tensors[name].shape != delta.shape:
             raise UserError(

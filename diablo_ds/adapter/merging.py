@@ -1,4 +1,4 @@
-"""Adding deltas to the base weights for good, and taking them off again."""
+"""Adding deltas to the base weights permanently, and subtracting them again."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ An adapter is all deltas of a model plus what is needed to attach them again: a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ class AdapterConfig:
     """Version of the file format."""
 
 
-def check_same_keys(what: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError unless two mappings have the same keys; names up to three of each side."""
-    missing, unknown = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
+def check_same_names(what: str, got: Set[str], wanted: Set[str]) -> None:
+    """Raise UserError unless two sets of names are equal; shows up to three of each side."""
+    missing, unknown = sorted(wanted - got), sorted(got - wanted)
     if missing or unknown:
         raise UserError(
             f"{what} must have exactly the target layers of the model; got "
@@ -58,7 +58,7 @@ def check_adapter(saved: AdapterConfig, model: AdapterConfig) -> None:
             f"{saved.base_model!r} (fingerprint {saved.base_fingerprint[:12]}) on "
             f"{model.base_model!r} (fingerprint {model.base_fingerprint[:12]})"
         )
-    check_same_keys("adapter", saved.num_blocks, model.num_blocks)
+    check_same_names("adapter", saved.num_blocks.keys(), model.num_blocks.keys())
     differing = [n for n, count in model.num_blocks.items() if saved.num_blocks[n] != count]
     if differing:
         name = differing[0]
@@ -148,7 +148,8 @@ def check_shapes(
         config: the config.
         folder: the adapter's.
     """
-    check_same_keys(ADAPTER_TENSOR_FILE, shapes, {f"{name}.delta": 0 for name in config.num_blocks})
+    wanted = {f"{name}.delta" for name in config.num_blocks}
+    check_same_names(ADAPTER_TENSOR_FILE, shapes.keys(), wanted)
     for name, number in config.num_blocks.items():
         shape, _ = shapes[f"{name}.delta"]
         if len(shape) != 3 or shape[0] != number:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import nn
 
+from diablo_ds.adapter.base import LinearModule, is_linear
 from diablo_ds.adapter.blocks import legal_num_blocks, nearest_num_blocks, num_blocks_for_share
 from diablo_ds.errors import UserError
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            *("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo", "olmo2"),
-            *("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "granite", "stablelm"),
-        ),
-        _SEPARATE,
-    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo", "olmo2"), _SEPARATE),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "cohere", "cohere2"), _SEPARATE),
+    **dict.fromkeys(("granite", "stablelm"), _SEPARATE),
     "phi": ("q_proj", "k_proj", "v_proj", "fc1", "fc2"),
     "phi3": ("qkv_proj", "gate_up_proj", "down_proj"),
     "gpt_neox": ("query_key_value", "dense_h_to_4h", "dense_4h_to_h"),
@@ -35,8 +33,8 @@ def select_targets(
     layers: str = "",
     model_type: str = "",
     within: str = "",
-) -> dict[str, nn.Linear]:
-    """Choose the linear layers that get a delta.
+) -> dict[str, LinearModule]:
+    """Choose the linear layers that get a delta, among those that `diablo_ds.adapter.base` knows.
 
     Args:
         model: the base model.
@@ -45,7 +43,7 @@ def select_targets(
             matches the full name. Empty for the defaults of ``model_type``.
         layers: decoder layers to keep, e.g. "0-3,8"; empty for all.
         model_type: the model's type in its Hugging Face config.
-        within: name of the module that targets must lie in; empty for the whole model.
+        within: name of the module that targets must lie in; empty for the entire model.
 
     Returns:
         Layers by full module name, in model order.
@@ -53,10 +51,13 @@ def select_targets(
     Raises:
         UserError: if a target or a layer number matches nothing, or no default is known.
     """
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    tied, prefix = _tied_weights(model), f"{within}." if within else ""
+    embeddings, prefix = _embedding_weights(model), f"{within}." if within else ""
     linears = {
-        n: m for n, m in linears.items() if id(m.weight) not in tied and n.startswith(prefix)
+        name: cast("LinearModule", module)
+        for name, module in model.named_modules()
+        if is_linear(module)
+        and name.startswith(prefix)
+        and not any(id(p) in embeddings for p in module.parameters(recurse=False))
     }
     suffixes = sorted({name.rpartition(".")[2] for name in linears})
     if not targets:
@@ -87,8 +88,8 @@ def _default_targets(model_type: str, suffixes: Sequence[str]) -> tuple[str, ...
     return DEFAULT_TARGETS.get(model_type) or next(similar, ())
 
 
-def _tied_weights(model: nn.Module) -> set[int]:
-    """Return the ids of weights that an embedding uses too: a delta there would change both."""
+def _embedding_weights(model: nn.Module) -> set[int]:
+    """Return the ids of embeddings' weights: a delta of a layer that is tied would change both."""
     return {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 
 
@@ -126,7 +127,7 @@ def _keep_layers(names: set[str], layers: str) -> set[str]:
     return {name for name in names if layer_number(name) in kept}
 
 
-def resolve_num_blocks(linears: Mapping[str, nn.Linear], num_blocks: str) -> dict[str, int]:
+def resolve_num_blocks(linears: Mapping[str, LinearModule], num_blocks: str) -> dict[str, int]:
     """Decide the block count of each target layer.
 
     Args:

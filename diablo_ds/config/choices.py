@@ -28,10 +28,10 @@ COMPILE = ("auto", "on", "off")
 DELTA_PATHS = (
     "auto",
     "fused",
-    "merged",
+    "summed",
     "prefilled",
     "triton",
-    "triton_merged",
+    "triton_summed",
     "triton_prefilled",
 )
 Template = Literal["auto", "alpaca", "gsm8k", "plain", "chat"]

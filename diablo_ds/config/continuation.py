@@ -16,7 +16,7 @@ rounding."""
 FREE_CHOICES = {
     "delta_path": (
         frozenset({"fused", "prefilled", "triton", "triton_prefilled"}),
-        frozenset({"merged", "triton_merged"}),
+        frozenset({"summed", "triton_summed"}),
     )
 }
 """Choices of a setting between which a run may change: they are equal up to rounding."""

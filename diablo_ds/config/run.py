@@ -119,8 +119,8 @@ class RunConfig:
     delta_path: str = _adapter(
         "auto",
         "Add the blocks' products to the output (fused), the output to them (prefilled), or the "
-        "delta to the weight (merged); triton, triton_prefilled and triton_merged are the same by "
-        "kernels for GPUs. Auto is merged in fp32, else prefilled on a GPU and fused on a CPU.",
+        "delta to the weight (summed); triton, triton_prefilled and triton_summed are the same by "
+        "kernels for GPUs. Auto is summed in fp32, else prefilled on a GPU and fused on a CPU.",
         choices=DELTA_PATHS,
         is_open=True,
     )

@@ -20,7 +20,7 @@ def check_together(run_config: RunConfig) -> None:
     if not run_config.max_steps and not run_config.num_epochs:
         raise UserError("max_steps or num_epochs must be above 0; got 0 for both")
     _check_checkpointing(run_config)
-    if run_config.delta_path in ("merged", "triton_merged") and run_config.dropout:
+    if run_config.delta_path in ("summed", "triton_summed") and run_config.dropout:
         raise UserError(
             f"delta_path {run_config.delta_path!r} needs dropout=0, since the adapter sees the "
             f"base's input; got dropout={run_config.dropout}; use 'fused'"

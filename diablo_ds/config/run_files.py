@@ -13,6 +13,8 @@ from diablo_ds.files.strict_json import key_list
 
 _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
+_FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
+"""Names that earlier versions gave to delta paths."""
 
 
 def save_run_config(run_config: RunConfig, path: Path) -> None:
@@ -54,4 +56,6 @@ def parse_run_config(values: Any, source: Path) -> RunConfig:
         values = {**values, "targets": tuple(values["targets"])}
     if values.get("micro_batch_tokens") and values.get("micro_batch") == _FORMER_MICRO_BATCH:
         values = {**values, "micro_batch": 0}
+    if isinstance(path := values.get("delta_path"), str):
+        values = {**values, "delta_path": _FORMER_DELTA_PATHS.get(path, path)}
     return RunConfig(**values)

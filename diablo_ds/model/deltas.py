@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from diablo_ds.adapter.attach import attach
-from diablo_ds.adapter.layer import resolve_delta_path
+from diablo_ds.adapter.paths import resolve_delta_path
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.architecture import DTYPES, text_decoder_name

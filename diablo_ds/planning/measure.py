@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diablo_ds.adapter.layer import DiaBloLinear
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.activations import ActivationSizes, measure_activations
 from diablo_ds.model.architecture import (
@@ -89,14 +90,16 @@ def measure_model(model_config: Any, run_config: RunConfig) -> ModelSizes:
     placed.sort(key=lambda p: p.group == "deltas")  # DeepSpeed sees them last
     text = model_config.get_text_config()
     layers = decoder_layers(model)
-    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    kinds = nn.Linear | DiaBloLinear
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, kinds)]
+    num_elements = sum(m.in_features * m.out_features for m in linears)
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelSizes(
         parameters=tuple(placed),
         visits=_trace(model, placed),
         num_layers=len(layers),
-        layer_matrix_elements=sum(m.weight.numel() for m in linears) // max(1, len(layers)),
+        layer_matrix_elements=num_elements // max(1, len(layers)),
         base=base,
         activations=activations,
         attention_width=heads * head_dim,

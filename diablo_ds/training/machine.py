@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from diablo_ds.adapter.kernels import triton_blocks
+from diablo_ds.adapter.kernels import triton_support
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.attention import attentions_by_length
 from diablo_ds.ranks import distributed
@@ -63,7 +63,7 @@ def look_at_machines(run_config: RunConfig, shapes: Any, device: torch.device) -
         has_bf16=has_bf16(device),
         bf16_factor=measure_bf16_factor(width) if measured else None,
         attentions_by_length=attentions_by_length(),
-        has_triton=triton_blocks.has_package(),
+        has_triton=triton_support.has_package(),
         num_threads=torch.get_num_threads(),
     )
     found = distributed.gather_objects(mine)

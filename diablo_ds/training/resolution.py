@@ -11,9 +11,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diablo_ds.adapter.blocks import TRITON_PATHS
-from diablo_ds.adapter.kernels.triton_blocks import check_usable
-from diablo_ds.adapter.layer import resolve_delta_path
+from diablo_ds.adapter.kernels.triton_support import check_usable
+from diablo_ds.adapter.paths import TRITON_PATHS, resolve_delta_path
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
@@ -91,7 +90,7 @@ def _dropout_line(rates: Mapping[str, float], *, is_kept: bool) -> str:
 
 
 _DELTA_PATH_REASONS = {
-    "merged": "in fp32 it equals fused up to rounding, and is faster",
+    "summed": "in fp32 it equals fused up to rounding, and is faster",
     "prefilled": "on a GPU the fastest that keeps delta and weight apart, as half precision needs",
     "fused": "in half precision and with dropout delta and weight are kept apart",
 }

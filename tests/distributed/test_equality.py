@@ -111,7 +111,7 @@ CHECKPOINTING = [
 
 @pytest.fixture(scope="module")
 def checkpointing(train_all):
-    # In fp32 auto is merged; here the other formulation.
+    # In fp32 auto is summed; here the other formulation.
     config = dataclasses.replace(CONFIG, gradient_checkpointing=True, delta_path="fused")
     return train_all(
         {
@@ -130,7 +130,7 @@ COMPILED = dataclasses.replace(CONFIG, compile="on", delta_path="fused", checkpo
 COMPILING = {
     "all": Job("zero3.json", COMPILED),
     "one rank cannot": Job("zero3.json", COMPILED, backends=(TRACING, "missing")),
-    "merged": Job("zero1.json", dataclasses.replace(CONFIG, compile="on", delta_path="merged")),
+    "summed": Job("zero1.json", dataclasses.replace(CONFIG, compile="on", delta_path="summed")),
 }
 
 

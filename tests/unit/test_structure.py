@@ -45,8 +45,6 @@ USERS = {
 
 STILL_LONG = {
     "benchmarks/gpu/check_model.py",
-    "diablo_ds/adapter/blocks.py",
-    "diablo_ds/adapter/kernels/triton_blocks.py",
     "diablo_ds/model/compilation.py",
     "diablo_ds/model/separation.py",
 }

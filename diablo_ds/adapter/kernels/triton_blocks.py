@@ -1,20 +1,19 @@
-"""The block product by Triton kernels: what it needs, its tiles and its launches.
+"""The block product by Triton kernels: its tiles and its launches.
 
-The kernels' module is imported with the first launch, and triton with it.
+The kernels' module is imported with the first launch, and triton with it. Dtypes are those of
+`diablo_ds.adapter.kernels.triton_support.DTYPES`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.util
 import math
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diablo_ds.adapter.kernels.triton_support import is_interpreted
 from diablo_ds.adapter.kernels.triton_tiles import (
     FP32_TILES,
     GRADIENT_TILES,
@@ -27,56 +26,6 @@ from diablo_ds.adapter.kernels.triton_tiles import (
     padded,
     step_of,
 )
-from diablo_ds.errors import UserError
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-WITHOUT_TRITON = {"triton": "fused", "triton_merged": "merged", "triton_prefilled": "prefilled"}
-"""The path that computes the same with PyTorch's products; a run may go on with it."""
-
-
-@functools.cache
-def has_package() -> bool:
-    """Return whether the package triton is installed; does not import it."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def is_interpreted() -> bool:
-    """Return whether Triton's interpreter runs kernels, on the CPU: for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def is_available() -> bool:
-    """Return whether the kernels can run here: on a GPU, or interpreted."""
-    return has_package() and (torch.cuda.is_available() or is_interpreted())
-
-
-def check_usable(path: str, device_type: str, *, has_triton: bool, where: str = "") -> None:
-    """Raise UserError unless a path of Triton's can run on a device.
-
-    Args:
-        path: the delta path, for the message.
-        device_type: "cuda", "cpu" and so on.
-        has_triton: whether the package is installed there.
-        where: the host, for the message.
-    """
-    if has_triton and (device_type == "cuda" or is_interpreted()):
-        return
-    installed = "installed" if has_triton else "not installed"
-    raise UserError(
-        f"delta_path {path!r} needs a GPU and the package triton; got device {device_type}, triton "
-        f"{installed}{where}; use {WITHOUT_TRITON[path]!r}"
-    )
-
-
-def check_operand(path: str, x: Tensor) -> None:
-    """Raise UserError unless a path of Triton's takes a tensor's device and dtype."""
-    if not x.is_cuda:
-        check_usable(path, x.device.type, has_triton=has_package())
-    if x.dtype not in DTYPES:
-        raise UserError(
-            f"delta_path {path!r} needs bf16, fp16 or fp32; got dtype={x.dtype}; use "
-            f"{WITHOUT_TRITON[path]!r}"
-        )
 
 
 def block_product(
@@ -97,7 +46,7 @@ def block_product(
         accumulate: add to what ``y`` holds.
 
     Returns:
-        ``y``. All tensors are of one dtype of `DTYPES`; sums are in fp32.
+        ``y``. All tensors are of one dtype; sums are in fp32.
     """
     from diablo_ds.adapter.kernels import triton_kernels
 
@@ -154,7 +103,7 @@ def delta_gradient(
 
     Args:
         x: ``[tokens, num_blocks * in_block]``, of any row stride.
-        grad_y: ``[tokens, num_blocks * out_block]``, likewise, of the same dtype of `DTYPES`.
+        grad_y: ``[tokens, num_blocks * out_block]``, likewise, of the same dtype.
         num_blocks: number of diagonal blocks.
         num_splits: splits of the tokens; by default by `count_splits`.
 
@@ -221,7 +170,7 @@ def block_gradients(
         accumulate: add to what ``grad_x`` holds.
 
     Returns:
-        ``[num_blocks, in_block, out_block]``. All tensors are of one dtype of `DTYPES`.
+        ``[num_blocks, in_block, out_block]``. All tensors are of one dtype.
     """
     from diablo_ds.adapter.kernels import triton_kernels
 
@@ -279,7 +228,7 @@ def add_to_diagonal(weight: Tensor, delta: Tensor) -> Tensor:
 
     Args:
         weight: ``[out_features, in_features]``, contiguous.
-        delta: ``[num_blocks, in_block, out_block]``, of the same dtype of `DTYPES`.
+        delta: ``[num_blocks, in_block, out_block]``, of the same dtype.
 
     Returns:
         ``[num_blocks, out_block, in_block]``.

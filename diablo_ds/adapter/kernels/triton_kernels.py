@@ -1,9 +1,9 @@
 """Triton kernels of the block product; imports triton, so it is imported where they run.
 
-Shapes are those of `diablo_ds.adapter.blocks`: rows are tokens, of one row stride, contiguous
-along the features; a delta is ``[num_blocks, in_block, out_block]``. Sums are in fp32. Each
-element of an output is written by one program, which alone reads it: no atomics, no race, the same
-bits each run.
+Shapes are those of `diablo_ds.adapter.block_products`: rows are tokens, of one row stride and
+contiguous along the features; a delta is ``[num_blocks, in_block, out_block]``. Sums are in fp32.
+Each element of an output is written by one program, which alone reads it: no atomics, no race, the
+same bits in each run.
 Along the summed dimension the step is a function of the shape, so that a choice of tiles by time
 changes no sum's order.
 

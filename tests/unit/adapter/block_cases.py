@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from diablo_ds.adapter import blocks
+from diablo_ds.adapter.autograd import diablo_linear
 
 # The norm of the error over that of what is exact. In bf16 and fp16 two roundings, and where
 # Triton's interpreter rounds towards zero, twice as much.
@@ -49,6 +49,11 @@ CASES = [
 ]
 
 
+def dense_delta(delta: torch.Tensor) -> torch.Tensor:
+    """A delta as a matrix ``[out_features, in_features]``, zero outside the diagonal blocks."""
+    return torch.block_diag(*delta.transpose(1, 2))
+
+
 def results(
     case: Case, path: str, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -72,13 +77,13 @@ def results(
     inputs = [x, delta] if x_adapter is None else [x, x_adapter, delta]
 
     before = weight.clone()
-    y = blocks.diablo_linear(x, weight, bias, delta, x_adapter, path=path)
+    y = diablo_linear(x, weight, bias, delta, x_adapter, path=path)
     found = [y.detach(), *torch.autograd.grad(y, inputs, grad_y)]
     assert torch.equal(weight, before)
 
     exact = [tensor.detach().cpu().double().requires_grad_() for tensor in inputs]
     x64, delta64, adapter64 = exact[0], exact[-1], exact[len(exact) - 2 if case.adapter else 0]
-    dense = blocks.dense_delta(delta64)
+    dense = dense_delta(delta64)
     y64 = F.linear(x64, weight.cpu().double(), None if bias is None else bias.cpu().double())
     y64 = y64 + F.linear(adapter64, dense)
     return found, [y64.detach(), *torch.autograd.grad(y64, exact, grad_y.cpu().double())]

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import CONFIG_MAPPING
 
 from diablo_ds.adapter import targets
-from diablo_ds.adapter.attach import attach, diablo_layers, load_deltas
+from diablo_ds.adapter.attach import attach, diablo_layers, load_deltas, without_deltas
 from diablo_ds.adapter.merging import merge, unmerge
 from diablo_ds.adapter.storage import (
     AdapterConfig,
@@ -60,6 +60,43 @@ def test_default_targets_of_every_listed_type_lie_in_each_decoder_layer(model_ty
     assert decoder_layer_classes(model)
     per_layer = Counter(layer_number(name) for name in chosen)
     assert per_layer == dict.fromkeys((0, 1), len(targets.DEFAULT_TARGETS[model_type]))
+
+
+@pytest.mark.parametrize("delta_path", ["fused", "summed", "prefilled"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_deltas_a_model_is_its_base_bit_by_bit(family, delta_path):
+    model, ids = build_model(family), torch.randint(256, (2, 7))
+    expected = model(ids).logits
+    for delta in _attach(model, delta_path=delta_path).values():
+        torch.nn.init.normal_(delta, std=0.1)
+    before = model(ids).logits
+    assert not torch.equal(before, expected)
+    with without_deltas(model):
+        assert torch.equal(model(ids).logits, expected)
+        assert not model(ids).logits.requires_grad
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_the_switch_is_put_back_on_an_error_and_layer_by_layer():
+    model = build_model()
+    _attach(model)
+    first, *others = diablo_layers(model).values()
+    first.is_enabled = False
+    with pytest.raises(RuntimeError, match="inside"), without_deltas(model):
+        raise RuntimeError("inside")
+    assert not first.is_enabled
+    assert all(layer.is_enabled for layer in others)
+
+
+def test_merged_deltas_cannot_be_left_out():
+    model = build_model()
+    _attach(model)
+    merge(model)
+    with (
+        pytest.raises(UserError, match=r"must not be merged .*; got 10 .*; unmerge them first"),
+        without_deltas(model),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,8 +11,8 @@ from benchmarks.gpu import check_layers, check_model
 from benchmarks.gpu.check_layers import check_layer
 from benchmarks.gpu.check_model import check_packing, check_path
 from benchmarks.gpu.checks import cases
-from diablo_ds.adapter.blocks import diablo_linear
-from diablo_ds.adapter.layer import DELTA_PATHS
+from diablo_ds.adapter.autograd import diablo_linear
+from diablo_ds.adapter.paths import DELTA_PATHS
 
 _KINDS = ("gradients", "packed", "repeated", "layer")
 CHEAP = {case.name: case for case in cases("tiny") if case.name.startswith(_KINDS)}

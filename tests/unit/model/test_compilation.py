@@ -13,7 +13,7 @@ import torch._dynamo
 from torch import nn
 from torch.testing import assert_close
 
-from diablo_ds.adapter.attach import attach
+from diablo_ds.adapter.attach import attach, without_deltas
 from diablo_ds.adapter.gradients import start_from_zero
 from diablo_ds.adapter.kernels import compiled_blocks
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
@@ -79,7 +79,7 @@ def _assert_equal(model: Any, deltas: Any, reference: Any, lengths=LENGTHS) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["fused", "merged"])
+@pytest.mark.parametrize("path", ["fused", "summed"])
 def test_compiled_layers_compute_the_same_at_any_length(path):
     model, deltas = _model(path=path)
     reference = {length: _loss_and_gradients(model, deltas, length) for length in LENGTHS}
@@ -103,6 +103,29 @@ def test_compiled_layers_compute_the_same_at_any_length(path):
     compile_layers(model, backend=BACKEND)
     _assert_equal(model, deltas, reference)
     assert _num_graphs() == 3  # nothing is compiled again
+
+
+def test_compiled_layers_leave_the_deltas_out_where_they_are_switched_off():
+    tokens = torch.randint(0, 256, (2, 16))
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=tokens).logits
+
+    base = build_model().requires_grad_(False)
+    base.config.use_cache = False
+    compile_layers(base, backend=BACKEND)
+    model, deltas = _model()
+    compile_layers(model, backend=BACKEND)
+    before = logits(model)
+    reference = _loss_and_gradients(model, deltas, 16)
+    for _ in range(2):  # compiled for both states, and switched between them
+        with without_deltas(model):
+            assert torch.equal(logits(model), logits(base))
+        assert torch.equal(logits(model), before)
+    assert not torch.equal(before, logits(base))
+    assert all(map(torch.equal, _loss_and_gradients(model, deltas, 16), reference))
+    assert all(layer.runs_compiled for layer in decoder_layers(model))
 
 
 @pytest.mark.slow
@@ -201,10 +224,10 @@ def test_an_error_of_the_layer_itself_is_raised():
         _loss_and_gradients(model, deltas, 16)
 
 
-@pytest.mark.parametrize("path", ["fused", "merged", "prefilled"])
+@pytest.mark.parametrize("path", ["fused", "summed", "prefilled"])
 @pytest.mark.parametrize("has_own_input", [False, True])
 def test_operators_keep_their_contract(path, has_own_input):
-    if path == "merged" and has_own_input:
+    if path == "summed" and has_own_input:
         return
     x = torch.randn(2, 3, 16, requires_grad=True)
     x_adapter = torch.randn(2, 3, 16, requires_grad=True) if has_own_input else None

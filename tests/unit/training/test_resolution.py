@@ -83,7 +83,7 @@ def test_nothing_stays_open_and_the_result_is_chosen_again_from_itself(machines)
 
 def test_a_resumed_run_keeps_what_was_chosen():
     recorded = _resolve([SLOW] * 3).run_config
-    assert (recorded.precision, recorded.delta_path) == ("fp32", "merged")
+    assert (recorded.precision, recorded.delta_path) == ("fp32", "summed")
     assert differing_fields(recorded, RunConfig()) == []
     resumed = _resolve([FAST], recorded=recorded).run_config
     assert resumed == dataclasses.replace(recorded, micro_batch=3)
@@ -128,11 +128,11 @@ def test_a_path_of_tritons_needs_a_gpu_and_the_package_on_every_rank():
 def test_a_resumed_run_may_change_to_a_path_that_rounds_alike():
     recorded = RunConfig(delta_path="triton", precision="bf16")
     assert differing_fields(recorded, RunConfig(delta_path="fused", precision="bf16")) == []
-    assert differing_fields(recorded, RunConfig(delta_path="merged", precision="bf16")) == [
-        "delta_path: 'triton', now 'merged'"
+    assert differing_fields(recorded, RunConfig(delta_path="summed", precision="bf16")) == [
+        "delta_path: 'triton', now 'summed'"
     ]
-    merged = RunConfig(delta_path="triton_merged", precision="bf16")
-    assert differing_fields(merged, RunConfig(delta_path="merged", precision="bf16")) == []
+    summed = RunConfig(delta_path="triton_summed", precision="bf16")
+    assert differing_fields(summed, RunConfig(delta_path="summed", precision="bf16")) == []
 
 
 def test_run_json_of_earlier_versions_still_loads():
@@ -142,6 +142,13 @@ def test_run_json_of_earlier_versions_still_loads():
     assert (old.delta_path, old.attention) == ("auto", "auto")
     resumed = _resolve([SLOW], recorded=old).run_config
     assert (resumed.precision, resumed.delta_path, resumed.global_batch) == ("bf16", "fused", 8)
+    for former, now in (("merged", "summed"), ("triton_merged", "triton_summed")):
+        renamed = parse_run_config(
+            {**values, "targets": [], "delta_path": former}, Path("run.json")
+        )
+        assert renamed.delta_path == now
+        continued = dataclasses.replace(renamed, delta_path="auto")
+        assert differing_fields(renamed, continued) == []
     tokens = parse_run_config(
         {**values, "micro_batch_tokens": 2048, "targets": []}, Path("run.json")
     )

@@ -22,7 +22,9 @@ def _model() -> nn.Module:
         {
             "norm": nn.LayerNorm(16, bias=False),
             "small": nn.Linear(8, 4, bias=False),
-            "diablo": DiaBloLinear(16, 32, num_blocks=2, bias=False),  # a delta of 256 elements
+            "diablo": DiaBloLinear(
+                nn.Linear(16, 32, bias=False), num_blocks=2
+            ),  # a delta of 256 elements
         }
     )
     for name, parameter in model.named_parameters():

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks import block_kernels
 from benchmarks.layer import Shape
-from diablo_ds.adapter import blocks
-from diablo_ds.adapter.kernels import triton_blocks
+from diablo_ds.adapter.kernels import triton_blocks, triton_support
 from diablo_ds.adapter.layer import DiaBloLinear
+from diablo_ds.adapter.paths import DELTA_PATHS, SUMMED_PATHS, TRITON_PATHS
 from diablo_ds.config.continuation import differing_fields
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[4]
 
 
 needs_triton = pytest.mark.skipif(
-    not triton_blocks.has_package(), reason="triton is not to be had on this system"
+    not triton_support.has_package(), reason="triton is not to be had on this system"
 )
 
 
@@ -65,15 +65,15 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     }
 
 
-@pytest.mark.parametrize("path", blocks.TRITON_PATHS)
+@pytest.mark.parametrize("path", TRITON_PATHS)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused where there is no GPU")
 def test_without_a_gpu_a_path_of_tritons_is_refused(path):
-    product = DiaBloLinear(8, 8, num_blocks=2, delta_path=path)
-    instead = triton_blocks.WITHOUT_TRITON[path]
+    product = DiaBloLinear(torch.nn.Linear(8, 8), num_blocks=2, delta_path=path)
+    instead = triton_support.WITHOUT_TRITON[path]
     with pytest.raises(UserError, match=f"needs a GPU and .*; got device cpu, .*; use '{instead}'"):
         product(torch.randn(3, 8))
     assert differing_fields(RunConfig(delta_path=path), RunConfig(delta_path=instead)) == []
-    assert not triton_blocks.is_available()
+    assert not triton_support.is_available()
 
 
 @pytest.mark.slow
@@ -89,18 +89,16 @@ def test_triton_is_imported_by_a_launch_alone():
 def test_the_parts_of_the_block_product_can_be_measured():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     figures = block_kernels.measure(Shape(32, 64, 4), torch.float32, 16, device)
-    assert {"PyTorch: write y", "PyTorch: write dx, dD", "PyTorch: merge and restore"} <= set(
-        figures
-    )
+    assert {"PyTorch: write y", "PyTorch: write dx, dD", "PyTorch: sum and restore"} <= set(figures)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="runs the kernels on a GPU")
-@pytest.mark.parametrize("dtype", triton_blocks.DTYPES, ids=str)
-@pytest.mark.parametrize("path", blocks.PATHS)
+@pytest.mark.parametrize("dtype", triton_support.DTYPES, ids=str)
+@pytest.mark.parametrize("path", DELTA_PATHS)
 def test_every_path_equals_fp64_on_a_gpu(path, dtype):
     for case in CASES:
-        if path not in blocks.MERGED_PATHS or not case.adapter:
+        if path not in SUMMED_PATHS or not case.adapter:
             check(case, path, dtype, "cuda")
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from diablo_ds.adapter import blocks
+from diablo_ds.adapter.block_products import delta_gradient
 from diablo_ds.adapter.kernels import triton_blocks, triton_tiles
-from tests.unit.adapter.block_cases import CASES, Case, check
+from diablo_ds.adapter.paths import SUMMED_PATHS, TRITON_PATHS
+from diablo_ds.adapter.products import summed_weight
+from tests.unit.adapter.block_cases import CASES, Case, check, dense_delta
 
 _patch_tensor = interpreter._patch_lang_tensor
 
@@ -34,10 +36,10 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("path", blocks.TRITON_PATHS)
+@pytest.mark.parametrize("path", TRITON_PATHS)
 @pytest.mark.parametrize(("case", "dtype"), COMBINATIONS, ids=str)
 def test_forward_and_gradients_equal_fp64(case, dtype, path):
-    if path not in blocks.MERGED_PATHS or not case.adapter:
+    if path not in SUMMED_PATHS or not case.adapter:
         check(case, path, dtype, repeat=dtype == torch.float16)
 
 
@@ -69,19 +71,19 @@ def test_a_product_writes_its_rows_and_nothing_else(tile, block, monkeypatch):
 def test_the_delta_gradient_is_the_same_for_any_tile_and_split(tile, num_splits, monkeypatch):
     monkeypatch.setattr(triton_blocks, "FP32_TILES", (tile,))
     x, grad_y = _integers(300, 2 * 72), _integers(300, 2 * 136)
-    expected = blocks._delta_gradient(x, grad_y, torch.zeros(2, 72, 136), "fused")
+    expected = delta_gradient(x, grad_y, torch.zeros(2, 72, 136), "fused")
     found = triton_blocks.delta_gradient(x, grad_y, 2, num_splits=num_splits)
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(2, 72, 136), (3, 9, 24), (1, 16, 5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_merged_weight_has_the_bits_of_pytorchs_sum_and_gets_its_own_back(shape, dtype):
+def test_a_summed_weight_has_the_bits_of_pytorchs_sum_and_gets_its_own_back(shape, dtype):
     delta = torch.randn(shape, dtype=dtype)
     weight = torch.randn(shape[0] * shape[2], shape[0] * shape[1], dtype=dtype)
     before = weight.clone()
-    with blocks.merged_weight(weight, delta, "triton_merged") as whole:
-        assert torch.equal(whole, before + blocks.dense_delta(delta))
+    with summed_weight(weight, delta, "triton_summed") as summed:
+        assert torch.equal(summed, before + dense_delta(delta))
     assert torch.equal(weight, before)
 
 
@@ -139,6 +141,6 @@ def test_the_number_of_splits_is_set_by_the_shape():
 
 def test_several_splits_equal_fp64():
     many = Case(2, 9, 16, leading=(600,))
-    for path in ("triton_merged", "triton_prefilled"):
+    for path in ("triton_summed", "triton_prefilled"):
         for dtype in (torch.float32, torch.bfloat16):
             check(many, path, dtype)
