@@ -7,13 +7,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.gpu.check_layers import check_layer
-from benchmarks.gpu.check_model import (
-    SIZES,
-    attentions,
-    check_packing,
-    check_path,
-    check_repeats,
-)
+from benchmarks.gpu.check_model import SIZES, check_path
+from benchmarks.gpu.check_packing import attentions, check_packing, check_repeats
 from benchmarks.gpu.check_runs import Runs
 from benchmarks.gpu.check_training import check_steps
 from benchmarks.gpu.models import device

@@ -11,12 +11,9 @@ a second one, for any length, as soon as a second length is met.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,85 +24,52 @@ from diablo_ds.adapter.gradients import hidden_gradients
 from diablo_ds.adapter.kernels.compiled_blocks import frozen_linear_op
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
 from diablo_ds.model.architecture import decoder_layers
-from diablo_ds.model.default_model import cache_folder
 from diablo_ds.model.loss import fusible_softmax_loss, in_place_softmax_loss
 from diablo_ds.model.loss_head import LossHead
-from diablo_ds.ranks import distributed
 from diablo_ds.ranks.software import code_digest
 
 logger = logging.getLogger("diablo_ds")
 
 RECOMPILE_LIMIT = 64
-"""Compilations of one function; PyTorch's 8 are few for both modes, with and without a mask, and
-lengths and numbers of sequences of 1, of one number, and of any number."""
-CACHE_VARIABLE, THREADS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
-_MOST_THREADS = 8
+"""Compilations of one function. PyTorch's default of 8 is too low for training and evaluation, with
+and without deltas and masks, and for lengths and numbers of sequences that are 1, fixed or any."""
 
 
 def choose_compilation(
-    setting: str, shapes: Any, recorded: RunConfig | None, device_type: str
+    setting: str, meta_model: Any, recorded: RunConfig | None, device_type: str
 ) -> tuple[str, str]:
     """Return "on" or "off" and, where "auto" took "on", why.
 
     Args:
-        setting: "auto", "on" or "off". Auto is what a run had that goes on, else on where it was
+        setting: "auto", "on" or "off". Auto is what a resumed run had, else on where it was
             measured to be faster: on a GPU.
-        shapes: the model on the meta device.
+        meta_model: the model on the meta device.
         recorded: the run config of the run that is continued.
         device_type: "cuda" or "cpu".
 
     Raises:
         UserError: if the model's decoder layers are not known.
     """
-    if setting == "on" and not decoder_layers(shapes):
+    if setting == "on" and not decoder_layers(meta_model):
         raise UserError(
             "compile needs a model whose decoder layers are known; got model type "
-            f"{shapes.config.model_type!r}; use --compile off"
+            f"{meta_model.config.model_type!r}; use --compile off"
         )
     if setting != "auto":
         return setting, ""
     if recorded is not None and recorded.compile != "auto":
         return recorded.compile, "as this run has it" if recorded.compile == "on" else ""
-    if device_type == "cuda" and decoder_layers(shapes):
+    if device_type == "cuda" and decoder_layers(meta_model):
         return "on", "on a GPU steps take less time and memory; the first takes some 10 s more"
     return "off", ""
-
-
-def set_up_cache(config: RunConfig) -> Path:
-    """Keep what is compiled in the user's cache folder, so that a run that goes on finds it there.
-
-    A folder that the variable TORCHINDUCTOR_CACHE_DIR names is used instead. What lies there is run
-    as code, so nobody else may change it. Nothing is ever removed.
-
-    Args:
-        config: the run config; names the cache folder, and says whether others may write it.
-
-    Raises:
-        UserError: if the folder cannot be made, or others can change it or one in it.
-    """
-    folder = Path(os.environ.get(CACHE_VARIABLE) or cache_folder(config.cache_folder) / "inductor")
-    what, shared = "folder of compiled layers", config.shared_folders
-    repair = f"name another by {CACHE_VARIABLE}, or give --shared-folders to use it as it is"
-    trust.make_writable_folder(
-        folder, what, f"the variable {CACHE_VARIABLE}", shared=shared, repair=repair
-    )
-    for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            trust.check_folder(inside, what, shared=shared, repair=repair)
-    os.environ[CACHE_VARIABLE] = str(folder)
-    # Each rank starts so many processes; by default as many as there are cores, up to 32.
-    of_rank = len(os.sched_getaffinity(0)) // distributed.local_world_size()
-    os.environ.setdefault(THREADS_VARIABLE, str(max(1, min(_MOST_THREADS, of_rank))))
-    return folder
 
 
 def compile_layers(model: Any, *, backend: str = "inductor") -> int:
     """Let each decoder layer run compiled from now on; it is compiled when it is first called.
 
-    The numbers are those of before up to rounding. Where a layer cannot be compiled, all of its
-    class run as before, and a warning says so once. May be called before or after DeepSpeed takes
+    Results are equal up to rounding. Where a layer cannot be compiled, all layers of its class run
+    as before, and one warning says so. May be called before or after DeepSpeed takes
     the model.
 
     Args:
@@ -113,7 +77,7 @@ def compile_layers(model: Any, *, backend: str = "inductor") -> int:
         backend: of `torch.compile`; "aot_eager" traces alike, and generates no code.
 
     Returns:
-        How many layers it now has that are compiled.
+        The number of compiled layers.
     """
     import torch._dynamo
 
@@ -176,7 +140,7 @@ class _CompiledLoss:
 
 
 def uncompile_layers(model: nn.Module) -> None:
-    """Undo `compile_layers`; what was compiled is kept for the case that it is called again."""
+    """Undo `compile_layers`; compiled code is kept for the next call of it."""
     for module in model.modules():
         before = getattr(type(module), "class_before", None)
         if before is not None:
@@ -274,8 +238,8 @@ def _compile(backend: str, graph: Any, inputs: Any) -> Any:
     # A view of a weight that were kept for the backward would keep the gathered weight, too.
     settings = {"force_non_lazy_backward_lowering": True, "recompute_views": True}
     # PyTorch's cache does not see when our operators' gradients change.
-    of_all_caches: Any = torch.compiler.config
-    tagged = of_all_caches.patch(cache_key_tag=f"diablo_ds {_code_digest()}")
+    compiler_config: Any = torch.compiler.config
+    tagged = compiler_config.patch(cache_key_tag=f"diablo_ds {_code_digest()}")
     with torch._functorch.config.patch(settings), tagged:
         return lookup_backend(backend)(graph, inputs)
 

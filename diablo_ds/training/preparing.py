@@ -18,7 +18,7 @@ from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.base import Base, keep_apart, read_base
-from diablo_ds.model.compilation import set_up_cache
+from diablo_ds.model.compile_cache import set_up_cache
 from diablo_ds.model.finding import find_model, fingerprint
 from diablo_ds.model.separation import Separation
 from diablo_ds.ranks import distributed

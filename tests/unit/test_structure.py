@@ -44,9 +44,6 @@ USERS = {
 
 
 STILL_LONG = {
-    "benchmarks/gpu/check_model.py",
-    "diablo_ds/model/compilation.py",
-    "diablo_ds/model/separation.py",
 }
 
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu import check_layers, check_model
+from benchmarks.gpu import check_layers, check_model, check_packing
 from benchmarks.gpu.check_layers import check_layer
-from benchmarks.gpu.check_model import check_packing, check_path
+from benchmarks.gpu.check_model import check_path
 from benchmarks.gpu.checks import cases
 from diablo_ds.adapter.autograd import diablo_linear
 from diablo_ds.adapter.paths import DELTA_PATHS
@@ -53,10 +53,10 @@ def test_a_loss_of_other_weights_is_found(monkeypatch):
 
 
 def test_packed_rows_that_see_each_other_are_found(monkeypatch):
-    collate = check_model.collate
+    collate = check_packing.collate
 
     def without_positions(*args, packing=False, **options):
         return collate(*args, packing=packing, **options)._replace(position_ids=None)
 
-    monkeypatch.setattr(check_model, "collate", without_positions)
-    assert not check_packing("tiny", "sdpa")["passed"]
+    monkeypatch.setattr(check_packing, "collate", without_positions)
+    assert not check_packing.check_packing("tiny", "sdpa")["passed"]

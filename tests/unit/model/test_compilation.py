@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,14 +20,12 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.model.compilation import (
-    CACHE_VARIABLE,
-    THREADS_VARIABLE,
     choose_compilation,
     compile_layers,
     compile_loss,
-    set_up_cache,
     uncompile_layers,
 )
+from diablo_ds.model.compile_cache import CACHE_VARIABLE, THREADS_VARIABLE
 from diablo_ds.model.loss import fusible_softmax_loss
 from diablo_ds.model.loss_head import LossHead
 from diablo_ds.model.recomputation import Recomputation, recompute_layers
@@ -236,28 +233,6 @@ def test_operators_keep_their_contract(path, has_own_input):
     arguments = x, x_adapter, weight, bias, delta, path
     torch.library.opcheck(compiled_blocks.product_op, arguments)
     torch.library.opcheck(compiled_blocks.frozen_linear_op, (x, weight, None))
-
-
-def test_compiled_code_lies_in_the_users_cache_unless_told_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, "")
-    monkeypatch.delenv(THREADS_VARIABLE, raising=False)
-    cache = tmp_path / "cache"
-    folder = set_up_cache(RunConfig(cache_folder=str(cache)))
-    assert folder.is_relative_to(cache)
-    assert os.environ[CACHE_VARIABLE] == str(folder)
-    assert int(os.environ[THREADS_VARIABLE]) >= 1
-
-    own = tmp_path / "own"
-    monkeypatch.setenv(CACHE_VARIABLE, str(own))
-    assert set_up_cache(RunConfig(cache_folder=str(cache))) == own
-    (own / "ab").mkdir()
-    (own / "ab").chmod(0o777)
-    with pytest.raises(UserError, match=f"folder of compiled layers must .* got {own}/ab"):
-        set_up_cache(RunConfig())
-    own.chmod(0o777)
-    with pytest.raises(UserError, match="folder of compiled layers must belong to you and be"):
-        set_up_cache(RunConfig())
-    assert set_up_cache(RunConfig(shared_folders=True)) == own
 
 
 def test_auto_is_on_for_a_gpu_and_as_the_run_was():
