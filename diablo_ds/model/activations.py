@@ -28,38 +28,38 @@ class ActivationSizes:
     """Bytes that autograd keeps from the forward to the backward of one micro batch."""
 
     layer: int
-    """One decoder layer's, its input included; the largest layer's where they differ."""
+    """Of a decoder layer, its input included; the largest layer's where they differ."""
     layer_input: int
-    """One decoder layer's that is recomputed: its input alone."""
+    """Of a recomputed decoder layer: its input alone."""
     attention: int
-    """What more is kept of one that is recomputed without its attention."""
+    """Extra bytes per recomputed layer if its attention output is kept."""
     rest: int
     """Outside the decoder layers, up to the input of the head."""
 
     def total(self, num_layers: int, recomputation: Recomputation) -> int:
         """Return the most bytes held at once, while the backward passes the decoder layers.
 
-        While a layer is recomputed, all of its own activations are there.
+        While a layer is recomputed, all of its own activations are in memory.
 
         Args:
             num_layers: decoder layers of the model.
             recomputation: which of them are recomputed.
         """
-        return self.kept(num_layers, recomputation) + self.again(recomputation)
+        return self.saved_bytes(num_layers, recomputation) + self.recompute_bytes(recomputation)
 
-    def kept(self, num_layers: int, recomputation: Recomputation) -> int:
-        """Return the bytes that are kept up to the backward; arguments as for `total`."""
+    def saved_bytes(self, num_layers: int, recomputation: Recomputation) -> int:
+        """Return the bytes kept from the forward to the backward; arguments as for `total`."""
         num_recomputed = recomputation.num_layers
-        whole = (num_layers - num_recomputed) * self.layer
-        return self.rest + whole + num_recomputed * self._of_recomputed(recomputation)
+        kept_layers = (num_layers - num_recomputed) * self.layer
+        return self.rest + kept_layers + num_recomputed * self._recomputed_layer(recomputation)
 
-    def again(self, recomputation: Recomputation) -> int:
-        """Return the bytes that a layer adds while it is recomputed; 0 where none is."""
+    def recompute_bytes(self, recomputation: Recomputation) -> int:
+        """Return the bytes that a layer adds while it is recomputed; 0 if none is."""
         if not recomputation.num_layers:
             return 0
-        return self.layer - self._of_recomputed(recomputation)
+        return self.layer - self._recomputed_layer(recomputation)
 
-    def _of_recomputed(self, recomputation: Recomputation) -> int:
+    def _recomputed_layer(self, recomputation: Recomputation) -> int:
         return self.layer_input + self.attention * recomputation.keep_attention
 
 
@@ -79,25 +79,25 @@ def attention_share(config: Any, length: int) -> float:
     return float(attention / (attention + weights))
 
 
-def measure_activations(shapes: Any, *, micro_batch: int, length: int) -> ActivationSizes:
+def measure_activations(meta_model: Any, *, micro_batch: int, length: int) -> ActivationSizes:
     """Measure what autograd would keep, without computing anything.
 
     Attention counts as a fused kernel, which keeps its inputs, its output and one fp32 number per
     query; a padding mask does not count, since training on the right-padded needs none.
 
     Args:
-        shapes: a Hugging Face causal LM on the meta device, in the dtype of the training, frozen
-            but for the deltas, which are attached.
+        meta_model: a Hugging Face causal LM on the meta device, in the dtype of the training, with
+            deltas attached and everything else frozen.
         micro_batch: sequences.
         length: tokens of each.
     """
-    layers = decoder_layers(shapes)
+    layers = decoder_layers(meta_model)
     if not layers:
         raise UserError(
             "activation memory needs a model whose decoder layers transformers names; got "
-            f"model type {shapes.config.model_type!r}"
+            f"model type {meta_model.config.model_type!r}"
         )
-    seen = _SavedBytes(shapes)
+    seen = _SavedBytes(meta_model)
     handles = [
         handle
         for layer in layers
@@ -107,18 +107,18 @@ def measure_activations(shapes: Any, *, micro_batch: int, length: int) -> Activa
         )
     ]
     inputs = torch.zeros(micro_batch, length, dtype=torch.int64, device="meta")
-    embeddings = shapes.get_input_embeddings()
+    embeddings = meta_model.get_input_embeddings()
     # As in training: the first layer's input needs a gradient.
     handles.append(
         embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
     )
-    base: Any = getattr(shapes, shapes.base_model_prefix)
-    training = shapes.training
+    base: Any = getattr(meta_model, meta_model.base_model_prefix)
+    training = meta_model.training
     try:
-        with _fused_attention(shapes, seen), seen.recording():
+        with _fused_attention(meta_model, seen), seen.recording():
             base.train()(input_ids=inputs, use_cache=False)
     finally:
-        shapes.train(training)
+        meta_model.train(training)
         for handle in handles:
             handle.remove()
     return ActivationSizes(
@@ -138,7 +138,7 @@ class _SavedBytes:
         self.layer_input = 0
         self.attention = 0
         self._layer: int | None = None
-        # Kept alive, so that no identity is given twice. A model's own tensors count elsewhere.
+        # Kept alive, so that no identity is reused. A model's own tensors count elsewhere.
         self._known = {
             _identity(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
         }
@@ -187,13 +187,13 @@ class _FusedAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, seq, _ = query.shape
         out = query.new_empty(batch, seq, heads, value.shape[-1]).transpose(1, 2)
-        of_queries = query.new_empty(query.shape[:-1], dtype=torch.float32)  # log of the sum
-        ctx.save_for_backward(query, key, value, out, of_queries)
+        logsumexp = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, logsumexp)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise AssertionError("shapes only")
+        raise AssertionError("on the meta device only")
 
 
 @contextmanager
@@ -206,8 +206,8 @@ def _fused_attention(model: Any, seen: _SavedBytes) -> Iterator[None]:
     ) -> tuple[Tensor, None]:
         """Map ``[batch, heads, seq, head_dim]`` to ``[batch, seq, heads, head_dim]``."""
         out: Tensor = _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
-        of_queries = query[..., 0].numel() * torch.float32.itemsize
-        seen.attention = max(seen.attention, _num_bytes(out) + of_queries)
+        logsumexp_bytes = query[..., 0].numel() * torch.float32.itemsize
+        seen.attention = max(seen.attention, _num_bytes(out) + logsumexp_bytes)
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(_COUNTED, forward)

@@ -88,8 +88,8 @@ def rank_memory(
         # What comes from other ranks arrives in one flat buffer and is copied out of it.
         ahead = gathers.most_ahead if world > 1 else 0
         gathered = (gathers.most_elements + ahead) * size
-    kept = model.activations.kept(model.num_layers, recomputation)
-    again = model.activations.again(recomputation)
+    kept = model.activations.saved_bytes(model.num_layers, recomputation)
+    again = model.activations.recompute_bytes(recomputation)
     layer_backward = again + 3 * num_rows * model.widest * size
     bucket_elements, num_buckets = buckets
     # On a CPU a bucket takes what is written to it.

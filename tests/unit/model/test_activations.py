@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from diablo_ds.adapter.attach import attach
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
-from diablo_ds.model.activations import _SavedBytes, attention_share, measure_activations
+from diablo_ds.model.activations import attention_share, measure_activations
 from diablo_ds.model.architecture import build_meta_model, decoder_layer_classes
 from diablo_ds.model.recomputation import Recomputation, recompute_layers, spread_evenly
 from tests.tiny import FAMILIES, build_model
@@ -20,17 +22,42 @@ def _attach(model):
     return model
 
 
-def _really_saved(model, micro_batch: int, length: int) -> _SavedBytes:
-    """Count the storages that autograd keeps of a real forward."""
-    seen = _SavedBytes(model)
-    for layer in model.modules():
-        if isinstance(layer, tuple(decoder_layer_classes(model))):
-            layer.register_forward_pre_hook(seen.enter)
-            layer.register_forward_hook(seen.leave)
+class _Saved(NamedTuple):
+    """Bytes that a real forward keeps for its backward."""
+
+    layers: list[int]
+    """Of each decoder layer, its input included."""
+    rest: int
+
+
+def _really_saved(model, micro_batch: int, length: int) -> _Saved:
+    """Run a forward on the CPU, and add up the memory of the tensors that autograd asks to keep.
+
+    Memory that several of them share counts once, where it is kept first; weights do not count.
+    """
+    layers = [m for m in model.modules() if isinstance(m, tuple(decoder_layer_classes(model)))]
+    kept = {t.untyped_storage().data_ptr(): None for t in (*model.parameters(), *model.buffers())}
+    num_bytes = [0] * (len(layers) + 1)  # the last: outside the layers
+    running = [len(layers)]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in kept:
+            kept[storage.data_ptr()] = tensor  # alive, so that its memory is not used again
+            num_bytes[running[0]] += storage.nbytes()
+        return tensor
+
+    def enter(index: int, args: tuple) -> None:
+        running[0] = index
+        keep(args[0])  # a recomputed layer keeps it without autograd's asking
+
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(lambda _, args, index=index: enter(index, args))
+        layer.register_forward_hook(lambda *_: running.__setitem__(0, len(layers)))
     model.enable_input_require_grads()
-    with seen.recording():
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.base_model(input_ids=torch.zeros(micro_batch, length, dtype=torch.int64))
-    return seen
+    return _Saved(num_bytes[:-1], num_bytes[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -38,10 +65,10 @@ def _really_saved(model, micro_batch: int, length: int) -> _SavedBytes:
 def test_shapes_alone_tell_what_autograd_keeps(family, dtype):
     # As many key heads as query heads: how grouped ones are expanded is up to the kernel.
     real = _attach(build_model(family, num_key_value_heads=4).to(dtype))
-    shapes = _attach(build_meta_model(real.config).to(dtype))
-    sizes = measure_activations(shapes, micro_batch=2, length=24)
+    meta_model = _attach(build_meta_model(real.config).to(dtype))
+    sizes = measure_activations(meta_model, micro_batch=2, length=24)
     seen = _really_saved(real, 2, 24)
-    assert sizes.layer == max(seen.layers.values())
+    assert sizes.layer == max(seen.layers)
     assert sizes.layer_input == 2 * 24 * 32 * dtype.itemsize
     assert sizes.attention == 2 * 24 * (32 * dtype.itemsize + 4 * 4)
     assert sizes.rest == seen.rest
@@ -60,14 +87,14 @@ def test_any_model_can_be_measured_and_is_left_as_it_was():
 def test_the_total_is_what_autograd_keeps_of_a_model_with_recomputed_layers(recomputation):
     num_layers, keep_attention = recomputation
     real = _attach(build_model("llama", num_hidden_layers=4, num_key_value_heads=4))
-    shapes = _attach(build_meta_model(real.config))
-    sizes = measure_activations(shapes, micro_batch=2, length=24)
+    meta_model = _attach(build_meta_model(real.config))
+    sizes = measure_activations(meta_model, micro_batch=2, length=24)
     recompute_layers(real, Recomputation(*recomputation), reentrant=False)
     seen = _really_saved(real, 2, 24)
-    held = seen.rest + sum(seen.layers.values())
+    held = seen.rest + sum(seen.layers)
     # Of the layers that are recomputed, one at a time has all of its activations.
-    of_recomputed = sizes.layer_input + sizes.attention * keep_attention
-    one_more = sizes.layer - of_recomputed if num_layers else 0
+    recomputed_layer = sizes.layer_input + sizes.attention * keep_attention
+    one_more = sizes.layer - recomputed_layer if num_layers else 0
     if keep_attention:  # kept by checkpointing itself, where autograd's hooks do not see it
         held += num_layers * sizes.attention
     # The tables of rotary positions belong to every layer, and are there once.
