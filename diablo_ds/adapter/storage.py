@@ -84,7 +84,7 @@ def save_adapter(
     """Save an adapter as a folder, atomically.
 
     Args:
-        folder: created, or replaced as a whole.
+        folder: created, or replaced entirely.
         tensors: deltas by parameter name, ``[num_blocks, in_block, out_block]``, fp32.
         config: what the deltas belong to.
         beside: values of other JSON files, by name.
@@ -116,7 +116,7 @@ def load_adapter_config(folder: Path) -> AdapterConfig:
     rules = {
         "base_model must be text": isinstance(config.base_model, str),
         "base_fingerprint must be text": isinstance(config.base_fingerprint, str),
-        "num_blocks must be a whole number from 1 for each layer": isinstance(blocks, dict)
+        "num_blocks must be an integer from 1 for each layer": isinstance(blocks, dict)
         and all(type(number) is int and number >= 1 for number in blocks.values()),
         "dropout must be from 0 to 1": type(dropout) in (int, float) and 0 <= dropout < 1,
     }

@@ -32,7 +32,7 @@ def attentions_by_length() -> tuple[str, ...]:
 
 def choose_attention(
     setting: str,
-    shapes: Any,
+    meta_model: Any,
     precision: str,
     device_type: str,
     installed: Sequence[str],
@@ -45,7 +45,7 @@ def choose_attention(
         setting: "auto" or a name. On a GPU in half precision auto takes the newest FlashAttention
             package that is installed, or else, for packed rows, PyTorch's own kernel of variable
             length. Otherwise it takes what transformers takes, PyTorch's other kernels.
-        shapes: the model on the meta device.
+        meta_model: the model on the meta device.
         precision: "bf16", "fp16" or "fp32".
         device_type: "cuda" or "cpu".
         installed: attentions of variable length that can be used, the best first.
@@ -58,9 +58,9 @@ def choose_attention(
     fits_device = device_type == "cuda" and precision != "fp32"
     if setting == "auto":
         for name in installed if fits_device else ():
-            if (packing or name != VARLEN) and _supports(shapes, name):
+            if (packing or name != VARLEN) and _supports(meta_model, name):
                 return name
-        default: str = shapes.config.get_text_config()._attn_implementation
+        default: str = meta_model.config.get_text_config()._attn_implementation
         return default
     if takes_lengths(setting):
         if not fits_device:
@@ -78,25 +78,25 @@ def choose_attention(
                 f"{setting} needs {needed}; got {', '.join(installed) or 'none'} installed; "
                 "use sdpa"
             )
-    if not _supports(shapes, setting):
+    if not _supports(meta_model, setting):
         raise UserError(
             f"attention must be one that the model supports; got attention={setting!r} for model "
-            f"type {shapes.config.model_type!r}; use auto"
+            f"type {meta_model.config.model_type!r}; use auto"
         )
     return setting
 
 
-def _supports(shapes: Any, name: str) -> bool:
+def _supports(meta_model: Any, name: str) -> bool:
     if name == "eager":
         return True
     if name == "sdpa":
-        return bool(getattr(shapes, "_supports_sdpa", False))
-    supports_flash = bool(getattr(shapes, "_supports_flash_attn", False))
+        return bool(getattr(meta_model, "_supports_sdpa", False))
+    supports_flash = bool(getattr(meta_model, "_supports_flash_attn", False))
     if name != VARLEN:
         return supports_flash
     # Not all models look their attention up where others can be registered.
-    looks_up = bool(getattr(shapes, "_supports_attention_backend", False))
-    return supports_flash and looks_up and takes_heads(shapes.config.get_text_config())
+    looks_up = bool(getattr(meta_model, "_supports_attention_backend", False))
+    return supports_flash and looks_up and takes_heads(meta_model.config.get_text_config())
 
 
 def takes_lengths(attention: str) -> bool:

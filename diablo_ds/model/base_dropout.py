@@ -24,28 +24,30 @@ Rates = dict[str, float]
 _ATTENTION_RATE_ARGUMENT = 4
 
 
-def find_dropout(shapes: Any) -> Rates:
+def find_dropout(meta_model: Any) -> Rates:
     """Return the dropout that acts while a model trains.
 
     Args:
-        shapes: the model on the meta device, in training mode, without deltas.
+        meta_model: the model on the meta device, in training mode, without deltas.
     """
-    found = _declared(shapes, only="layerdrop")  # drops whole layers, by no function of its own
+    found = _declared(
+        meta_model, only="layerdrop"
+    )  # drops entire layers, without calling a dropout function
     try:
-        acting = _acting(shapes)
+        acting = _acting(meta_model)
     except Exception:  # values decide about its forward, and there are none on the meta device
-        acting = _declared(shapes)
+        acting = _declared(meta_model)
     return found | acting
 
 
-def check_layers_kept(shapes: Any) -> None:
+def check_layers_kept(meta_model: Any) -> None:
     """Raise UserError where training leaves out layers at random: on each rank others.
 
     Under ZeRO-3 all ranks have to gather the same layers.
     """
-    if rates := _declared(shapes, only="layerdrop"):
+    if rates := _declared(meta_model, only="layerdrop"):
         raise UserError(
-            "a base that drops whole layers at random needs ZeRO stage 0, 1 or 2, or a single rank;"
+            "a base that drops entire layers at random needs ZeRO stage 0, 1 or 2, or one rank;"
             f" got layerdrop={max(rates.values()):g} at stage 3; use --no-base-dropout"
         )
 
@@ -69,12 +71,12 @@ def switch_off_dropout(model: Any) -> None:
         _set_to_zero(config)
 
 
-def choose_dropout(setting: bool | None, shapes: Any) -> tuple[bool | None, Rates]:
-    """Decide whether the base keeps its dropout; switches that of ``shapes`` off where not.
+def choose_dropout(setting: bool | None, meta_model: Any) -> tuple[bool | None, Rates]:
+    """Decide whether the base keeps its dropout; switches that of ``meta_model`` off where not.
 
     Args:
         setting: the run config's `base_dropout`; None where it is open.
-        shapes: as for `find_dropout`.
+        meta_model: as for `find_dropout`.
 
     Returns:
         The setting as chosen, None where the base has no dropout, and the rates found.
@@ -82,7 +84,7 @@ def choose_dropout(setting: bool | None, shapes: Any) -> tuple[bool | None, Rate
     Raises:
         UserError: if the setting has no effect, or some dropout cannot be switched off.
     """
-    rates = find_dropout(shapes)
+    rates = find_dropout(meta_model)
     if not rates:
         if setting is not None:
             raise UserError(
@@ -91,8 +93,8 @@ def choose_dropout(setting: bool | None, shapes: Any) -> tuple[bool | None, Rate
             )
         return None, rates
     if setting is False:
-        switch_off_dropout(shapes)
-        if left := find_dropout(shapes):
+        switch_off_dropout(meta_model)
+        if left := find_dropout(meta_model):
             raise UserError(
                 "base_dropout=False must switch off all of the base's dropout; got what cannot be "
                 f"reached: {describe_dropout(left)}; train with it"
@@ -136,10 +138,10 @@ def _declared(model: nn.Module, only: str = "drop") -> Rates:
     return found
 
 
-def _acting(shapes: Any) -> Rates:
+def _acting(meta_model: Any) -> Rates:
     """Return rates by the modules whose forward calls a dropout function."""
     found: Rates = {}
-    with _module_paths(shapes) as paths:
+    with _module_paths(meta_model) as paths:
 
         def note(rate: float) -> None:
             path = _without_numbers(paths[-1])
@@ -147,9 +149,9 @@ def _acting(shapes: Any) -> Rates:
 
         tokens = torch.zeros(1, 2, dtype=torch.int64, device="meta")
         # A mask of 4 dims is taken as it is; to build one, values would be needed.
-        mask = torch.zeros(1, 1, 2, 2, dtype=next(shapes.parameters()).dtype, device="meta")
+        mask = torch.zeros(1, 1, 2, 2, dtype=next(meta_model.parameters()).dtype, device="meta")
         with _Watch(note), torch.no_grad():
-            shapes(input_ids=tokens, position_ids=tokens, attention_mask=mask, use_cache=False)
+            meta_model(input_ids=tokens, position_ids=tokens, attention_mask=mask, use_cache=False)
     return found
 
 

@@ -191,8 +191,8 @@ class _Compilation:
 
     def run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the forward of a layer, compiled unless that failed."""
-        # A layer that is computed again in the backward has to do what it did in the forward, also
-        # where another layer has failed in between; and PyTorch ends that by an error of its own.
+        # A layer that is recomputed in the backward has to do what it did in the forward, even if
+        # another layer has failed since; and PyTorch ends that by an error of its own.
         kinds = _compiler_errors()
         if not _is_in_backward():
             layer.runs_compiled = not self.has_failed

@@ -16,7 +16,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 _HUB_COPIES = ["consolidated*", "original/*"]
-"""The same weights again, in their authors' own format."""
+"""The same weights in their authors' own format."""
 
 
 _SAMPLES_PER_TENSOR_BYTES = 1024
@@ -53,7 +53,7 @@ def fingerprint(folder: Path) -> str:
     """Return a hash that tells one base model's weights from another's, in well under a second.
 
     It covers the safetensors headers (names, shapes, dtypes) and the first 1 KiB of each tensor,
-    so it also tells a model from its fine-tuned versions, without reading the whole checkpoint.
+    so it also tells a model from its fine-tuned versions, without reading all of them.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):

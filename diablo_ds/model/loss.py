@@ -16,7 +16,7 @@ would wait for the head's weight to be read; on a CPU larger chunks are no faste
 _ROWS_TILE = 128
 """Rows of a chunk are a multiple of it: matrix products of other heights waste a tile's rest."""
 _FP16_GAIN = 1024.0
-"""Keeps small probabilities from vanishing in fp16; taken out again in fp32."""
+"""Keeps small probabilities from vanishing in fp16; divided out in fp32."""
 
 
 def count_targets(labels: Tensor) -> Tensor:
@@ -78,10 +78,10 @@ def in_place_softmax_loss(
     """
     values = logits.float()
     values.sub_(values.amax(dim=1, keepdim=True))
-    of_target = values.gather(1, target)  # [rows, 1]
+    target_logit = values.gather(1, target)  # [rows, 1]
     powers = values.exp_()  # in place, as logsumexp and softmax are not
     total = powers.sum(dim=1, keepdim=True)  # [rows, 1]
-    loss = (total.log() - of_target).sum()
+    loss = (total.log() - target_logit).sum()
     if with_grad:
         powers.mul_(gain / total).scatter_add_(1, target, torch.full_like(total, -gain))
     return loss, powers if logits.dtype == powers.dtype else logits.copy_(powers)
@@ -139,8 +139,8 @@ def linear_cross_entropy(
         target = targets[start : start + step, None]  # [rows, 1]
         # The original linear: DeepSpeed replaces F.linear by one that needs autograd.
         logits = torch.ops.aten.linear(chunk, weight, bias)  # [rows, vocab]
-        of_chunk, grad_logits = softmax_loss(logits, target, grad_gain(hidden.dtype), with_grad)
-        loss += of_chunk
+        chunk_loss, grad_logits = softmax_loss(logits, target, grad_gain(hidden.dtype), with_grad)
+        loss += chunk_loss
         if grad is not None:
             torch.mm(grad_logits, weight, out=grad[start : start + step])
     return loss, grad

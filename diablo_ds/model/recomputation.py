@@ -13,7 +13,7 @@ LARGE_MODEL_PARAMETERS = 1_000_000_000
 
 
 class Recomputation(NamedTuple):
-    """Which decoder layers are computed again in the backward, and what is kept of them."""
+    """Which decoder layers are recomputed in the backward, and what is kept of them."""
 
     num_layers: int
     """Layers that are recomputed, spread evenly over the model."""
@@ -27,12 +27,12 @@ class Recomputation(NamedTuple):
         return f"{self.num_layers} of {num_layers} decoder layers recomputed{kept}"
 
 
-def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
+def choose_recomputation(config: RunConfig, meta_model: Any) -> Recomputation:
     """Return which decoder layers a run config lets recompute, without a memory budget.
 
     Args:
         config: the run config. Where it leaves it open, large models are recomputed.
-        shapes: the model on the meta device.
+        meta_model: the model on the meta device.
 
     Raises:
         UserError: if the model does not support it, or has fewer layers.
@@ -40,11 +40,11 @@ def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
     details = config.reentrant or config.checkpointed_layers or config.keep_attention
     wanted = config.gradient_checkpointing
     if wanted is None:
-        wanted = bool(details) or num_elements(shapes) >= LARGE_MODEL_PARAMETERS
+        wanted = bool(details) or num_elements(meta_model) >= LARGE_MODEL_PARAMETERS
     if not wanted:
         return Recomputation(0)
-    check_recomputable(shapes)
-    num_layers = len(decoder_layers(shapes))
+    check_recomputable(meta_model)
+    num_layers = len(decoder_layers(meta_model))
     if config.checkpointed_layers > num_layers:
         raise UserError(
             "checkpointed_layers must be at most the model's decoder layers; got "
@@ -53,12 +53,12 @@ def choose_recomputation(config: RunConfig, shapes: Any) -> Recomputation:
     return Recomputation(config.checkpointed_layers or num_layers, config.keep_attention)
 
 
-def check_recomputable(shapes: Any) -> None:
+def check_recomputable(meta_model: Any) -> None:
     """Raise UserError unless a model can recompute its decoder layers."""
-    if not getattr(shapes, "supports_gradient_checkpointing", False):
+    if not getattr(meta_model, "supports_gradient_checkpointing", False):
         raise UserError(
             "gradient_checkpointing needs a model that supports it; got "
-            f"model type {shapes.config.model_type!r}; use --no-gradient-checkpointing"
+            f"model type {meta_model.config.model_type!r}; use --no-gradient-checkpointing"
         )
 
 
@@ -70,7 +70,7 @@ def spread_evenly(num_layers: int, num_chosen: int) -> list[bool]:
 
 
 def recompute_layers(model: Any, recomputation: Recomputation, *, reentrant: bool) -> None:
-    """Let decoder layers be computed again in the backward pass, instead of keeping activations.
+    """Recompute decoder layers in the backward pass instead of keeping their activations.
 
     Args:
         model: the model.

@@ -107,8 +107,8 @@ class SmallModel:
     def difference_by_history(self) -> float:
         """Return the largest difference of losses alone when examples come in another order."""
         order = sorted(range(len(_ALONE)), key=lambda index: -_ALONE[index])  # as micro batches are
-        again = [self._alone(self.examples[index]) for index in order]
-        return max(distance(a, self.alone[i]) for a, i in zip(again, order, strict=True))
+        reordered = [self._alone(self.examples[index]) for index in order]
+        return max(distance(a, self.alone[i]) for a, i in zip(reordered, order, strict=True))
 
     def sees_later_tokens(self) -> bool:
         """Return whether another last token changes the losses of the tokens before it."""

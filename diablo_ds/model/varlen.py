@@ -107,7 +107,7 @@ def varlen_attention(
         max_length_q = seq
     scale = head_dim**-0.5 if scaling is None else scaling
     value_dim = value.shape[-1]
-    # Zeros in further columns change no score; those of the value are cut off again.
+    # Columns of zeros change no score; those of the output are cut off below.
     width = -(-max(head_dim, value_dim) // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
     q, k, v = (_rows(x, width) for x in (query, key, value))  # [tokens, heads, width]
     attend: Callable[..., Tensor] = _by_kernel if q.is_cuda else _in_parts

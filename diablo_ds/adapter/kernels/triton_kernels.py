@@ -190,7 +190,7 @@ def block_gradients(
 ):
     """Compute ``dX = dY D^T``, or add it, and ``dD_i = X_i^T dY_i``, reading ``dY`` once.
 
-    One program takes a whole block, ``rows`` and ``columns`` being at least its widths, and one
+    One program takes an entire block, ``rows`` and ``columns`` being at least its widths, and one
     split of the tokens. ``grad_delta`` is ``[splits, num_blocks, in_block, out_block]``. The grid
     is one-dimensional: blocks, then splits.
     """

@@ -34,7 +34,7 @@ PRODUCT_TILES = (Tile(128, 128, 8, 2), Tile(128, 64, 4, 2))
 GRADIENT_TILES = (Tile(64, 128, 4, 4), Tile(128, 128, 8, 3))
 FP32_TILES = (Tile(64, 64, 4, 2),)
 MOST_SUMS = 1 << 14
-"""Sums in fp32 that one program may hold: those of a whole block, where it is padded to this."""
+"""Sums in fp32 that one program may hold: those of an entire block, padded to this."""
 TWO_LAUNCHES = Tile(0, 0, 0, 0)
 """Stands among the tiles of both gradients for a launch of its own for each."""
 _chosen: dict[Any, Tile] = {}

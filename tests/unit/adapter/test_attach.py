@@ -267,9 +267,9 @@ def test_damaged_adapter_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_blocks": [4]}, "num_blocks must be a whole number from 1 for each layer"),
-        ({"num_blocks": {"a": "4"}}, "num_blocks must be a whole number from 1 for each layer"),
-        ({"num_blocks": {"a": True}}, "num_blocks must be a whole number from 1 for each layer"),
+        ({"num_blocks": [4]}, "num_blocks must be an integer from 1 for each layer"),
+        ({"num_blocks": {"a": "4"}}, "num_blocks must be an integer from 1 for each layer"),
+        ({"num_blocks": {"a": True}}, "num_blocks must be an integer from 1 for each layer"),
         ({"base_model": 7}, "base_model must be text"),
         ({"base_fingerprint": None}, "base_fingerprint must be text"),
         ({"dropout": "0"}, "dropout must be from 0 to 1"),

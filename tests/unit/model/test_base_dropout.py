@@ -61,14 +61,14 @@ WITH_DROPOUT: dict[str, tuple[PreTrainedConfig, dict[str, float]]] = {
 }
 
 
-def _shapes(name: str) -> torch.nn.Module:
+def _meta_model(name: str) -> torch.nn.Module:
     config = WITH_DROPOUT[name][0]
     return build_meta_model(type(config).from_dict(config.to_dict()))
 
 
 @pytest.mark.parametrize("name", ["opt", "llama", "gpt2"])
 def test_dropout_is_named_where_it_acts(name):
-    assert find_dropout(_shapes(name)) == WITH_DROPOUT[name][1]
+    assert find_dropout(_meta_model(name)) == WITH_DROPOUT[name][1]
 
 
 @pytest.mark.parametrize("name", WITH_DROPOUT)
@@ -79,24 +79,24 @@ def test_switched_off_a_training_forward_equals_an_evaluation(name):
     tokens = torch.randint(64, (2, 16))
     with torch.no_grad():
         differ = not torch.equal(model(tokens).logits, model(tokens).logits)
-        assert differ == bool(find_dropout(_shapes(name)))
+        assert differ == bool(find_dropout(_meta_model(name)))
         switch_off_dropout(model)
         trained = model(tokens).logits
         assert torch.equal(trained, model(tokens).logits)
         assert torch.equal(trained, model.eval()(tokens).logits)
 
 
-def _resolve(setting: bool | None, shapes: torch.nn.Module) -> object:
+def _resolve(setting: bool | None, meta_model: torch.nn.Module) -> object:
     config = RunConfig(base_dropout=setting)
-    return resolve_run(config, [Machine("host", "cpu", bf16_factor=1.0)], shapes)
+    return resolve_run(config, [Machine("host", "cpu", bf16_factor=1.0)], meta_model)
 
 
 def test_it_is_said_and_recorded_and_an_option_switches_it_off():
-    kept = _resolve(None, _shapes("opt"))
+    kept = _resolve(None, _meta_model("opt"))
     assert kept.run_config.base_dropout is True
     assert "base dropout on: the base's config has 0.1 in model.decoder.layers.*;" in kept.text()
     assert kept.base_dropout == {"model.decoder.layers.*": 0.1}
-    off = _resolve(False, _shapes("opt"))
+    off = _resolve(False, _meta_model("opt"))
     assert off.run_config.base_dropout is False
     assert "base dropout off, as asked: the base's config has 0.1" in off.text()
     assert not off.base_dropout
@@ -104,10 +104,10 @@ def test_it_is_said_and_recorded_and_an_option_switches_it_off():
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_without_dropout_the_setting_is_an_error(setting):
-    shapes = build_meta_model(LlamaConfig(**SHAPE, intermediate_size=64))
+    meta_model = build_meta_model(LlamaConfig(**SHAPE, intermediate_size=64))
     with pytest.raises(UserError, match="base_dropout needs a base with dropout of its own"):
-        _resolve(setting, shapes)
-    none = _resolve(None, shapes)
+        _resolve(setting, meta_model)
+    none = _resolve(None, meta_model)
     assert none.run_config.base_dropout is None
     assert "base dropout" not in none.text()
 
@@ -121,25 +121,25 @@ def test_layers_dropped_at_random_do_not_go_with_stage_3_on_several_ranks():
         dropout=0.0,
         layerdrop=0.2,
     )
-    shapes, policy = build_meta_model(config), {"zero_optimization": {"stage": 3}}
+    meta_model, policy = build_meta_model(config), {"zero_optimization": {"stage": 3}}
     host = Machine("host", "cpu", bf16_factor=1.0)
-    assert find_dropout(shapes) == {"model.decoder": 0.2}
-    assert resolve_run(RunConfig(), [host], shapes, policy=policy).run_config.base_dropout
+    assert find_dropout(meta_model) == {"model.decoder": 0.2}
+    assert resolve_run(RunConfig(), [host], meta_model, policy=policy).run_config.base_dropout
     with pytest.raises(UserError, match="drops whole layers at random needs ZeRO stage 0, 1 or 2"):
-        resolve_run(RunConfig(), [host] * 2, shapes, policy=policy)
+        resolve_run(RunConfig(), [host] * 2, meta_model, policy=policy)
     off = RunConfig(base_dropout=False)
-    assert resolve_run(off, [host] * 2, shapes, policy=policy).run_config.base_dropout is False
+    assert resolve_run(off, [host] * 2, meta_model, policy=policy).run_config.base_dropout is False
 
 
 def test_dropout_that_cannot_be_reached_is_an_error():
-    shapes = _shapes("opt")
-    layer = type(shapes.model.decoder.layers[0])
+    meta_model = _meta_model("opt")
+    layer = type(meta_model.model.decoder.layers[0])
 
     class Hidden(layer):  # type: ignore[misc,valid-type]
         def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
             hidden_states = torch.nn.functional.dropout(hidden_states, 0.3, self.training)
             return super().forward(hidden_states, *args, **kwargs)
 
-    shapes.model.decoder.layers[1].__class__ = Hidden
+    meta_model.model.decoder.layers[1].__class__ = Hidden
     with pytest.raises(UserError, match=r"cannot be reached: 0\.3 in model\.decoder"):
-        _resolve(False, shapes)
+        _resolve(False, meta_model)

@@ -236,16 +236,16 @@ def test_operators_keep_their_contract(path, has_own_input):
 
 
 def test_auto_is_on_for_a_gpu_and_as_the_run_was():
-    shapes = build_model()
-    assert choose_compilation("auto", shapes, None, "cpu")[0] == "off"
-    assert choose_compilation("auto", shapes, None, "cuda")[0] == "on"
-    assert choose_compilation("auto", shapes, RunConfig(compile="on"), "cpu")[0] == "on"
-    assert choose_compilation("auto", shapes, RunConfig(compile="off"), "cuda")[0] == "off"
-    assert choose_compilation("off", shapes, RunConfig(compile="on"), "cuda")[0] == "off"
-    shapes._no_split_modules = []
-    assert choose_compilation("auto", shapes, None, "cuda")[0] == "off"
+    meta_model = build_model()
+    assert choose_compilation("auto", meta_model, None, "cpu")[0] == "off"
+    assert choose_compilation("auto", meta_model, None, "cuda")[0] == "on"
+    assert choose_compilation("auto", meta_model, RunConfig(compile="on"), "cpu")[0] == "on"
+    assert choose_compilation("auto", meta_model, RunConfig(compile="off"), "cuda")[0] == "off"
+    assert choose_compilation("off", meta_model, RunConfig(compile="on"), "cuda")[0] == "off"
+    meta_model._no_split_modules = []
+    assert choose_compilation("auto", meta_model, None, "cuda")[0] == "off"
     with pytest.raises(UserError, match="compile needs a model whose decoder layers are known"):
-        choose_compilation("on", shapes, None, "cuda")
+        choose_compilation("on", meta_model, None, "cuda")
 
 
 def test_a_compiled_loss_is_one_code_for_any_number_of_rows(monkeypatch):

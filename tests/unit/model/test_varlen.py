@@ -181,13 +181,13 @@ def test_others_are_refused_by_name_and_get_another_attention_otherwise(config, 
         prove_separation(config, RUN, VARLEN, torch.bfloat16)
     if config is CONVOLUTION:  # nothing keeps its examples apart
         return
-    shapes = build_meta_model(config)
+    meta_model = build_meta_model(config)
     run = replace(RUN, attention=VARLEN)
-    kept, separation = keep_apart(Base(None, config, shapes), run, asked="auto")
-    assert kept.attention == shapes.config._attn_implementation
+    kept, separation = keep_apart(Base(None, config, meta_model), run, asked="auto")
+    assert kept.attention == meta_model.config._attn_implementation
     assert "MB for a micro batch of 4 x 64 tokens" in separation.text
     with pytest.raises(UserError, match=reason):
-        keep_apart(Base(None, config, shapes), run, asked=VARLEN)
+        keep_apart(Base(None, config, meta_model), run, asked=VARLEN)
 
 
 def test_dropout_that_is_switched_off_is_no_obstacle():
@@ -208,10 +208,10 @@ def test_an_attention_that_ignores_what_a_model_asks_for_is_found_out(monkeypatc
 
 
 def test_packed_rows_on_a_gpu_take_it_where_no_package_is_installed():
-    shapes = build_meta_model(FAMILIES["llama"])
+    meta_model = build_meta_model(FAMILIES["llama"])
 
     def attention(machine=GPU, **settings):
-        resolution = resolve_run(RunConfig(**settings), [machine], shapes)
+        resolution = resolve_run(RunConfig(**settings), [machine], meta_model)
         return resolution.run_config.attention
 
     assert attention(packing=True) == VARLEN
@@ -226,15 +226,15 @@ def test_packed_rows_on_a_gpu_take_it_where_no_package_is_installed():
 
 
 def test_it_is_refused_where_it_cannot_run():
-    shapes = build_meta_model(FAMILIES["llama"])
+    meta_model = build_meta_model(FAMILIES["llama"])
     with pytest.raises(UserError, match=r"varlen needs PyTorch 2.11 or later and a GPU"):
-        choose_attention(VARLEN, shapes, "bf16", "cuda", ())
+        choose_attention(VARLEN, meta_model, "bf16", "cuda", ())
     with pytest.raises(UserError, match="varlen needs a GPU and half precision"):
-        choose_attention(VARLEN, shapes, "bf16", "cpu", ())
+        choose_attention(VARLEN, meta_model, "bf16", "cpu", ())
     wide = build_meta_model(LlamaConfig(**SHAPE, head_dim=512))
     assert choose_attention("auto", wide, "bf16", "cuda", (VARLEN,), packing=True) == "sdpa"
     with pytest.raises(UserError, match="attention must be one that the model supports"):
         choose_attention(VARLEN, wide, "bf16", "cuda", (VARLEN,), packing=True)
-    own = SimpleNamespace(config=shapes.config, _supports_flash_attn=True)  # looks nothing up
+    own = SimpleNamespace(config=meta_model.config, _supports_flash_attn=True)  # looks nothing up
     assert choose_attention("auto", own, "bf16", "cuda", (VARLEN,), packing=True) == "sdpa"
     assert has_varlen_kernel() <= torch.cuda.is_available()
