@@ -30,9 +30,8 @@ def find_dropout(meta_model: Any) -> Rates:
     Args:
         meta_model: the model on the meta device, in training mode, without deltas.
     """
-    found = _declared(
-        meta_model, only="layerdrop"
-    )  # drops entire layers, without calling a dropout function
+    # Drops entire layers, without calling a dropout function.
+    found = _declared(meta_model, only="layerdrop")
     try:
         acting = _acting(meta_model)
     except Exception:  # values decide about its forward, and there are none on the meta device

@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from diablo_ds.adapter.attach import diablo_layers, without_deltas
+from diablo_ds.model.architecture import build_meta_model
+from diablo_ds.model.loss_head import install_loss_head, loss_of
 from diablo_ds.zero.loading import load_base
 from tests.distributed.runner import run_distributed
-from tests.distributed.training import CONFIG, build, micro_batches
+from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.distributed
 
 
-@torch.no_grad()
 def _check(rank: int, model_folder: Path) -> None:
-    engine, deltas, _ = build(model_folder, "zero3.json", changes={"stage3_max_reuse_distance": 0})
-    (batch, *_) = micro_batches(0, CONFIG, rank, 1)
+    from diablo_ds.training.step import train_step
 
-    def logits(model: Any) -> torch.Tensor:
-        return model(**batch.model_inputs()).logits
+    engine = build(model_folder, "zero3.json", changes={"stage3_max_reuse_distance": 0})
+    batches = micro_batches(0, CONFIG, rank, 1)
+    train_step(engine, batches, learning_rate(CONFIG, 0))  # the deltas are no longer zero
+    base = load_base(model_folder, CONFIG.precision)
+    assert install_loss_head(base, build_meta_model(base.config))
 
-    from deepspeed.zero import GatheredParameters
+    @torch.no_grad()
+    def loss() -> torch.Tensor:
+        with engine.evaluating():
+            return engine.loss(batches[0])
 
-    with GatheredParameters(list(deltas.values()), modifier_rank=0):
-        for delta in deltas.values():
-            torch.nn.init.normal_(delta, std=0.1)
-    engine.module.eval()
-    base = load_base(model_folder, CONFIG.precision).eval()
-    expected, before = logits(base), logits(engine)
+    with torch.no_grad():
+        expected = loss_of(base.eval(), batches[0])
+    before = loss()
     assert not torch.equal(before, expected)
     one, *_ = diablo_layers(engine.module).values()
     one.is_enabled = False
-    kept = logits(engine)
+    with_others = loss()
     with without_deltas(engine.module):
-        assert torch.equal(logits(engine), expected)
-    assert torch.equal(logits(engine), kept)  # that layer's switch is as it was
+        assert torch.equal(loss(), expected)
+    assert torch.equal(loss(), with_others)  # that layer's switch is as it was
     one.is_enabled = True
     with pytest.raises(RuntimeError, match="inside"), without_deltas(engine.module):
         raise RuntimeError("inside")
-    assert torch.equal(logits(engine), before)
+    assert torch.equal(loss(), before)
+    train_step(engine, batches, learning_rate(CONFIG, 1))
 
 
 def test_without_deltas_a_partitioned_model_is_its_base(tmp_path):
