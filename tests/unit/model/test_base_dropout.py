@@ -125,7 +125,7 @@ def test_layers_dropped_at_random_do_not_go_with_stage_3_on_several_ranks():
     host = Machine("host", "cpu", bf16_factor=1.0)
     assert find_dropout(meta_model) == {"model.decoder": 0.2}
     assert resolve_run(RunConfig(), [host], meta_model, policy=policy).run_config.base_dropout
-    with pytest.raises(UserError, match="drops whole layers at random needs ZeRO stage 0, 1 or 2"):
+    with pytest.raises(UserError, match="drops entire layers at random needs ZeRO stage 0, 1 or 2"):
         resolve_run(RunConfig(), [host] * 2, meta_model, policy=policy)
     off = RunConfig(base_dropout=False)
     assert resolve_run(off, [host] * 2, meta_model, policy=policy).run_config.base_dropout is False
