@@ -43,10 +43,6 @@ USERS = {
 """Packages that only some modules may import, by how these modules' names begin."""
 
 
-STILL_LONG = {
-}
-
-
 def _imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level_only else ast.walk(tree)
@@ -163,6 +159,4 @@ def test_one_module_names_what_is_in_a_run_folder(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_stay_short_enough_to_read(path):
-    if str(path.relative_to(ROOT)) in STILL_LONG:
-        pytest.xfail("to be split")
     assert len(path.read_text().splitlines()) <= 300
