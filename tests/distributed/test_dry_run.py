@@ -18,7 +18,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, checkpoint_folder
-from diablo_ds.model.compilation import CACHE_VARIABLE
+from diablo_ds.model.compile_cache import CACHE_VARIABLE
 from diablo_ds.training.checkpoint import Checkpoint, save_checkpoint
 from diablo_ds.training.dry_run import describe_run
 from diablo_ds.training.preparing import prepare_run
