@@ -42,7 +42,7 @@ class Settings:
     """frozen, a delta path, lora, dora or full."""
     model: str
     stage: int = 3
-    checkpointing: bool = False
+    recomputation: bool = False
     micro_batch: int = 2
     length: int = 256
     num_blocks: str = "64"
@@ -95,7 +95,7 @@ def _frozen_steps(settings: Settings) -> tuple[Callable[[], object], int]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_base(Path(settings.model), settings.precision).to(device).requires_grad_(False)
-    if settings.checkpointing:
+    if settings.recomputation:
         recompute_layers(model, Recomputation(_num_layers(model)), reentrant=False)
     model.enable_input_require_grads()
     install_loss_head(model, build_meta_model(model.config))
@@ -121,7 +121,7 @@ def _run_config(settings: Settings) -> RunConfig:
         max_steps=1,
         max_length=settings.length,
         precision=settings.precision,
-        gradient_checkpointing=settings.checkpointing,
+        recompute=settings.recomputation,
     )
 
 
@@ -183,7 +183,7 @@ def _trainer_steps(settings: Settings) -> tuple[list[float], int]:
         max_steps=num_steps,
         learning_rate=1e-4,
         bf16=settings.precision == "bf16",
-        gradient_checkpointing=settings.checkpointing,
+        recompute=settings.recomputation,
         deepspeed=trainer_config(settings.stage),
         use_cpu=not torch.cuda.is_available(),
         optim="adamw_torch",

@@ -120,9 +120,7 @@ def measure(stage: int, output: Path) -> None:
     from diablo_ds.zero.joining import init_process_group
     from diablo_ds.zero.start import start_engine
 
-    run_config = RunConfig(
-        micro_batch=1, global_batch=NUM_RANKS, precision="bf16", gradient_checkpointing=True
-    )
+    run_config = RunConfig(micro_batch=1, global_batch=NUM_RANKS, precision="bf16", recompute=True)
     device = init_process_group()
     base = read_base(find_model("default"))
     source = DS_CONFIGS / f"zero{stage}.json"

@@ -32,7 +32,7 @@ NAMES = {
     "full": "Trainer, all parameters",
 }
 Key = tuple[str, int, bool]
-"""Method, ZeRO stage, checkpointing."""
+"""Method, ZeRO stage, recomputation."""
 
 
 def measure_rounds(
@@ -40,8 +40,8 @@ def measure_rounds(
 ) -> dict[Key, list[dict[str, Any]]]:
     """Return, by key, what every round found: seconds of a step and bytes of the largest rank."""
     found: dict[Key, list[dict[str, Any]]] = {key: [] for key in keys}
-    for number, (method, stage, checkpointing) in itertools.product(range(rounds), keys):
-        own = {"method": method, "stage": stage, "checkpointing": checkpointing}
+    for number, (method, stage, recomputation) in itertools.product(range(rounds), keys):
+        own = {"method": method, "stage": stage, "recomputation": recomputation}
         ranks = run_ranks("benchmarks.methods", settings | own, world_size)
         result = {
             "step_s": statistics.median(
@@ -50,9 +50,9 @@ def measure_rounds(
             "memory_bytes": max(r["memory_bytes"] for r in ranks),
             "trainable": ranks[0]["trainable"],
         }
-        found[method, stage, checkpointing].append(result)
+        found[method, stage, recomputation].append(result)
         click.echo(
-            f"round {number + 1}, {NAMES[method]}, stage {stage}, checkpointing {checkpointing}: "
+            f"round {number + 1}, {NAMES[method]}, stage {stage}, recomputation {recomputation}: "
             f"{result['step_s']:.3f} s, {result['memory_bytes'] / 1e9:.2f} GB",
             err=True,
         )
@@ -75,7 +75,7 @@ def ratio(
     "--method", "methods", multiple=True, default=tuple(NAMES), type=click.Choice(list(NAMES))
 )
 @click.option("--stage", "stages", multiple=True, type=int, default=(2, 3))
-@click.option("--checkpointing", type=click.Choice(["off", "on", "both"]), default="both")
+@click.option("--recomputation", type=click.Choice(["off", "on", "both"]), default="both")
 @click.option("--micro-batch", default=2, help="Sequences of a rank.")
 @click.option("--length", default=256, help="Tokens of a sequence.")
 @click.option("--ranks", default=2)
@@ -84,7 +84,7 @@ def main(
     model: str,
     methods: Sequence[str],
     stages: Sequence[int],
-    checkpointing: str,
+    recomputation: str,
     micro_batch: int,
     length: int,
     ranks: int,
@@ -92,7 +92,7 @@ def main(
 ) -> None:
     """Compare a step's time and peak memory."""
     settings = {"model": str(find_model(model)), "micro_batch": micro_batch, "length": length}
-    choices = {"off": (False,), "on": (True,), "both": (False, True)}[checkpointing]
+    choices = {"off": (False,), "on": (True,), "both": (False, True)}[recomputation]
     # The frozen base has no stage.
     keys: list[Key] = [("frozen", 0, again) for again in choices if "frozen" in methods]
     keys += [key for key in itertools.product(methods, stages, choices) if key[0] != "frozen"]
@@ -118,12 +118,12 @@ def main(
         f"{model} model, bf16, {ranks} ranks x micro batch {micro_batch} x {length} tokens, all of "
         f"them targets; {rounds} rounds, each the median of 7 steps after 3. Rate is Trainer + "
         "PEFT LoRA's time divided by the row's, memory the row's peak divided by LoRA's, at the "
-        "same stage and checkpointing. Peak memory is of the largest rank, in the measured steps"
+        "same stage and recomputation. Peak memory is of the largest rank, in the measured steps"
         + (".\n\n" if torch.cuda.is_available() else ", the process with its libraries.\n\n")
         + table(
             [
                 "method",
-                "checkpointing",
+                "recomputation",
                 "trainable",
                 "step, s",
                 "time / frozen",
@@ -137,13 +137,13 @@ def main(
     figures = {
         "settings": settings | {"ranks": ranks},
         "rounds": [
-            {"method": m, "stage": s, "checkpointing": c, "rounds": found[m, s, c]}
+            {"method": m, "stage": s, "recomputation": c, "rounds": found[m, s, c]}
             for m, s, c in keys
         ],
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = write_report("step", "A training step", figures, text, device)
-    labels = [row[0] + (", checkpointing" if row[1] == "yes" else "") for row in rows]
+    labels = [row[0] + (", recomputation" if row[1] == "yes" else "") for row in rows]
     plot_bars(
         path.with_suffix(".png"),
         labels,

@@ -103,7 +103,7 @@ def _run_config(scale: str) -> RunConfig:
         max_length=_LENGTHS[scale],
         precision="bf16",
         delta_path="fused",
-        gradient_checkpointing=False,
+        recompute=False,
         num_blocks=_COUNTS[scale],
         learning_rate=_LEARNING_RATE,
     )

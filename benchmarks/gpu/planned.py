@@ -84,7 +84,7 @@ def _plan(
     return next(
         c
         for c in _planner(kind, run_config, assumed).candidates(cluster)
-        if c.variant.name == f"ZeRO-{stage}" and c.checkpointing == wanted
+        if c.variant.name == f"ZeRO-{stage}" and c.recomputed == wanted
     )
 
 

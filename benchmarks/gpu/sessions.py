@@ -51,7 +51,7 @@ class Session:
             max_length=workload.length,
             precision="bf16",
             delta_path="fused",
-            gradient_checkpointing=True,
+            recompute=True,
             num_blocks=num_blocks,
         )
         file = DS_CONFIGS / f"zero{stage}.json"

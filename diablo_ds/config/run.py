@@ -183,14 +183,14 @@ class RunConfig:
         is_open=True,
         free_on_resume=True,
     )
-    gradient_checkpointing: bool | None = _speed(
+    recompute: bool | None = _speed(
         None,
-        "Recompute activations in backward.",
+        "Recompute activations in the backward (gradient checkpointing).",
         shown_default="from 1 billion parameters on",
         free_on_resume=True,
     )
     reentrant: bool = _speed(False, "Recompute in the re-entrant form.", free_on_resume=True)
-    checkpointed_layers: int = _speed(
+    recomputed_layers: int = _speed(
         0,
         "Decoder layers to recompute, spread evenly; 0 for all of them.",
         minimum=0,

@@ -19,7 +19,7 @@ def check_together(run_config: RunConfig) -> None:
     """
     if not run_config.max_steps and not run_config.num_epochs:
         raise UserError("max_steps or num_epochs must be above 0; got 0 for both")
-    _check_checkpointing(run_config)
+    _check_recomputation(run_config)
     if run_config.delta_path in ("summed", "triton_summed") and run_config.dropout:
         raise UserError(
             f"delta_path {run_config.delta_path!r} needs dropout=0, since the adapter sees the "
@@ -37,14 +37,11 @@ def check_together(run_config: RunConfig) -> None:
             )
 
 
-def _check_checkpointing(run_config: RunConfig) -> None:
-    for name in ("reentrant", "checkpointed_layers", "keep_attention"):
+def _check_recomputation(run_config: RunConfig) -> None:
+    for name in ("reentrant", "recomputed_layers", "keep_attention"):
         value = getattr(run_config, name)
-        if value and run_config.gradient_checkpointing is False:
-            raise UserError(
-                f"{name} needs gradient checkpointing; got {name}={value}, "
-                "gradient_checkpointing=False"
-            )
+        if value and run_config.recompute is False:
+            raise UserError(f"{name} needs recomputation; got {name}={value}, recompute=False")
         if value and run_config.memory_budget and name != "reentrant":
             raise UserError(
                 f"memory_budget chooses {name} by itself; got {name}={value}, "
@@ -54,11 +51,11 @@ def _check_checkpointing(run_config: RunConfig) -> None:
         raise UserError(
             "keep_attention needs the non-re-entrant form; got keep_attention=True, reentrant=True"
         )
-    if run_config.memory_budget and run_config.gradient_checkpointing is not None:
+    if run_config.memory_budget and run_config.recompute is not None:
         raise UserError(
-            "memory_budget decides on gradient checkpointing; got "
+            "memory_budget decides on recomputation; got "
             f"memory_budget={run_config.memory_budget}, "
-            f"gradient_checkpointing={run_config.gradient_checkpointing}; leave one of them out"
+            f"recompute={run_config.recompute}; leave one of them out"
         )
 
 

@@ -11,6 +11,11 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.strict_json import key_list
 
+_FORMER_NAMES = {
+    "gradient_checkpointing": "recompute",
+    "checkpointed_layers": "recomputed_layers",
+}
+"""Settings that earlier versions wrote under another name."""
 _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
@@ -45,6 +50,7 @@ def parse_run_config(values: Any, source: Path) -> RunConfig:
         raise UserError(
             f"run config must be a JSON object; got {type(values).__name__} in {source}"
         )
+    values = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
     known = {field.name for field in dataclasses.fields(RunConfig)}
     unknown = sorted(values.keys() - known)
     if unknown:

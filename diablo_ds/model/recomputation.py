@@ -9,7 +9,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import decoder_layers, num_elements
 
 LARGE_MODEL_PARAMETERS = 1_000_000_000
-"""From this size on gradient checkpointing is on by default; a guess at where activations hurt."""
+"""From this size on recomputation is on by default; a guess at where activations hurt."""
 
 
 class Recomputation(NamedTuple):
@@ -37,28 +37,28 @@ def choose_recomputation(config: RunConfig, meta_model: Any) -> Recomputation:
     Raises:
         UserError: if the model does not support it, or has fewer layers.
     """
-    details = config.reentrant or config.checkpointed_layers or config.keep_attention
-    wanted = config.gradient_checkpointing
+    details = config.reentrant or config.recomputed_layers or config.keep_attention
+    wanted = config.recompute
     if wanted is None:
         wanted = bool(details) or num_elements(meta_model) >= LARGE_MODEL_PARAMETERS
     if not wanted:
         return Recomputation(0)
     check_recomputable(meta_model)
     num_layers = len(decoder_layers(meta_model))
-    if config.checkpointed_layers > num_layers:
+    if config.recomputed_layers > num_layers:
         raise UserError(
-            "checkpointed_layers must be at most the model's decoder layers; got "
-            f"checkpointed_layers={config.checkpointed_layers}, {num_layers} layers"
+            "recomputed_layers must be at most the model's decoder layers; got "
+            f"recomputed_layers={config.recomputed_layers}, {num_layers} layers"
         )
-    return Recomputation(config.checkpointed_layers or num_layers, config.keep_attention)
+    return Recomputation(config.recomputed_layers or num_layers, config.keep_attention)
 
 
 def check_recomputable(meta_model: Any) -> None:
     """Raise UserError unless a model can recompute its decoder layers."""
     if not getattr(meta_model, "supports_gradient_checkpointing", False):
         raise UserError(
-            "gradient_checkpointing needs a model that supports it; got "
-            f"model type {meta_model.config.model_type!r}; use --no-gradient-checkpointing"
+            "recompute needs a model that supports it; got "
+            f"model type {meta_model.config.model_type!r}; use --no-recompute"
         )
 
 
@@ -95,7 +95,7 @@ def recompute_layers(model: Any, recomputation: Recomputation, *, reentrant: boo
     if not all(hasattr(layer, "gradient_checkpointing") for layer in layers):
         raise UserError(
             "recomputing some decoder layers needs a model that can recompute each by itself; got "
-            f"model type {model.config.model_type!r}; use --gradient-checkpointing"
+            f"model type {model.config.model_type!r}; use --recompute"
         )
     chosen = spread_evenly(len(layers), recomputation.num_layers)
     for layer, is_chosen in zip(layers, chosen, strict=True):

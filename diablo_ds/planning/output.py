@@ -18,9 +18,9 @@ PLAN_FILE, TABLE_FILE, PLOT_FILE = "plan.json", "plan.txt", "scaling.png"
 def planned_run(candidate: Candidate, model: str) -> RunConfig:
     """Return the run config of a layout, for a model as a run names it."""
     count = candidate.recomputation.num_layers
-    changes: dict[str, Any] = {"model": model, "gradient_checkpointing": bool(count)}
+    changes: dict[str, Any] = {"model": model, "recompute": bool(count)}
     if 0 < count < candidate.num_layers:
-        changes["checkpointed_layers"] = count
+        changes["recomputed_layers"] = count
     return dataclasses.replace(candidate.run_config, **changes)
 
 

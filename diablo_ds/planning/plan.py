@@ -86,7 +86,7 @@ class Candidate:
         return self.run_config.global_batch * self.run_config.max_length / self.time.total
 
     @property
-    def checkpointing(self) -> str:
+    def recomputed(self) -> str:
         """Which decoder layers are recomputed, in words."""
         count = self.recomputation.num_layers
         if not count:
@@ -252,8 +252,7 @@ class Planner:
         return (
             f"a layout must fit into {cluster.usable_bytes / GB:,.1f} GB of a GPU; got none, the "
             f"least is {rank.total / GB:,.1f} GB with {least.variant.name} and "
-            f"{least.checkpointing} layers checkpointed ({shown}); what would fit: "
-            + "; ".join(options)
+            f"{least.recomputed} layers recomputed ({shown}); what would fit: " + "; ".join(options)
         )
 
     def _smaller_micro_batch(self, cluster: ClusterSize) -> list[str]:

@@ -76,7 +76,7 @@ def layouts_text(candidates: Sequence[Candidate], best: Candidate | None) -> str
             (
                 c.run_config.num_blocks,
                 c.variant.name,
-                c.checkpointing,
+                c.recomputed,
                 f"{c.memory.total / GB:,.1f}",
                 f"{c.links.inside / GB:,.2f}",
                 f"{c.links.between / GB:,.2f}",
@@ -98,7 +98,7 @@ def memory_text(candidates: Sequence[Candidate]) -> str:
     for c in candidates:
         values = memory_dict(c.memory)
         rows.append(
-            (c.variant.name, c.checkpointing, *(f"{values[kind] / GB:,.2f}" for kind in _KINDS))
+            (c.variant.name, c.recomputed, *(f"{values[kind] / GB:,.2f}" for kind in _KINDS))
         )
     note = (
         "gath.: weights of other ranks that are here for a while; activ.: kept for the backward;\n"

@@ -23,7 +23,7 @@ LARGEST_BUCKET = 2**36
 
 # What DeepSpeed would do with these, it does not do here.
 WITHOUT_EFFECT = {
-    "activation_checkpointing": "layers are recomputed as --gradient-checkpointing says",
+    "activation_checkpointing": "layers are recomputed as --recompute says",
     "disable_allgather": "DeepSpeed does not read it",
     "zero_optimization.elastic_checkpoint": "checkpoints are this program's own",
     "zero_optimization.load_from_fp32_weights": "checkpoints are this program's own",

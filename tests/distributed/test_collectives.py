@@ -90,8 +90,8 @@ class _Reductions:
 ONE_LAYER = {"stage3_max_reuse_distance": 20_000, "stage3_max_live_parameters": 20_000}
 
 
-def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool) -> None:
-    config = dataclasses.replace(CONFIG, gradient_checkpointing=checkpointing, reentrant=reentrant)
+def _check_gathers(rank: int, folder: Path, recomputation: bool, reentrant: bool) -> None:
+    config = dataclasses.replace(CONFIG, recompute=recomputation, reentrant=reentrant)
     engine = build(folder, "zero3.json", config, changes=ONE_LAYER)
     for step in range(2):  # DeepSpeed records its trace in the first step
         _step(engine, step, config)
@@ -112,7 +112,7 @@ def _check_gathers(rank: int, folder: Path, checkpointing: bool, reentrant: bool
 
 
 def test_a_base_weight_is_gathered_at_most_twice_per_micro_step(model_folder, tmp_path):
-    cases = [(False, False), (True, False), (True, True)]  # checkpointing, re-entrant
+    cases = [(False, False), (True, False), (True, True)]  # recomputation, re-entrant
     run_distributed(_each, 2, tmp_path, _check_gathers, model_folder, cases)
 
 

@@ -37,7 +37,7 @@ SETTINGS = {
     "a target that matches nothing": {"targets": ("w1",)},
     "a block count that does not divide": {"num_blocks": "64"},
     "decoder layers that are not there": {"layers": "0-5"},
-    "more recomputed layers than there are": {"checkpointed_layers": 3},
+    "more recomputed layers than there are": {"recomputed_layers": 3},
     "a memory budget that holds nothing": {"memory_budget": 1e-6},
     "batch sizes that do not divide": {"micro_batch": 3},
     "examples that are all too long": {"max_length": 3},

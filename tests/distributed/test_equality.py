@@ -110,9 +110,9 @@ CHECKPOINTING = [
 
 
 @pytest.fixture(scope="module")
-def checkpointing(train_all):
+def recomputation(train_all):
     # In fp32 auto is summed; here the other formulation.
-    config = dataclasses.replace(CONFIG, gradient_checkpointing=True, delta_path="fused")
+    config = dataclasses.replace(CONFIG, recompute=True, delta_path="fused")
     return train_all(
         {
             (ds_file, reentrant): Job(ds_file, dataclasses.replace(config, reentrant=reentrant))
@@ -122,11 +122,11 @@ def checkpointing(train_all):
 
 
 @pytest.mark.parametrize(("ds_file", "reentrant"), CHECKPOINTING)
-def test_gradient_checkpointing_changes_nothing(ds_file, reentrant, checkpointing, reference):
-    _check(checkpointing[ds_file, reentrant], reference)
+def test_recomputation_changes_nothing(ds_file, reentrant, recomputation, reference):
+    _check(recomputation[ds_file, reentrant], reference)
 
 
-COMPILED = dataclasses.replace(CONFIG, compile="on", delta_path="fused", checkpointed_layers=1)
+COMPILED = dataclasses.replace(CONFIG, compile="on", delta_path="fused", recomputed_layers=1)
 COMPILING = {
     "all": Job("zero3.json", COMPILED),
     "one rank cannot": Job("zero3.json", COMPILED, backends=(TRACING, "missing")),

@@ -45,10 +45,10 @@ def _counted(engine: Engine, run: Any) -> dict[tuple[str, int], int]:
 
 
 def _check(
-    rank: int, folder: Path, stage: int, changes: list[dict[str, int]], checkpointing: bool
+    rank: int, folder: Path, stage: int, changes: list[dict[str, int]], recomputation: bool
 ) -> None:
     world_size = distributed.world_size()
-    run = dataclasses.replace(BF16, gradient_checkpointing=checkpointing)
+    run = dataclasses.replace(BF16, recompute=recomputation)
     model = measure_model(load_model_config(folder), run)
     for change in changes:
         engine = build(folder, f"zero{stage}.json", run, changes=change)
@@ -72,8 +72,8 @@ def test_below_stage_3_the_plan_counts_what_moves(stage, model_folder, tmp_path)
     run_distributed(_check, 2, tmp_path, model_folder, stage, [{}], False)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_stage_3_the_plan_knows_what_is_gathered_again(checkpointing, model_folder, tmp_path):
+@pytest.mark.parametrize("recomputation", [False, True])
+def test_stage_3_the_plan_knows_what_is_gathered_again(recomputation, model_folder, tmp_path):
     prefetch, live, reuse = LIMIT_KEYS
     changes = [
         {prefetch: ahead, live: 10**9, reuse: distance}
@@ -81,7 +81,7 @@ def test_stage_3_the_plan_knows_what_is_gathered_again(checkpointing, model_fold
     ]
     # Too little room to gather ahead as far as it would.
     changes.append({prefetch: 25_000, live: 30_000, reuse: 15_000})
-    run_distributed(_check, 2, tmp_path, model_folder, 3, changes, checkpointing)
+    run_distributed(_check, 2, tmp_path, model_folder, 3, changes, recomputation)
 
 
 def test_with_secondary_shards_the_plan_keeps_the_base_in_a_node(model_folder, tmp_path):

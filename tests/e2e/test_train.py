@@ -27,7 +27,7 @@ def finished(model, data, tmp_path_factory):
     options = (
         f"--ds_config {ZERO3} --model {model} --data {data} --output {folder} --num_blocks 4 "
         "--micro_batch 2 --global_batch 4 --num_epochs 2 --eval_every 6 --save_every 6 "
-        "--learning_rate 0.02 --gradient-checkpointing"
+        "--learning_rate 0.02 --recompute"
     )
     return folder, deepspeed(*options.split(), num_ranks=2)
 

@@ -125,7 +125,7 @@ def test_each_option_gives_its_field_and_nothing_else(command, cls):
         assert given.keys() == {setting.name, *required}
 
 
-@pytest.mark.parametrize("name", ["packing", "stream", "gradient_checkpointing", "base_dropout"])
+@pytest.mark.parametrize("name", ["packing", "stream", "recompute", "base_dropout"])
 def test_a_flag_of_a_run_has_an_opposite_that_overrides_a_file(name):
     params = _parse("diablo-ds launch", f"--no-{name.replace('_', '-')}")
     assert given_values(RunConfig, params) == {name: False}

@@ -44,7 +44,7 @@ def test_tables_fit_100_columns_and_mark_one_layout():
 def test_json_holds_every_layout_in_bytes():
     plan = json.loads(_plan(*SHAPE, "--json").output)
     assert plan["trainable_parameters"]["4"] == 2 * plan["trainable_parameters"]["8"]
-    assert len(plan["layouts"]) == 2 * 5 * 4  # block counts, variants on one node, checkpointing
+    assert len(plan["layouts"]) == 2 * 5 * 4  # block counts, variants on one node, recomputation
     for layout in plan["layouts"]:
         *kinds, total = layout["memory_bytes"].values()
         assert total == sum(kinds)

@@ -17,9 +17,9 @@ def test_options_override_the_file(tmp_path):
 
 def test_a_setting_can_be_put_back_to_zero(tmp_path):
     path = tmp_path / "run.json"
-    save_run_config(RunConfig(dropout=0.1, max_steps=5, gradient_checkpointing=True), path)
-    given = {"dropout": 0.0, "max_steps": 0, "gradient_checkpointing": False}
-    assert build_run_config({"config": path, **given}, 1) == RunConfig(gradient_checkpointing=False)
+    save_run_config(RunConfig(dropout=0.1, max_steps=5, recompute=True), path)
+    given = {"dropout": 0.0, "max_steps": 0, "recompute": False}
+    assert build_run_config({"config": path, **given}, 1) == RunConfig(recompute=False)
 
 
 def test_accumulation_steps_set_the_global_batch():

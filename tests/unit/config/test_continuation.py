@@ -22,7 +22,7 @@ def test_a_refused_setting_names_the_option_that_resumes():
         "leave out --max-steps --seed and give --packing --targets q_proj --targets 're:up|down' "
         "--learning-rate 0.001"
     )
-    assert repair_fields(RunConfig(gradient_checkpointing=True), RunConfig()) == ""
+    assert repair_fields(RunConfig(recompute=True), RunConfig()) == ""
 
 
 @pytest.mark.parametrize("setting", settings_of(RunConfig), ids=lambda setting: setting.name)

@@ -29,7 +29,7 @@ from diablo_ds.errors import UserError
         ("seed", True),
         ("targets", "q_proj"),
         ("num_blocks", 64),
-        ("gradient_checkpointing", "yes"),
+        ("recompute", "yes"),
     ],
 )
 def test_illegal_values_are_named(field, value):

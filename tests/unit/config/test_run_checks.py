@@ -13,11 +13,11 @@ STREAM = {"stream": True, "data": "rows.jsonl", "max_steps": 5}
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reentrant": True, "gradient_checkpointing": False}, "reentrant needs gradient"),
-        ({"checkpointed_layers": 2, "gradient_checkpointing": False}, "needs gradient"),
-        ({"checkpointed_layers": 2, "memory_budget": 1.0}, "memory_budget chooses"),
+        ({"reentrant": True, "recompute": False}, "reentrant needs recomputation"),
+        ({"recomputed_layers": 2, "recompute": False}, "needs recomputation"),
+        ({"recomputed_layers": 2, "memory_budget": 1.0}, "memory_budget chooses"),
         ({"keep_attention": True, "reentrant": True}, "needs the non-re-entrant form"),
-        ({"memory_budget": 1.0, "gradient_checkpointing": True}, "memory_budget decides"),
+        ({"memory_budget": 1.0, "recompute": True}, "memory_budget decides"),
         ({"delta_path": "summed", "dropout": 0.1}, "'summed' needs dropout=0"),
         ({"delta_path": "triton_summed", "dropout": 0.1}, "'triton_summed' needs dropout=0"),
         ({"packing": True, "group_by_length": True}, "no effect with packing"),

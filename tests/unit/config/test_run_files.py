@@ -10,11 +10,16 @@ from diablo_ds.errors import UserError
 
 
 def test_saved_and_loaded_config_is_the_same(tmp_path):
-    config = RunConfig(
-        targets=("q_proj", "v_proj"), learning_rate=1e-4, gradient_checkpointing=True
-    )
+    config = RunConfig(targets=("q_proj", "v_proj"), learning_rate=1e-4, recompute=True)
     save_run_config(config, tmp_path / "run.json")
     assert load_run_config(tmp_path / "run.json") == config
+
+
+def test_settings_by_their_former_names_are_read(tmp_path):
+    former = {"gradient_checkpointing": True, "checkpointed_layers": 2}
+    (tmp_path / "run.json").write_text(json.dumps(former))
+    now = RunConfig(recompute=True, recomputed_layers=2)
+    assert load_run_config(tmp_path / "run.json") == now
 
 
 @pytest.mark.parametrize(

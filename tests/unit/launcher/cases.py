@@ -16,7 +16,7 @@ RUN = RunConfig(
     targets=("re:.*(q|v)_proj$", "model.layers.*.mlp.up_proj"),
     learning_rate=3e-4,
     packing=True,
-    gradient_checkpointing=False,
+    recompute=False,
     global_batch=96,
 )
 LOGS = Path("runs/x/logs/attempt-001")

@@ -95,7 +95,7 @@ def test_the_total_is_what_autograd_keeps_of_a_model_with_recomputed_layers(reco
     # Of the layers that are recomputed, one at a time has all of its activations.
     recomputed_layer = sizes.layer_input + sizes.attention * keep_attention
     one_more = sizes.layer - recomputed_layer if num_layers else 0
-    if keep_attention:  # kept by checkpointing itself, where autograd's hooks do not see it
+    if keep_attention:  # kept by recomputation itself, where autograd's hooks do not see it
         held += num_layers * sizes.attention
     # The tables of rotary positions belong to every layer, and are there once.
     expected = pytest.approx(held + one_more, rel=0.015)

@@ -19,9 +19,9 @@ def _choose(**settings):
     ("settings", "expected"),
     [
         ({}, (0, False)),  # a small model
-        ({"gradient_checkpointing": True}, (2, False)),
-        ({"gradient_checkpointing": False}, (0, False)),
-        ({"checkpointed_layers": 1}, (1, False)),
+        ({"recompute": True}, (2, False)),
+        ({"recompute": False}, (0, False)),
+        ({"recomputed_layers": 1}, (1, False)),
         ({"keep_attention": True}, (2, True)),
         ({"reentrant": True}, (2, False)),
     ],
@@ -31,17 +31,17 @@ def test_a_setting_of_recomputation_turns_it_on(settings, expected):
 
 
 def test_more_layers_than_there_are_are_refused():
-    with pytest.raises(UserError, match="got checkpointed_layers=3, 2 layers"):
-        _choose(checkpointed_layers=3)
+    with pytest.raises(UserError, match="got recomputed_layers=3, 2 layers"):
+        _choose(recomputed_layers=3)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"keep_attention": True, "reentrant": True}, "non-re-entrant form"),
-        ({"keep_attention": True, "gradient_checkpointing": False}, "needs gradient checkpointing"),
-        ({"memory_budget": 8.0, "gradient_checkpointing": True}, "leave one of them out"),
-        ({"memory_budget": 8.0, "checkpointed_layers": 1}, "give one of them"),
+        ({"keep_attention": True, "recompute": False}, "needs recomputation"),
+        ({"memory_budget": 8.0, "recompute": True}, "leave one of them out"),
+        ({"memory_budget": 8.0, "recomputed_layers": 1}, "give one of them"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(settings, message):

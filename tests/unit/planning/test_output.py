@@ -21,6 +21,6 @@ def test_the_written_config_is_one_that_a_run_accepts(llama, tmp_path):
         assert "--nodes 2 --gpus-per-node 4" in text
         run = output.planned_run(candidate, "org/model")
         count = candidate.recomputation.num_layers
-        assert run.gradient_checkpointing == (count > 0)
-        assert run.checkpointed_layers == (1 if count == 1 else 0)
+        assert run.recompute == (count > 0)
+        assert run.recomputed_layers == (1 if count == 1 else 0)
     assert json.loads((tmp_path / output.PLAN_FILE).read_text()) == {"plan": 1}

@@ -19,7 +19,7 @@ def test_higher_stages_need_less_memory_and_stage_3_moves_the_base(planner):
     assert all((BASE_GATHERS in moved[v.name]) == (v.stage == 3) for v in VARIANTS)
 
 
-def test_checkpointing_trades_time_for_activations(planner):
+def test_recomputation_trades_time_for_activations(planner):
     own = [c for c in planner.candidates(CLUSTER) if c.variant.name == "ZeRO-2"]
     assert len(own) == 3  # none, half, all of two layers
     activations = [c.memory.activations for c in own]

@@ -133,7 +133,7 @@ def test_sections_that_the_run_config_owns_are_refused(tmp_path, key):
         ({"aio": {"block_size": 4096}}, "aio has no effect without offload to NVMe"),
         ({"aio": {"block_size": "1M"}}, "aio.block_size must be a whole number from 1"),
         ({"aio": {"thread_count": 1}}, "aio must have known keys only"),
-        ({"activation_checkpointing": {}}, "has no effect: .* --gradient-checkpointing"),
+        ({"activation_checkpointing": {}}, "has no effect: .* --recompute"),
         ({"disable_allgather": True}, "disable_allgather has no effect"),
         *(
             ({key: {"enabled": True, "output_path": "/tmp"}}, f"metrics elsewhere: .* got {key}")
