@@ -58,14 +58,14 @@ HEADER = (
 )
 
 
-def check_hosts(run: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostCheck]:
+def check_hosts(run_config: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostCheck]:
     """Look at every host that can be looked at from here: over ssh all, otherwise this one.
 
     Leaves nothing behind. Compares every host with the first.
     """
     hosts = cluster.hosts if cluster.runner in SSH_RUNNERS else (_this_host(cluster),)
-    paths = [str(ds_config.resolve()), *_local_paths(run)]
-    with _shared_folder(run) as shared:
+    paths = [str(ds_config.resolve()), *_local_paths(run_config)]
+    with _shared_folder(run_config) as shared:
         question = {"paths": paths, "folders": nvme_folders(ds_config), "shared": str(shared)}
         answers = on_all_hosts(
             cluster,
@@ -126,16 +126,16 @@ def _port(cluster: Cluster, host: Host) -> int:
     return cluster.master_port if host == cluster.hosts[0] else 0
 
 
-def _local_paths(run: RunConfig) -> list[str]:
+def _local_paths(run_config: RunConfig) -> list[str]:
     """Return the files and folders of a run that must be the same on all hosts."""
-    named = [run.model, *run.data.split(","), run.heldout_data]
+    named = [run_config.model, *run_config.data.split(","), run_config.heldout_data]
     return [str(Path(name).resolve()) for name in named if name and Path(name).exists()]
 
 
 @contextmanager
-def _shared_folder(run: RunConfig) -> Iterator[Path]:
+def _shared_folder(run_config: RunConfig) -> Iterator[Path]:
     """Yield a new folder beside the output folder, which all hosts should see."""
-    parent = Path(run.output).resolve().parent
+    parent = Path(run_config.output).resolve().parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".shared-check-", dir=parent))

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parent / "script" / "train.py"
 
 
 def build_command(
-    run: RunConfig,
+    run_config: RunConfig,
     ds_config: Path,
     cluster: Cluster,
     log_folder: Path,
@@ -27,7 +27,7 @@ def build_command(
     """Return the words of the `deepspeed` command that starts a run on a cluster.
 
     Args:
-        run: the run config; every field that is not at its default becomes an option.
+        run_config: the run config; every field that is not at its default becomes an option.
         ds_config: DeepSpeed config file.
         cluster: where the run goes.
         log_folder: for one log and one record per rank; shared by all hosts.
@@ -36,7 +36,7 @@ def build_command(
     Raises:
         UserError: if the global batch does not divide, or a value cannot pass through the runner.
     """
-    resolve_batch(run, cluster.world_size)
+    resolve_batch(run_config, cluster.world_size)
     script = ["--ds_config", shown_path(ds_config), "--log-folder", str(log_folder)]
     for name, value in cluster.rank_env().items():
         script += ["--env", f"{name}={value}"]
@@ -46,7 +46,7 @@ def build_command(
         script += ["--venv", str(cluster.venv)]
     if cluster.wrap:
         script += ["--wrap", cluster.wrap]
-    script += train_words(run)
+    script += train_words(run_config)
     if cluster.runner == "pdsh":
         _check_remote_folder(Path.cwd())
         script = [_for_remote_shell(word) for word in script]

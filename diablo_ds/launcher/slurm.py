@@ -28,7 +28,7 @@ class Variable(str):
 
 
 def build_script(
-    run: RunConfig,
+    run_config: RunConfig,
     ds_config: Path,
     job: Job,
     env: Mapping[str, str],
@@ -45,7 +45,7 @@ def build_script(
     not.
 
     Args:
-        run: the run config, with its run folder.
+        run_config: the run config, with its run folder.
         ds_config: DeepSpeed config file.
         job: what SLURM is asked for.
         env: environment variables of the ranks.
@@ -58,21 +58,21 @@ def build_script(
             be that of SLURM's log.
     """
     low, high = job.node_range()
-    field, values, runs = job.sweep_runs(run)
+    field, values, runs = job.sweep_runs(run_config)
     for nodes in range(low, high + 1):
         for each in runs:
             resolve_batch(each, nodes * job.slots)
     sections = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _sbatch_options(run, job, len(values), folder)),
+        *(f"#SBATCH {option}" for option in _sbatch_options(run_config, job, len(values), folder)),
         "",
         f"cd {shlex.quote(str(folder))}",
         *job.setup,
         "set -u",  # not before: modules and conda use variables that are not set
         *(_INHERITED.format(name=name, user_error=EXIT_USER_ERROR) for name in inherited),
-        *_run_folder_lines(run, job, field, values),
+        *_run_folder_lines(run_config, job, field, values),
         # With changed data a run that was done before is continued.
-        "" if run.allow_changed_data else _EXIT_IF_DONE.format(is_done=SHELL_IS_DONE),
+        "" if run_config.allow_changed_data else _EXIT_IF_DONE.format(is_done=SHELL_IS_DONE),
         _START.format(
             logs=LOGS_FOLDER,
             slots=job.slots,
@@ -81,7 +81,7 @@ def build_script(
             master_addr=shlex.quote(job.master_addr) if job.master_addr else _FIRST_NODE,
             run_key=RUN_KEY,
         ),
-        _RUN_ONCE.format(command=shlex.quote(_command(run, ds_config, job, env, field))),
+        _RUN_ONCE.format(command=shlex.quote(_command(run_config, ds_config, job, env, field))),
         _END.format(
             max_restarts=job.max_restarts,
             user_error=EXIT_USER_ERROR,
@@ -125,13 +125,13 @@ def submit(script: Path, job: Job, hidden: Mapping[str, str]) -> list[int]:
     return numbers
 
 
-def _sbatch_options(run: RunConfig, job: Job, num_values: int, folder: Path) -> list[str]:
+def _sbatch_options(run_config: RunConfig, job: Job, num_values: int, folder: Path) -> list[str]:
     number = "%A_%a" if num_values else "%j"
-    logs = RunFolder(folder / run.output).logs
+    logs = RunFolder(folder / run_config.output).logs
     if "\\" in str(logs):
         raise UserError(
             "output must have no backslash for SLURM, which would not fill in the job's number; "
-            f"got output={run.output!r} in {folder}"
+            f"got output={run_config.output!r} in {folder}"
         )
     log = f"{str(logs).replace('%', '%%')}/slurm-{number}.out"
     options = [
@@ -160,8 +160,10 @@ def _sbatch_quoted(value: str) -> str:
     return value if re.fullmatch(r"[\w./%:@+=,-]+", value, re.ASCII) else f'"{escaped}"'
 
 
-def _run_folder_lines(run: RunConfig, job: Job, field: str, values: Sequence[str]) -> list[str]:
-    folder = shlex.quote(run.output)
+def _run_folder_lines(
+    run_config: RunConfig, job: Job, field: str, values: Sequence[str]
+) -> list[str]:
+    folder = shlex.quote(run_config.output)
     if not values:
         return [f"run_folder={folder}"]
     return [
@@ -171,7 +173,9 @@ def _run_folder_lines(run: RunConfig, job: Job, field: str, values: Sequence[str
     ]
 
 
-def _command(run: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], field: str) -> str:
+def _command(
+    run_config: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], field: str
+) -> str:
     """Return what each node runs, as a line for bash."""
     words: list[str] = [
         *shlex.split(job.wrap),
@@ -197,7 +201,7 @@ def _command(run: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], 
     for name, value in env.items():
         words += ["--env", f"{name}={value}"]
     swept = {field: getattr(RunConfig(), field)} if field else {}
-    words += train_words(replace(run, output="", **swept))
+    words += train_words(replace(run_config, output="", **swept))
     words += ["--output", Variable("run_folder")]
     if field:
         words += [f"--{field.replace('_', '-')}", Variable("value")]

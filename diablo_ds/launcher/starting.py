@@ -39,12 +39,12 @@ class Start:
 
 @contextlib.contextmanager
 def prepared_start(
-    run: RunConfig, ds_config: Path, cluster: Cluster, folder: Path
+    run_config: RunConfig, ds_config: Path, cluster: Cluster, folder: Path
 ) -> Iterator[Start]:
     """Yield a start; what was written for it is removed when the block ends.
 
     Args:
-        run: the run config.
+        run_config: the run config.
         ds_config: DeepSpeed config file.
         cluster: where the run goes.
         folder: the log folder, shared by all hosts.
@@ -70,6 +70,6 @@ def prepared_start(
             if is_local and not cluster.wrap:  # containers may each have a /tmp of their own
                 store = stack.enter_context(tempfile.TemporaryDirectory(prefix="diablo-ds-"))
                 environment |= {STORE_FILE: str(Path(store) / "store")}
-        command = build_command(run, ds_config, cluster, folder, hidden_file=hidden_file)
+        command = build_command(run_config, ds_config, cluster, folder, hidden_file=hidden_file)
         shown = launcher_env(cluster, exports_file)
         yield Start(command, {**environment, **shown}, shown, hidden_file)

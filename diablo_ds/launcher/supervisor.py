@@ -26,7 +26,7 @@ RESTART_DELAY_S = 2.0
 
 
 def run_until_done(
-    run: RunConfig,
+    run_config: RunConfig,
     ds_config: Path,
     cluster: Cluster,
     logs: Path,
@@ -45,12 +45,12 @@ def run_until_done(
     """
     restarts = port_tries = 0
     while True:
-        for path, what in ((Path(run.output), "run folder"), (logs, "log folder")):
-            trust.make_folder(path, what, shared=run.shared_folders)
+        for path, what in ((Path(run_config.output), "run folder"), (logs, "log folder")):
+            trust.make_folder(path, what, shared=run_config.shared_folders)
         folder = make_log_folder(logs, cluster)
-        trust.make_folder(folder, "log folder", shared=run.shared_folders)
+        trust.make_folder(folder, "log folder", shared=run_config.shared_folders)
         attempt = Attempt(cluster, folder)
-        with attempt.signals(), prepared_start(run, ds_config, cluster, folder) as start:
+        with attempt.signals(), prepared_start(run_config, ds_config, cluster, folder) as start:
             code = attempt.run(start)
         if not attempt.is_worth_a_restart(code):
             return code
@@ -64,10 +64,12 @@ def run_until_done(
             return code
         time.sleep(RESTART_DELAY_S)
         if cluster.runner in SSH_RUNNERS:
-            cluster = without_lost_hosts(run, cluster, min_nodes, folder)
+            cluster = without_lost_hosts(run_config, cluster, min_nodes, folder)
 
 
-def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder: Path) -> Cluster:
+def without_lost_hosts(
+    run_config: RunConfig, cluster: Cluster, min_nodes: int, folder: Path
+) -> Cluster:
     """Return the cluster of the hosts that can be reached, as many as the global batch allows.
 
     Raises:
@@ -77,7 +79,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
     lost = [host.name for host in cluster.hosts if host not in alive]
     if not lost:
         return cluster
-    hosts = fitting_hosts(run, alive)
+    hosts = fitting_hosts(run_config, alive)
     if len(hosts) < min_nodes:
         raise UserError(
             f"at least min_nodes={min_nodes} hosts must be left; got {len(hosts)}; lost are "
@@ -88,7 +90,7 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
     smaller = replace(cluster, hosts=hosts, hostfile=hostfile, num_nodes=None)
     if cluster.master_addr and cluster.hosts[0] != hosts[0]:
         smaller = replace(smaller, master_addr="")
-    fitting = resolve_batch(run, smaller.world_size).run_config
+    fitting = resolve_batch(run_config, smaller.world_size).run_config
     say(
         f"Lost {', '.join(lost)}; continuing with {smaller.describe()}; "
         f"{fitting.batch_equation(smaller.world_size)}"
@@ -96,11 +98,11 @@ def without_lost_hosts(run: RunConfig, cluster: Cluster, min_nodes: int, folder:
     return smaller
 
 
-def fitting_hosts(run: RunConfig, hosts: Sequence[Host]) -> tuple[Host, ...]:
+def fitting_hosts(run_config: RunConfig, hosts: Sequence[Host]) -> tuple[Host, ...]:
     """Return the most hosts, from the first on, over which the global batch divides."""
     for count in range(len(hosts), 0, -1):
         chosen = tuple(hosts[:count])
         with contextlib.suppress(UserError):
-            resolve_batch(run, sum(host.slots for host in chosen))
+            resolve_batch(run_config, sum(host.slots for host in chosen))
             return chosen
     return ()

@@ -63,17 +63,17 @@ class ActivationSizes:
         return self.layer_input + self.attention * recomputation.keep_attention
 
 
-def attention_share(config: Any, length: int) -> float:
+def attention_share(model_config: Any, length: int) -> float:
     """Return the share of a decoder layer's forward operations that causal attention takes.
 
     Args:
-        config: the Hugging Face config of a text model.
+        model_config: the Hugging Face config of a text model.
         length: tokens of a sequence; a token attends to half of them on average.
     """
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    hidden, heads = model_config.hidden_size, model_config.num_attention_heads
+    head_dim = getattr(model_config, "head_dim", None) or hidden // heads
+    key_heads = getattr(model_config, "num_key_value_heads", None) or heads
+    inner = getattr(model_config, "intermediate_size", None) or 4 * hidden
     weights = hidden * head_dim * (2 * heads + 2 * key_heads) + 3 * hidden * inner
     attention = length * head_dim * heads  # of two products; a weight counts once
     return float(attention / (attention + weights))

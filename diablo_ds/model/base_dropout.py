@@ -117,10 +117,10 @@ def _set_to_zero(owner: Any) -> None:
         setattr(owner, name, type(getattr(owner, name))(0))  # configs check the type
 
 
-def _configs(config: Any) -> Iterator[Any]:
+def _configs(model_config: Any) -> Iterator[Any]:
     """Yield a model's config and those in it."""
-    yield config
-    for value in vars(config).values():
+    yield model_config
+    for value in vars(model_config).values():
         if hasattr(value, "to_dict"):
             yield from _configs(value)
 

@@ -22,7 +22,7 @@ from diablo_ds.model.architecture import auto_class, build_meta_model
 _SHOWN = 3
 
 
-def check_contents(config: Any, folder: Path) -> None:
+def check_contents(model_config: Any, folder: Path) -> None:
     """Raise UserError unless a checkpoint holds exactly the tensors of its model.
 
     Reads headers only: transformers converts and compares the names and shapes on the meta device.
@@ -31,29 +31,29 @@ def check_contents(config: Any, folder: Path) -> None:
     that the architecture declares ignorable, tied weights and rotary frequencies may be there.
 
     Args:
-        config: the model's Hugging Face config.
+        model_config: the model's Hugging Face config.
         folder: with the safetensors files.
     """
     from transformers.utils import is_accelerate_available
 
     tensors = find_tensors(folder)
     if is_accelerate_available():
-        model, info = _compare(config, folder)
+        model, info = _compare(model_config, folder)
         check_loading_info(info, model, folder)
     else:
-        model = build_meta_model(config)
+        model = build_meta_model(model_config)
         if fits_checkpoint(model, tensors):
             _check_unexpected(tensors.keys() - model.state_dict().keys(), model, folder)
     _check_dtypes(tensors, _ignored(model), folder)
 
 
-def _compare(config: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+def _compare(model_config: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     """Return the model on the meta device, and what transformers found in the files."""
     with _quiet():
         try:
-            found: tuple[Any, dict[str, Any]] = auto_class(config).from_pretrained(
+            found: tuple[Any, dict[str, Any]] = auto_class(model_config).from_pretrained(
                 folder,
-                config=config,
+                config=model_config,
                 dtype=torch.bfloat16,
                 device_map="meta",
                 ignore_mismatched_sizes=True,

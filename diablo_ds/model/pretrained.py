@@ -19,12 +19,12 @@ from diablo_ds.model.checkpoint_contents import check_loading_info
 
 
 def from_pretrained(
-    config: Any, folder: Path, dtype: torch.dtype, ds_config: dict[str, Any] | None
+    model_config: Any, folder: Path, dtype: torch.dtype, ds_config: dict[str, Any] | None
 ) -> Any:
     """Load a causal LM by transformers, which knows how to convert older checkpoints.
 
     Args:
-        config: the model's Hugging Face config.
+        model_config: the model's Hugging Face config.
         folder: with safetensors files.
         dtype: of the parameters.
         ds_config: the complete DeepSpeed config under ZeRO-3, which then partitions each
@@ -38,9 +38,9 @@ def from_pretrained(
     # transformers sees ZeRO-3 only while this object is alive.
     keep_alive = HfDeepSpeedConfig(ds_config) if ds_config else None
     try:
-        model, info = auto_class(config).from_pretrained(
+        model, info = auto_class(model_config).from_pretrained(
             folder,
-            config=config,
+            config=model_config,
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
@@ -70,12 +70,12 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def build_without_weights(config: Any, dtype: torch.dtype) -> Any:
+def build_without_weights(model_config: Any, dtype: torch.dtype) -> Any:
     """Return the model with its parameters on the meta device and its buffers filled."""
     from transformers.initialization import no_init_weights
 
     with no_init_weights(), _parameters_on_meta():
-        model = build_model(config, dtype)
+        model = build_model(model_config, dtype)
     model.tie_weights()
     return model
 

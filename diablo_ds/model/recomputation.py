@@ -27,30 +27,30 @@ class Recomputation(NamedTuple):
         return f"{self.num_layers} of {num_layers} decoder layers recomputed{kept}"
 
 
-def choose_recomputation(config: RunConfig, meta_model: Any) -> Recomputation:
+def choose_recomputation(run_config: RunConfig, meta_model: Any) -> Recomputation:
     """Return which decoder layers a run config lets recompute, without a memory budget.
 
     Args:
-        config: the run config. Where it leaves it open, large models are recomputed.
+        run_config: the run config. Where it leaves it open, large models are recomputed.
         meta_model: the model on the meta device.
 
     Raises:
         UserError: if the model does not support it, or has fewer layers.
     """
-    details = config.reentrant or config.recomputed_layers or config.keep_attention
-    wanted = config.recompute
+    details = run_config.reentrant or run_config.recomputed_layers or run_config.keep_attention
+    wanted = run_config.recompute
     if wanted is None:
         wanted = bool(details) or num_elements(meta_model) >= LARGE_MODEL_PARAMETERS
     if not wanted:
         return Recomputation(0)
     check_recomputable(meta_model)
     num_layers = len(decoder_layers(meta_model))
-    if config.recomputed_layers > num_layers:
+    if run_config.recomputed_layers > num_layers:
         raise UserError(
             "recomputed_layers must be at most the model's decoder layers; got "
-            f"recomputed_layers={config.recomputed_layers}, {num_layers} layers"
+            f"recomputed_layers={run_config.recomputed_layers}, {num_layers} layers"
         )
-    return Recomputation(config.recomputed_layers or num_layers, config.keep_attention)
+    return Recomputation(run_config.recomputed_layers or num_layers, run_config.keep_attention)
 
 
 def check_recomputable(meta_model: Any) -> None:

@@ -45,9 +45,9 @@ class SmallModel:
         UserError: if no tiny model of this config can be built and run.
     """
 
-    def __init__(self, config: Any, attention: str, max_length: int) -> None:
-        reason, self.model_type = "", config.model_type
-        for small in small_configs(config, max_length=max_length, row_length=ROW):
+    def __init__(self, model_config: Any, attention: str, max_length: int) -> None:
+        reason, self.model_type = "", model_config.model_type
+        for small in small_configs(model_config, max_length=max_length, row_length=ROW):
             try:
                 self.model = build_small_model(small, attention)
                 self.vocab_size = vocab_size = small.get_text_config().vocab_size
@@ -158,18 +158,20 @@ def mask_forms(attention: str) -> tuple[torch.dtype | None, ...]:
     return (torch.float32,) if attention == "eager" else (None, torch.float32)
 
 
-def _windows_of(config: Any, mask: MaskRule) -> MaskRule:
+def _windows_of(model_config: Any, mask: MaskRule) -> MaskRule:
     """Return a rule by layer type with a config's own windows."""
-    own = example_masks(config, mask.additive, by_layer_type=True)
+    own = example_masks(model_config, mask.additive, by_layer_type=True)
     assert own is not None
     return own
 
 
-def example_masks(config: Any, form: torch.dtype | None, by_layer_type: bool) -> MaskRule | None:
+def example_masks(
+    model_config: Any, form: torch.dtype | None, by_layer_type: bool
+) -> MaskRule | None:
     """Return the rule for block-diagonal masks, or None where layers have no types."""
     if not by_layer_type:
         return MaskRule(EXAMPLES, additive=form)
-    text = config.get_text_config()
+    text = model_config.get_text_config()
     layer_types = sorted(set(getattr(text, "layer_types", None) or ()))
     window = getattr(text, "sliding_window", None) or 0
     windows = {name: window if "sliding" in name else 0 for name in layer_types}

@@ -37,26 +37,28 @@ _COUNTS = re.compile(
 _MULTIMODAL = re.compile(r"vision|visual|audio|image|video|speech")
 
 
-def small_configs(config: Any, *, max_length: int, row_length: int) -> Iterator[Any]:
+def small_configs(model_config: Any, *, max_length: int, row_length: int) -> Iterator[Any]:
     """Yield configs of small models that have a config's features, the smallest widths first.
 
     Not each of them has to be legal.
 
     Args:
-        config: the model's Hugging Face config.
+        model_config: the model's Hugging Face config.
         max_length: tokens of the longest row in the run.
         row_length: tokens of a row that shall stand for it.
     """
-    text = config.get_text_config()
+    text = model_config.get_text_config()
     head_dim = _head_dim(text)
-    least, total = _layers_of_every_kind(config), int(text.num_hidden_layers)
+    least, total = _layers_of_every_kind(model_config), int(text.num_hidden_layers)
     # More where one layer of a kind is not enough, such as to share its weights with another.
     for num_layers in sorted({least, min(2 * least, total), min(3 * least, total), total}):
         for divisor in _DIVISORS:
             if divisor > 1 and head_dim // divisor < _LEAST_HEAD:
                 continue
             try:
-                yield _shrunk(config, num_layers, divisor, row_length / max_length, row_length)
+                yield _shrunk(
+                    model_config, num_layers, divisor, row_length / max_length, row_length
+                )
             except Exception:  # whatever the class of the config raises for values that do not fit
                 continue
 
@@ -72,12 +74,12 @@ def _head_dim(text: Any) -> int:
 # --- layers --------------------------------------------------------------------------------------
 
 
-def _layers_of_every_kind(config: Any) -> int:
+def _layers_of_every_kind(model_config: Any) -> int:
     """Return how many of the first layers hold every kind of layer that the model has."""
-    total = int(config.get_text_config().num_hidden_layers)
+    total = int(model_config.get_text_config().num_hidden_layers)
     stacks = [
         module
-        for module in text_decoder(build_meta_model(config)).modules()
+        for module in text_decoder(build_meta_model(model_config)).modules()
         if isinstance(module, nn.ModuleList) and len(module) == total
     ]
     if not stacks:
@@ -108,9 +110,9 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
 # --- values --------------------------------------------------------------------------------------
 
 
-def _shrunk(config: Any, num_layers: int, divisor: int, share: float, row_length: int) -> Any:
-    text = config.get_text_config()
-    values = copy.deepcopy(config.to_dict())
+def _shrunk(model_config: Any, num_layers: int, divisor: int, share: float, row_length: int) -> Any:
+    text = model_config.get_text_config()
+    values = copy.deepcopy(model_config.to_dict())
     shrink = _Shrink(
         old_layers=int(text.num_hidden_layers),
         num_layers=num_layers,
@@ -122,7 +124,7 @@ def _shrunk(config: Any, num_layers: int, divisor: int, share: float, row_length
     values = {name: shrink.value(name, value) for name, value in values.items()}
     for name in ("torch_dtype", "dtype", "quantization_config", "transformers_version"):
         values.pop(name, None)
-    small = type(config).from_dict(values)
+    small = type(model_config).from_dict(values)
     text = small.get_text_config()
     text.num_hidden_layers = num_layers
     return small
@@ -217,14 +219,14 @@ def _divided_parts(parts: list[Any], divisor: int) -> list[Any]:
 # --- the model -----------------------------------------------------------------------------------
 
 
-def build_small_model(config: Any, attention: str, *, seed: int = 0) -> Any:
+def build_small_model(model_config: Any, attention: str, *, seed: int = 0) -> Any:
     """Build a causal LM in fp32 on the CPU, in evaluation mode, that mixes its tokens strongly.
 
     As they are initialised, models attend to all tokens about equally and many start with gates
     that are shut; so matrices are drawn anew.
 
     Args:
-        config: its Hugging Face config.
+        model_config: its Hugging Face config.
         attention: transformers' name of the attention. FlashAttention, which needs a GPU, is
             replaced by what it computes.
         seed: of its weights.
@@ -232,7 +234,7 @@ def build_small_model(config: Any, attention: str, *, seed: int = 0) -> Any:
     Raises:
         UserError: if the config is not legal, or not that of a small model.
     """
-    num_parameters = sum(p.numel() for p in build_meta_model(config).parameters())
+    num_parameters = sum(p.numel() for p in build_meta_model(model_config).parameters())
     if num_parameters > MOST_PARAMETERS:
         raise UserError(f"a small model must be small; got {num_parameters:,} parameters")
     generator = torch.Generator().manual_seed(seed)
@@ -241,7 +243,7 @@ def build_small_model(config: Any, attention: str, *, seed: int = 0) -> Any:
         register_varlen_attention()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(config, torch.float32, "" if by_length else attention)
+        model = build_model(model_config, torch.float32, "" if by_length else attention)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() >= 2 and parameter.is_floating_point():

@@ -45,20 +45,20 @@ def has_varlen_kernel() -> bool:
     return {"scale", "window_size"} <= _kernel_options()
 
 
-def takes_heads(config: Any) -> bool:
+def takes_heads(model_config: Any) -> bool:
     """Return whether the kernel takes heads as wide as a model's.
 
     Args:
-        config: the Hugging Face config of the text model.
+        model_config: the Hugging Face config of the text model.
     """
     widths = [
         value
-        for name, value in config.to_dict().items()
+        for name, value in model_config.to_dict().items()
         if "head_dim" in name and isinstance(value, int)
     ]
-    heads = getattr(config, "num_attention_heads", None)
+    heads = getattr(model_config, "num_attention_heads", None)
     if not widths and isinstance(heads, int) and heads > 0:
-        widths = [config.hidden_size // heads]
+        widths = [model_config.hidden_size // heads]
     return max(widths, default=0) <= WIDEST_HEAD
 
 

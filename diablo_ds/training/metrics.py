@@ -37,14 +37,14 @@ class Reporter:
     def __init__(
         self,
         folder: Path,
-        run: RunConfig,
+        run_config: RunConfig,
         *,
         num_steps: int,
         start_step: int,
         owner: FolderOwner | None = None,
     ) -> None:
         self._owner = owner
-        self.run = run
+        self.run = run_config
         self.num_steps = num_steps
         self._start_step = start_step
         self._start_time = time.monotonic()
@@ -62,7 +62,7 @@ class Reporter:
         files.write_progress(num_steps, start_step, done=False)
         self._writer = SummaryWriter(str(files.tensorboard), purge_step=last + 1)
         if not start_step:
-            values = json.dumps(dataclasses.asdict(run), indent=2)
+            values = json.dumps(dataclasses.asdict(run_config), indent=2)
             self._writer.add_text("run_config", f"```json\n{values}\n```", 0)
         self._bar: Any = None
         if shows_progress():

@@ -25,29 +25,29 @@ _NOT_A_RUN = (LOGS_FOLDER, OWNER_FOLDER)
 """What a folder may hold before its run has begun."""
 
 
-def choose_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
+def choose_run_folder(run_config: RunConfig, *, for_later: bool = False) -> Path:
     """Decide the run folder and refuse one that holds something else. Creates nothing.
 
     Args:
-        config: the run config.
+        run_config: the run config.
         for_later: whether the run waits in a queue, and the folder may be in use until then.
 
     Raises:
         UserError: if the folder holds another run or other files, is not a folder, or is in use.
     """
-    if not config.output:
-        folder = next(path for path in _new_names(config) if not path.exists())
+    if not run_config.output:
+        folder = next(path for path in _new_names(run_config) if not path.exists())
         _check_writable(folder)
         return folder
-    folder = Path(config.output)
-    _refuse_other_content(config, folder)
+    folder = Path(run_config.output)
+    _refuse_other_content(run_config, folder)
     if not for_later:  # where a queued run starts, there may be other file systems
         _check_writable(folder)
         refuse_owned(folder, "run folder")
     return folder
 
 
-def reserve_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
+def reserve_run_folder(run_config: RunConfig, *, for_later: bool = False) -> Path:
     """Return the run folder as `choose_run_folder` does, and create one that gets a new name.
 
     Two runs that start in the same second, on any hosts, get two folders.
@@ -55,10 +55,10 @@ def reserve_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
     Raises:
         UserError: if the folder holds something else, is in use, or cannot be created.
     """
-    folder = choose_run_folder(config, for_later=for_later)
-    if config.output:
+    folder = choose_run_folder(run_config, for_later=for_later)
+    if run_config.output:
         return folder
-    for folder in _new_names(config):
+    for folder in _new_names(run_config):
         with contextlib.suppress(FileExistsError), _naming_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir(trust.PRIVATE_FOLDER)
@@ -66,7 +66,7 @@ def reserve_run_folder(config: RunConfig, *, for_later: bool = False) -> Path:
     raise AssertionError
 
 
-def own_run_folder(config: RunConfig) -> FolderOwner:
+def own_run_folder(run_config: RunConfig) -> FolderOwner:
     """Create the run folder where there is none, become its owner, and write `run.json`.
 
     Nothing in it is written or removed before this process is the owner. What killed processes
@@ -79,13 +79,13 @@ def own_run_folder(config: RunConfig) -> FolderOwner:
         remove_leftovers,  # brings torch, which a launcher does without
     )
 
-    folder = reserve_run_folder(config)
+    folder = reserve_run_folder(run_config)
     with _naming_errors(folder):
-        trust.make_folder(folder, "run folder", shared=config.shared_folders)
+        trust.make_folder(folder, "run folder", shared=run_config.shared_folders)
         owner = claim(folder, "run folder")
         try:
-            _refuse_other_content(config, folder)  # another run may have been there meanwhile
-            named = dataclasses.replace(config, output=str(folder))
+            _refuse_other_content(run_config, folder)  # another run may have been there meanwhile
+            named = dataclasses.replace(run_config, output=str(folder))
             save_run_config(named, RunFolder(folder).run_config)
             remove_leftovers(RunFolder(folder).checkpoints)
         except BaseException:
@@ -105,46 +105,46 @@ def _check_writable(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
-def _new_names(config: RunConfig) -> Iterator[Path]:
+def _new_names(run_config: RunConfig) -> Iterator[Path]:
     """Yield names for a new run folder, the plainest first."""
-    model = DEFAULT_MODEL_NAME if config.model == "default" else Path(config.model).name
+    model = DEFAULT_MODEL_NAME if run_config.model == "default" else Path(run_config.model).name
     name = f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
     yield Path("runs") / name
     for number in itertools.count(2):
         yield Path("runs") / f"{name}-{number}"
 
 
-def _refuse_other_content(config: RunConfig, folder: Path) -> None:
+def _refuse_other_content(run_config: RunConfig, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output must be a folder; got a file: output={config.output!r}")
+        raise UserError(f"output must be a folder; got a file: output={run_config.output!r}")
     if folder.exists():
-        trust.check_folder(folder, "run folder", shared=config.shared_folders)
+        trust.check_folder(folder, "run folder", shared=run_config.shared_folders)
     if not folder.exists() or all(path.name in _NOT_A_RUN for path in folder.iterdir()):
         return
     run_config_file = RunFolder(folder).run_config
     if not run_config_file.is_file():
         raise UserError(
             "output folder must be new, empty or hold this run; got other files in "
-            f"output={config.output!r}; choose another folder"
+            f"output={run_config.output!r}; choose another folder"
         )
     recorded = load_recorded(run_config_file)
-    differing = differing_fields(recorded, config)
+    differing = differing_fields(recorded, run_config)
     if differing:
         raise UserError(
-            f"output folder must not hold another run; got output={config.output!r} with "
-            f"{'; '.join(differing)}; to resume that run, {repair_fields(recorded, config)}; for a "
-            "new run, choose another --output"
+            f"output folder must not hold another run; got output={run_config.output!r} with "
+            f"{'; '.join(differing)}; to resume that run, {repair_fields(recorded, run_config)}; "
+            "for a new run, choose another --output"
         )
 
 
-def recorded_config(config: RunConfig) -> RunConfig | None:
+def recorded_config(run_config: RunConfig) -> RunConfig | None:
     """Return the run config that the output folder holds, as it was chosen; None where it is new.
 
     Raises:
         UserError: if it cannot be read.
     """
-    path = RunFolder(Path(config.output)).run_config
-    return load_recorded(path) if config.output and path.is_file() else None
+    path = RunFolder(Path(run_config.output)).run_config
+    return load_recorded(path) if run_config.output and path.is_file() else None
 
 
 def load_recorded(path: Path) -> RunConfig:

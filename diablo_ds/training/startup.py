@@ -37,7 +37,7 @@ from diablo_ds.zero.start import start_engine
 class Run:
     """All parts of a run, ready to train."""
 
-    config: RunConfig
+    run_config: RunConfig
     folder: Path
     engine: Engine
     adapter: AdapterConfig
@@ -87,7 +87,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     position = find_position(prepared, folder)
     logger.info(inputs.describe(run_config, distributed.world_size(), position.num_steps))
     return Run(
-        config=run_config,
+        run_config=run_config,
         folder=folder,
         engine=_build(prepared, position.checkpoint, device),
         adapter=prepared.adapter,

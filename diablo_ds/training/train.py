@@ -62,7 +62,7 @@ class Summary:
         return "\n".join(lines)
 
 
-def train(config: RunConfig, ds_config_file: Path) -> Summary:
+def train(run_config: RunConfig, ds_config_file: Path) -> Summary:
     """Train from the run config and a DeepSpeed config file, resuming what the folder holds.
 
     Collective: every rank must call this.
@@ -75,11 +75,11 @@ def train(config: RunConfig, ds_config_file: Path) -> Summary:
         Stopped: if a signal asked for it; the last finished step is saved.
     """
     with heart.beating(), StopRequests() as requests, contextlib.ExitStack() as resources:
-        return _run(start_run(config, ds_config_file, resources), requests)
+        return _run(start_run(run_config, ds_config_file, resources), requests)
 
 
 def _run(run: Run, requests: StopRequests) -> Summary:
-    config = run.config
+    config = run.run_config
     requests.start_training()
     heart.limit_s = config.hang_timeout
     reports = Reports(
@@ -113,8 +113,8 @@ class _Loop:
         self.run, self.reports = run, reports
         self.finished = self.saved = run.start_step
         interval = max(1, -(-run.num_steps // EVALS_PER_RUN))
-        self.eval_every = run.config.eval_every or interval
-        self.save_every = run.config.save_every or interval
+        self.eval_every = run.run_config.eval_every or interval
+        self.save_every = run.run_config.save_every or interval
         device, self.warning = run.engine.device, GraceWarning()
         self.training = Boundaries(requests, device, warning=self.warning)
         self.evaluation = Boundaries(requests, device)
@@ -197,7 +197,7 @@ class _Loop:
 
     def _take_step(self, step: int) -> None:
         run = self.run
-        config = run.config
+        config = run.run_config
         factor = lr_factor(
             config.schedule, step, num_steps=run.num_steps, warmup_steps=config.warmup_steps
         )
@@ -244,8 +244,8 @@ def save(run: Run, step: int) -> None:
     state = run.engine.gather_state()
     checkpoint = Checkpoint(
         step=step,
-        global_batch=run.config.global_batch,
-        seed=run.config.seed,
+        global_batch=run.run_config.global_batch,
+        seed=run.run_config.seed,
         num_optimizer_steps=state.num_optimizer_steps,
         adapter=run.adapter,
         state=state.deltas,
@@ -255,7 +255,7 @@ def save(run: Run, step: int) -> None:
 
     def write() -> None:
         run.check_owner()
-        save_checkpoint(RunFolder(run.folder).checkpoints, checkpoint, run.config.keep_last)
+        save_checkpoint(RunFolder(run.folder).checkpoints, checkpoint, run.run_config.keep_last)
 
     distributed.on_main_process(write)
 

@@ -84,7 +84,7 @@ def offload_device(ds_config: Mapping[str, Any], what: str) -> str:
 
 def complete_ds_config(
     ds_config: Mapping[str, Any],
-    run: RunConfig,
+    run_config: RunConfig,
     *,
     world_size: int,
     base: BaseSizes,
@@ -95,7 +95,7 @@ def complete_ds_config(
 
     Args:
         ds_config: as read by `load_ds_config`.
-        run: the run config.
+        run_config: the run config.
         world_size: number of ranks.
         base: sizes of the base model, for "auto".
         nodes: sizes of a node, for "auto".
@@ -105,7 +105,7 @@ def complete_ds_config(
         UserError: if the file sets a value that the run config owns, and differently.
     """
     result = copy.deepcopy(dict(ds_config))
-    for name, value in _owned_values(run, world_size).items():
+    for name, value in _owned_values(run_config, world_size).items():
         section, _, key = name.rpartition(".")
         target = result.setdefault(section, {}) if section else result
         if key in target and target[key] != "auto" and target[key] != value:
@@ -117,7 +117,9 @@ def complete_ds_config(
     # The loop accumulates by itself and reduces gradients once per step, so DeepSpeed sees a step
     # as a single micro step. train.py divides the loss once, by the global number of targets.
     result["gradient_accumulation_steps"] = 1
-    micro_batch = run.micro_batch or 1  # where it is counted in tokens, DeepSpeed still wants one
+    micro_batch = (
+        run_config.micro_batch or 1
+    )  # where it is counted in tokens, DeepSpeed still wants one
     result["train_batch_size"] = micro_batch * world_size
     result["zero_allow_untested_optimizer"] = True  # torch's AdamW
     result["zero_force_ds_cpu_optimizer"] = False
@@ -137,14 +139,14 @@ def complete_ds_config(
     return result
 
 
-def _owned_values(run: RunConfig, world_size: int) -> dict[str, Any]:
+def _owned_values(run_config: RunConfig, world_size: int) -> dict[str, Any]:
     return {
-        "train_micro_batch_size_per_gpu": run.micro_batch or 1,
-        "gradient_accumulation_steps": run.accumulation_steps(world_size),
-        "train_batch_size": run.global_batch,
-        "gradient_clipping": run.max_grad_norm,
-        "bf16.enabled": run.precision == "bf16",
-        "fp16.enabled": run.precision == "fp16",
+        "train_micro_batch_size_per_gpu": run_config.micro_batch or 1,
+        "gradient_accumulation_steps": run_config.accumulation_steps(world_size),
+        "train_batch_size": run_config.global_batch,
+        "gradient_clipping": run_config.max_grad_norm,
+        "bf16.enabled": run_config.precision == "bf16",
+        "fp16.enabled": run_config.precision == "fp16",
     }
 
 
