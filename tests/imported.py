@@ -3,12 +3,22 @@
 from importlib import import_module
 
 for _name in (
-    *("pytest", "torch._inductor.compile_fx", "torch.utils.tensorboard", "matplotlib.figure"),
-    *("matplotlib.backends.backend_agg", "psutil", "pandas", "tensorboard.plugins.hparams"),
-    *("deepspeed", "deepspeed.runtime.zero.stage3", "deepspeed.ops.op_builder.cpu"),
-    *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
+    "pytest",
+    "torch._inductor.compile_fx",
+    "torch.utils.tensorboard",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "psutil",
+    "pandas",
+    "tensorboard.plugins.hparams",
+    "deepspeed",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.ops.op_builder.cpu",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
     *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mistral", "qwen2")),
-    *("transformers.models.gpt_neox.modeling_gpt_neox", "transformers.integrations.deepspeed"),
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+    "transformers.integrations.deepspeed",
     *(
         "diablo_ds.training.train",
         "diablo_ds.training.dry_run",

@@ -19,7 +19,7 @@ class Device:
 
     memory_gb: float
     tflops: float
-    """Dense 16-bit matrix products, in 10^12 operations a second."""
+    """Dense 16-bit matrix products, in 10^12 operations per second."""
     memory_gbs: float
     """Of its own memory, in GB/s."""
     inside_gbs: float
@@ -78,7 +78,7 @@ class Assumptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSize:
-    """Nodes and their GPUs, one rank a GPU; bandwidths in bytes a second, one direction."""
+    """Nodes and their GPUs, one rank per GPU; bandwidths in bytes per second, one direction."""
 
     num_nodes: int
     ranks_per_node: int
@@ -89,7 +89,7 @@ class ClusterSize:
     node_memory_bytes: float
     """A node's own memory, for offload."""
     flops: float
-    """Peak of 16-bit products of one GPU, in operations a second."""
+    """Peak of 16-bit products of one GPU, in operations per second."""
     memory_bandwidth: float
     inside_bandwidth: float
     """Of one GPU to the others of its node."""

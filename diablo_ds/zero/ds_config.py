@@ -27,10 +27,22 @@ from diablo_ds.zero.ds_sections import (
 # DeepSpeed knows these, but they would act on the numbers or on files that are ours.
 REFUSED_KEYS = frozenset(
     {
-        *("optimizer", "scheduler", "amp", "torch_autocast", "data_types", "checkpoint"),
-        *("prescale_gradients", "gradient_predivide_factor", "gradient_allreduce_op"),
-        *("elasticity", "managed_gradient_accumulation", "compression_training", "data_efficiency"),
-        *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "fp32_allreduce"),
+        "optimizer",
+        "scheduler",
+        "amp",
+        "torch_autocast",
+        "data_types",
+        "checkpoint",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "gradient_allreduce_op",
+        "elasticity",
+        "managed_gradient_accumulation",
+        "compression_training",
+        "data_efficiency",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "fp32_allreduce",
     }
 )
 NO_PERSISTENCE = 0

@@ -18,7 +18,7 @@ from diablo_ds.files.strict_json import key_list
 from diablo_ds.zero.ds_combinations import check_combinations
 
 LARGEST = 2**63 - 1
-"""Largest whole number that a tensor's size or index can be."""
+"""Largest integer that a tensor's size or index can be."""
 LARGEST_BUCKET = 2**36
 
 # What DeepSpeed would do with these, it does not do here.
@@ -49,12 +49,12 @@ class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_integer(value: Any, least: int) -> bool:
     return type(value) is int and least <= value <= LARGEST
 
 
 _FLAG = _Rule("true or false", lambda value: isinstance(value, bool))
-_COUNT = _Rule("a whole number from 1", lambda value: _is_whole(value, 1))
+_COUNT = _Rule("an integer from 1", lambda value: _is_integer(value, 1))
 _DATA_TYPES = ("fp32", "fp16", "bf16")
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -78,7 +78,7 @@ _PLAIN_SECTIONS = {
         "detailed": _FLAG,
         "profile_step": _COUNT,
         "top_modules": _COUNT,
-        "module_depth": _Rule("a whole number from -1", lambda value: _is_whole(value, -1)),
+        "module_depth": _Rule("an integer from -1", lambda value: _is_integer(value, -1)),
         "recompute_fwd_factor": _Rule(
             "a number from 0", lambda value: type(value) in (int, float) and 0 <= value <= LARGEST
         ),

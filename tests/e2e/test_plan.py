@@ -23,8 +23,15 @@ def test_a_plan_for_a_folder_starts_a_run(tmp_path):
     # As a single process is half as many ranks, the global batch is given again.
     run = ("--data", data, "--output", tmp_path / "run", "--global-batch", 4)
     dry = diablo_ds(
-        *("train", "--dry-run", "--ds-config", folder / "ds_config.json", "--model", model),
-        *("--num-blocks", 4, *run),
+        "train",
+        "--dry-run",
+        "--ds-config",
+        folder / "ds_config.json",
+        "--model",
+        model,
+        "--num-blocks",
+        4,
+        *run,
     )
     assert "Placement, ZeRO stage" in dry.stdout
     for script, wanted in (("launch.sh", "--num_gpus 2"), ("slurm.sh", "--gpus-per-node=2")):

@@ -56,8 +56,12 @@ def test_resume_is_bit_identical(ds_file, precision, options, tmp_path):
     def train(folder: Path) -> str:
         result = forked.ranks(
             *options,
-            *("--ds_config", ROOT / "ds_configs" / ds_file, "--output", folder),
-            *("--precision", precision),
+            "--ds_config",
+            ROOT / "ds_configs" / ds_file,
+            "--output",
+            folder,
+            "--precision",
+            precision,
             num_ranks=2,
         )
         return result.stderr

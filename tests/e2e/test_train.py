@@ -109,8 +109,14 @@ def test_the_last_checkpoints_are_kept_and_are_no_larger_than_the_adapter_and_it
     checkpoint_bytes = sum(path.stat().st_size for path in kept[0].iterdir())
     assert checkpoint_bytes < 3 * adapter_bytes + 10_000
     assert {p.name for p in folder.iterdir()} == {
-        *("run.json", "metrics.jsonl", "tensorboard", "loss.png", "adapter", "checkpoints"),
-        *("progress.json", ".owner"),
+        "run.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "loss.png",
+        "adapter",
+        "checkpoints",
+        "progress.json",
+        ".owner",
     }
 
 
@@ -197,8 +203,16 @@ def test_fp16_skips_overflowing_steps_and_goes_on(options, tmp_path):
     path.write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": 3}}))
     folder = tmp_path / "run"
     diablo_ds(
-        *("train", *options, "--precision", "fp16", "--max-steps", 24),
-        *("--ds_config", path, "--output", folder),
+        "train",
+        *options,
+        "--precision",
+        "fp16",
+        "--max-steps",
+        24,
+        "--ds_config",
+        path,
+        "--output",
+        folder,
     )
     scales = losses(folder, "loss_scale")
     assert scales[24] < scales[1] / 8

@@ -162,8 +162,15 @@ def test_the_identity_survives_json_and_garbage_is_refused(data):
     values = json.loads(json.dumps(identity.as_json()))
     assert DataIdentity.from_json(values, 3, Path()) == identity
     for name, wrong in [
-        *(("train", None), ("train", {}), ("heldout", []), ("start_step", 4), ("start_step", -1)),
-        *(("start_step", 1.0), ("passes", "x"), ("passes", -1), ("passes", float("nan"))),
+        ("train", None),
+        ("train", {}),
+        ("heldout", []),
+        ("start_step", 4),
+        ("start_step", -1),
+        ("start_step", 1.0),
+        ("passes", "x"),
+        ("passes", -1),
+        ("passes", float("nan")),
         ("train", values["train"] | {"examples": "many"}),
         ("train", values["train"] | {"files": {"x": 1}}),
     ]:

@@ -34,8 +34,14 @@ def test_what_would_be_more_than_one_option_of_sbatch_is_refused(changes, messag
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        *(("5", 300), ("5:30", 330), ("1:02:03", 3723), ("2-1", 176400), ("1-0:30", 88200)),
-        *(("1-1:1:1", 90061), ("UNLIMITED", 0), ("0", 0)),
+        ("5", 300),
+        ("5:30", 330),
+        ("1:02:03", 3723),
+        ("2-1", 176400),
+        ("1-0:30", 88200),
+        ("1-1:1:1", 90061),
+        ("UNLIMITED", 0),
+        ("0", 0),
     ],
 )
 def test_time_limits_are_read_as_sbatch_reads_them(text, seconds):

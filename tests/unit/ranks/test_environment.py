@@ -37,8 +37,16 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "DB_PASSWD"),
-        *("MY_CREDENTIALS", "GIT_AUTH", "hf_token", "TOKENS", "APIKEY"),
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "PGPASSWORD",
+        "DB_PASSWD",
+        "MY_CREDENTIALS",
+        "GIT_AUTH",
+        "hf_token",
+        "TOKENS",
+        "APIKEY",
     ],
 )
 def test_names_of_secrets_are_known(name):
