@@ -138,7 +138,7 @@ class Kind(enum.Enum):
     EMPTY = "an empty folder"
     OTHER = "a folder with other files"
     FILE = "a file"
-    NOTHING = "nothing, there is no such file or folder"
+    NOTHING = "which does not exist"
 
 
 def kind_of(path: Path) -> Kind:

@@ -88,7 +88,7 @@ def test_a_row_that_cannot_be_text_does_not_end_a_stream(options, tmp_path):
     _fails(options, "--data", path, parts=parts)
     run = ["--data", path, "--stream", "--max-steps", 4, "--output", tmp_path / "run"]
     result = forked.diablo_ds("train", *options, *run)
-    assert "rows of the stream left out" in result.stderr
+    assert "rows of the stream skipped" in result.stderr
 
 
 def test_a_truncated_file_is_named(options, tmp_path):
@@ -154,7 +154,7 @@ def test_resuming_with_another_model_of_the_same_shape_is_refused(options, model
 def test_inspecting_nothing_is_named(tmp_path):
     for path, part in (
         (tmp_path / "nowhere", "nowhere, which does not exist"),
-        (tmp_path, "must be the folder of an adapter"),
+        (tmp_path, "path must be a run folder, a checkpoint, an adapter or a prepared dataset"),
     ):
         _fails([], path, command="inspect", parts=[part], program=diablo_ds)
 

@@ -96,7 +96,7 @@ def _start_and_wait_for_chunks(options, output):
 
 def _assert_continues_to(expected, options, output):
     result = _prepare("jsonl", *options, "--output", output, "--num-proc", 1)
-    assert "Continuing with an interrupted run" in result.stderr
+    assert "Continuing an interrupted run" in result.stderr
     assert _files(output) == expected
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 

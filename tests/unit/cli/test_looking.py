@@ -52,7 +52,7 @@ def test_a_folder_of_another_kind_is_named(words, wanted, tmp_path):
     assert result.exit_code == 2
     assert f"Error: path must be {wanted}; got {tmp_path}, a base model\n" == result.stderr
     missing = _run(*words, tmp_path / "none")
-    assert "none, nothing, there is no such file or folder" in missing.stderr
+    assert "none, which does not exist" in missing.stderr
 
 
 def test_inspect_reads_a_dataset_from_its_record_alone(tmp_path):

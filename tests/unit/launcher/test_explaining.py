@@ -45,7 +45,7 @@ def test_of_a_run_folder_the_last_start_is_explained(tmp_path):
 
 
 def test_a_path_that_holds_no_logs_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"got .*none, nothing, there is no such"):
+    with pytest.raises(UserError, match=r"got .*none, which does not exist"):
         explain_end(tmp_path / "none")
     (tmp_path / "adapter.json").write_text("{}")
     with pytest.raises(UserError, match=r"or a run folder; got .*, an adapter"):

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 from diablo_ds.ranks.records import read_records
+from tests.e2e.commands import environment
 
 
 def _start(folder, lines=""):
     code = f"{lines}\nfrom diablo_ds.launcher import rank_start\nrank_start.main()"
     return subprocess.run(
         [sys.executable, "-c", code, "--log-folder", str(folder), "--env", "A=1"],
-        env={**os.environ, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "3"}
+        env={**environment(), "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "3"}
         | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
         capture_output=True,
         text=True,

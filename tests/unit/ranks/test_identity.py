@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 from diablo_ds.ranks.identity import IdentityError, find_identity
+from tests.e2e.commands import environment
 
 TORCH = {
     **{"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
@@ -85,7 +85,7 @@ def test_other_sets_are_named_and_refused(variables, message):
 
 @pytest.mark.parametrize("command", [["-m", "diablo_ds", "train"], ["launch/train.py"]])
 def test_a_partial_set_is_refused_on_every_rank_before_anything_heavy(command, tmp_path):
-    env = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
+    env = {**environment(), "RANK": "1", "WORLD_SIZE": "2"}
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command, "--output", tmp_path / "run"],
         env=env,
@@ -102,7 +102,7 @@ def test_a_partial_set_is_refused_on_every_rank_before_anything_heavy(command, t
 def test_a_rank_number_left_over_silences_no_other_command(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "diablo_ds", "inspect", tmp_path / "nowhere"],
-        env={**os.environ, "RANK": "1"},
+        env={**environment(), "RANK": "1"},
         capture_output=True,
         text=True,
     )
