@@ -21,6 +21,7 @@ from typing import Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import OWNER_FOLDER
+from diablo_ds.files.process_status import process_status
 
 _NUMBERED = re.compile(r"(\d{9})\.json")
 _RECORD_BYTES = 2048
@@ -173,10 +174,10 @@ def machine() -> str:
 def start_of(pid: int) -> int | None:
     """Return when a living process started, in clock ticks; None where there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return None if fields[0] in (b"Z", b"X") else int(fields[19])
-    except (OSError, IndexError, ValueError):
+        status = process_status(pid)
+    except OSError:
         return None
+    return None if status.state in ("Z", "X") else status.started
 
 
 def _user() -> str:

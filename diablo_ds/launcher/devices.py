@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.process_status import process_status
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 """Variables that choose GPUs. CUDA's and HIP's count among those that ROCR's leaves."""
@@ -94,8 +95,8 @@ def given_environment() -> dict[str, str] | None:
     agent = os.getppid()
     if AGENT not in _read(agent, "cmdline"):
         return None
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        runner = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    with contextlib.suppress(OSError):
+        runner = process_status(agent).parent
         words = _read(runner, "cmdline").split(b"\0")
         if any(word.rpartition(b"/")[2] in _RUNNERS for word in words[:4]):
             agent = runner

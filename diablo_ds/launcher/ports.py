@@ -17,6 +17,7 @@ from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
+from diablo_ds.files.process_status import process_status
 from diablo_ds.launcher.devices import AGENT
 from diablo_ds.ranks.free_port import free_port
 from diablo_ds.ranks.identity import ANY_PORT, Identity
@@ -53,7 +54,7 @@ def meeting_folder(
             f"any port can be chosen for ranks that share a log folder; got MASTER_PORT={ANY_PORT} "
             "and no --log-folder; give it, the same on all hosts, or give a port"
         )
-    started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    started = process_status(parent).started
     folder = Path(tempfile.gettempdir(), f"diablo-ds-{os.getuid()}-{parent}-{started}")
     trust.make_folder(folder, "folder of the master port")
     try:

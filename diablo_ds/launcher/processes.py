@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from diablo_ds.files.process_status import process_status
 from diablo_ds.launcher.devices import AGENT
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 
@@ -32,8 +33,8 @@ def ancestors() -> tuple[int, int]:
         command = Path(f"/proc/{parent}/cmdline").read_bytes()
         if AGENT not in command:
             return parent, 0
-        return parent, int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
+        return parent, process_status(parent).parent
+    except OSError:
         return parent, 0
 
 
@@ -50,8 +51,8 @@ def reader_is_gone() -> bool:
 def is_stopped(pid: int) -> bool:
     """Return whether a process is stopped, as by SIGSTOP or a debugger."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
-    except (OSError, IndexError):
+        return process_status(pid).state in ("T", "t")
+    except OSError:
         return False
 
 
