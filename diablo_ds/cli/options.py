@@ -27,7 +27,7 @@ class SettingOption(click.Option):
         self.group = group
 
 
-class _Grouped(click.Command):
+class GroupedCommand(click.Command):
     """A command whose help text shows its options in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -45,12 +45,8 @@ class _Grouped(click.Command):
             self.format_commands(ctx, formatter)
 
 
-class GroupedCommand(_Grouped):
-    """A command with grouped options."""
-
-
-class GroupedGroup(_Grouped, click.Group):
-    """A command with grouped options and subcommands."""
+class GroupedGroup(GroupedCommand, click.Group):
+    """A command with subcommands whose help text shows its options in groups."""
 
 
 def options_of(

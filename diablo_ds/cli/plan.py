@@ -147,7 +147,7 @@ def _legal(planner: Any, run_configs: list[RunConfig], *, must_all_be: bool) -> 
         try:
             planner.model(run_config)
             legal.append(run_config)
-        except ValueError:
+        except UserError:
             if must_all_be or number == 0:
                 raise
     return legal

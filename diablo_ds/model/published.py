@@ -129,5 +129,5 @@ def _config_folder(model: str) -> Path:
         )
     try:
         return hub_folder(model, "model", ["config.json"])
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}; built in are {', '.join(BUILT_IN)}") from None

@@ -8,22 +8,15 @@ before. So a step needs no exchange of its own ahead of it; only the first one d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from diablo_ds.data.batches import MicroBatch
+from diablo_ds.data.training_batches import TrainingBatches
 from diablo_ds.errors import UserError
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.stopping import Boundaries, StopAgreed
 from diablo_ds.training.step import Counts, count, total
-
-
-class Source(Protocol):
-    """Where micro batches come from."""
-
-    def step(self, step: int) -> Iterable[MicroBatch]:
-        """Return this rank's micro batches of a step, counted from 0."""
 
 
 class Exchange:
@@ -38,7 +31,7 @@ class Exchange:
 
     def __init__(
         self,
-        source: Source,
+        source: TrainingBatches,
         boundaries: Boundaries,
         *,
         num_steps: int,

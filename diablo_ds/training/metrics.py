@@ -28,7 +28,7 @@ class Reporter:
 
     Args:
         folder: the run folder.
-        run: the run config, logged as text and as hyperparameters.
+        run_config: logged as text and as hyperparameters.
         num_steps: steps of the run.
         start_step: steps taken before this process; later points of an earlier process are cut.
         owner: of the folder; where it was lost, another process writes the metrics file.
@@ -44,7 +44,7 @@ class Reporter:
         owner: FolderOwner | None = None,
     ) -> None:
         self._owner = owner
-        self.run = run_config
+        self.run_config = run_config
         self.num_steps = num_steps
         self._start_step = start_step
         self._start_time = time.monotonic()
@@ -85,7 +85,7 @@ class Reporter:
             values: "loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes" and more.
         """
         self._write({"step": step, **values})
-        if step % self.run.log_every == 0 or step == self.num_steps:
+        if step % self.run_config.log_every == 0 or step == self.num_steps:
             self._scalars(values, step)
         shown = (
             f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
@@ -131,7 +131,7 @@ class Reporter:
 
             settings = {
                 key: value if isinstance(value, bool | int | float | str) else str(value)
-                for key, value in dataclasses.asdict(self.run).items()
+                for key, value in dataclasses.asdict(self.run_config).items()
                 if key not in FREE_ON_RESUME
             }
             metrics = {f"final/{name}": value for name, value in final.items()}

@@ -153,7 +153,7 @@ def _find_checkpoint(prepared: Prepared, folder: Path) -> Checkpoint | None:
     checkpoint = distributed.on_every_rank(lambda: loaded.get(found) or load(found))
     try:
         check_adapter(checkpoint.adapter, adapter)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"{error}; to resume, put the model back as it was; for a new run, choose another "
             "--output"

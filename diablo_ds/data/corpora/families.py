@@ -120,7 +120,6 @@ def _text(row: Fields) -> Exchange:
 
 
 _UNKNOWN = "not known; see the corpus's own terms"
-_METAMATH = "MetaMathQA: MIT"
 _LLM_ADAPTERS = "LLM-Adapters: Apache-2.0, data ODC-By 1.0; each task keeps its own licence"
 _CODE_ALPACA = "CodeAlpaca: CC BY-NC 4.0; others with these fields have their own"
 _ALPACA = "Alpaca and safety-tuned-llamas: CC BY-NC 4.0; others with these fields have their own"
