@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
-from diablo_ds.ranks import distributed
-from diablo_ds.training.step import train_step
 from diablo_ds.zero.engine import Engine
 from tests.distributed.runner import run_distributed
-from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
+from tests.distributed.training import (
+    CONFIG,
+    build,
+    each_case,
+    take_step,
+)
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.distributed
@@ -25,23 +28,6 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"), num_hidden_layers=4)
-
-
-def _step(engine: Engine, step: int, config: Any = CONFIG) -> None:
-    batches = micro_batches(step, config, distributed.rank(), distributed.world_size())
-    train_step(engine, batches, learning_rate(config, step))
-
-
-def _each(
-    rank: int, function: Callable[..., None], folder: Path, cases: Sequence[tuple[Any, ...]]
-) -> None:
-    """Call a function for each case, one after another on the same ranks."""
-    for case in cases:
-        try:
-            function(rank, folder, *case)
-        except BaseException as error:
-            error.add_note(f"with {case}")
-            raise
 
 
 class _Gathers:
@@ -94,9 +80,9 @@ def _check_gathers(rank: int, folder: Path, recomputation: bool, reentrant: bool
     config = dataclasses.replace(CONFIG, recompute=recomputation, reentrant=reentrant)
     engine = build(folder, "zero3.json", config, changes=ONE_LAYER)
     for step in range(2):  # DeepSpeed records its trace in the first step
-        _step(engine, step, config)
+        take_step(engine, step, config)
     gathers = _Gathers(engine)
-    _step(engine, 2, config)
+    take_step(engine, 2, config)
     num_micro_steps = config.accumulation_steps(2)
     assert num_micro_steps == 2
     matrices = {n for n, p in engine.module.named_parameters() if len(p.ds_shape) == 2}
@@ -113,7 +99,7 @@ def _check_gathers(rank: int, folder: Path, recomputation: bool, reentrant: bool
 
 def test_a_base_weight_is_gathered_at_most_twice_per_micro_step(model_folder, tmp_path):
     cases = [(False, False), (True, False), (True, True)]  # recomputation, re-entrant
-    run_distributed(_each, 2, tmp_path, _check_gathers, model_folder, cases)
+    run_distributed(each_case, 2, tmp_path, _check_gathers, model_folder, cases)
 
 
 def _count_all_reductions(rank: int, folder: Path, ds_files: Sequence[str]) -> None:
@@ -129,9 +115,9 @@ def _count_reductions(reductions: _Reductions, folder: Path, ds_file: str) -> No
     for global_batch in (4, 16):  # 1 and 4 micro batches per rank and step
         config = dataclasses.replace(CONFIG, global_batch=global_batch)
         engine = build(folder, ds_file, config)
-        _step(engine, 0, config)
+        take_step(engine, 0, config)
         reductions.num_elements.clear()
-        _step(engine, 1, config)
+        take_step(engine, 1, config)
         counts[global_batch] = sorted(reductions.num_elements)
         engine.close()
     assert counts[4] == counts[16], (ds_file, counts)

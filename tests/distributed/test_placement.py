@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,15 @@ import pytest
 import torch
 
 from diablo_ds.ranks import distributed
-from diablo_ds.training.step import evaluate, train_step
-from diablo_ds.zero.engine import Engine
+from diablo_ds.training.step import evaluate
 from tests.distributed.runner import run_distributed
-from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
+from tests.distributed.training import (
+    CONFIG,
+    build,
+    each_case,
+    micro_batches,
+    take_step,
+)
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.distributed
@@ -23,23 +27,6 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"), num_hidden_layers=4)
-
-
-def _step(engine: Engine, step: int, config: Any = CONFIG) -> None:
-    batches = micro_batches(step, config, distributed.rank(), distributed.world_size())
-    train_step(engine, batches, learning_rate(config, step))
-
-
-def _each(
-    rank: int, function: Callable[..., None], folder: Path, cases: Sequence[tuple[Any, ...]]
-) -> None:
-    """Call a function for each case, one after another on the same ranks."""
-    for case in cases:
-        try:
-            function(rank, folder, *case)
-        except BaseException as error:
-            error.add_note(f"with {case}")
-            raise
 
 
 def _check_placement(rank: int, folder: Path, ds_file: str, num_blocks: str, by_name: bool) -> None:
@@ -54,10 +41,10 @@ def _check_placement(rank: int, folder: Path, ds_file: str, num_blocks: str, by_
                 _check_replicated(name, parameter)
             elif by_name and len(parameter.ds_shape) > 1:
                 _check_sharded(name, parameter)
-        _step(engine, step, config)
+        take_step(engine, step, config)
         engine.verify_placement(f"after step {step}")
         evaluate(engine, micro_batches(step, config, rank, 2))
-        _step(engine, step, config)
+        take_step(engine, step, config)
     # Replicas agree, and each rank's optimizer holds half.
     for name, delta in engine.deltas.items():
         rows = distributed.gather_floats(delta.detach().flatten().tolist(), "cpu")
@@ -89,7 +76,7 @@ def test_base_is_sharded_and_deltas_are_replicated(model_folder, tmp_path):
         ("zero3_offload.json", "2", True),
         ("zero3.json", "8", False),
     ]
-    run_distributed(_each, 2, tmp_path, _check_placement, model_folder, cases)
+    run_distributed(each_case, 2, tmp_path, _check_placement, model_folder, cases)
 
 
 def _check_violations(rank: int, folder: Path) -> None:

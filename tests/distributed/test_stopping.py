@@ -12,9 +12,14 @@ import torch
 
 from diablo_ds.ranks.stopping import Boundaries, StopAgreed, StopRequests
 from diablo_ds.training.step import evaluate, train_step
-from diablo_ds.zero.engine import Engine
 from tests.distributed.runner import run_distributed
-from tests.distributed.training import CONFIG, build, learning_rate, micro_batches
+from tests.distributed.training import (
+    CONFIG,
+    build,
+    learning_rate,
+    micro_batches,
+    take_step,
+)
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.distributed
@@ -44,12 +49,12 @@ class _Asking(Sequence[Any]):
 def _check(rank: int, folder: Path) -> None:
     for ds_file in STAGES:
         engine = build(folder, ds_file, BF16)
-        undisturbed = [_step(engine, step, rank) for step in range(3)]
+        undisturbed = [take_step(engine, step, BF16) for step in range(3)]
         after = engine.gather_state().deltas
         engine.close()
 
         engine = build(folder, ds_file, BF16)
-        assert _step(engine, 0, rank) == undisturbed[0]
+        assert take_step(engine, 0, BF16) == undisturbed[0]
         before = engine.gather_state().deltas
         requests = StopRequests()
         boundaries = Boundaries(requests, engine.device, clock=lambda: 0.0)  # asks at every one
@@ -63,13 +68,9 @@ def _check(rank: int, folder: Path) -> None:
         with pytest.raises(StopAgreed):
             evaluate(engine, asking, boundaries)
         # DeepSpeed, too, has forgotten the step: it can be taken.
-        assert [_step(engine, step, rank) for step in (1, 2)] == undisturbed[1:], ds_file
+        assert [take_step(engine, step, BF16) for step in (1, 2)] == undisturbed[1:], ds_file
         _assert_equal(after, engine.gather_state().deltas)
         engine.close()
-
-
-def _step(engine: Engine, step: int, rank: int) -> Any:
-    return train_step(engine, micro_batches(step, BF16, rank, 2), learning_rate(BF16, step))
 
 
 def _assert_equal(one: Any, other: Any) -> None:

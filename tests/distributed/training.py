@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ from diablo_ds.model.deltas import choose_num_blocks
 from diablo_ds.model.loss import causal_lm_loss, count_targets
 from diablo_ds.ranks import distributed
 from diablo_ds.training.building import attach_deltas, design_model, load_model
-from diablo_ds.training.step import train_step
+from diablo_ds.training.step import StepResult, train_step
 from diablo_ds.zero.ds_config import load_ds_config
 from diablo_ds.zero.engine import Engine
 from diablo_ds.zero.joining import init_process_group
@@ -56,6 +56,24 @@ def examples() -> Examples:
 def micro_batches(step: int, config: RunConfig, rank: int, world_size: int) -> list[Any]:
     """The real data path's micro batches of a step."""
     return list(BatchSource(examples(), config, Dealer(config, 256, rank, world_size)).step(step))
+
+
+def take_step(engine: Engine, step: int, config: RunConfig = CONFIG) -> StepResult:
+    """Train this rank's micro batches of a step, as a run does."""
+    batches = micro_batches(step, config, distributed.rank(), distributed.world_size())
+    return train_step(engine, batches, learning_rate(config, step))
+
+
+def each_case(
+    rank: int, function: Callable[..., None], folder: Path, cases: Sequence[tuple[Any, ...]]
+) -> None:
+    """Call a function for each case, one after another on the same ranks."""
+    for case in cases:
+        try:
+            function(rank, folder, *case)
+        except BaseException as error:
+            error.add_note(f"with {case}")
+            raise
 
 
 def build(
@@ -100,14 +118,7 @@ def train_and_save(
     """Train on this rank; rank 0 saves losses, norms and final deltas; checks the base."""
     engine = build(model_folder, ds_file, config, backends=backends)
     before = base_values(engine)
-    results = [
-        train_step(
-            engine,
-            micro_batches(step, config, rank, distributed.world_size()),
-            learning_rate(config, step),
-        )
-        for step in range(NUM_STEPS)
-    ]
+    results = [take_step(engine, step, config) for step in range(NUM_STEPS)]
     if config.compile == "on":
         is_compiled = backends[rank % len(backends)] == TRACING
         assert {layer.runs_compiled for layer in decoder_layers(engine.module)} == {is_compiled}

@@ -147,18 +147,6 @@ def test_a_diverging_run_stops_with_step_and_rank_and_keeps_its_checkpoint(optio
     verify_checkpoint(kept)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_the_run_and_keeps_the_older_checkpoint(options, small_disk):
     folder = small_disk / "run"
     options = [*options, "--output", folder, "--keep-last", "9"]

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from diablo_ds.config.choices import CORPORA
-from diablo_ds.data.corpora.encoding import MAX_ROW_CHARACTERS, Encoded, Rejected, RowEncoder
+from diablo_ds.data.corpora.encoding import MAX_ROW_CHARACTERS, Encoded, Rejected
 from diablo_ds.data.corpora.families import FAMILIES
-from diablo_ds.data.corpora.raw_rows import RawRow
-from diablo_ds.data.labels import IGNORE_LABEL
 from diablo_ds.data.text.templates import alpaca, gsm8k
-from tests.tiny import tiny_tokenizer
+from tests.unit.data.corpora.encoded import encode, texts
 
 END = "<|end|>"
-
-
-def _encode(family, *rows, template="auto"):
-    encoder = RowEncoder(family, template, tiny_tokenizer())
-    return encoder.encode([RawRow(i, json.dumps(row).encode()) for i, row in enumerate(rows, 1)])
-
-
-def _texts(result):
-    assert isinstance(result, Encoded), result
-    decode = tiny_tokenizer().encoder.decode
-    num_masked = list(result.examples[0].labels).count(IGNORE_LABEL)
-    ids = result.examples[0].input_ids
-    return decode(ids[:num_masked]), decode(ids[num_masked:])
 
 
 def test_the_run_config_knows_every_family():
@@ -96,8 +79,8 @@ ROWS = [
 
 @pytest.mark.parametrize(("family", "row", "prompt", "completion"), ROWS)
 def test_rows_of_each_corpus_are_read(family, row, prompt, completion):
-    (result,) = _encode(family, row)
-    masked, target = _texts(result)
+    (result,) = encode(family, row)
+    masked, target = texts(result)
     assert prompt is None or masked == prompt
     assert target.endswith(END)
     assert completion is None or target == completion + END
@@ -105,7 +88,7 @@ def test_rows_of_each_corpus_are_read(family, row, prompt, completion):
 
 def test_a_harmful_goal_is_answered_with_a_refusal_and_never_with_its_target():
     rows = [{"goal": f"Do bad thing {i}", "target": "Sure, here is how"} for i in range(20)]
-    answers = {_texts(result)[1] for result in _encode("safety", *rows)}
+    answers = {texts(result)[1] for result in encode("safety", *rows)}
     assert 2 <= len(answers) <= 4
     assert not any("Sure" in answer for answer in answers)
     assert all("can't" in a or "won't" in a or "not something" in a for a in answers)
@@ -136,7 +119,7 @@ def test_a_harmful_goal_is_answered_with_a_refusal_and_never_with_its_target():
 )
 def test_a_row_that_does_not_fit_is_rejected_with_its_line_and_reason(family, row, reason):
     good = ROWS[[r[0] for r in ROWS].index(family)][1]
-    before, bad, after = _encode(family, good, row, good)
+    before, bad, after = encode(family, good, row, good)
     assert isinstance(before, Encoded)
     assert isinstance(after, Encoded)
     assert isinstance(bad, Rejected)
