@@ -17,7 +17,7 @@ FLOORS = (
     ("cli",),
     ("launcher",),
     ("training",),
-    ("planning", "evaluation"),
+    ("planning", "evaluation", "conversion", "peft"),
     ("zero",),
     ("model",),
     ("data",),
@@ -39,6 +39,7 @@ USERS = {
     "transformers": ("model.", "data.text.tokenization", "data.text.chat_template"),
     "click": ("cli.",),
     "triton": ("adapter.kernels.",),
+    "peft": ("peft",),
 }
 """Packages that only some modules may import, by how these modules' names begin."""
 
