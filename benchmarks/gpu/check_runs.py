@@ -63,7 +63,7 @@ class Runs:
 
     @cached_property
     def folder(self) -> Path:
-        """Where everything lies; holds the model and its data."""
+        """Where everything lies; holds the model and its data. Not to be made by two threads."""
         from tests.tiny import save_model, write_pairs
 
         folder = Path(tempfile.mkdtemp(prefix="diablo-checks-"))
@@ -73,6 +73,7 @@ class Runs:
 
     @cached_property
     def _started(self) -> dict[str, Future[Ended]]:
+        _ = self.folder  # from Python 3.12 on, each thread would make one of its own
         whole = self._pool.submit(self._run, "whole", 3, self._half)
         # On a GPU the resumed one has to wait for the whole one alone.
         return {
