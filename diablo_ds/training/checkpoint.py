@@ -9,9 +9,6 @@ and step.
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +36,7 @@ from diablo_ds.files.layout import (
 )
 from diablo_ds.files.whole_tensors import load_tensors, save_tensors
 from diablo_ds.training.content_checks import check_position, check_tensors
+from diablo_ds.training.pruning import remove_old
 from diablo_ds.zero.optimizer_state import MOMENTS
 
 CHECKPOINT_FORMAT = 1
@@ -114,54 +112,8 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
             for path in sorted(temporary.iterdir())
         }
         write_json(temporary / CHECKSUMS_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
-    for old in _by_worth(root, folder)[keep_last:]:
-        _remove(old)
+    remove_old(root, folder, keep_last)
     return folder
-
-
-def _by_worth(root: Path, newest: Path) -> list[Path]:
-    """Return the checkpoints, the one that is best to keep first.
-
-    ``newest``, just written, is the first; others are worth less if they are damaged. Those of
-    later steps are: the run was resumed before them. For the rest, sizes have to do, since
-    checksums would take as long as writing.
-    """
-    step = step_of(newest)
-
-    def worth(folder: Path) -> tuple[bool, bool, int]:
-        is_good = step_of(folder) < step and _has_right_sizes(folder)
-        return folder == newest, is_good, step_of(folder)
-
-    return sorted(list_checkpoints(root), key=worth, reverse=True)
-
-
-def _has_right_sizes(folder: Path) -> bool:
-    """Return whether each file of a checkpoint is as long as its list of checksums says."""
-    try:
-        files = read_json(checksums_file(folder))["files"]
-        return all(
-            (folder / name).stat().st_size == entry["bytes"] for name, entry in files.items()
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return False
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint, so that one which is half removed is not taken for a damaged one."""
-    hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    with contextlib.suppress(FileNotFoundError):  # someone else removed it
-        folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def remove_leftovers(root: Path) -> None:
-    """Remove what a killed process left: half-written and half-removed checkpoints."""
-    for path in root.glob(".step-*"):
-        name, suffix = path.name[1:].split(".")[0], path.suffix
-        if suffix == ".old" and not (root / name).exists():  # replaced by no new one yet
-            path.rename(root / name)
-        elif suffix in (".old", ".tmp"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def verify_checkpoint(folder: Path) -> None:

@@ -20,6 +20,7 @@ from diablo_ds.files.atomic import read_json
 from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder
 from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
+from diablo_ds.training.pruning import remove_leftovers
 
 _NOT_A_RUN = (LOGS_FOLDER, OWNER_FOLDER)
 """What a folder may hold before its run has begun."""
@@ -75,10 +76,6 @@ def own_run_folder(run_config: RunConfig) -> FolderOwner:
     Raises:
         UserError: if the folder holds something else, is in use, or cannot be written.
     """
-    from diablo_ds.training.checkpoint import (
-        remove_leftovers,  # brings torch, which a launcher does without
-    )
-
     folder = reserve_run_folder(run_config)
     with _naming_errors(folder):
         trust.make_folder(folder, "run folder", shared=run_config.shared_folders)

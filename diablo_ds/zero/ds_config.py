@@ -127,7 +127,8 @@ def complete_ds_config(
             )
         target[key] = value
     # The loop accumulates by itself and reduces gradients once per step, so DeepSpeed sees a step
-    # as a single micro step. train.py divides the loss once, by the global number of targets.
+    # as a single micro step. `training.step` divides the loss once, by the number of targets of the
+    # global batch.
     result["gradient_accumulation_steps"] = 1
     micro_batch = (
         run_config.micro_batch or 1

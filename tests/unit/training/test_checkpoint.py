@@ -14,6 +14,7 @@ from diablo_ds.files.atomic import sha256_file
 from diablo_ds.files.layout import CHECKSUMS_FILE, MANIFEST_FILE, list_checkpoints
 from diablo_ds.training import checkpoint
 from diablo_ds.training.checkpoint import Checkpoint
+from diablo_ds.training.pruning import remove_leftovers
 
 
 def _checkpoint(step=4) -> Checkpoint:
@@ -136,7 +137,7 @@ def test_what_a_killed_save_left_is_put_right(tmp_path):
     replaced, kept = _save(tmp_path, 3), _save(tmp_path, 5)
     replaced.rename(tmp_path / ".step-000003.abcd.old")  # killed between two renames
     shutil.copytree(kept, tmp_path / ".step-000005.abcd.old")  # killed after them
-    checkpoint.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == [replaced, kept]
     checkpoint.verify_checkpoint(replaced)
 
