@@ -13,6 +13,8 @@ GPU, `--scale tiny` runs all of it on tiny shapes.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +65,7 @@ def main(
     if report:
         write_gpu_report(records)
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     deadline = time.monotonic() + 60 * minutes
     output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(output.absolute() / "compiled"))

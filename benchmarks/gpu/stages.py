@@ -69,7 +69,11 @@ def run_stage(
         context: Any = multiprocessing.get_context(start_method)
         process = context.Process(target=_work, args=(stage, records, scale, log))
         process.start()
-        ended_by = _watch(process, records, stage, deadline)
+        try:
+            ended_by = _watch(process, records, stage, deadline)
+        except BaseException:  # whoever ends this process means its stage, too
+            _kill(process)
+            raise
         if ended_by == "deadline":
             return
         if process.exitcode == _NO_DEVICE and start_method == "fork":

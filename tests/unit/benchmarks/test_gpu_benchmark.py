@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from benchmarks.gpu import models, stages
 from benchmarks.gpu.records import Case, Records
 from benchmarks.gpu.report import write_gpu_report
 from diablo_ds.errors import UserError
+from tests.waiting import WAIT_S, wait_until
 
 
 def _run(folder, *words):
@@ -96,3 +98,18 @@ def test_half_a_line_at_the_end_is_no_record(tmp_path):
     line = {"stage": "a", "case": "b", "status": "started", "limit_s": 1}
     path.write_text(json.dumps(line) + '\n{"stage": "a"')
     assert Records(path).all() == [line]
+
+
+@pytest.mark.slow
+def test_ending_the_command_ends_its_stage(tmp_path):
+    words = ("--scale", "tiny", "--output", str(tmp_path), "--stage", "checks")
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu", *words],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    ) as command:
+        wait_until((tmp_path / "results.jsonl").is_file, "the first case")
+        stages_of_it = psutil.Process(command.pid).children()
+        command.terminate()
+        command.wait(WAIT_S)
+    assert stages_of_it
+    assert not psutil.wait_procs(stages_of_it, timeout=10)[1]
