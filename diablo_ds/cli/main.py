@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from diablo_ds import __version__
+from diablo_ds.cli.adapters import combine, import_
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
@@ -38,7 +39,7 @@ def main() -> None:
     """Fine-tune large language models with DiaBlo on DeepSpeed."""
 
 
-for _command in (prepare, plan, launch, slurm, status, explain, inspect):
+for _command in (prepare, plan, launch, slurm, status, explain, inspect, combine, import_):
     main.add_command(_command)
 
 

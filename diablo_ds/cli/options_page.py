@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import click
 
+from diablo_ds.cli.adapters import CombineOptions, ImportOptions
 from diablo_ds.cli.cluster import ClusterOptions
 from diablo_ds.cli.launch import StartOptions
 from diablo_ds.cli.main import TrainOptions
@@ -34,6 +35,8 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds plan": (PlanOptions, Shape, Assumptions),
     "diablo-ds prepare CORPUS": (PrepareOptions,),
     "diablo-ds prepare": (PreviewOptions,),
+    "diablo-ds combine": (CombineOptions,),
+    "diablo-ds import": (ImportOptions,),
 }
 """The commands of the page, and the dataclasses of their options."""
 _NOTES = {
@@ -43,6 +46,8 @@ _NOTES = {
     "it. A setting that is open is chosen when the run starts, for its ranks and their machines.",
     "diablo-ds launch": "All options of `diablo-ds train` too.",
     "diablo-ds slurm": "All options of `diablo-ds train` too.",
+    "diablo-ds combine": "Takes each adapter as ADAPTER=WEIGHT.",
+    "diablo-ds import": "Takes the file, `adapter.chkpt`.",
     "diablo-ds prepare CORPUS": f"CORPUS is one of {', '.join(CORPORA)}.",
 }
 _INTRODUCTION = """# Options

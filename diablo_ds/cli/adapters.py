@@ -1,0 +1,79 @@
+"""The commands that make adapters from others: `combine` and `import`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diablo_ds.cli.console import CONTEXT, clean_errors, echo
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.config.setting import REQUIRED, check_settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineOptions:
+    """Options of `diablo-ds combine`.
+
+    Raises:
+        UserError: if a value is illegal.
+    """
+
+    output: Path = setting(REQUIRED, "New folder of the adapter.", "run")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of `diablo-ds import`.
+
+    Raises:
+        UserError: if a value is illegal.
+    """
+
+    base: str = setting(
+        REQUIRED, "Base model that the file was trained on: default, a folder, a hub name.", "model"
+    )
+    output: Path = setting(REQUIRED, "New folder of the adapter.", "run")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@click.argument("adapters", metavar="ADAPTER=WEIGHT...", nargs=-1, required=True)
+@options_of(CombineOptions)
+def combine(adapters: tuple[str, ...], **values: Any) -> None:
+    """Write the weighted sum of adapters of one base and geometry: combine A=0.7 B=0.3."""
+    with clean_errors():
+        from diablo_ds.conversion.combination import combine as combine_adapters
+        from diablo_ds.conversion.combination import parse_term
+
+        options = from_options(CombineOptions, values)
+        config = combine_adapters([parse_term(text) for text in adapters], options.output)
+        echo(f"{len(config.num_blocks)} deltas, each the sum of {len(adapters)}")
+        echo(f"Done: {options.output}")
+
+
+@click.command("import", cls=GroupedCommand, context_settings=CONTEXT)
+@click.argument("file", type=click.Path(path_type=Path))
+@options_of(ImportOptions)
+def import_(file: Path, **values: Any) -> None:
+    """Write the adapter in a file of the method's published code, `adapter.chkpt`."""
+    with clean_errors():
+        from diablo_ds.conversion.published_files import import_published
+
+        options = from_options(ImportOptions, values)
+        imported = import_published(file, options.base, options.output)
+        counts = sorted(set(imported.config.num_blocks.values()))
+        echo(
+            f"{len(imported.config.num_blocks)} deltas, num_blocks "
+            f"{', '.join(map(str, counts))}, stored in {', '.join(imported.dtypes)}"
+        )
+        if imported.bare_layers:
+            echo(f"Note: no delta on decoder layers {', '.join(map(str, imported.bare_layers))}")
+        echo(f"Done: {options.output}")

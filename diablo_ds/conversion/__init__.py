@@ -1,0 +1,1 @@
+"""What becomes of an adapter: merged, compared, combined, imported, described and uploaded."""
