@@ -67,7 +67,7 @@ def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
     """Return a view of the diagonal blocks of a PyTorch weight, laid out like a delta.
 
     Args:
-        weight: ``[out_features, in_features]``, contiguous.
+        weight: ``[out_features, in_features]``, of any strides.
         num_blocks: number of diagonal blocks; divides both widths.
 
     Returns:
@@ -75,5 +75,6 @@ def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
     """
     out_features, in_features = weight.shape
     _, in_block, out_block = delta_shape(num_blocks, in_features, out_features)
-    stride = (out_block * in_features + in_block, 1, in_features)
+    by_row, by_column = weight.stride()
+    stride = (out_block * by_row + in_block * by_column, by_column, by_row)
     return weight.as_strided((num_blocks, in_block, out_block), stride, weight.storage_offset())
