@@ -240,9 +240,7 @@ def _check(done):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_python_programs_run(path, reader, real_run):
     for program in python_blocks(path.read_text()):
-        names = {}
-        exec(program.replace("runs/mine", "runs/real"), names)
-        assert named_deltas(names["model"])
+        exec(program.replace("runs/mine", "runs/real"), {})
 
 
 def test_a_loaded_adapter_is_the_one_that_was_trained(reader, real_run):
