@@ -229,6 +229,17 @@ class RunConfig:
         free_on_resume=True,
     )
     keep_last: int = _run(2, "Checkpoints to keep.", minimum=1, free_on_resume=True)
+    keep_best: bool = _run(
+        False,
+        "Keep the checkpoint with the lowest held-out loss too; it becomes the run's adapter.",
+        free_on_resume=True,
+    )
+    patience: int = _run(
+        0,
+        "Stop after this many held-out evaluations in a row without a lower loss; 0 for never.",
+        minimum=0,
+        free_on_resume=True,
+    )
     hang_timeout: int = _run(
         600,
         "Seconds without progress after which a rank counts as hung; 0 for never.",

@@ -81,18 +81,32 @@ class RunFolder:
         """The trained adapter, written at the end."""
         return self.path / ADAPTER_FOLDER
 
-    def write_progress(self, num_steps: int, start_step: int, *, done: bool) -> None:
-        """Write down how far the run goes; called as a start begins to train, and at the end."""
+    def write_progress(
+        self, num_steps: int, start_step: int, *, done: bool, early_stop: str = ""
+    ) -> None:
+        """Write down how far the run goes; called as a start begins to train, and at the end.
+
+        Args:
+            num_steps: of the run.
+            start_step: where this start began.
+            done: whether the run is done.
+            early_stop: why it is, where it stopped before its last step.
+        """
         values = {"num_steps": num_steps, "start_step": start_step, "done": done}
-        write_json(self.progress, values)
+        write_json(self.progress, values | ({"early_stop": early_stop} if early_stop else {}))
 
     def num_steps(self) -> int | None:
         """Return the number of steps of the run; None where that is not known."""
         number = self._progress().get("num_steps")
         return number if type(number) is int and number > 0 else None
 
+    def early_stop(self) -> str:
+        """Return why a run that is done stopped before its last step; empty where it did not."""
+        reason = self._progress().get("early_stop")
+        return reason if isinstance(reason, str) and self.is_done() else ""
+
     def is_done(self) -> bool:
-        """Return whether all steps were taken and the adapter was written.
+        """Return whether the run came to its end, perhaps early, and the adapter was written.
 
         Early versions did not write it down: then the adapter tells.
         """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, kind_of, list_checkpoints
 from diablo_ds.ranks.records import last_log_folder, read_records
-from diablo_ds.training.metrics_file import format_seconds, read_metrics
+from diablo_ds.training.metrics_file import format_seconds, lowest_heldout, read_metrics
 
 RECENT_STEPS = 50
 
@@ -40,14 +41,15 @@ def describe_status(folder: Path) -> str:
         is_done = files.is_done()
         if is_done or num_steps is None or not math.isfinite(step_s):
             left = "done" if is_done else "unknown"
+            if early_stop := files.early_stop():
+                left += f", stopped early {early_stop}"
         else:
             left = format_seconds((num_steps - last["step"]) * step_s)
         of_all = "" if num_steps is None else f"/{num_steps} ({last['step'] / num_steps:.1%})"
-        heldout = [p for p in points if "heldout_loss" in p][-1:]
+        heldout = [p for p in points if "heldout_loss" in p]
         lines += [
             f"  step        {last['step']}{of_all}, written {ago} ago",
-            f"  loss        {last['loss']:.4f}"
-            + "".join(f"; held-out {p['heldout_loss']:.4f} at step {p['step']}" for p in heldout),
+            f"  loss        {last['loss']:.4f}" + _heldout_text(heldout),
             f"  rate        {step_s:.2f} s per step, {rate:,.0f} tokens/s",
             f"  time left   {left}",
         ]
@@ -56,6 +58,18 @@ def describe_status(folder: Path) -> str:
     checkpoints = list_checkpoints(files.checkpoints)
     lines.append(f"  checkpoint  {checkpoints[0] if checkpoints else 'none yet'}")
     return "\n".join([*lines, *_rank_lines(files.logs)])
+
+
+def _heldout_text(points: Sequence[Mapping[str, float]]) -> str:
+    """Return the last held-out loss and, where it is another one, the lowest."""
+    if not points:
+        return ""
+    last = points[-1]
+    text = f"; held-out {last['heldout_loss']:.4f} at step {last['step']}"
+    best = lowest_heldout(points)
+    if best is not None and best[0] != last["step"]:
+        text += f", lowest {best[1]:.4f} at step {best[0]}"
+    return text
 
 
 def _rank_lines(logs: Path) -> list[str]:

@@ -36,6 +36,7 @@ from diablo_ds.files.layout import (
 )
 from diablo_ds.files.whole_tensors import load_tensors, save_tensors
 from diablo_ds.training.content_checks import check_position, check_tensors
+from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.pruning import remove_old
 from diablo_ds.zero.optimizer_state import MOMENTS
 
@@ -64,6 +65,8 @@ class Checkpoint:
 
     data: Mapping[str, Any] | None = None
     """Identity of the data trained on; None where an older version wrote the checkpoint."""
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """What the run remembers of its held-out evaluations."""
 
     @property
     def masters(self) -> dict[str, Tensor]:
@@ -71,13 +74,16 @@ class Checkpoint:
         return {name: state["master"] for name, state in self.state.items()}
 
 
-def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
-    """Write a checkpoint and then remove all but the last ``keep_last``.
+def save_checkpoint(
+    root: Path, checkpoint: Checkpoint, keep_last: int, best_step: int | None = None
+) -> Path:
+    """Write a checkpoint and then remove all but the last ``keep_last`` and the best one.
 
     Args:
         root: folder of the run's checkpoints.
         checkpoint: what to save.
-        keep_last: how many to keep, counting this one.
+        keep_last: how many to keep, counting this one; the best one is not counted.
+        best_step: step of the best one; None where it is not kept for being the best.
 
     Returns:
         The checkpoint's folder.
@@ -105,6 +111,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
                 "num_optimizer_steps": checkpoint.num_optimizer_steps,
                 "loss_scaler": dict(checkpoint.loss_scaler),
                 "data": None if checkpoint.data is None else dict(checkpoint.data),
+                "evaluations": checkpoint.evaluations.as_json(),
             },
         )
         files = {
@@ -112,7 +119,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep_last: int) -> Path:
             for path in sorted(temporary.iterdir())
         }
         write_json(temporary / CHECKSUMS_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
-    remove_old(root, folder, keep_last)
+    remove_old(root, folder, keep_last, best_step)
     return folder
 
 
@@ -210,6 +217,9 @@ def load_checkpoint(
         state=state,
         loss_scaler=position["loss_scaler"],
         data=position.get("data"),
+        evaluations=Evaluations.from_json(
+            position.get("evaluations"), position["step"], folder / STATE_FILE
+        ),
     )
 
 

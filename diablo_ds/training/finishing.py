@@ -7,8 +7,11 @@ from pathlib import Path
 
 from diablo_ds.adapter.storage import load_adapter, save_adapter
 from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
+from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, checkpoint_folder
 from diablo_ds.ranks import distributed
+from diablo_ds.training.checkpoint import verify_checkpoint
+from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics import plot_losses
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run
@@ -20,8 +23,13 @@ class Summary:
 
     folder: Path
     steps: int
+    """Steps that were taken."""
     first_heldout_loss: float | None
     last_heldout_loss: float | None
+    early_stop: str = ""
+    """Why the run stopped before its last step; empty where it did not."""
+    best: tuple[int, float] | None = None
+    """Step and held-out loss of the adapter, where the best one was kept."""
 
     def text(self) -> str:
         """Return the closing lines for a person: results, places, what to try next."""
@@ -30,6 +38,13 @@ class Summary:
         if self.first_heldout_loss is not None:
             first, last = self.first_heldout_loss, self.last_heldout_loss
             lines[0] += f" Held-out loss from {first:.4f} to {last:.4f}."
+        if self.early_stop:
+            lines.append(f"Stopped early, {self.early_stop}.")
+        if self.best is not None:
+            step, loss = self.best
+            lines.append(f"The adapter is the best one, of step {step} with {loss:.4f}.")
+            if step == 0:
+                lines.append("Warning: no step was better than what the run started from.")
         lines += [
             f"  adapter      {files.adapter}",
             f"  checkpoint   {checkpoint_folder(files.checkpoints, self.steps)}",
@@ -41,20 +56,34 @@ class Summary:
         return "\n".join(lines)
 
 
-def finish(run: Run, reports: Reports) -> Summary:
+def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> Summary:
     """Write adapter, plot and closing metrics, after the last step's checkpoint was saved.
 
     Collective: every rank must call this.
+
+    Args:
+        run: the run.
+        reports: its reports.
+        steps: steps that were taken; fewer than the run's where patience ended it.
+        evaluations: all of them.
+
+    Raises:
+        UserError: if the best checkpoint, which becomes the adapter, was damaged meanwhile.
+        OSError: if something cannot be written.
     """
+    is_early = steps < run.num_steps
+    early_stop = evaluations.describe_stop(steps, run.num_steps) if is_early else ""
+    best = evaluations.best if run.run_config.keep_best else None
 
     def write() -> Summary:
         run.check_owner()
         files, history = RunFolder(run.folder), reports.history
-        last_checkpoint = checkpoint_folder(files.checkpoints, run.num_steps)
-        masters, adapter_config = load_adapter(last_checkpoint)
+        chosen = checkpoint_folder(files.checkpoints, steps if best is None else best[0])
+        _verify(chosen)
+        masters, adapter_config = load_adapter(chosen)
         beside = {GENERATION_CONFIG_FILE: run.generation_config}
         save_adapter(files.adapter, masters, adapter_config, beside)
-        files.write_progress(run.num_steps, run.start_step, done=True)
+        files.write_progress(run.num_steps, run.start_step, done=True, early_stop=early_stop)
         plot_losses(history, files.loss_plot)
         heldout = [p["heldout_loss"] for p in history if "heldout_loss" in p]
         first, last = (heldout[0], heldout[-1]) if heldout else (None, None)
@@ -64,6 +93,15 @@ def finish(run: Run, reports: Reports) -> Summary:
         reports.write(lambda reporter: reporter.close(final))
         if reports.error is not None:  # a report of the last step, which no later step tells
             raise reports.error
-        return Summary(run.folder, run.num_steps, first, last)
+        return Summary(run.folder, steps, first, last, early_stop, best)
 
     return distributed.on_main_process(write)
+
+
+def _verify(checkpoint: Path) -> None:
+    try:
+        verify_checkpoint(checkpoint)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the same command again takes the best of the checkpoints that are left"
+        ) from None

@@ -18,7 +18,7 @@ from diablo_ds.files.layout import (
 )
 from diablo_ds.files.whole_tensors import tensor_shapes
 from diablo_ds.training.checkpoint import read_position, verify_checkpoint
-from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
 from diablo_ds.training.run_folder import load_recorded
 
 
@@ -45,12 +45,16 @@ def _describe_run(folder: Path) -> str:
         f"  model        {run_config.model}",
         f"  data         {run_config.data}",
     ]
+    if early_stop := files.early_stop():
+        lines.append(f"  stopped      {early_stop}")
     points, _ = read_metrics(files.metrics)
     for name, label in (("loss", "loss        "), ("heldout_loss", "held-out    ")):
         values = [(int(p["step"]), p[name]) for p in points if name in p]
         if values:
             (first_step, first), (last_step, last) = values[0], values[-1]
             lines.append(f"  {label} {first:.4f} at step {first_step}, {last:.4f} at {last_step}")
+        if name == "heldout_loss" and (best := lowest_heldout(points)) is not None:
+            lines[-1] += f", lowest {best[1]:.4f} at {best[0]}"
     lines += _checkpoint_lines(files.checkpoints)
     if kind_of(files.adapter) is Kind.ADAPTER:
         lines.append(_describe_adapter(files.adapter))

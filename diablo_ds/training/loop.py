@@ -8,32 +8,37 @@ import time
 import torch
 
 from diablo_ds.config.schedule import lr_factor
-from diablo_ds.errors import NonFiniteError
-from diablo_ds.files.layout import RunFolder
+from diablo_ds.errors import NonFiniteError, UserError
+from diablo_ds.files.layout import RunFolder, checkpoint_folder
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.stopping import Boundaries, GraceWarning, StopRequests
-from diablo_ds.training.checkpoint import Checkpoint, save_checkpoint
+from diablo_ds.training.checkpoint import Checkpoint, save_checkpoint, verify_checkpoint
+from diablo_ds.training.evaluations import Evaluations, interval
 from diablo_ds.training.exchange import Exchange
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run
 from diablo_ds.training.step import evaluate, train_step
 from diablo_ds.zero.traffic import counting_traffic
 
-EVALS_PER_RUN = 4
-"""Held-out evaluations and checkpoints in a run where the config leaves their interval open."""
-
 
 class Loop:
-    """Takes steps, saves and evaluates; knows what has been finished and what has been saved."""
+    """Takes steps, saves and evaluates; knows what has been finished and what has been saved.
+
+    A step is saved ahead of its evaluation, so that whatever ends an evaluation loses no step; the
+    checkpoint then remembers the evaluations before it. A process that continues from it counts the
+    evaluation of its step again, from the metrics or by evaluating. The best of them is removed
+    only after a checkpoint was written that remembers a better one.
+    """
 
     def __init__(self, run: Run, reports: Reports, requests: StopRequests) -> None:
         self.run, self.reports = run, reports
-        self.finished = self.saved = run.start_step
-        interval = max(1, -(-run.num_steps // EVALS_PER_RUN))
-        self.eval_every = run.run_config.eval_every or interval
-        self.save_every = run.run_config.save_every or interval
+        self.finished = run.start_step
+        self.saved = run.start_step if run.has_checkpoint else -1
+        self.evaluations = run.evaluations
+        self.eval_every = interval(run.run_config.eval_every, run.num_steps)
+        self.save_every = interval(run.run_config.save_every, run.num_steps)
         device, self.warning = run.engine.device, GraceWarning()
         self.training = Boundaries(requests, device, warning=self.warning)
         self.evaluation = Boundaries(requests, device)
@@ -46,7 +51,9 @@ class Loop:
         self.is_verified = False
 
     def run_steps(self) -> None:
-        """Take the steps that are left. Collective: every rank must call this.
+        """Take the steps that are left, or as many as patience lasts for.
+
+        Collective: every rank must call this.
 
         Raises:
             StopAgreed: on all ranks together.
@@ -55,9 +62,10 @@ class Loop:
         run = self.run
         self.exchange.open(run.start_step)
         self.exchange.check()
-        if self._is_evaluation_due(run.start_step):
-            self._report_heldout(run.start_step)
+        self._begin()
         for step in range(run.start_step, run.num_steps):
+            if self.is_out_of_patience:
+                break
             heart.step = done = step + 1
             if step == run.start_step + 2:  # in the first two DeepSpeed still records and checks
                 with counting_traffic() as traffic:
@@ -70,19 +78,27 @@ class Loop:
             if not self.is_verified and run.engine.was_updated:
                 run.engine.verify_placement("after the first step")
                 self.is_verified = True
-            # First the save, so that whatever ends an evaluation loses no step.
             if done % self.save_every == 0 or done == run.num_steps:
                 self._save()
             self.exchange.check()
-            if done % self.eval_every == 0 or done == run.num_steps:
-                self._report_heldout(done)
+            if self._is_evaluated(done):
+                self._evaluate(done)
+        if self.is_out_of_patience:
+            self._stop_early()
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the run stops before its last step; the same on all ranks."""
+        patience = self.run.run_config.patience
+        has_run_out = 0 < patience <= self.evaluations.num_without_better
+        return has_run_out and self.finished < self.run.num_steps
 
     def save_and_describe(self) -> str:
         """Save the last finished step, unless it is, and return what to tell. Collective."""
         if self.finished > self.saved:
             self._save()
         run, folder = self.run, self.run.folder
-        if not self.saved:
+        if self.saved < 1:
             return (
                 "Stopped before the first step was finished; nothing had to be saved. "
                 f"The same command with --output {folder} starts again."
@@ -92,27 +108,46 @@ class Loop:
             f"The same command with --output {folder} continues from there."
         )
 
-    def _is_evaluation_due(self, step: int) -> bool:
-        """Return whether a checkpoint was left ahead of its evaluation, or nothing was done yet."""
-        if step == 0:
-            return True
-        is_eval_step = step % self.eval_every == 0 or step == self.run.num_steps
-        return is_eval_step and not self.reports.has_heldout(step)
+    def _begin(self) -> None:
+        """Save and evaluate what the run starts from, where that was not done before it ended."""
+        run, step = self.run, self.finished
+        if step == 0 and run.run_config.keep_best and self.saved < 0:
+            self._save()
+        if self._is_evaluated(step) and self.evaluations.last_step != step:
+            is_known = step > 0 and not run.has_other_heldout
+            loss = self.reports.heldout_loss(step) if is_known else None
+            if loss is None:
+                self._evaluate(step)
+            else:
+                self.evaluations = self.evaluations.including(step, loss)
+        if run.run_config.keep_best and run.has_checkpoint:
+            self.evaluations = with_intact_best(run, self.evaluations)
 
-    def _save(self) -> None:
-        start = time.perf_counter()
-        save(self.run, self.finished)
-        self.saved = self.finished
-        self.warning.saving_s = time.perf_counter() - start
+    def _is_evaluated(self, step: int) -> bool:
+        return step % self.eval_every == 0 or step == self.run.num_steps
 
-    def _report_heldout(self, step: int) -> None:
+    def _evaluate(self, step: int) -> None:
         run = self.run
         if run.heldout_batches is not None:
             batches = run.heldout_batches.heldout()
             loss = evaluate(run.engine, batches, self.evaluation)
-            self.reports.write(lambda reporter: reporter.heldout(step, loss))
+            evaluations = self.evaluations = self.evaluations.including(step, loss)
+            self.reports.write(lambda reporter: reporter.heldout(step, loss, evaluations))
+            if run.run_config.keep_best and evaluations.best_step == step != self.saved:
+                self._save()
         norms = run.engine.delta_norms()
         self.reports.write(lambda reporter: reporter.delta_norms(step, norms))
+
+    def _stop_early(self) -> None:
+        if self.saved < self.finished:
+            self._save()
+        self.reports.write(lambda reporter: reporter.stopped_early(self.finished, self.evaluations))
+
+    def _save(self) -> None:
+        start = time.perf_counter()
+        save(self.run, self.finished, self.evaluations)
+        self.saved = self.finished
+        self.warning.saving_s = time.perf_counter() - start
 
     def _take_step(self, step: int) -> None:
         run = self.run
@@ -157,8 +192,14 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def save(run: Run, step: int) -> None:
-    """Write a checkpoint. Collective: every rank must call this."""
+def save(run: Run, step: int, evaluations: Evaluations) -> None:
+    """Write a checkpoint, and remove those that are kept no longer. Collective.
+
+    Args:
+        run: the run.
+        step: steps taken.
+        evaluations: up to this step.
+    """
     heart.beat("saving")
     state = run.engine.gather_state()
     checkpoint = Checkpoint(
@@ -170,10 +211,36 @@ def save(run: Run, step: int) -> None:
         state=state.deltas,
         loss_scaler=state.scaler,
         data=run.data.as_json(),
+        evaluations=evaluations,
     )
+    best_step = evaluations.best_step if run.run_config.keep_best else None
 
     def write() -> None:
         run.check_owner()
-        save_checkpoint(RunFolder(run.folder).checkpoints, checkpoint, run.run_config.keep_last)
+        root, keep_last = RunFolder(run.folder).checkpoints, run.run_config.keep_last
+        save_checkpoint(root, checkpoint, keep_last, best_step)
 
     distributed.on_main_process(write)
+
+
+def with_intact_best(run: Run, evaluations: Evaluations) -> Evaluations:
+    """Return the evaluations without the best one where its checkpoint is gone or damaged.
+
+    Collective: every rank must call this.
+    """
+    if evaluations.best_step is None:
+        return evaluations
+    best = checkpoint_folder(RunFolder(run.folder).checkpoints, evaluations.best_step)
+
+    def find_problem() -> str:
+        try:
+            verify_checkpoint(best)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    problem = distributed.on_main_process(find_problem)
+    if not problem:
+        return evaluations
+    logger.warning(f"The best checkpoint is lost, and the best one from now on is kept: {problem}")
+    return evaluations.without_best()

@@ -20,7 +20,11 @@ from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.terminal import shows_progress
+from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
+
+STOPPED_EARLY = "stopped_early"
+"""Field of the point that says that patience ended the run; cut where the run continues."""
 
 
 class Reporter:
@@ -57,7 +61,7 @@ class Reporter:
         points, num_bad = read_metrics(self._metrics_file)
         if num_bad:
             logger.warning(f"Left out of {self._metrics_file}: {num_bad} lines that are no points")
-        self.history = [point for point in points if point["step"] <= last]
+        self.history = [p for p in points if p["step"] <= last and STOPPED_EARLY not in p]
         write_text(self._metrics_file, "".join(map(format_point, self.history)))
         files.write_progress(num_steps, start_step, done=False)
         self._writer = SummaryWriter(str(files.tensorboard), purge_step=last + 1)
@@ -99,20 +103,49 @@ class Reporter:
             left = format_seconds((self.num_steps - step) * rate)
             logger.info(f"step {step}/{self.num_steps}  {shown}  {left} left")
 
-    def heldout(self, step: int, loss: float) -> None:
-        """Record a held-out loss."""
-        self._write({"step": step, "heldout_loss": loss})
-        self._scalars({"heldout_loss": loss}, step)
-        self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}")
+    def heldout(self, step: int, loss: float, evaluations: Evaluations) -> None:
+        """Record a held-out loss.
+
+        Args:
+            step: steps taken.
+            loss: in nats per target token.
+            evaluations: this one included.
+        """
+        values = {"heldout_loss": loss}
+        if self.run_config.patience:
+            values["evals_without_better"] = float(evaluations.num_without_better)
+        self._write({"step": step, **values})
+        self._scalars(values, step)
+        shown = self._describe_evaluations(step, evaluations)
+        self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}{shown}")
+
+    def _describe_evaluations(self, step: int, evaluations: Evaluations) -> str:
+        patience = self.run_config.patience
+        if evaluations.best_loss is None or not (patience or self.run_config.keep_best):
+            return ""
+        if evaluations.best_step == step:
+            return ", the best so far"
+        text = f", best {evaluations.best_loss:.4f} at step {evaluations.best_step}"
+        if not patience:
+            return text
+        return f"{text}; {evaluations.num_without_better} of {patience} without a better one"
+
+    def stopped_early(self, step: int, evaluations: Evaluations) -> None:
+        """Record that patience ends the run after a step."""
+        self._write({"step": step, STOPPED_EARLY: 1.0})
+        self.log(f"Stopping early, {evaluations.describe_stop(step, self.num_steps)}")
 
     def base_dropout(self, rates: Mapping[str, float]) -> None:
         """Record the largest of the base's own dropout rates, where there are any."""
         if rates:
             self._write({"step": 0, "base_dropout": max(rates.values())})
 
-    def has_heldout(self, step: int) -> bool:
-        """Return whether a step's held-out loss is recorded."""
-        return any(p["step"] == step and "heldout_loss" in p for p in self.history)
+    def heldout_loss(self, step: int) -> float | None:
+        """Return the held-out loss that is recorded of a step, the last one of several."""
+        found = [
+            p["heldout_loss"] for p in self.history if p["step"] == step and "heldout_loss" in p
+        ]
+        return found[-1] if found else None
 
     def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
         """Record the norm of each delta, and their distribution.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -24,6 +24,13 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
         else:
             points.append(point)
     return points, num_bad
+
+
+def lowest_heldout(points: Iterable[Mapping[str, float]]) -> tuple[int, float] | None:
+    """Return step and value of the lowest held-out loss, the earlier of equal ones, if any."""
+    losses = [(p["heldout_loss"], int(p["step"])) for p in points if "heldout_loss" in p]
+    loss, step = min((pair for pair in losses if math.isfinite(pair[0])), default=(math.nan, -1))
+    return None if step < 0 else (step, loss)
 
 
 def format_point(point: Mapping[str, float]) -> str:

@@ -26,6 +26,7 @@ from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger
 from diablo_ds.training.agreement import check_same_model
 from diablo_ds.training.building import Design, design_model
+from diablo_ds.training.evaluations import check_evaluated
 from diablo_ds.training.inputs import Inputs, load_inputs
 from diablo_ds.training.machine import look_at_machines
 from diablo_ds.training.resolution import resolve_run
@@ -86,7 +87,9 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
     run_config = resolution.run_config
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(run_config, base, separation))
-    described = inputs.describe(run_config, distributed.world_size(), inputs.train.num_steps)
+    num_steps = inputs.train.num_steps
+    check_evaluated(run_config, num_steps, has_heldout=inputs.heldout is not None)
+    described = inputs.describe(run_config, distributed.world_size(), num_steps)
     distributed.check_same({"data": described}, "host")
     design = design_model(run_config, base.shapes, settings.policy, ds_config_file, device.type)
     adapter = AdapterConfig(

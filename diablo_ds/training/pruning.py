@@ -11,15 +11,17 @@ from diablo_ds.files.atomic import read_json
 from diablo_ds.files.layout import checksums_file, list_checkpoints, step_of
 
 
-def remove_old(root: Path, newest: Path, keep_last: int) -> None:
-    """Remove all checkpoints but the last ones.
+def remove_old(root: Path, newest: Path, keep_last: int, best_step: int | None) -> None:
+    """Remove all checkpoints but the last ones and the best one.
 
     Args:
         root: folder of the run's checkpoints.
         newest: the one that was just written.
-        keep_last: how many to keep, counting ``newest``.
+        keep_last: how many to keep, counting ``newest``; the best one is not counted.
+        best_step: step of the best one; None where it is not kept for being the best.
     """
-    for old in _by_worth(root, newest)[keep_last:]:
+    others = [folder for folder in _by_worth(root, newest) if step_of(folder) != best_step]
+    for old in others[keep_last:]:
         _remove(old)
 
 

@@ -42,10 +42,10 @@ class Reports:
         except (UserError, OSError) as error:
             self.error = error
 
-    def has_heldout(self, step: int) -> bool:
-        """Return whether a step's held-out loss is recorded. Collective."""
+    def heldout_loss(self, step: int) -> float | None:
+        """Return the held-out loss that is recorded of a step, if any. Collective."""
         return distributed.on_main_process(
-            lambda: self._reporter is not None and self._reporter.has_heldout(step)
+            lambda: None if self._reporter is None else self._reporter.heldout_loss(step)
         )
 
     @property

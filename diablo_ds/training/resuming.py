@@ -20,6 +20,7 @@ from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
 from diablo_ds.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from diablo_ds.training.content_checks import check_tensors
+from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.preparing import Prepared
 from diablo_ds.training.run_folder import own_run_folder
 
@@ -55,11 +56,20 @@ class Position:
     data: DataIdentity
     num_steps: int
     """Optimizer steps of the run, those before the checkpoint included."""
+    has_other_heldout: bool = False
+    """Whether the checkpoint's run was evaluated on other held-out data."""
 
     @property
     def start_step(self) -> int:
         """Optimizer steps that were taken before."""
         return 0 if self.checkpoint is None else self.checkpoint.step
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """What is remembered of the evaluations on the held-out data."""
+        if self.checkpoint is None or self.has_other_heldout:
+            return Evaluations()
+        return self.checkpoint.evaluations
 
 
 def find_position(prepared: Prepared, folder: Path) -> Position:
@@ -80,7 +90,15 @@ def find_position(prepared: Prepared, folder: Path) -> Position:
     batches, data, num_steps = place_data(
         prepared.run_config, inputs.train, inputs.heldout, checkpoint
     )
-    return Position(checkpoint, batches, data, num_steps)
+    return Position(checkpoint, batches, data, num_steps, _has_other_heldout(checkpoint, data))
+
+
+def _has_other_heldout(checkpoint: Checkpoint | None, data: DataIdentity) -> bool:
+    """Return whether a checkpoint was written with other held-out data than those that are used."""
+    if checkpoint is None or checkpoint.data is None:
+        return False
+    before, now = checkpoint.data["heldout"] or {}, data.heldout or {}
+    return bool(before.get("fingerprint") != now.get("fingerprint"))
 
 
 def place_data(

@@ -26,6 +26,7 @@ from diablo_ds.ranks.log import logger, set_up_logging
 from diablo_ds.ranks.terminal import shows_progress
 from diablo_ds.training.building import attach_deltas, load_model
 from diablo_ds.training.checkpoint import Checkpoint
+from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.preparing import Prepared, prepare_run
 from diablo_ds.training.resuming import find_position, own_folder
 from diablo_ds.zero.engine import Engine, EngineState
@@ -48,6 +49,12 @@ class Run:
     generation_config: dict[str, Any]
     """What generates with the adapter needs to know: above all, where to stop."""
     start_step: int = 0
+    has_checkpoint: bool = False
+    """Whether the run folder has the checkpoint of the start step."""
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """What is remembered of the held-out evaluations before the start."""
+    has_other_heldout: bool = False
+    """Whether the held-out data changed, so that earlier losses cannot be compared."""
     base_dropout: Mapping[str, float] = field(default_factory=dict)
     """Dropout rates of the base that act, by where."""
     owner: FolderOwner | None = None
@@ -97,6 +104,9 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
         num_steps=position.num_steps,
         generation_config=generation_config(inputs.ends, prepared.base.folder),
         start_step=position.start_step,
+        has_checkpoint=position.checkpoint is not None,
+        evaluations=position.evaluations,
+        has_other_heldout=position.has_other_heldout,
         base_dropout=prepared.resolution.base_dropout,
         owner=owner,
     )

@@ -51,7 +51,7 @@ def _run(run: Run, requests: StopRequests) -> Summary:
     loop = Loop(run, reports, requests)
     try:
         loop.run_steps()
-        summary = finish(run, reports)
+        summary = finish(run, reports, loop.finished, loop.evaluations)
     except StopAgreed:
         raise Stopped(loop.save_and_describe()) from None
     except NonFiniteError as error:

@@ -56,6 +56,18 @@ def test_the_last_ones_are_kept_and_the_latest_is_found(tmp_path):
     assert checkpoint.find_checkpoint(tmp_path / "none") == (None, [])
 
 
+def test_the_best_one_is_kept_beside_the_last_ones(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        checkpoint.save_checkpoint(tmp_path, _checkpoint(step), keep_last=2, best_step=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == [
+        "step-000005",
+        "step-000004",
+        "step-000002",
+    ]
+    checkpoint.save_checkpoint(tmp_path, _checkpoint(6), keep_last=1, best_step=5)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000006", "step-000005"]
+
+
 @pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, name, damage):
