@@ -15,6 +15,7 @@ from diablo_ds.cli.adapters import combine, import_
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
+from diablo_ds.cli.merge import merge
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
@@ -39,7 +40,18 @@ def main() -> None:
     """Fine-tune large language models with DiaBlo on DeepSpeed."""
 
 
-for _command in (prepare, plan, launch, slurm, status, explain, inspect, combine, import_):
+for _command in (
+    prepare,
+    plan,
+    launch,
+    slurm,
+    status,
+    explain,
+    inspect,
+    merge,
+    combine,
+    import_,
+):
     main.add_command(_command)
 
 

@@ -20,6 +20,7 @@ from diablo_ds.config.choices import CORPORA
 from diablo_ds.config.continuation import FREE_CHOICES
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import GROUPS, Setting, settings_of
+from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.files.layout import RUN_CONFIG_FILE
 from diablo_ds.launcher.job import Job
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds plan": (PlanOptions, Shape, Assumptions),
     "diablo-ds prepare CORPUS": (PrepareOptions,),
     "diablo-ds prepare": (PreviewOptions,),
+    "diablo-ds merge": (MergeOptions,),
     "diablo-ds combine": (CombineOptions,),
     "diablo-ds import": (ImportOptions,),
 }

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json
 
+INDEX_FILE = "model.safetensors.index.json"
+"""Tells in which of a checkpoint's files each tensor lies."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,6 +35,9 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+"""Names of dtypes in safetensors headers."""
+_FIELDS = {"dtype", "shape", "data_offsets"}
 _READ_BYTES = 16 * 2**20
 """Bytes read at once: large enough for a parallel file system, small beside any shard."""
 
@@ -71,6 +77,8 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
                 f"model file must be a safetensors file; got a broken header in {file}"
             ) from None
     header.pop("__metadata__", None)
+    if not all(isinstance(e, dict) and e.keys() >= _FIELDS for e in header.values()):
+        raise UserError(f"model file must be a safetensors file; got a broken header in {file}")
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
         raise UserError(
@@ -79,32 +87,66 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that make up a checkpoint, which need not exist.
+
+    They are those of the index or, without one, `model.safetensors`, as transformers has it, or,
+    without either, all. A folder may hold the same weights a second time, in another form.
+
+    Raises:
+        UserError: if the index is not one, or names a file outside the folder.
+    """
+    index, single = folder / INDEX_FILE, folder / "model.safetensors"
+    if not index.is_file():
+        return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    value = read_json(index)
+    names = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and name == Path(name).name for name in names.values()
+    ):
+        raise UserError(
+            "index must have a weight_map from names of tensors to files of its folder; got "
+            f"{index}; copy it again"
+        )
+    return [folder / name for name in sorted(set(names.values()))]
+
+
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of a checkpoint by name.
 
-    Where the folder holds an index, only the files it names count.
+    Only the files of `weight_files` count.
 
     Raises:
         UserError: if a file is missing, cut off or of an unknown dtype.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
     found: dict[str, StoredTensor] = {}
-    for file in files:
+    for file in weight_files(folder):
         if not file.is_file():
             raise UserError(f"checkpoint must hold every file of its index; got no {file}")
-        header, data_offset = read_header(file)
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            if entry["dtype"] not in _DTYPES:
-                raise UserError(f"tensor dtype must be known; got {entry['dtype']} in {file}")
-            found[name] = StoredTensor(
-                file, data_offset + start, end - start, _DTYPES[entry["dtype"]], (*entry["shape"],)
+        found |= file_tensors(file)
+    return found
+
+
+def file_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of a safetensors file by name.
+
+    Raises:
+        UserError: if the file is cut off, damaged, or a dtype is unknown.
+    """
+    header, data_offset = read_header(file)
+    found: dict[str, StoredTensor] = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        if entry["dtype"] not in _DTYPES:
+            raise UserError(f"tensor dtype must be known; got {entry['dtype']} in {file}")
+        dtype, shape = _DTYPES[entry["dtype"]], (*entry["shape"],)
+        tensor = StoredTensor(file, data_offset + start, end - start, dtype, shape)
+        if tensor.num_bytes != tensor.num_elements * dtype.itemsize:
+            raise UserError(
+                "model file must be a safetensors file; got a header with wrong sizes for "
+                f"{name} in {file}; copy it again"
             )
+        found[name] = tensor
     return found
 
 

@@ -29,12 +29,7 @@ def load_model_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     file = folder / "config.json"
-    values = read_json(file)
-    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
-        raise UserError(f"model config must be a JSON object with a model_type; got {file}")
-    _check_not_quantised(values, file)
-    _check_no_kernels(values, file)
-    _check_sizes(values, file)
+    read_config_values(folder)
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = model_config.get_text_config()
@@ -46,6 +41,22 @@ def load_model_config(folder: Path) -> Any:
             f"model config must be a known causal LM's, with legal values; got {file}: {reason}"
         ) from None
     return model_config
+
+
+def read_config_values(folder: Path) -> dict[str, Any]:
+    """Read a model folder's config.json, and check what needs no knowledge of its family.
+
+    Raises:
+        UserError: if it is missing, malformed, quantised, or names code of the hub.
+    """
+    file = folder / "config.json"
+    values = read_json(file)
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise UserError(f"model config must be a JSON object with a model_type; got {file}")
+    _check_not_quantised(values, file)
+    _check_no_kernels(values, file)
+    _check_sizes(values, file)
+    return values
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")

@@ -44,7 +44,7 @@ def check_contents(model_config: Any, folder: Path) -> None:
         model = build_meta_model(model_config)
         if fits_checkpoint(model, tensors):
             _check_unexpected(tensors.keys() - model.state_dict().keys(), model, folder)
-    _check_dtypes(tensors, _ignored(model), folder)
+    check_stored_dtypes(tensors, _ignored(model), folder)
 
 
 def _compare(model_config: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -111,10 +111,16 @@ def _check_unexpected(names: Collection[str], model: Any, folder: Path) -> None:
         )
 
 
-def _check_dtypes(
+def check_stored_dtypes(
     tensors: Mapping[str, StoredTensor], ignored: Collection[str], folder: Path
 ) -> None:
-    """Raise UserError if weights are stored as numbers that mean nothing without their scales."""
+    """Raise UserError if weights are stored as numbers that mean nothing without their scales.
+
+    Args:
+        tensors: the stored ones, by name.
+        ignored: regular expressions for names of tensors that may be such.
+        folder: where they are.
+    """
     quantised = [
         name
         for name, tensor in tensors.items()

@@ -1,0 +1,1 @@
+"""Merging: base files plus an adapter become new base files, one tensor at a time."""

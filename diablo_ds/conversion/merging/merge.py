@@ -1,0 +1,204 @@
+"""Merging an adapter into its base: from files to files, without the model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diablo_ds import __version__
+from diablo_ds.conversion.merging.carried import carry_over, size_of_carried, write_index
+from diablo_ds.conversion.merging.inputs import MergeInputs, find_inputs
+from diablo_ds.conversion.merging.options import KEPT, MergeOptions
+from diablo_ds.conversion.merging.plan import PlannedShard, main_dtype, parse_size, plan_shards
+from diablo_ds.conversion.merging.rounding import Rounding, describe, total
+from diablo_ds.conversion.merging.shards import write_shard
+from diablo_ds.conversion.merging.work_folder import WorkFolder, open_work_folder
+from diablo_ds.conversion.output import check_new_folder
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import sha256_file, write_json
+from diablo_ds.files.layout import MERGE_REPORT_FILE
+from diablo_ds.model.architecture import DTYPES
+
+logger = logging.getLogger("diablo_ds")
+
+_RECORD_FORMAT = 1
+_TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_SHORT_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merge that is done."""
+
+    base: Path
+    adapter: Path
+    output: Path
+    num_bytes: int
+    """Of the new weight files, those of an earlier attempt included."""
+    seconds: float
+    """For writing, without what an earlier attempt took."""
+    text: str
+    """What rounding did, and what was taken from the adapter."""
+
+
+def merge_adapter(options: MergeOptions) -> Merged:
+    """Merge an adapter into its base and write a new model folder.
+
+    Sums are in fp32 (fp64 for a base in fp64) and rounded once, to the nearest; all other bytes
+    are copied. Memory is needed for a few megabytes of one tensor, whatever the model's size. An
+    interrupted merge continues after the last complete file when it is started again.
+
+    Raises:
+        UserError: if the inputs do not belong together or are damaged, the disk has too little
+            room, or the merge would change no byte; then nothing is left behind.
+        OSError: if a file cannot be read or written; complete files are kept for another attempt.
+    """
+    inputs = find_inputs(options)
+    dtype = None if options.dtype == KEPT else DTYPES[options.dtype]
+    max_bytes = parse_size(options.max_shard_size) if options.max_shard_size else None
+    shards = plan_shards(inputs.tensors, inputs.layer_of, dtype=dtype, max_bytes=max_bytes)
+    start = time.perf_counter()
+    with open_work_folder(options.output, _record(options, inputs)) as work:
+        check_new_folder(options.output)  # another process may have just made it
+        layers = _write_shards(shards, inputs, work)
+        inputs.deltas.close()
+        _check_changed(layers, inputs)
+        torch_name = None if dtype is None else _TORCH_NAMES[options.dtype]
+        notes = carry_over(inputs.base, inputs.adapter, work.path, torch_name)
+        write_index(inputs.base, work.path, shards)
+        kept = dtype or main_dtype(inputs.tensors.values())
+        name = _SHORT_NAMES.get(kept, str(kept).removeprefix("torch."))
+        write_json(work.path / MERGE_REPORT_FILE, _report(inputs, layers, name))
+        work.become(options.output)
+    return Merged(
+        inputs.base,
+        inputs.adapter,
+        options.output,
+        sum(shard.num_bytes for shard in shards),
+        time.perf_counter() - start,
+        "\n".join([*notes, describe(layers, name, MERGE_REPORT_FILE)]),
+    )
+
+
+def _record(options: MergeOptions, inputs: MergeInputs) -> dict[str, Any]:
+    """Return what tells one merge from another, so that only the same one is continued."""
+    files = {tensor.file for tensor in inputs.tensors.values()}
+    states = {file.name: file.stat() for file in sorted(files)}
+    return {
+        "format": _RECORD_FORMAT,
+        "version": __version__,
+        "base": {
+            "fingerprint": inputs.fingerprint,
+            "files": {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()},
+        },
+        "adapter": sha256_file(inputs.deltas.file),
+        "dtype": options.dtype,
+        "max_shard_size": options.max_shard_size,
+    }
+
+
+def _write_shards(
+    shards: Sequence[PlannedShard], inputs: MergeInputs, work: WorkFolder
+) -> dict[str, Rounding]:
+    """Write the files that are not complete yet; one is synced while the next is written."""
+    layers: dict[str, Rounding] = {}
+    missing = []
+    for shard in shards:
+        finished = work.finished(shard.name)
+        if finished is None:
+            missing.append(shard)
+        layers |= finished or {}
+    if len(missing) < len(shards):
+        logger.info(
+            f"Continuing an interrupted merge: {len(shards) - len(missing)} of {len(shards)} files "
+            "are complete"
+        )
+    _check_room(missing, inputs, work.path)
+    total_bytes = sum(shard.num_bytes for shard in shards)
+    done_bytes = total_bytes - sum(shard.num_bytes for shard in missing)
+    pending: Future[None] | None = None
+    try:
+        with _progress(total_bytes, done_bytes) as bar, ThreadPoolExecutor(1) as syncing:
+            for shard in missing:
+                found = write_shard(shard, work.unfinished(shard.name), inputs.deltas, bar.update)
+                layers |= found
+                if pending is not None:
+                    pending.result()
+                pending = syncing.submit(work.finish, shard.name, found)
+            if pending is not None:
+                pending.result()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: {work.num_finished} of {len(shards)} files are complete; make room "
+            "and give the same command again",
+        ) from None
+    order = {layer: number for number, layer in enumerate(inputs.deltas.config.num_blocks)}
+    return dict(sorted(layers.items(), key=lambda item: order[item[0]]))
+
+
+def _check_room(missing: Sequence[PlannedShard], inputs: MergeInputs, folder: Path) -> None:
+    needed = sum(shard.num_bytes for shard in missing)
+    needed += size_of_carried(inputs.base, inputs.adapter)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk must have room for the merged model; got {free / 1e9:.3f} GB free in "
+            f"{folder.parent} and {needed / 1e9:.3f} GB to write",
+        )
+
+
+def _check_changed(layers: dict[str, Rounding], inputs: MergeInputs) -> None:
+    everything = total(layers.values())
+    if not everything.num_changed:
+        raise UserError(
+            "a merge must change the base; got none of "
+            f"{everything.num_elements:,} elements that changes: the deltas of {inputs.adapter} "
+            "are too small for the dtype of the weights; give --dtype fp32"
+        )
+
+
+def _report(inputs: MergeInputs, layers: dict[str, Rounding], dtype: str) -> dict[str, Any]:
+    return {
+        "adapter": str(inputs.adapter),
+        "base": str(inputs.base),
+        "base_fingerprint": inputs.fingerprint,
+        "dtype": dtype,
+        "version": __version__,
+        "torch": torch.__version__,
+        "total": total(layers.values()).values(),
+        "layers": {layer: rounding.values() for layer, rounding in layers.items()},
+    }
+
+
+@contextlib.contextmanager
+def _progress(num_bytes: int, done: int) -> Iterator[Any]:
+    """Yield a progress bar over bytes written; without a terminal, it prints a line every 15 s."""
+    from tqdm import tqdm
+
+    seconds = 0.1 if sys.stderr.isatty() else 15
+    with tqdm(
+        total=num_bytes,
+        initial=done,
+        desc="Merging",
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=seconds,
+        delay=0 if sys.stderr.isatty() else seconds,
+    ) as bar:
+        yield bar
