@@ -1,4 +1,4 @@
-"""The commands that make adapters from others: `combine` and `import`."""
+"""The commands that make adapters from others and from checkpoints: `combine`, `import`, `diff`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,34 @@ class ImportOptions:
         check_settings(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiffOptions:
+    """Options of `diablo-ds diff`.
+
+    Raises:
+        UserError: if a value is illegal.
+    """
+
+    base: str = setting(REQUIRED, "Base model: default, a folder, or a hub name.", "model")
+    tuned: str = setting(REQUIRED, "Model that was made of it: a folder or a hub name.", "model")
+    num_blocks: str = setting(
+        "",
+        'Block count N of each delta, or "auto:<share>", e.g. auto:1%.',
+        "adapter",
+        shown_default="the largest that holds all of the change",
+    )
+    targets: tuple[str, ...] = setting(
+        (),
+        "Layers that get a delta, as in training; repeatable.",
+        "adapter",
+        shown_default="all linear layers that changed",
+    )
+    output: Path = setting(REQUIRED, "New folder of the adapter.", "run")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
 @click.argument("adapters", metavar="ADAPTER=WEIGHT...", nargs=-1, required=True)
 @options_of(CombineOptions)
@@ -76,4 +104,23 @@ def import_(file: Path, **values: Any) -> None:
         )
         if imported.bare_layers:
             echo(f"Note: no delta on decoder layers {', '.join(map(str, imported.bare_layers))}")
+        echo(f"Done: {options.output}")
+
+
+@click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@options_of(DiffOptions)
+def diff(**values: Any) -> None:
+    """Write the adapter that turns a base into a tuned model, and report what it cannot hold."""
+    with clean_errors():
+        from diablo_ds.conversion.difference import diff as find_difference
+
+        options = from_options(DiffOptions, values)
+        difference = find_difference(
+            options.base,
+            options.tuned,
+            options.output,
+            num_blocks=options.num_blocks,
+            targets=options.targets,
+        )
+        echo(difference.text())
         echo(f"Done: {options.output}")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from diablo_ds import __version__
-from diablo_ds.cli.adapters import combine, import_
+from diablo_ds.cli.adapters import combine, diff, import_
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
@@ -50,6 +50,7 @@ for _command in (
     inspect,
     merge,
     combine,
+    diff,
     import_,
 ):
     main.add_command(_command)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import click
 
-from diablo_ds.cli.adapters import CombineOptions, ImportOptions
+from diablo_ds.cli.adapters import CombineOptions, DiffOptions, ImportOptions
 from diablo_ds.cli.cluster import ClusterOptions
 from diablo_ds.cli.launch import StartOptions
 from diablo_ds.cli.main import TrainOptions
@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds prepare": (PreviewOptions,),
     "diablo-ds merge": (MergeOptions,),
     "diablo-ds combine": (CombineOptions,),
+    "diablo-ds diff": (DiffOptions,),
     "diablo-ds import": (ImportOptions,),
 }
 """The commands of the page, and the dataclasses of their options."""
