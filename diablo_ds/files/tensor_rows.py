@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diablo_ds.files.tensor_files import StoredTensor
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
 """Bytes of rows read at once."""
 
 
