@@ -9,7 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from benchmarks.breakable_run import BreakableRun, Undo
-from diablo_ds.files.layout import RunFolder, list_checkpoints
+from diablo_ds.files.layout import (
+    ADAPTER_TENSOR_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    RunFolder,
+    list_checkpoints,
+)
 from diablo_ds.launcher.deepspeed_command import SCRIPT
 
 Fault = Callable[[BreakableRun, "subprocess.Popen[bytes]"], Undo]
@@ -90,7 +96,7 @@ def _damage(change: Callable[[bytes], bytes]) -> Fault:
             checkpoints = list_checkpoints(RunFolder(run.output).checkpoints)
             if len(checkpoints) > 1:
                 file = checkpoints[0] / run.random.choice(
-                    ["adapter.safetensors", "optimizer.safetensors", "state.json"]
+                    [ADAPTER_TENSOR_FILE, OPTIMIZER_FILE, STATE_FILE]
                 )
                 file.write_bytes(change(file.read_bytes()))
 

@@ -1,25 +1,42 @@
-"""Adapters on disk.
+"""Adapters on disk: folders as PEFT has them, written, and read strictly.
 
-An adapter is all deltas of a model plus what is needed to attach them again: a folder with
-`adapter.safetensors` (one fp32 tensor ``<layer>.delta`` per target layer) and `adapter.json`.
+An adapter is all deltas of a model and what they belong to. Its folder holds
+`adapter_model.safetensors`, with one fp32 tensor ``base_model.model.<layer>.diablo_delta`` for each
+target layer, and `adapter_config.json`. Which layers there are is told by the tensors; what the
+config says of them has to agree.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from diablo_ds.adapter.config_file import ConfigFile
+from diablo_ds.adapter.contents import (
+    check_complete,
+    check_finite,
+    check_shape,
+    keys_by_layer,
+    some,
+    tensor_key,
+)
+from diablo_ds.adapter.early_format import is_early, load_early
+from diablo_ds.adapter.layer_names import (
+    TargetRule,
+    compact_num_blocks,
+    expand_num_blocks,
+    targets_of,
+)
 from diablo_ds.errors import UserError
-from diablo_ds.files.atomic import new_folder, read_json, write_json
+from diablo_ds.files.atomic import new_folder, write_json
 from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE
-from diablo_ds.files.strict_json import key_list
-from diablo_ds.files.whole_tensors import load_tensors, save_tensors
-
-ADAPTER_FORMAT = 1
+from diablo_ds.files.whole_tensors import load_tensors, save_tensors, tensor_shapes
+from diablo_ds.ranks.log import logger
 
 
 @dataclass(frozen=True)
@@ -27,15 +44,27 @@ class AdapterConfig:
     """What identifies an adapter: base model, target layers and their block counts."""
 
     base_model: str
-    """Name or folder of the base model the deltas belong to."""
+    """Name or folder of the base model the deltas belong to; empty where it is not known."""
     base_fingerprint: str
-    """Fingerprint of the base weights; empty where the base was not read from files."""
+    """Fingerprint of the base files, see `diablo_ds.model.finding.fingerprint`; empty where the
+    base was not read from files, and where PEFT wrote the adapter."""
     num_blocks: dict[str, int]
     """Block count of each target layer, by the layer's full module name."""
     dropout: float = 0.0
     """Dropout on the adapter's input, as trained."""
-    format: int = field(default=ADAPTER_FORMAT)
-    """Version of the file format."""
+    step: int | None = None
+    """Optimizer steps after which the adapter was saved."""
+    heldout_loss: float | None = None
+    """Held-out loss at that step, in nats per target token."""
+    library_versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the libraries that trained it, by package."""
+    parent: dict[str, Any] | None = None
+    """The adapter that its training started from."""
+    revision: str | None = None
+    """Revision of the base model on the hub."""
+    targets: TargetRule | None = field(default=None, compare=False)
+    """The rule by which PEFT finds the layers among all modules of the base, where one is known
+    that is shorter than their full names."""
 
 
 def check_same_names(what: str, got: Set[str], wanted: Set[str]) -> None:
@@ -49,15 +78,33 @@ def check_same_names(what: str, got: Set[str], wanted: Set[str]) -> None:
         )
 
 
+def check_base(
+    saved: AdapterConfig, base_model: str, base_fingerprint: str, *, force: bool = False
+) -> None:
+    """Raise UserError unless an adapter belongs to a base, as far as fingerprints tell.
+
+    Args:
+        saved: the adapter's config.
+        base_model: name or folder of the base, for the error.
+        base_fingerprint: of the base files; empty where it is not known.
+        force: whether another base is warned of, not refused.
+    """
+    known = saved.base_fingerprint and base_fingerprint
+    if not known or saved.base_fingerprint == base_fingerprint:
+        return
+    problem = (
+        "adapter must be loaded on the base model it was trained on; got an adapter of "
+        f"{saved.base_model!r} (fingerprint {saved.base_fingerprint[:12]}) on "
+        f"{base_model!r} (fingerprint {base_fingerprint[:12]})"
+    )
+    if not force:
+        raise UserError(problem)
+    logger.warning(f"Warning: {problem}")
+
+
 def check_adapter(saved: AdapterConfig, model: AdapterConfig) -> None:
     """Raise UserError unless a saved adapter belongs to this model, target set and block count."""
-    known = saved.base_fingerprint and model.base_fingerprint
-    if known and saved.base_fingerprint != model.base_fingerprint:
-        raise UserError(
-            "adapter must be loaded on the base model it was trained on; got an adapter of "
-            f"{saved.base_model!r} (fingerprint {saved.base_fingerprint[:12]}) on "
-            f"{model.base_model!r} (fingerprint {model.base_fingerprint[:12]})"
-        )
+    check_base(saved, model.base_model, model.base_fingerprint)
     check_same_names("adapter", saved.num_blocks.keys(), model.num_blocks.keys())
     differing = [n for n, count in model.num_blocks.items() if saved.num_blocks[n] != count]
     if differing:
@@ -69,10 +116,70 @@ def check_adapter(saved: AdapterConfig, model: AdapterConfig) -> None:
         )
 
 
+def check_layers(
+    config: AdapterConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    widths: Mapping[str, tuple[int, int]],
+) -> None:
+    """Raise UserError unless an adapter's deltas fit the linear layers of a base, both ways.
+
+    Args:
+        config: the adapter's config.
+        shapes: of its deltas, ``[num_blocks, in_block, out_block]``, by layer.
+        widths: ``(in_features, out_features)`` of the base's linear layers, by full module name.
+    """
+    if unknown := sorted(config.num_blocks.keys() - widths.keys()):
+        raise UserError(
+            f"an adapter's layers must be layers of the base; got {some(unknown)}, which it lacks"
+        )
+    for layer, count in config.num_blocks.items():
+        in_features, out_features = widths[layer]
+        num_blocks, in_block, out_block = shapes[layer]
+        if (num_blocks * in_block, num_blocks * out_block) != (in_features, out_features):
+            raise UserError(
+                "num_blocks times in_block and out_block must be the widths of the base's layer; "
+                f"got num_blocks={count}, in_block={in_block}, out_block={out_block} for {layer} "
+                f"with in_features={in_features}, out_features={out_features}"
+            )
+    if config.targets is not None:
+        wanted = {name for name in widths if config.targets.matches(name)}
+        if missing := sorted(wanted - config.num_blocks.keys()):
+            raise UserError(
+                "an adapter must have a delta for each layer that its target_modules match; got "
+                f"none for {some(missing)}"
+            )
+
+
 def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
-    """Write an adapter's two files into an existing folder."""
-    save_tensors(folder / ADAPTER_TENSOR_FILE, tensors)
-    write_json(folder / ADAPTER_CONFIG_FILE, asdict(config))
+    """Write an adapter's two files into an existing folder.
+
+    Raises:
+        UserError: if the tensors are not those of the config's layers.
+    """
+    check_same_names("tensors", tensors.keys(), {f"{name}.delta" for name in config.num_blocks})
+    renamed = {
+        tensor_key(name.removesuffix(".delta")): tensor.float() for name, tensor in tensors.items()
+    }
+    save_tensors(folder / ADAPTER_TENSOR_FILE, renamed)
+    commonest, pattern = compact_num_blocks(config.num_blocks)
+    targets = config.targets
+    if targets is None or targets.layers != config.num_blocks.keys():
+        targets = targets_of(config.num_blocks)
+    file = ConfigFile(
+        base_model=config.base_model,
+        targets=targets,
+        num_blocks=commonest,
+        num_blocks_pattern=pattern,
+        dropout=config.dropout,
+        base_fingerprint=config.base_fingerprint,
+        num_deltas=len(tensors),
+        step=config.step,
+        heldout_loss=config.heldout_loss,
+        library_versions=config.library_versions,
+        parent=config.parent,
+        revision=config.revision,
+    )
+    write_json(folder / ADAPTER_CONFIG_FILE, file.as_json())
 
 
 def save_adapter(
@@ -85,75 +192,91 @@ def save_adapter(
 
     Args:
         folder: created, or replaced entirely.
-        tensors: deltas by parameter name, ``[num_blocks, in_block, out_block]``, fp32.
+        tensors: deltas by parameter name, ``[num_blocks, in_block, out_block]``.
         config: what the deltas belong to.
         beside: values of other JSON files, by name.
+
+    Raises:
+        UserError: if a delta is missing, unknown, or not finite.
     """
+    check_finite(tensors, folder)
     with new_folder(folder) as temporary:
         write_adapter_files(temporary, tensors, config)
         for name, value in (beside or {}).items():
             write_json(temporary / name, value)
 
 
-def load_adapter_config(folder: Path) -> AdapterConfig:
-    """Read `adapter.json`.
+@dataclass(frozen=True)
+class AdapterHeader:
+    """An adapter's folder without the numbers of its deltas."""
+
+    config: AdapterConfig
+    file: Path
+    """The tensor file."""
+    keys: dict[str, str]
+    """Name of each layer's delta in that file, by layer."""
+    shapes: dict[str, tuple[list[int], str]]
+    """Shape and dtype of each delta, by layer; ``[num_blocks, in_block, out_block]``."""
+
+
+def load_adapter_header(folder: Path) -> AdapterHeader:
+    """Read an adapter's config, and its tensors' names and shapes; both must agree.
 
     Raises:
-        UserError: if the file is missing, is not JSON, is of another format, or a value is wrong.
+        UserError: as `load_adapter` does, but for the numbers.
     """
-    file = folder / ADAPTER_CONFIG_FILE
-    value = read_json(file)
-    if not isinstance(value, dict) or value.get("format") != ADAPTER_FORMAT:
-        raise UserError(f"adapter must have format {ADAPTER_FORMAT}; got {file}")
-    fields_wanted = {field.name for field in fields(AdapterConfig)}
-    if value.keys() != fields_wanted:
-        raise UserError(
-            f"{ADAPTER_CONFIG_FILE} must have the fields {', '.join(sorted(fields_wanted))}; got "
-            f"{key_list(value, 12)} in {folder}"
-        )
-    config = AdapterConfig(**value)
-    blocks, dropout = config.num_blocks, config.dropout
-    rules = {
-        "base_model must be text": isinstance(config.base_model, str),
-        "base_fingerprint must be text": isinstance(config.base_fingerprint, str),
-        "num_blocks must be an integer from 1 for each layer": isinstance(blocks, dict)
-        and all(type(number) is int and number >= 1 for number in blocks.values()),
-        "dropout must be from 0 to 1": type(dropout) in (int, float) and 0 <= dropout < 1,
-    }
-    if broken := [rule for rule, holds in rules.items() if not holds]:
-        raise UserError(f"{broken[0]}; got another value in {file}")
-    return config
+    config, file, keys = _load_early(folder) if is_early(folder) else _load_present(folder)
+    stored = tensor_shapes(file)
+    shapes = {layer: stored[key] for layer, key in keys.items()}
+    for layer, (shape, dtype) in shapes.items():
+        check_shape(layer, shape, dtype, config.num_blocks[layer], file)
+    return AdapterHeader(config, file, keys, shapes)
+
+
+def load_adapter_config(folder: Path) -> AdapterConfig:
+    """Read an adapter's config, with the layers that its tensor file has.
+
+    Raises:
+        UserError: if a file is missing or damaged, a value is wrong, or the two files disagree.
+    """
+    return load_adapter_header(folder).config
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Load an adapter's deltas (by parameter name, fp32, on the CPU) and its config.
 
     Raises:
-        UserError: if a file is missing, damaged, or the two files disagree.
+        UserError: if a file is missing or damaged, a delta is missing, unknown, of another shape
+            than the config has, or not finite.
     """
-    config = load_adapter_config(folder)
-    tensors = load_tensors(folder / ADAPTER_TENSOR_FILE)
-    shapes = {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
-    check_shapes(shapes, config, folder)
-    return tensors, config
+    header = load_adapter_header(folder)
+    stored = load_tensors(header.file)
+    tensors = {f"{layer}.delta": stored[key].float() for layer, key in header.keys.items()}
+    check_finite(tensors, header.file)
+    return tensors, header.config
 
 
-def check_shapes(
-    shapes: Mapping[str, tuple[list[int], str]], config: AdapterConfig, folder: Path
-) -> None:
-    """Raise UserError unless an adapter's tensors are the deltas that its config names.
+def _load_present(folder: Path) -> tuple[AdapterConfig, Path, dict[str, str]]:
+    path = folder / ADAPTER_TENSOR_FILE
+    file = ConfigFile.load(folder / ADAPTER_CONFIG_FILE)
+    keys = keys_by_layer(tensor_shapes(path), path)
+    check_complete(file, list(keys), path)
+    config = AdapterConfig(
+        base_model=file.base_model,
+        base_fingerprint=file.base_fingerprint,
+        num_blocks=expand_num_blocks(keys, file.num_blocks, file.num_blocks_pattern),
+        dropout=file.dropout,
+        step=file.step,
+        heldout_loss=file.heldout_loss,
+        library_versions=file.library_versions,
+        parent=file.parent,
+        revision=file.revision,
+        targets=dataclasses.replace(file.targets, layers=frozenset(keys)),
+    )
+    return config, path, keys
 
-    Args:
-        shapes: shape and dtype of each tensor.
-        config: the config.
-        folder: the adapter's.
-    """
-    wanted = {f"{name}.delta" for name in config.num_blocks}
-    check_same_names(ADAPTER_TENSOR_FILE, shapes.keys(), wanted)
-    for name, number in config.num_blocks.items():
-        shape, _ = shapes[f"{name}.delta"]
-        if len(shape) != 3 or shape[0] != number:
-            raise UserError(
-                "a delta must have the shape [num_blocks, in_block, out_block]; got "
-                f"{shape} for {name}.delta with num_blocks={number} in {folder}"
-            )
+
+def _load_early(folder: Path) -> tuple[AdapterConfig, Path, dict[str, str]]:
+    fields, path = load_early(folder)
+    config = AdapterConfig(**fields)
+    return config, path, {layer: f"{layer}.delta" for layer in config.num_blocks}

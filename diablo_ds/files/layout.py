@@ -15,7 +15,9 @@ from typing import Any
 
 from diablo_ds.files.atomic import read_json, write_json
 
-ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE = "adapter.json", "adapter.safetensors"
+ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
+EARLY_CONFIG_FILE, EARLY_TENSOR_FILE = "adapter.json", "adapter.safetensors"
+"""An adapter's files as early versions wrote them; they are still read."""
 CHECKSUMS_FILE = "checksums.json"
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -32,7 +34,8 @@ OWNER_FOLDER = ".owner"
 RANK_RECORDS = "rank-*.json"
 """Pattern of the files in a log folder that tell how ranks ended."""
 SHELL_IS_DONE = f"""\
-[ -e "$run_folder/{ADAPTER_FOLDER}/{ADAPTER_CONFIG_FILE}" ] &&
+{{ [ -e "$run_folder/{ADAPTER_FOLDER}/{ADAPTER_CONFIG_FILE}" ] ||
+    [ -e "$run_folder/{ADAPTER_FOLDER}/{EARLY_CONFIG_FILE}" ]; }} &&
     grep -qs '"done": true' "$run_folder/{PROGRESS_FILE}\""""
 """What `RunFolder.is_done` asks, for a shell."""
 _STEP_NAME = re.compile(r"step-([0-9]{1,18})")
@@ -113,7 +116,8 @@ class RunFolder:
 
         Early versions did not write it down: then the adapter tells.
         """
-        has_adapter = (self.adapter / ADAPTER_CONFIG_FILE).is_file()
+        names = (ADAPTER_CONFIG_FILE, EARLY_CONFIG_FILE)
+        has_adapter = any((self.adapter / name).is_file() for name in names)
         return has_adapter and self._progress().get("done", True) is True
 
     def _progress(self) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def kind_of(path: Path) -> Kind:
         return Kind.RUN
     if names & {CHECKSUMS_FILE, OPTIMIZER_FILE} or _holds_checksums(path / MANIFEST_FILE):
         return Kind.CHECKPOINT
-    if names & {ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE}:
+    if names & {ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE, EARLY_CONFIG_FILE, EARLY_TENSOR_FILE}:
         return Kind.ADAPTER
     if names & {MANIFEST_FILE, "dataset_dict.json", "dataset_info.json"}:
         return Kind.DATASET

@@ -31,6 +31,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed."""
+    return {name: number for name, number in versions().items() if number != "missing"}
+
+
 def code_digest() -> str:
     """Return a digest of this package's source files and their names."""
     package = Path(__file__).parents[1]

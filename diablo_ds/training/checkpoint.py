@@ -27,6 +27,8 @@ from diablo_ds.files.layout import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_TENSOR_FILE,
     CHECKSUMS_FILE,
+    EARLY_CONFIG_FILE,
+    EARLY_TENSOR_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
     checkpoint_folder,
@@ -42,6 +44,8 @@ from diablo_ds.zero.optimizer_state import MOMENTS
 
 CHECKPOINT_FORMAT = 1
 _FILES = {STATE_FILE, OPTIMIZER_FILE, ADAPTER_TENSOR_FILE, ADAPTER_CONFIG_FILE}
+_EARLY_FILES = {STATE_FILE, OPTIMIZER_FILE, EARLY_TENSOR_FILE, EARLY_CONFIG_FILE}
+"""Those of a checkpoint of an early version."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def verify_checkpoint(folder: Path) -> None:
         files = {str(name): str(entry["sha256"]) for name, entry in entries}
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"checksums must list files with a sha256; got {file}") from None
-    if files.keys() != _FILES:
+    if files.keys() not in (_FILES, _EARLY_FILES):
         raise UserError(
             f"checksums must be those of exactly {', '.join(sorted(_FILES))}; got "
             f"{', '.join(sorted(files)[:9])} in {file}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,12 +83,16 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         chosen = checkpoint_folder(files.checkpoints, steps if best is None else best[0])
         _verify(chosen)
         masters, adapter_config = load_adapter(chosen)
+        heldout = {p["step"]: p["heldout_loss"] for p in history if "heldout_loss" in p}
+        loss = heldout.get(adapter_config.step or 0)
+        if loss is not None and math.isfinite(loss):
+            adapter_config = dataclasses.replace(adapter_config, heldout_loss=loss)
         beside = {GENERATION_CONFIG_FILE: run.generation_config}
         save_adapter(files.adapter, masters, adapter_config, beside)
         files.write_progress(run.num_steps, run.start_step, done=True, early_stop=early_stop)
         plot_losses(history, files.loss_plot)
-        heldout = [p["heldout_loss"] for p in history if "heldout_loss" in p]
-        first, last = (heldout[0], heldout[-1]) if heldout else (None, None)
+        losses = list(heldout.values())
+        first, last = (losses[0], losses[-1]) if losses else (None, None)
         last_loss = next((p["loss"] for p in reversed(history) if "loss" in p), None)
         named = {"loss": last_loss, "heldout_loss": last}
         final = {name: value for name, value in named.items() if value is not None}

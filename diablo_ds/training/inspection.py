@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from diablo_ds.adapter.storage import check_shapes, load_adapter_config
+from diablo_ds.adapter.storage import load_adapter_header
 from diablo_ds.data.prepare import manifest
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import (
-    ADAPTER_TENSOR_FILE,
     Kind,
     RunFolder,
     kind_of,
     list_checkpoints,
 )
-from diablo_ds.files.whole_tensors import tensor_shapes
 from diablo_ds.training.checkpoint import read_position, verify_checkpoint
 from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
 from diablo_ds.training.run_folder import load_recorded
@@ -89,20 +87,27 @@ def _describe_checkpoint(folder: Path) -> str:
 
 
 def _describe_adapter(folder: Path) -> str:
-    config = load_adapter_config(folder)
-    shapes = tensor_shapes(folder / ADAPTER_TENSOR_FILE)
-    check_shapes(shapes, config, folder)
+    header = load_adapter_header(folder)
+    shapes, config = header.shapes, header.config
     num_parameters = sum(n * i * o for (n, i, o), _ in shapes.values())
     kinds = Counter(
-        (n.removesuffix(".delta").rpartition(".")[2], *s, dtype) for n, (s, dtype) in shapes.items()
+        (name.rpartition(".")[2], *shape, dtype) for name, (shape, dtype) in shapes.items()
     )
-    base = f"{config.base_model} (fingerprint {config.base_fingerprint[:12] or 'none'})"
+    base = (
+        f"{config.base_model or 'unknown'} (fingerprint {config.base_fingerprint[:12] or 'none'})"
+    )
     lines = [
         f"Adapter {folder}",
         f"  base model   {base}",
         f"  deltas       {len(shapes)}, {num_parameters:,} parameters",
         f"  dropout      {config.dropout}",
     ]
+    if config.step is not None:
+        loss = "" if config.heldout_loss is None else f", held-out loss {config.heldout_loss:.4f}"
+        lines.append(f"  step         {config.step}{loss}")
+    if config.library_versions:
+        packages = (f"{name} {version}" for name, version in config.library_versions.items())
+        lines.append(f"  made with    {', '.join(packages)}")
     lines += [
         f"  {count:4d} x {name}: num_blocks={num_blocks}, in_block={in_block}, "
         f"out_block={out_block}, {dtype}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 
@@ -207,7 +208,7 @@ def save(run: Run, step: int, evaluations: Evaluations) -> None:
         global_batch=run.run_config.global_batch,
         seed=run.run_config.seed,
         num_optimizer_steps=state.num_optimizer_steps,
-        adapter=run.adapter,
+        adapter=dataclasses.replace(run.adapter, step=step),
         state=state.deltas,
         loss_scaler=state.scaler,
         data=run.data.as_json(),

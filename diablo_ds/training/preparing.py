@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diablo_ds.adapter.layer_names import targets_of
 from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.run import RunConfig
@@ -24,6 +25,7 @@ from diablo_ds.model.separation import Separation
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger
+from diablo_ds.ranks.software import installed_versions
 from diablo_ds.training.agreement import check_same_model
 from diablo_ds.training.building import Design, design_model
 from diablo_ds.training.evaluations import check_evaluated
@@ -97,6 +99,8 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
         base_fingerprint=distributed.on_main_process(lambda: fingerprint(base.folder)),
         num_blocks=design.num_blocks,
         dropout=run_config.dropout,
+        library_versions=installed_versions(),
+        targets=targets_of(design.num_blocks, dict(base.shapes.named_modules())),
     )
     return Prepared(folder, resolution, base, inputs, design, adapter)
 

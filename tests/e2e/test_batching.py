@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from diablo_ds.files.layout import ADAPTER_TENSOR_FILE, RunFolder
 from tests.e2e.commands import losses
 from tests.forked import diablo_ds, ranks
 
@@ -30,8 +31,8 @@ def test_every_way_of_batching_resumes_bit_identically_on_two_ranks(mode, option
     assert "Resuming after step 4" in result.stderr
     assert losses(resumed) == losses(uninterrupted)
     assert len(losses(uninterrupted)) == 8
-    adapter = "adapter/adapter.safetensors"
-    assert (resumed / adapter).read_bytes() == (uninterrupted / adapter).read_bytes()
+    files = [RunFolder(run).adapter / ADAPTER_TENSOR_FILE for run in (resumed, uninterrupted)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["--packing", "--stream --heldout-share 0 --max-length 200"])

@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diablo_ds.adapter.storage import load_adapter
-from diablo_ds.files.layout import list_checkpoints
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, list_checkpoints
 from diablo_ds.ranks.noise import is_noise
 from tests import forked
 from tests.e2e.commands import ROOT, ZERO3, assert_user_error, deepspeed, diablo_ds, losses
@@ -97,6 +97,10 @@ def test_run_config_plot_and_adapter_are_written(finished):
     assert min(width, height) > 300
     tensors, config = load_adapter(folder / "adapter")
     assert len(tensors) == len(config.num_blocks) == 10
+    values = json.loads((folder / "adapter" / ADAPTER_CONFIG_FILE).read_text())
+    assert values["target_modules"] == ["down_proj", "k_proj", "q_proj", "up_proj", "v_proj"]
+    assert (config.step, config.heldout_loss) == (19, losses(folder, "heldout_loss")[19])
+    assert config.library_versions.keys() >= {"torch", "diablo-ds"}
     assert all(t.dtype == torch.float32 and t.abs().max() > 0 for t in tensors.values())
 
 

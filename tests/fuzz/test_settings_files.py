@@ -7,15 +7,24 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diablo_ds.adapter.storage import AdapterConfig, load_adapter_config
+from diablo_ds.adapter.config_file import ConfigFile
+from diablo_ds.adapter.layer_names import TargetRule
+from diablo_ds.adapter.storage import load_adapter_config
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import load_run_config, save_run_config
 from diablo_ds.data.prepare.manifest import load_manifest
 from diablo_ds.data.text.tokenization import load_tokenizer
-from diablo_ds.files.layout import ADAPTER_CONFIG_FILE
+from diablo_ds.files.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_TENSOR_FILE,
+    EARLY_CONFIG_FILE,
+    EARLY_TENSOR_FILE,
+)
+from diablo_ds.files.whole_tensors import save_tensors
 from diablo_ds.launcher.cluster import read_hostfile
 from diablo_ds.model.architecture import BaseSizes
 from diablo_ds.zero.ds_config import complete_ds_config, load_ds_config
@@ -138,14 +147,29 @@ def test_damaged_hostfiles(data, folder):
     result_or_user_error(lambda: read_hostfile(folder / "hosts"), folder / "hosts")
 
 
-ADAPTER = dataclasses.asdict(
-    AdapterConfig(base_model="m", base_fingerprint="f", num_blocks={"a.q_proj": 4})
-)
+ADAPTER = ConfigFile("m", TargetRule(("q_proj",)), 4, num_deltas=1).as_json()
+EARLY_ADAPTER = {
+    "base_model": "m",
+    "base_fingerprint": "f",
+    "num_blocks": {"a.q_proj": 4},
+    "dropout": 0.0,
+    "format": 1,
+}
+ADAPTER_FORMS = {ADAPTER_CONFIG_FILE: ADAPTER, EARLY_CONFIG_FILE: EARLY_ADAPTER}
 
 
-@given(values=_objects(list(ADAPTER), VALUES))
-def test_any_values_in_an_adapter_config(values, folder):
-    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps({**ADAPTER, **values}))
+def _write_deltas(folder):
+    delta = torch.zeros(4, 2, 2)
+    save_tensors(folder / ADAPTER_TENSOR_FILE, {"base_model.model.a.q_proj.diablo_delta": delta})
+    save_tensors(folder / EARLY_TENSOR_FILE, {"a.q_proj.delta": delta})
+
+
+@pytest.mark.parametrize("name", ADAPTER_FORMS)
+@given(values=_objects([*ADAPTER, "exclude_modules", "layers_to_transform"], VALUES))
+def test_any_values_in_an_adapter_config(name, values, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    _write_deltas(folder)
+    (folder / name).write_text(json.dumps({**ADAPTER_FORMS[name], **values}))
     result_or_user_error(lambda: load_adapter_config(folder), folder)
 
 
@@ -181,8 +205,10 @@ def test_damaged_manifests(data, folder):
 def test_the_valid_forms_are_valid(tmp_path):
     (tmp_path / "manifest.json").write_bytes(MANIFEST)
     assert load_manifest(tmp_path)["rows_in"] == {"n": 3}
-    (tmp_path / ADAPTER_CONFIG_FILE).write_text(json.dumps(ADAPTER))
-    assert load_adapter_config(tmp_path).num_blocks == {"a.q_proj": 4}
+    _write_deltas(tmp_path)
+    for name in (EARLY_CONFIG_FILE, ADAPTER_CONFIG_FILE):
+        (tmp_path / name).write_text(json.dumps(ADAPTER_FORMS[name]))
+        assert load_adapter_config(tmp_path).num_blocks == {"a.q_proj": 4}
 
 
 @pytest.fixture(scope="module")

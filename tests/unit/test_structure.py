@@ -144,6 +144,8 @@ def test_one_module_names_what_is_in_a_run_folder(path):
         layout.LOSS_PLOT,
         layout.ADAPTER_CONFIG_FILE,
         layout.ADAPTER_TENSOR_FILE,
+        layout.EARLY_CONFIG_FILE,
+        layout.EARLY_TENSOR_FILE,
         layout.CHECKSUMS_FILE,
         layout.OPTIMIZER_FILE,
         layout.RANK_RECORDS,

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diablo_ds.adapter.storage import AdapterConfig, check_shapes, load_adapter_config
+from diablo_ds.adapter.storage import load_adapter_header
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import ADAPTER_TENSOR_FILE
 from diablo_ds.files.tensor_files import StoredTensor, file_tensors
 
 _READ_BYTES = 2**24
@@ -26,12 +25,10 @@ class StoredDeltas:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / ADAPTER_TENSOR_FILE
-        self.config: AdapterConfig = load_adapter_config(folder)
+        header = load_adapter_header(folder)
+        self.file, self.config = header.file, header.config
         tensors = file_tensors(self.file)
-        shapes = {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
-        check_shapes(shapes, self.config, folder)
-        self.tensors = {layer: tensors[f"{layer}.delta"] for layer in self.config.num_blocks}
+        self.tensors = {layer: tensors[key] for layer, key in header.keys.items()}
         self._stream = self.file.open("rb", buffering=0)
         self._check_values()
 

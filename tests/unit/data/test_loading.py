@@ -141,7 +141,7 @@ def test_the_default_data_is_the_shipped_slice_of_gsm8k():
     [
         ("run.json", "a run folder"),
         ("checksums.json", "a checkpoint"),
-        ("adapter.json", "an adapter"),
+        ("adapter_config.json", "an adapter"),
     ],
 )
 def test_what_a_run_wrote_is_not_taken_for_data(name, kind, tmp_path):

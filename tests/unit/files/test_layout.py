@@ -6,7 +6,9 @@ import subprocess
 import pytest
 
 from diablo_ds.files.layout import (
+    ADAPTER_CONFIG_FILE,
     CHECKSUMS_FILE,
+    EARLY_CONFIG_FILE,
     SHELL_IS_DONE,
     Kind,
     RunFolder,
@@ -21,8 +23,11 @@ RECORD = json.dumps({"parts": {}})
 @pytest.mark.parametrize(
     ("files", "kind"),
     [
-        ({"run.json": "{}", "adapter/adapter.json": "{}"}, Kind.RUN),
-        ({"checksums.json": LISTED, "adapter.json": "{}", "state.json": "{}"}, Kind.CHECKPOINT),
+        ({"run.json": "{}", "adapter/adapter_config.json": "{}"}, Kind.RUN),
+        (
+            {"checksums.json": LISTED, "adapter_config.json": "{}", "state.json": "{}"},
+            Kind.CHECKPOINT,
+        ),
         ({"manifest.json": LISTED, "adapter.json": "{}"}, Kind.CHECKPOINT),
         ({"optimizer.safetensors": "", "adapter.json": "{}"}, Kind.CHECKPOINT),
         ({"manifest.json": RECORD, "train/state.json": "{}"}, Kind.DATASET),
@@ -30,6 +35,8 @@ RECORD = json.dumps({"parts": {}})
         ({"dataset_info.json": "{}", "state.json": "{}"}, Kind.DATASET),
         ({"adapter.safetensors": ""}, Kind.ADAPTER),
         ({"adapter.json": "{}", "generation_config.json": "{}"}, Kind.ADAPTER),
+        ({"adapter_model.safetensors": ""}, Kind.ADAPTER),
+        ({"adapter_config.json": "{}", "README.md": ""}, Kind.ADAPTER),
         ({"step-000004/checksums.json": LISTED}, Kind.CHECKPOINTS),
         ({"attempt-001/rank-00000.json": "{}"}, Kind.LOGS),
         ({"config.json": "{}", "model.safetensors": ""}, Kind.BASE_MODEL),
@@ -73,16 +80,16 @@ def test_a_run_of_an_early_version_is_done_when_it_has_its_adapter(progress, has
     assert run_folder.num_steps() is None
 
 
-@pytest.mark.parametrize("has_adapter", [False, True])
+@pytest.mark.parametrize("adapter_file", [None, ADAPTER_CONFIG_FILE, EARLY_CONFIG_FILE])
 @pytest.mark.parametrize("done", [False, True])
-def test_a_shell_and_python_agree_whether_a_run_is_done(has_adapter, done, tmp_path):
+def test_a_shell_and_python_agree_whether_a_run_is_done(adapter_file, done, tmp_path):
     run_folder = RunFolder(tmp_path / "a b")
     run_folder.adapter.mkdir(parents=True)
-    if has_adapter:
-        (run_folder.adapter / "adapter.json").write_text("{}")
+    if adapter_file:
+        (run_folder.adapter / adapter_file).write_text("{}")
     run_folder.write_progress(9, 3, done=done)
     assert run_folder.num_steps() == 9
-    assert run_folder.is_done() == (has_adapter and done)
+    assert run_folder.is_done() == (bool(adapter_file) and done)
     script = f'run_folder="{run_folder.path}"; if {SHELL_IS_DONE}; then exit 0; else exit 7; fi'
     code = subprocess.run(["bash", "-uc", script], check=False).returncode
     assert code == (0 if run_folder.is_done() else 7)

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE
 from diablo_ds.launcher.explaining import explain_end
 from diablo_ds.ranks.records import RankRecord, write_record
 
@@ -47,6 +48,6 @@ def test_of_a_run_folder_the_last_start_is_explained(tmp_path):
 def test_a_path_that_holds_no_logs_is_named(tmp_path):
     with pytest.raises(UserError, match=r"got .*none, which does not exist"):
         explain_end(tmp_path / "none")
-    (tmp_path / "adapter.json").write_text("{}")
+    (tmp_path / ADAPTER_CONFIG_FILE).write_text("{}")
     with pytest.raises(UserError, match=r"or a run folder; got .*, an adapter"):
         explain_end(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import save_run_config
-from diablo_ds.files.layout import RunFolder
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, RunFolder
 from diablo_ds.launcher.status import describe_status
 from diablo_ds.ranks.records import RankRecord, write_record
 
@@ -45,7 +45,7 @@ def test_it_tells_steps_ranks_and_when_the_run_is_done(tmp_path):
     assert "time left   1:00" in text
     assert "ranks       1 running; 1 ended with exit code 1; on a, b" in text
     run_folder.adapter.mkdir()
-    (run_folder.adapter / "adapter.json").write_text("{}")
+    (run_folder.adapter / ADAPTER_CONFIG_FILE).write_text("{}")
     assert "time left   1:00" in describe_status(tmp_path)  # an earlier end, before new data
     run_folder.write_progress(4, 0, done=True)
     assert "time left   done" in describe_status(tmp_path)

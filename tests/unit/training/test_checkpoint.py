@@ -10,11 +10,20 @@ from safetensors.torch import load_file, save_file
 
 from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.errors import UserError
-from diablo_ds.files.atomic import sha256_file
-from diablo_ds.files.layout import CHECKSUMS_FILE, MANIFEST_FILE, list_checkpoints
+from diablo_ds.files.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_TENSOR_FILE,
+    CHECKSUMS_FILE,
+    EARLY_TENSOR_FILE,
+    MANIFEST_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    list_checkpoints,
+)
 from diablo_ds.training import checkpoint
 from diablo_ds.training.checkpoint import Checkpoint
 from diablo_ds.training.pruning import remove_leftovers
+from tests.early_adapters import make_early, renew_checksums
 
 
 def _checkpoint(step=4) -> Checkpoint:
@@ -68,7 +77,7 @@ def test_the_best_one_is_kept_beside_the_last_ones(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000006", "step-000005"]
 
 
-@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", [ADAPTER_TENSOR_FILE, OPTIMIZER_FILE, STATE_FILE])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(tmp_path, name, damage):
     old, new = _save(tmp_path, 1), _save(tmp_path, 2)
@@ -101,6 +110,19 @@ def test_checksums_under_the_name_of_early_versions_are_read(tmp_path):
     assert checkpoint.find_checkpoint(tmp_path)[0] == old
     assert _save(tmp_path, 3, keep_last=2) in list_checkpoints(tmp_path)
     assert list_checkpoints(tmp_path)[1] == old  # the one whose sizes are wrong went
+
+
+def test_checkpoints_of_early_versions_are_read_and_damage_to_them_is_seen(tmp_path):
+    saved = _checkpoint(2)
+    old, new = _save(tmp_path, 1), checkpoint.save_checkpoint(tmp_path, saved, 5)
+    for folder in (old, new):
+        make_early(folder)
+    assert checkpoint.find_checkpoint(tmp_path) == (new, [])
+    loaded = checkpoint.load_checkpoint(new)
+    assert loaded.adapter == saved.adapter
+    assert all(torch.equal(loaded.masters[name], saved.masters[name]) for name in saved.masters)
+    (new / EARLY_TENSOR_FILE).write_bytes(b"")
+    assert checkpoint.find_checkpoint(tmp_path)[0] == old
 
 
 def test_damaged_checkpoints_alone_stop_the_run(tmp_path):
@@ -164,17 +186,6 @@ def test_half_written_folders_are_not_taken_for_checkpoints(tmp_path):
 # --- checksums that hold, and content that does not fit ------------------------------------------
 
 
-def _renew_checksums(folder):
-    path = folder / CHECKSUMS_FILE
-    manifest = json.loads(path.read_text())
-    manifest["files"] = {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-        for file in folder.iterdir()
-        if file != path
-    }
-    path.write_text(json.dumps(manifest))
-
-
 def _edit_json(name, change):
     def edit(folder):
         value = json.loads((folder / name).read_text())
@@ -203,7 +214,8 @@ def _tensor(file, key, change):
     return _edit_tensors(file, edit)
 
 
-ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
+CONFIG, ADAPTER, OPTIMIZER = ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE, OPTIMIZER_FILE
+A_DELTA = "base_model.model.a.diablo_delta"
 
 
 @pytest.mark.parametrize(
@@ -221,17 +233,17 @@ ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
         (_state(loss_scaler={"cur_scale": "big"}), "loss_scaler must be an object of numbers"),
         (_state(format=2), "must have format 1"),
         (_state(data=[1]), "data must be an object"),
-        (_edit_json("adapter.json", lambda _: []), "adapter must have format 1"),
-        (_edit_json("adapter.json", lambda v: v | {"num_blocks": [2]}), "num_blocks"),
-        (_edit_json("adapter.json", lambda v: v | {"num_blocks": {"a": 2, "b": 3}}), "num_blocks"),
-        (_edit_json("adapter.json", lambda v: v | {"dropout": "x"}), "dropout"),
-        (_edit_json("adapter.json", lambda v: v | {"surprise": 1}), "must have the fields"),
-        (_edit_tensors(ADAPTER, lambda t: t.pop("a.delta")), "1 missing"),
+        (_edit_json(CONFIG, lambda _: []), "must have the peft_type"),
+        (_edit_json(CONFIG, lambda v: v | {"num_blocks": [2]}), "num_blocks"),
+        (_edit_json(CONFIG, lambda v: v | {"num_blocks_pattern": {"b": 3}}), "num_blocks=3"),
+        (_edit_json(CONFIG, lambda v: v | {"dropout": "x"}), "dropout"),
+        (_edit_json(CONFIG, lambda v: v | {"surprise": 1}), "surprise"),
+        (_edit_tensors(ADAPTER, lambda t: t.pop(A_DELTA)), "got 1 in"),
         (_edit_tensors(OPTIMIZER, lambda t: t.pop("a.delta.exp_avg")), "1 missing"),
         (_edit_tensors(OPTIMIZER, lambda t: t.update(x=torch.ones(1))), "1 unknown"),
-        (_tensor(ADAPTER, "a.delta", lambda t: t[:1].clone()), "for a.delta with num_blocks=2"),
-        (_tensor(ADAPTER, "a.delta", lambda t: t.half()), "a.delta of shape"),
-        (_tensor(ADAPTER, "a.delta", lambda t: t * torch.nan), "NaN or infinity in a.delta"),
+        (_tensor(ADAPTER, A_DELTA, lambda t: t[:1].clone()), "for a with num_blocks=2"),
+        (_tensor(ADAPTER, A_DELTA, lambda t: t.double()), "got F64 for a"),
+        (_tensor(ADAPTER, A_DELTA, lambda t: t * torch.nan), "NaN or infinity in a.delta"),
         (_tensor(OPTIMIZER, "a.delta.exp_avg", lambda _: torch.ones(())), "of shape [2, 3, 4]"),
         (_tensor(OPTIMIZER, "a.delta.exp_avg", lambda _: torch.ones(1, 1, 1)), "[2, 3, 4]"),
         (_tensor(OPTIMIZER, "a.delta.exp_avg", lambda t: t.double()), "in float64"),
@@ -244,7 +256,7 @@ def test_content_that_does_not_fit_is_passed_over_whatever_the_checksums_say(
 ):
     old, new = _save(tmp_path, 1), _save(tmp_path, 2)
     edit(new)
-    _renew_checksums(new)
+    renew_checksums(new)
     checkpoint.verify_checkpoint(new)
     found, problems = checkpoint.find_checkpoint(tmp_path)
     assert found == old
