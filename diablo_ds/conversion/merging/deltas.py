@@ -29,7 +29,6 @@ class StoredDeltas:
         self.file, self.config = header.file, header.config
         tensors = file_tensors(self.file)
         self.tensors = {layer: tensors[key] for layer, key in header.keys.items()}
-        self._stream = self.file.open("rb", buffering=0)
         self._check_values()
 
     def shape(self, layer: str) -> tuple[int, int, int]:
@@ -49,19 +48,16 @@ class StoredDeltas:
         flat = self._read(tensor, first * size, stop * size)
         return flat.view(stop - first, in_block, out_block)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-
     def _read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         raw = torch.empty((stop - start) * tensor.dtype.itemsize, dtype=torch.uint8)
         view, done = raw.numpy().data, 0
-        self._stream.seek(tensor.offset + start * tensor.dtype.itemsize)
-        while done < len(view):
-            count = self._stream.readinto(view[done:])
-            if not count:
-                raise OSError(f"{self.file} ended early")
-            done += count
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(tensor.offset + start * tensor.dtype.itemsize)
+            while done < len(view):
+                count = stream.readinto(view[done:])
+                if not count:
+                    raise OSError(f"{self.file} ended early")
+                done += count
         return raw.view(tensor.dtype).float()
 
     def _check_values(self) -> None:

@@ -72,7 +72,6 @@ def merge_adapter(options: MergeOptions) -> Merged:
     with open_work_folder(options.output, _record(options, inputs)) as work:
         check_new_folder(options.output)  # another process may have just made it
         layers = _write_shards(shards, inputs, work)
-        inputs.deltas.close()
         _check_changed(layers, inputs)
         torch_name = None if dtype is None else _TORCH_NAMES[options.dtype]
         notes = carry_over(inputs.base, inputs.adapter, work.path, torch_name)
