@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from diablo_ds.adapter.attach import attach, load_deltas
@@ -16,7 +17,9 @@ from diablo_ds.adapter.targets import DEFAULT_TARGETS, select_targets
 from diablo_ds.conversion.merging import plan, shards
 from diablo_ds.files.layout import MERGE_REPORT_FILE
 from diablo_ds.files.tensor_files import INDEX_FILE, find_tensors
+from diablo_ds.model.architecture import build_model, text_decoder_name
 from tests.unit.conversion.merge_cases import build, load, logits, make_case, save_case
+from tests.unit.model.test_multimodal import CONFIGS
 
 
 @pytest.mark.parametrize("family", sorted(DEFAULT_TARGETS))
@@ -166,3 +169,21 @@ def test_a_mixture_of_experts_whose_experts_are_stored_one_by_one(tmp_path):
     torch.testing.assert_close(
         logits(load(tmp_path / "merged")), case.unmerged_logits(), atol=2e-5, rtol=2e-5
     )
+
+
+@pytest.mark.parametrize("kind", ["llava", "gemma3"])
+def test_the_text_model_of_one_that_sees_images(tmp_path, kind):
+    model = build_model(CONFIGS[kind], torch.float32)
+    model.save_pretrained(tmp_path / "base")
+    within = text_decoder_name(model)
+    case = save_case(tmp_path, select_targets(model, ("q_proj", "up_proj"), within=within), 4)
+    stored = find_tensors(case.base)
+    assert not any(f"{layer}.weight" in stored for layer in case.num_blocks)  # renamed on loading
+    case.merge(tmp_path / "merged")
+    attach(model, case.num_blocks)
+    load_deltas(model, case.deltas)
+    merge(model)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    expected = model.state_dict()
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=0, rtol=0)
