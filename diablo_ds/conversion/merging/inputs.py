@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.adapter.finding import find_adapter
+from diablo_ds.adapter.storage import check_base
 from diablo_ds.conversion.merging.deltas import StoredDeltas
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.output import check_new_folder
@@ -83,18 +84,10 @@ def _check_fingerprint(deltas: StoredDeltas, base: Path, found: str, *, force: b
             "The adapter records no fingerprint of its base: only names and shapes were compared"
         )
         return
-    if recorded == found:
-        return
-    text = (
-        f"got an adapter of {deltas.config.base_model!r} (fingerprint {recorded[:12]}) with "
-        f"{base} (fingerprint {found[:12]})"
-    )
-    if not force:
-        raise UserError(
-            f"adapter must be merged into the base model it was trained on; {text}; name that one "
-            "by --base, or give --force"
-        )
-    logger.warning(f"Merging into another base than the adapter was trained on: {text}")
+    try:
+        check_base(deltas.config, str(base), found, force=force)
+    except UserError as error:
+        raise UserError(f"{error}; name that one by --base, or give --force") from None
 
 
 def _check_shapes(
