@@ -8,6 +8,8 @@ They are kept as one tensor, the delta ``[num_blocks, in_block, out_block]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -78,3 +80,27 @@ def diagonal_blocks(weight: Tensor, num_blocks: int) -> Tensor:
     by_row, by_column = weight.stride()
     stride = (out_block * by_row + in_block * by_column, by_column, by_row)
     return weight.as_strided((num_blocks, in_block, out_block), stride, weight.storage_offset())
+
+
+class BlockPart(NamedTuple):
+    """Where a diagonal block meets a range of rows of its weight."""
+
+    block: int
+    rows: slice
+    """In the range."""
+    columns: slice
+    outputs: slice
+    """The same rows, counted in the block."""
+
+
+def block_parts(rows: range, in_block: int, out_block: int) -> Iterator[BlockPart]:
+    """Yield the parts of diagonal blocks that lie in some rows of a weight."""
+    for block in range(rows.start // out_block, (rows.stop - 1) // out_block + 1):
+        first = max(rows.start, block * out_block)
+        stop = min(rows.stop, (block + 1) * out_block)
+        yield BlockPart(
+            block,
+            slice(first - rows.start, stop - rows.start),
+            slice(block * in_block, (block + 1) * in_block),
+            slice(first - block * out_block, stop - block * out_block),
+        )

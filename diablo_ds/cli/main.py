@@ -15,7 +15,7 @@ from diablo_ds.cli.adapters import combine, diff, import_
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
-from diablo_ds.cli.merge import merge
+from diablo_ds.cli.merge import merge, verify
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
@@ -49,6 +49,7 @@ for _command in (
     explain,
     inspect,
     merge,
+    verify,
     combine,
     diff,
     import_,

@@ -21,6 +21,7 @@ from diablo_ds.config.continuation import FREE_CHOICES
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import GROUPS, Setting, settings_of
 from diablo_ds.conversion.merging.options import MergeOptions
+from diablo_ds.conversion.verification.options import VerifyOptions
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.files.layout import RUN_CONFIG_FILE
 from diablo_ds.launcher.job import Job
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds prepare CORPUS": (PrepareOptions,),
     "diablo-ds prepare": (PreviewOptions,),
     "diablo-ds merge": (MergeOptions,),
+    "diablo-ds verify": (VerifyOptions,),
     "diablo-ds combine": (CombineOptions,),
     "diablo-ds diff": (DiffOptions,),
     "diablo-ds import": (ImportOptions,),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diablo_ds.adapter.blocks import block_parts
 from diablo_ds.errors import UserError
 from diablo_ds.files.tensor_files import StoredTensor
 from diablo_ds.files.tensor_rows import as_matrix_shape, read_rows, row_ranges
@@ -27,16 +28,13 @@ class Pair(NamedTuple):
         """Bytes to read."""
         return self.base.num_bytes + self.tuned.num_bytes
 
-    def differences(self, multiple: int = 1) -> Iterator[tuple[range, Tensor | None]]:
+    def differences(self) -> Iterator[tuple[range, Tensor | None]]:
         """Yield ranges of rows, and tuned - base in fp64, or None where all rows are equal.
-
-        Args:
-            multiple: ranges begin at multiples of it.
 
         Raises:
             UserError: if a number is not finite.
         """
-        for rows in row_ranges(self.base, multiple):
+        for rows in row_ranges(self.base):
             old, new = read_rows(self.base, rows), read_rows(self.tuned, rows)
             for values, tensor in ((old, self.base), (new, self.tuned)):
                 if values.is_floating_point() and not torch.isfinite(values).all():
@@ -117,13 +115,12 @@ def take_blocks(pair: Pair, num_blocks: int) -> tuple[Tensor, float]:
     in_block, out_block = in_features // num_blocks, out_features // num_blocks
     blocks = torch.zeros(num_blocks, in_block, out_block, dtype=torch.float64)
     outside = 0.0
-    for rows, change in pair.differences(out_block):
+    for rows, change in pair.differences():
         if change is None:
             continue
-        for start in range(0, len(rows), out_block):
-            number = (rows.start + start) // out_block
-            part = change[start : start + out_block, number * in_block : (number + 1) * in_block]
-            blocks[number] = part.t()
-            part.zero_()
+        for part in block_parts(rows, in_block, out_block):
+            inside = change[part.rows, part.columns]
+            blocks[part.block][:, part.outputs] = inside.t()
+            inside.zero_()
         outside += float(change.square().sum())
     return blocks, math.sqrt(outside)

@@ -20,16 +20,10 @@ def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return (math.prod(shape) // columns if columns else 0), columns
 
 
-def row_ranges(tensor: StoredTensor, multiple: int = 1) -> Iterator[range]:
-    """Yield the rows of a tensor in ranges of about `CHUNK_BYTES`.
-
-    Args:
-        tensor: where it lies; see `as_matrix_shape` for its rows.
-        multiple: the ranges begin at multiples of it.
-    """
+def row_ranges(tensor: StoredTensor) -> Iterator[range]:
+    """Yield the rows of a tensor, see `as_matrix_shape`, in ranges of about `CHUNK_BYTES`."""
     rows, columns = as_matrix_shape(tensor.shape)
-    row_bytes = max(1, columns * tensor.dtype.itemsize)
-    step = max(1, CHUNK_BYTES // (row_bytes * multiple)) * multiple
+    step = max(1, CHUNK_BYTES // max(1, columns * tensor.dtype.itemsize))
     for start in range(0, rows, step):
         yield range(start, min(start + step, rows))
 

@@ -46,7 +46,7 @@ def find_inputs(options: MergeOptions) -> MergeInputs:
     adapter = find_adapter(options.adapter)
     check_new_folder(options.output)
     deltas = StoredDeltas(adapter)
-    base = _find_base(options, deltas.config.base_model)
+    base = find_base(options.base, deltas.config.base_model, options.adapter)
     for folder in (base, adapter):
         if options.output.resolve().is_relative_to(folder.resolve()):
             raise UserError(
@@ -64,16 +64,26 @@ def find_inputs(options: MergeOptions) -> MergeInputs:
     return MergeInputs(base, found, tensors, adapter, deltas, layer_of)
 
 
-def _find_base(options: MergeOptions, recorded: str) -> Path:
-    if options.base:
-        return find_model(options.base)
+def find_base(given: str, recorded: str, adapter: Path) -> Path:
+    """Return the folder of an adapter's base.
+
+    Args:
+        given: name or folder that the user gave; empty for none.
+        recorded: the one in the adapter's config.
+        adapter: the adapter's path, for the error.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if given:
+        return find_model(given)
     if not recorded:
         raise UserError("a base must be given where the adapter records none; give it by --base")
     try:
         return find_model(recorded)
     except UserError as error:
         raise UserError(
-            f"{error}; that is the base which {options.adapter} records; give it by --base"
+            f"{error}; that is the base which {adapter} records; give it by --base"
         ) from None
 
 

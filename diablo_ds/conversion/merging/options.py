@@ -44,6 +44,9 @@ class MergeOptions:
     force: bool = setting(
         False, "Merge although the base is not the one that the adapter was trained on.", "start"
     )
+    verify: bool = setting(
+        False, "Compare the merged model with base and adapter, as diablo-ds verify does.", "start"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
