@@ -49,11 +49,23 @@ class DiaBloModel(BaseTuner):
         num_blocks = num_blocks_of(peft_config, current_key)
         if isinstance(target, DiaBloTunerLinear):
             target.update_layer(adapter_name, num_blocks, peft_config)
+            if self._is_reference(adapter_name) and "default" in target.diablo_delta:
+                target.diablo_delta[adapter_name].data.copy_(target.diablo_delta["default"].data)
             return
         layer = DiaBloTunerLinear(target, adapter_name, num_blocks, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _is_reference(self, adapter_name: str) -> bool:
+        """Return whether TRL adds an adapter as the reference of one that is trained further.
+
+        It gives the new adapter the very config of "default" and copies the parameters whose names
+        have ".default." in their middle, as LoRA's have. Those of deltas end with it; left at zero,
+        the reference would be the base without a word.
+        """
+        configs = self.peft_config
+        return adapter_name == "ref" and configs["ref"] is configs.get("default")
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
         return adapters_by_row(self, kwargs.get("adapter_names"), kwargs.get("num_beams"))
