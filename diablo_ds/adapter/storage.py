@@ -194,7 +194,7 @@ def save_adapter(
         folder: created, or replaced entirely.
         tensors: deltas by parameter name, ``[num_blocks, in_block, out_block]``.
         config: what the deltas belong to.
-        beside: values of other JSON files, by name.
+        beside: content of other files, by name: bytes, or the value of a JSON file.
 
     Raises:
         UserError: if a delta is missing, unknown, or not finite.
@@ -203,7 +203,10 @@ def save_adapter(
     with new_folder(folder) as temporary:
         write_adapter_files(temporary, tensors, config)
         for name, value in (beside or {}).items():
-            write_json(temporary / name, value)
+            if isinstance(value, bytes):
+                (temporary / name).write_bytes(value)
+            else:
+                write_json(temporary / name, value)
 
 
 @dataclass(frozen=True)

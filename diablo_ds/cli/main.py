@@ -19,6 +19,7 @@ from diablo_ds.cli.merge import merge, verify
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
+from diablo_ds.cli.push import push
 from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
 from diablo_ds.cli.slurm import slurm
 from diablo_ds.config.setting import check_settings, setting
@@ -53,6 +54,7 @@ for _command in (
     combine,
     diff,
     import_,
+    push,
 ):
     main.add_command(_command)
 

@@ -14,6 +14,7 @@ from diablo_ds.cli.cluster import ClusterOptions
 from diablo_ds.cli.launch import StartOptions
 from diablo_ds.cli.main import TrainOptions
 from diablo_ds.cli.prepare import PreviewOptions
+from diablo_ds.cli.push import PushOptions
 from diablo_ds.cli.run_options import RunFiles
 from diablo_ds.cli.slurm import ScriptOptions
 from diablo_ds.config.choices import CORPORA
@@ -42,6 +43,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds combine": (CombineOptions,),
     "diablo-ds diff": (DiffOptions,),
     "diablo-ds import": (ImportOptions,),
+    "diablo-ds push": (PushOptions,),
 }
 """The commands of the page, and the dataclasses of their options."""
 _NOTES = {
@@ -53,6 +55,7 @@ _NOTES = {
     "diablo-ds slurm": "All options of `diablo-ds train` too.",
     "diablo-ds combine": "Takes each adapter as ADAPTER=WEIGHT.",
     "diablo-ds import": "Takes the file, `adapter.chkpt`.",
+    "diablo-ds push": "Takes an adapter, a checkpoint, or the folder of a run that is done.",
     "diablo-ds prepare CORPUS": f"CORPUS is one of {', '.join(CORPORA)}.",
 }
 _INTRODUCTION = """# Options

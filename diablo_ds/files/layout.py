@@ -18,6 +18,8 @@ from diablo_ds.files.atomic import read_json, write_json
 ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 EARLY_CONFIG_FILE, EARLY_TENSOR_FILE = "adapter.json", "adapter.safetensors"
 """An adapter's files as early versions wrote them; they are still read."""
+CARD_FILE = "README.md"
+"""An adapter's model card."""
 CHECKSUMS_FILE = "checksums.json"
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.adapter.storage import load_adapter, save_adapter
+from diablo_ds.conversion.card import Training, base_licence, model_card
 from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import RunFolder, checkpoint_folder
+from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT, RunFolder, checkpoint_folder
 from diablo_ds.ranks import distributed
 from diablo_ds.training.checkpoint import verify_checkpoint
 from diablo_ds.training.evaluations import Evaluations
@@ -75,6 +76,7 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
     """
     is_early = steps < run.num_steps
     early_stop = evaluations.describe_stop(steps, run.num_steps) if is_early else ""
+    world_size = distributed.world_size()
     best = evaluations.best if run.run_config.keep_best else None
 
     def write() -> Summary:
@@ -87,10 +89,28 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         loss = heldout.get(adapter_config.step or 0)
         if loss is not None and math.isfinite(loss):
             adapter_config = dataclasses.replace(adapter_config, heldout_loss=loss)
-        beside = {GENERATION_CONFIG_FILE: run.generation_config}
+        plot_losses(history, files.loss_plot)
+        plot = files.loss_plot.read_bytes() if files.loss_plot.is_file() else b""
+        training = Training(
+            run_config=run.run_config,
+            ds_config_file=run.ds_config_file,
+            world_size=world_size,
+            num_steps=steps,
+            history=history,
+            data=run.data.as_json(),
+            has_plot=bool(plot),
+        )
+        card = model_card(
+            adapter_config,
+            sum(delta.numel() for delta in masters.values()),
+            training,
+            base_licence(adapter_config.base_model, run.base_folder),
+        )
+        beside = {GENERATION_CONFIG_FILE: run.generation_config, CARD_FILE: card.encode()}
+        if plot:
+            beside[LOSS_PLOT] = plot
         save_adapter(files.adapter, masters, adapter_config, beside)
         files.write_progress(run.num_steps, run.start_step, done=True, early_stop=early_stop)
-        plot_losses(history, files.loss_plot)
         losses = list(heldout.values())
         first, last = (losses[0], losses[-1]) if losses else (None, None)
         last_loss = next((p["loss"] for p in reversed(history) if "loss" in p), None)

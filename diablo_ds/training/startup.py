@@ -46,6 +46,10 @@ class Run:
     heldout_batches: BatchSource | None
     data: DataIdentity
     num_steps: int
+    base_folder: Path
+    """The base files."""
+    ds_config_file: Path
+    """As it was given."""
     generation_config: dict[str, Any]
     """What generates with the adapter needs to know: above all, where to stop."""
     start_step: int = 0
@@ -102,6 +106,8 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
         heldout_batches=inputs.heldout,
         data=position.data,
         num_steps=position.num_steps,
+        base_folder=prepared.base.folder,
+        ds_config_file=ds_config_file,
         generation_config=generation_config(inputs.ends, prepared.base.folder),
         start_step=position.start_step,
         has_checkpoint=position.checkpoint is not None,

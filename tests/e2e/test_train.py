@@ -9,12 +9,16 @@ import struct
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 from diablo_ds.adapter.storage import load_adapter
+from diablo_ds.cli.main import main
 from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, list_checkpoints
 from diablo_ds.ranks.noise import is_noise
-from tests import forked
+from tests import documents, forked
 from tests.e2e.commands import ROOT, ZERO3, assert_user_error, deepspeed, diablo_ds, losses
 
 pytestmark = pytest.mark.e2e
@@ -102,6 +106,32 @@ def test_run_config_plot_and_adapter_are_written(finished):
     assert (config.step, config.heldout_loss) == (19, losses(folder, "heldout_loss")[19])
     assert config.library_versions.keys() >= {"torch", "diablo-ds"}
     assert all(t.dtype == torch.float32 and t.abs().max() > 0 for t in tensors.values())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
+def test_the_card_loads_the_adapter_in_three_ways(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    monkeypatch.chdir(tmp_path)
+    text = (folder / "adapter" / "README.md").read_text()
+    assert str(folder.parent) not in text
+    base = load_adapter(folder / "adapter")[1].base_model
+    (tmp_path / "ADAPTER").symlink_to(folder / "adapter")
+    (tmp_path / "BASE_MODEL").symlink_to(base)
+    (merge,) = (words for words, _ in documents.commands(text) if words[0] == "diablo-ds")
+    result = CliRunner().invoke(main, [*merge[1:], "--dtype", "fp32"])
+    assert result.exit_code == 0, result.output
+    logits = []
+    for program in documents.python_blocks(text):
+        names = {}
+        exec(program.replace('"auto"', "torch.float32"), {"torch": torch}, names)
+        with torch.no_grad():
+            logits.append(names["model"](torch.arange(9)[None]).logits)
+    assert len(logits) == 3
+    assert_close(logits[1], logits[0])
+    assert_close(logits[2], logits[0])
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        assert (model(torch.arange(9)[None]).logits - logits[0]).abs().max() > 1e-3
 
 
 def test_the_last_checkpoints_are_kept_and_are_no_larger_than_the_adapter_and_its_state(finished):

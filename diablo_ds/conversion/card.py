@@ -1,0 +1,276 @@
+"""The model card of an adapter: `README.md` in its folder, with Hugging Face's front matter.
+
+A card names no folder of the machine that it was written on: it is made to be published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.adapter.storage import AdapterConfig
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import settings_of
+from diablo_ds.config.words import shell_text, train_words
+from diablo_ds.conversion.public_names import (
+    base_hub_name,
+    hub_name,
+    public_words,
+    without_folders,
+)
+from diablo_ds.data.prepare.manifest import describe, load_manifest
+from diablo_ds.errors import UserError
+from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT, MANIFEST_FILE
+
+UNKNOWN_BASE = "BASE_MODEL"
+"""What a card says in place of a base that has no name on the hub."""
+_TAGS = ["diablo", "peft", "diablo-ds"]
+_POINTS = 10
+"""Training losses in the table of a card."""
+_OF_MACHINE = ("output", "cache_folder", "shared_folders", "hang_timeout", "log_every")
+"""Settings that say nothing of the result."""
+_USE = """\
+`ADAPTER` is the folder of this file. With PEFT (`pip install 'diablo-ds[peft]'`):
+
+```python
+import diablo_ds.peft  # makes DiaBlo known to PEFT
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")
+model = PeftModel.from_pretrained(base, "ADAPTER")
+```
+
+Merged, for transformers and serving engines without further packages:
+
+```sh
+diablo-ds merge --adapter ADAPTER --base {base} --output merged
+```
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")
+```
+
+With diablo_ds, without PEFT:
+
+```python
+from pathlib import Path
+
+from diablo_ds.adapter.attach import attach, load_deltas
+from diablo_ds.adapter.storage import load_adapter
+from transformers import AutoModelForCausalLM
+
+tensors, config = load_adapter(Path("ADAPTER"))
+model = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")
+attach(model, config.num_blocks)
+load_deltas(model, tensors)
+```"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a card tells of the run that an adapter is of."""
+
+    run_config: RunConfig
+    """Without open values."""
+    ds_config_file: Path
+    world_size: int
+    num_steps: int
+    """Steps that were taken."""
+    history: Sequence[Mapping[str, float]]
+    """The points of the metrics file."""
+    data: Mapping[str, Any]
+    """Counts and files of "train" and "heldout", as checkpoints keep them."""
+    has_plot: bool = False
+    """Whether the loss curve lies beside the card."""
+
+
+def model_card(
+    config: AdapterConfig, num_parameters: int, training: Training | None = None, licence: str = ""
+) -> str:
+    """Return the text of a card.
+
+    Args:
+        config: the adapter's.
+        num_parameters: elements of all deltas.
+        training: the run; None for an adapter of which no run is known.
+        licence: of the base model, by its identifier on the hub; empty if not known.
+    """
+    from huggingface_hub import ModelCardData
+
+    base = base_hub_name(config.base_model)
+    datasets = _datasets(training) if training is not None else []
+    front: dict[str, Any] = {"base_model": base or None, "datasets": datasets or None}
+    if base:
+        front["base_model_relation"] = "adapter"
+    data = ModelCardData(
+        library_name="peft", tags=_TAGS, pipeline_tag="text-generation", license=licence or None,
+        **front,
+    )  # fmt: skip
+    title = f"DiaBlo adapter of {base or without_folders(config.base_model) or 'an unknown base'}"
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {title}",
+        "Fine-tuned with [DiaBlo](https://arxiv.org/abs/2506.03230): of each target layer's weight "
+        "only diagonal blocks are trained. The folder is one of PEFT's, of the type `DIABLO`.",
+        _facts(config, num_parameters),
+    ]
+    if training is not None:
+        sections += [_results(training), _data(training), _training(config, training)]
+    if config.parent:
+        rows = ((name, without_folders(str(value))) for name, value in config.parent.items())
+        sections += ["## Lineage", "The training started from another adapter:", _table(rows)]
+    sections += ["## Use", _USE.format(base=base or UNKNOWN_BASE)]
+    if not base:
+        sections.append(
+            f"`{UNKNOWN_BASE}` stands for the base model, which was a local folder with the "
+            "fingerprint above."
+        )
+    return "\n\n".join(sections) + "\n"
+
+
+def base_licence(base_model: str, folder: Path) -> str:
+    """Return the licence that a base model's own card names; empty if there is none.
+
+    Args:
+        base_model: as the adapter records it.
+        folder: of the base files.
+    """
+    if base_model == "default":
+        return "apache-2.0"
+    from huggingface_hub import ModelCard
+
+    try:
+        licence = ModelCard.load(folder / CARD_FILE).data.get("license")
+    except Exception:  # a card of another form must not end a run
+        return ""
+    return licence if isinstance(licence, str) else ""
+
+
+def _facts(config: AdapterConfig, num_parameters: int) -> str:
+    counts = sorted(set(config.num_blocks.values()))
+    ends = sorted({name.rpartition(".")[2] for name in config.num_blocks})
+    rows = [
+        ("base model", base_hub_name(config.base_model) or without_folders(config.base_model)),
+        ("fingerprint of the base files", config.base_fingerprint or "not known"),
+        ("target layers", f"{len(config.num_blocks)}: {', '.join(ends)}"),
+        ("num_blocks", ", ".join(map(str, counts))),
+        ("trained parameters", f"{num_parameters:,}"),
+    ]
+    if config.base_model == "default":
+        rows.insert(1, ("its files", "converted from 4-bit weights, so not bit for bit the hub's"))
+    if config.step is not None:
+        rows.append(("optimizer steps", str(config.step)))
+    if config.heldout_loss is not None:
+        rows.append(("held-out loss", f"{config.heldout_loss:.4f} nats per target token"))
+    return _table(rows)
+
+
+def _results(training: Training) -> str:
+    lines = ["## Results"]
+    if training.has_plot:
+        lines.append(f"![Training and held-out loss by optimizer step]({LOSS_PLOT})")
+    heldout = [(p["step"], p["heldout_loss"]) for p in training.history if "heldout_loss" in p]
+    losses = [(p["step"], p["loss"]) for p in training.history if "loss" in p]
+    if len(losses) > _POINTS:
+        places = {round(n * (len(losses) - 1) / (_POINTS - 1)) for n in range(_POINTS)}
+        losses = [losses[place] for place in sorted(places)]
+    for title, points in (("held-out loss", heldout), ("training loss", losses)):
+        if points:
+            rows = ((f"{step:.0f}", _number(loss)) for step, loss in points)
+            lines.append(_table(rows, ("optimizer step", f"{title}, nats per target token")))
+    return "\n\n".join(lines)
+
+
+def _data(training: Training) -> str:
+    lines = ["## Data"]
+    for part, words in (("train", "Training"), ("heldout", "Held out")):
+        counts = training.data.get(part)
+        if not counts:
+            continue
+        numbers = [f"{counts[n]:,} {n}" for n in ("examples", "tokens") if n in counts]
+        files = sorted({Path(name).name for name in counts.get("files", {})})
+        shown = ", ".join(f"`{name}`" for name in files[:5])
+        more = f" and {len(files) - 5} more files" if len(files) > 5 else ""
+        numbers += [f"read from {shown}{more}"] if files else []
+        lines.append(f"{words}: {'; '.join(numbers)}.")
+    if (manifest := _manifest(training)) is not None:
+        lines.append("The prepared dataset, by its manifest:")
+        lines.append("\n".join(f"- {line}" for line in describe(manifest).splitlines()))
+    return "\n\n".join(lines)
+
+
+def _manifest(training: Training) -> dict[str, Any] | None:
+    folder = Path(training.run_config.data)
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        return load_manifest(folder)
+    except (UserError, OSError):  # of another program
+        return None
+
+
+def _datasets(training: Training) -> list[str]:
+    """Return the datasets on the hub that were trained on, as far as they are known."""
+    run_config = training.run_config
+    if run_config.data == "default":
+        return ["openai/gsm8k"]
+    manifest = _manifest(training) or {}
+    names = [str(source.get("file", "")) for source in manifest.get("sources", [])]
+    counts: Mapping[str, Any] = training.data.get("train") or {}
+    files = [*names, *counts.get("files", {})]
+    found = [hub_name(name) for name in files if "--" in name]
+    return sorted({*found, hub_name(run_config.data)} - {""})
+
+
+def _training(config: AdapterConfig, training: Training) -> str:
+    run_config = training.run_config
+    defaults = {s.name: s.default for s in settings_of(RunConfig)}
+    local = {name: defaults[name] for name in _OF_MACHINE}
+    words = public_words(train_words(dataclasses.replace(run_config, **local)))
+    ds_config = without_folders(str(training.ds_config_file))
+    command = ["deepspeed", "--num_gpus", str(training.world_size), "launch/train.py"]
+    settings = (
+        (f"`{setting.name}`", _shown(getattr(run_config, setting.name)))
+        for setting in settings_of(RunConfig)
+        if setting.name not in _OF_MACHINE
+    )
+    ranks = f"{training.world_size} ranks" if training.world_size > 1 else "one rank"
+    lines = [
+        "## Training",
+        f"{training.num_steps} steps on {ranks}. The command, with every setting that is not the "
+        "default, and paths without their folders:",
+        f"```sh\n{shell_text([*command, '--ds_config', ds_config, *words])}\n```",
+        "<details><summary>All settings</summary>",
+        _table(settings, ("setting", "value")),
+        "</details>",
+    ]
+    if config.library_versions:
+        packages = (f"{name} {number}" for name, number in config.library_versions.items())
+        lines.append(f"Software: {', '.join(packages)}.")
+    return "\n\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return without_folders(value) if isinstance(value, str) else str(value)
+
+
+def _number(loss: float) -> str:
+    return f"{loss:.4f}" if math.isfinite(loss) else "not finite"
+
+
+def _table(rows: Iterable[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
+    cells = [head, ("---", "---"), *rows]
+    return "\n".join(f"| {a} | {b} |" for a, b in (map(_cell, row) for row in cells))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
