@@ -9,7 +9,8 @@ config says of them has to agree.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Set
+import re
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,38 +117,35 @@ def check_adapter(saved: AdapterConfig, model: AdapterConfig) -> None:
         )
 
 
-def check_layers(
-    config: AdapterConfig,
-    shapes: Mapping[str, tuple[int, ...]],
-    widths: Mapping[str, tuple[int, int]],
-) -> None:
-    """Raise UserError unless an adapter's deltas fit the linear layers of a base, both ways.
+def check_covered(config: AdapterConfig, covered: Collection[str], modules: Iterable[str]) -> None:
+    """Raise UserError unless an adapter has a delta for each module that its targets match.
+
+    Other parts of a model, such as one that sees images, may have modules of the same names. So
+    only those count that lie where one with a delta lies, but for the number of the decoder layer.
 
     Args:
         config: the adapter's config.
-        shapes: of its deltas, ``[num_blocks, in_block, out_block]``, by layer.
-        widths: ``(in_features, out_features)`` of the base's linear layers, by full module name.
+        covered: modules of the base that get a delta.
+        modules: all linear layers of the base, by the same kind of name.
     """
-    if unknown := sorted(config.num_blocks.keys() - widths.keys()):
+    if config.targets is None:
+        return
+    places = {_place(name) for name in covered}
+    missing = sorted(
+        name
+        for name in modules
+        if name not in covered and _place(name) in places and config.targets.matches(name)
+    )
+    if missing:
         raise UserError(
-            f"an adapter's layers must be layers of the base; got {some(unknown)}, which it lacks"
+            "an adapter must have a delta for each layer that its target_modules match; got none "
+            f"for {some(missing)}"
         )
-    for layer, count in config.num_blocks.items():
-        in_features, out_features = widths[layer]
-        num_blocks, in_block, out_block = shapes[layer]
-        if (num_blocks * in_block, num_blocks * out_block) != (in_features, out_features):
-            raise UserError(
-                "num_blocks times in_block and out_block must be the widths of the base's layer; "
-                f"got num_blocks={count}, in_block={in_block}, out_block={out_block} for {layer} "
-                f"with in_features={in_features}, out_features={out_features}"
-            )
-    if config.targets is not None:
-        wanted = {name for name in widths if config.targets.matches(name)}
-        if missing := sorted(wanted - config.num_blocks.keys()):
-            raise UserError(
-                "an adapter must have a delta for each layer that its target_modules match; got "
-                f"none for {some(missing)}"
-            )
+
+
+def _place(name: str) -> str:
+    """Return what stands in a module's name before the number of its decoder layer."""
+    return re.split(r"(?:^|\.)\d+\.", name, maxsplit=1)[0]
 
 
 def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:

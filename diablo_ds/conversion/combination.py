@@ -185,4 +185,5 @@ def _combined_config(configs: Sequence[AdapterConfig]) -> AdapterConfig:
         base_fingerprint=known.base_fingerprint,
         num_blocks=known.num_blocks,
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
+        targets=known.targets,
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from diablo_ds.adapter.base import is_linear
+from diablo_ds.adapter.layer_names import targets_of
 from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.adapter.targets import layer_number
 from diablo_ds.conversion.combination import check_finite
@@ -69,7 +70,10 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
         raise UserError(f"deltas must not all be zero; got {file}, an adapter without training")
     num_blocks = {name.removesuffix(".delta"): len(delta) for name, delta in deltas.items()}
     config = AdapterConfig(
-        base_model=base, base_fingerprint=fingerprint(folder), num_blocks=num_blocks
+        base_model=base,
+        base_fingerprint=fingerprint(folder),
+        num_blocks=num_blocks,
+        targets=targets_of(num_blocks, dict(shapes.named_modules())),
     )
     save_adapter(output, deltas, config)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.adapter.finding import find_adapter
-from diablo_ds.adapter.storage import check_base
+from diablo_ds.adapter.storage import check_base, check_covered
 from diablo_ds.conversion.merging.deltas import StoredDeltas
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.output import check_new_folder
@@ -60,6 +60,9 @@ def find_inputs(options: MergeOptions) -> MergeInputs:
     _check_fingerprint(deltas, base, found, force=options.force)
     names = find_weights(base, tensors, deltas.config.num_blocks)
     _check_shapes(deltas, names, tensors, base)
+    matrices = (name for name, tensor in tensors.items() if len(tensor.shape) == 2)
+    covered = {_module(name) for name in names.values()}
+    check_covered(deltas.config, covered, map(_module, matrices))
     layer_of = {name: layer for layer, name in names.items()}
     return MergeInputs(base, found, tensors, adapter, deltas, layer_of)
 
@@ -85,6 +88,10 @@ def find_base(given: str, recorded: str, adapter: Path) -> Path:
         raise UserError(
             f"{error}; that is the base which {adapter} records; give it by --base"
         ) from None
+
+
+def _module(weight: str) -> str:
+    return weight.removesuffix(".weight")
 
 
 def _check_fingerprint(deltas: StoredDeltas, base: Path, found: str, *, force: bool) -> None:

@@ -15,10 +15,9 @@ from diablo_ds.adapter.storage import (
     AdapterConfig,
     check_adapter,
     check_base,
-    check_layers,
+    check_covered,
     load_adapter,
     load_adapter_config,
-    load_adapter_header,
     save_adapter,
 )
 from diablo_ds.errors import UserError
@@ -285,16 +284,9 @@ def test_another_base_is_refused_unless_forced(monkeypatch):
     assert "fingerprint eeeeeeeeeeee" in warnings[0]
 
 
-def test_an_adapter_must_fit_the_layers_of_a_base_both_ways(folder):
-    header = load_adapter_header(folder)
-    config = header.config
-    shapes = {layer: tuple(shape) for layer, (shape, _) in header.shapes.items()}
-    widths = {name: (n * 2, n * 3) for name, n in config.num_blocks.items()} | {"lm_head": (8, 9)}
-    check_layers(config, shapes, widths)
+def test_a_layer_of_the_base_that_the_targets_match_must_have_a_delta(folder):
+    config = load_adapter_config(folder)
+    elsewhere = ("vision.layers.0.q", "lm_head", "model.layers.0.o")
+    check_covered(config, LAYERS, (*LAYERS, *elsewhere))
     with pytest.raises(UserError, match=r"none for model\.layers\.2\.q"):
-        check_layers(config, shapes, {**widths, "model.layers.2.q": (8, 12)})
-    with pytest.raises(UserError, match=r"must be the widths.*in_features=9, out_features=12"):
-        check_layers(config, shapes, {**widths, LAYERS[0]: (9, 12)})
-    del widths[LAYERS[0]]
-    with pytest.raises(UserError, match=r"model\.layers\.0\.q, which it lacks"):
-        check_layers(config, shapes, widths)
+        check_covered(config, LAYERS, (*LAYERS, "model.layers.2.q"))

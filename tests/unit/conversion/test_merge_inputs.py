@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.conversion.merging import merge as merging
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import ADAPTER_TENSOR_FILE, MERGE_REPORT_FILE
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE, MERGE_REPORT_FILE
 from diablo_ds.files.tensor_files import INDEX_FILE
 from diablo_ds.model.finding import fingerprint
 from tests.tiny import byte_tokenizer
@@ -274,3 +274,15 @@ def test_a_merged_model_is_the_base_of_a_next_adapter(case, tmp_path):
     torch.testing.assert_close(
         logits(load(tmp_path / "undone")), logits(load(case.base)), atol=2e-5, rtol=2e-5
     )
+
+
+def test_an_adapter_of_peft_with_a_delta_missing_is_refused(case, tmp_path):
+    ends = sorted({name.rpartition(".")[2] for name in case.num_blocks})
+    changes = {"num_deltas": None, "target_modules": ends}
+    _change_json(case.adapter / ADAPTER_CONFIG_FILE, **changes)
+    tensors = load_file(case.adapter / ADAPTER_TENSOR_FILE)
+    lost = next(iter(tensors))
+    del tensors[lost]
+    save_file(tensors, case.adapter / ADAPTER_TENSOR_FILE)
+    layer = lost.removeprefix("base_model.model.").removesuffix(".diablo_delta")
+    _refused(case, tmp_path, f"target_modules match; got none for {layer}$")
