@@ -1,7 +1,7 @@
 """The products of a layer with a delta, differentiable.
 
 `diablo_linear` computes base and delta at once, for a base with a dense weight. `block_linear`
-computes the delta's part alone, for any other base.
+computes the delta's part alone, for any other base; `add_block_linear` adds it to an output.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from diablo_ds.adapter.block_products import add_block_product
 from diablo_ds.adapter.kernels.triton_support import check_operand
 from diablo_ds.adapter.paths import SUMMED_PATHS, TRITON_PATHS
 from diablo_ds.adapter.products import (
@@ -148,6 +149,44 @@ def block_linear(x: Tensor, delta: Tensor, *, path: str = "fused") -> Tensor:
         check_operand(path, x)
     y: Tensor = BlockProduct.apply(x, delta, path)  # type: ignore[no-untyped-call]
     return y
+
+
+class BlockSum(torch.autograd.Function):
+    """``Y = Y_0 + X D``, accumulated as `DiaBloProduct` does it: both give the same bits."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+        """Compute the sum; ``y`` stays as it is."""
+        ctx.save_for_backward(x, delta)
+        total = y.clone(memory_format=torch.contiguous_format)
+        rows, total_rows = x.reshape(-1, x.shape[-1]), total.view(-1, y.shape[-1])
+        add_block_product(rows, delta, total_rows, "fused")
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``y``, ``x`` and ``delta``."""
+        x, delta = ctx.saved_tensors
+        needs_y, *needs = ctx.needs_input_grad
+        gradients = delta_product_gradients(grad_y, x, delta, "fused", (needs[0], needs[1]))
+        return grad_y if needs_y else None, *gradients
+
+
+def add_block_linear(y: Tensor, x: Tensor, delta: Tensor) -> Tensor:
+    """Return ``Y + X D``, ``[..., out_features]`` in the dtype of ``y``, differentiable by all.
+
+    Args:
+        y: ``[..., out_features]``, the output of a base that is computed apart.
+        x: ``[..., in_features]``, cast to the dtype of ``y`` like the delta.
+        delta: ``[num_blocks, in_block, out_block]``.
+    """
+    x, delta = x.to(y.dtype), delta.to(y.dtype)
+    if torch.compiler.is_compiling():
+        total: Tensor = y + torch.ops.diablo_ds.block_product(x, delta, "fused")
+    else:
+        total = BlockSum.apply(y, x, delta)  # type: ignore[no-untyped-call]
+    return total
 
 
 def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

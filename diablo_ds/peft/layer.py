@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from diablo_ds.adapter.autograd import block_linear, diablo_linear
+from diablo_ds.adapter.autograd import add_block_linear, diablo_linear
 from diablo_ds.adapter.base import DenseBase, base_of
+from diablo_ds.adapter.batched import add_chosen_deltas
 from diablo_ds.adapter.blocks import delta_shape, diagonal_blocks
 from diablo_ds.errors import UserError
 from diablo_ds.peft.config import DiaBloConfig
-
-BASE = "__base__"
-"""PEFT's name, in a mixed batch, of the rows that get no adapter."""
+from diablo_ds.peft.rows import Rows
 
 
 class DiaBloTunerLinear(nn.Module, BaseTunerLayer):
@@ -113,7 +112,7 @@ class DiaBloTunerLinear(nn.Module, BaseTunerLayer):
             y = self._base_output(x, *args, **kwargs)
         for name in names:
             dropped = self._dropped(x, name)
-            y = y + self._product(x if dropped is None else dropped, name).to(y.dtype)
+            y = add_block_linear(y, x if dropped is None else dropped, self.diablo_delta[name])
         return y
 
     def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -144,9 +143,6 @@ class DiaBloTunerLinear(nn.Module, BaseTunerLayer):
         share = self.diablo_dropout[name]
         return F.dropout(x, share) if share and self.training else None
 
-    def _product(self, x: Tensor, name: str) -> Tensor:
-        return block_linear(x, self.diablo_delta[name].to(x.dtype))
-
     def _check_rows(self, x: Tensor, adapter_names: Sequence[str]) -> None:
         if len(x) != len(adapter_names):
             raise UserError(
@@ -163,10 +159,9 @@ class DiaBloTunerLinear(nn.Module, BaseTunerLayer):
         self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any
     ) -> Tensor:
         y = self._base_output(x, *args, **kwargs)
-        for name in sorted(set(adapter_names) - {BASE}):
-            if name in self.diablo_delta:
-                rows = [i for i, other in enumerate(adapter_names) if other == name]
-                y[rows] += self._product(x[rows], name).to(y.dtype)
+        rows = adapter_names if isinstance(adapter_names, Rows) else Rows(adapter_names)
+        for deltas, choice in rows.stacks(self.diablo_delta, y):
+            y = add_chosen_deltas(y, x, deltas, choice, inplace=not torch.is_grad_enabled())
         return y
 
     @torch.no_grad()
@@ -230,10 +225,6 @@ class DiaBloTunerLinear(nn.Module, BaseTunerLayer):
         weight = delta.new_zeros((self.out_features, self.in_features))
         diagonal_blocks(weight, delta.shape[0]).copy_(delta)
         return weight
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return whether PEFT can approximate an adapter by LoRA: yes, it adds to the weight."""
-        return True
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

@@ -11,7 +11,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from diablo_ds.errors import UserError
-from diablo_ds.peft.layer import BASE, DiaBloTunerLinear
+from diablo_ds.peft.layer import DiaBloTunerLinear
+from diablo_ds.peft.rows import BASE, Rows
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def adapters_by_row(
     known = {BASE}.union(*(layer.diablo_delta.keys() for layer in layers))
     if unknown := sorted(set(adapter_names) - known):
         raise UserError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-    rows = [name for name in adapter_names for _ in range(num_beams or 1)]
+    rows = Rows(name for name in adapter_names for _ in range(num_beams or 1))
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, DiaBloTunerLinear | AuxiliaryTrainingWrapper):
@@ -49,6 +50,6 @@ def adapters_by_row(
 
 
 def _pass_on(
-    rows: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    rows: Rows, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, {**kwargs, "adapter_names": rows}

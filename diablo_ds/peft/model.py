@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from diablo_ds.adapter.targets import DEFAULT_TARGETS
@@ -26,7 +27,8 @@ class DiaBloModel(BaseTuner):
 
     prefix = "diablo_"
     tuner_layer_cls = DiaBloTunerLinear
-    target_module_mapping = DEFAULT_TARGETS
+    # For types of models that the trainer has no default for, the layers that LoRA takes in PEFT.
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING | DEFAULT_TARGETS
 
     def _prepare_model(self, peft_config: DiaBloConfig, model: nn.Module) -> None:
         """Check all layers before the first is changed."""
