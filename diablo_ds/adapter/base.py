@@ -29,6 +29,9 @@ from diablo_ds.adapter.autograd import block_linear, diablo_linear
 from diablo_ds.adapter.kernels.compiled_blocks import frozen_linear_op
 from diablo_ds.errors import UserError
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes to compute in; narrower floats are those of quantised weights, which have a scale."""
+
 
 class LinearModule(Protocol):
     """What target selection needs to know of a linear layer."""
@@ -93,7 +96,7 @@ class DenseBase(FrozenBase):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         weight: Any = module.weight
-        if not weight.dtype.is_floating_point:
+        if weight.dtype not in _DTYPES:
             raise UserError(
                 "a linear layer's weight must be of a float dtype; got "
                 f"{type(module).__name__} with {weight.dtype}; announce the class with "

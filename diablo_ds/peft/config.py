@@ -41,8 +41,8 @@ class DiaBloConfig(PeftConfig):
         library_versions: versions of the libraries that trained it.
         parent: the adapter that its training started from.
 
-    The last five are the trainer's, for information. `step`, `heldout_loss` and `library_versions`
-    are dropped where the adapter is loaded to be trained further, since they would no longer hold.
+    The last five are the trainer's, for information. All but `parent` are dropped where the adapter
+    is loaded to be trained further, since they would no longer hold.
 
     Raises:
         UserError: if a value is out of its range.

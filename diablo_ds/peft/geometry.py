@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
@@ -12,6 +10,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from diablo_ds.adapter.base import base_of
+from diablo_ds.adapter.layer_names import compact_num_blocks, targets_of
 from diablo_ds.adapter.targets import resolve_num_blocks
 from diablo_ds.errors import UserError
 from diablo_ds.peft.config import DiaBloConfig
@@ -25,11 +24,17 @@ def num_blocks_of(config: DiaBloConfig, name: str) -> int:
 
 def set_num_blocks(config: DiaBloConfig, num_blocks: Mapping[str, int]) -> None:
     """Make a config say these numbers of blocks, by the full names of the layers."""
-    ((commonest, _),) = Counter(num_blocks.values()).most_common(1)
-    config.num_blocks = commonest
-    config.num_blocks_pattern = {
-        re.escape(name): count for name, count in num_blocks.items() if count != commonest
-    }
+    config.num_blocks, config.num_blocks_pattern = compact_num_blocks(num_blocks)
+
+
+def set_targets(config: DiaBloConfig, layers: Collection[str], model: nn.Module) -> None:
+    """Make a config's targets, among a model's modules, exactly these layers."""
+    outer = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    inside = tuple(f"{name}." for name in outer)
+    modules = [name for name, _ in model.named_modules() if not name.startswith(inside)]
+    targets = targets_of(layers, modules).target_modules
+    config.target_modules = targets if isinstance(targets, str) else set(targets)
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
 
 
 def check_targets(

@@ -90,27 +90,33 @@ class DiaBloTunerLinear(nn.Module, BaseTunerLayer):
             kwargs: ``adapter_names``: an adapter's name, or "__base__", for each row of a batch
                 ``[batch, ..., in_features]``.
         """
-        adapter_names = kwargs.pop("adapter_names", None)
-        if adapter_names is not None:
-            self._check_rows(x, adapter_names)
+        names: Sequence[str] | None = kwargs.pop("adapter_names", None)
+        rows = None
+        if names is not None:
+            rows = (names if isinstance(names, Rows) else Rows(names)).of(x)
+            if self.merged:
+                raise UserError(
+                    "Cannot pass `adapter_names` when there are merged adapters, please call "
+                    "`unmerge_adapter` first."
+                )
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
             return self._base_output(x, *args, **kwargs)
-        if adapter_names is not None:
-            return self._mixed_batch_forward(x, adapter_names, *args, **kwargs)
-        names = [name for name in self.active_adapters if name in self.diablo_delta]
-        if self.merged or not names:
+        if rows is not None:
+            return self._mixed_batch_forward(x, rows, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in self.diablo_delta]
+        if self.merged or not active:
             return self._base_output(x, *args, **kwargs)
         if not args and not kwargs and self._can_be_fused(x):
-            first, *names = names
+            first, *active = active
             base_layer: Any = self.base_layer
             weight = base_layer.weight
             delta = self.diablo_delta[first].to(weight.dtype)
             y = diablo_linear(x, weight, base_layer.bias, delta, self._dropped(x, first))
         else:
             y = self._base_output(x, *args, **kwargs)
-        for name in names:
+        for name in active:
             dropped = self._dropped(x, name)
             y = add_block_linear(y, x if dropped is None else dropped, self.diablo_delta[name])
         return y
@@ -143,23 +149,8 @@ class DiaBloTunerLinear(nn.Module, BaseTunerLayer):
         share = self.diablo_dropout[name]
         return F.dropout(x, share) if share and self.training else None
 
-    def _check_rows(self, x: Tensor, adapter_names: Sequence[str]) -> None:
-        if len(x) != len(adapter_names):
-            raise UserError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(adapter_names)} and {len(x)} respectively."
-            )
-        if self.merged:
-            raise UserError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call "
-                "`unmerge_adapter` first."
-            )
-
-    def _mixed_batch_forward(
-        self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def _mixed_batch_forward(self, x: Tensor, rows: Rows, *args: Any, **kwargs: Any) -> Tensor:
         y = self._base_output(x, *args, **kwargs)
-        rows = adapter_names if isinstance(adapter_names, Rows) else Rows(adapter_names)
         for deltas, choice in rows.stacks(self.diablo_delta, y):
             y = add_chosen_deltas(y, x, deltas, choice, inplace=not torch.is_grad_enabled())
         return y

@@ -14,6 +14,10 @@ from diablo_ds.errors import UserError
 from diablo_ds.peft.layer import DiaBloTunerLinear
 from diablo_ds.peft.rows import BASE, Rows
 
+_FLATTENING_TYPES = ("opt",)
+"""Types of models whose feed-forward layers see ``[batch * tokens, features]``. Others are not
+assumed to do so: in a mixture of experts, a layer sees some of the tokens, in any order."""
+
 
 @contextmanager
 def adapters_by_row(
@@ -40,7 +44,9 @@ def adapters_by_row(
     known = {BASE}.union(*(layer.diablo_delta.keys() for layer in layers))
     if unknown := sorted(set(adapter_names) - known):
         raise UserError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-    rows = Rows(name for name in adapter_names for _ in range(num_beams or 1))
+    repeated = (name for name in adapter_names for _ in range(num_beams or 1))
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    rows = Rows(repeated, flattens=model_type in _FLATTENING_TYPES)
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, DiaBloTunerLinear | AuxiliaryTrainingWrapper):

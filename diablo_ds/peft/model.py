@@ -36,7 +36,8 @@ class DiaBloModel(BaseTuner):
         check_targets(peft_config, model, self._check_target_module_exists)
         if not peft_config.inference_mode:
             # They describe the adapter that was saved, not what it is trained to from here.
-            peft_config.step = peft_config.heldout_loss = peft_config.library_versions = None
+            for name in ("num_deltas", "step", "heldout_loss", "library_versions"):
+                setattr(peft_config, name, None)
 
     def _create_and_replace(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diablo_ds.adapter.batched import NO_ADAPTER, stack_deltas
+from diablo_ds.errors import UserError
 
 BASE = "__base__"
 """PEFT's name, in a mixed batch, of the rows that get no adapter."""
@@ -21,11 +22,35 @@ class Rows(list[str]):
 
     They are copied side by side once for each layer, however often it is called: for each token of
     a text that is generated.
+
+    Args:
+        names: of the rows, in order.
+        flattens: whether the model has layers that see ``[batch * tokens, features]``.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, flattens: bool = False) -> None:
         super().__init__(names)
+        self._flattens = flattens
         self._stacks: dict[tuple[int, torch.dtype, torch.device], list[Stack]] = {}
+        self._by_token: dict[int, Rows] = {}
+
+    def of(self, x: Tensor) -> Rows:
+        """Return the rows of a layer's input: these, or one for each token where it is flattened.
+
+        Raises:
+            UserError: if the input has another number of rows.
+        """
+        if len(x) == len(self):
+            return self
+        if self._flattens and x.dim() == 2 and self and len(x) % len(self) == 0:
+            tokens = len(x) // len(self)
+            if tokens not in self._by_token:
+                self._by_token[tokens] = Rows(name for name in self for _ in range(tokens))
+            return self._by_token[tokens]
+        raise UserError(
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(self)} and {len(x)} respectively."
+        )
 
     def stacks(self, deltas: nn.ParameterDict, y: Tensor) -> list[Stack]:
         """Return a layer's deltas that the rows choose, one stack for each number of blocks.

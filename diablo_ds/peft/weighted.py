@@ -10,7 +10,7 @@ import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from diablo_ds.errors import UserError
-from diablo_ds.peft.geometry import set_num_blocks
+from diablo_ds.peft.geometry import set_num_blocks, set_targets
 
 if TYPE_CHECKING:
     from diablo_ds.peft.model import DiaBloModel
@@ -33,10 +33,6 @@ def add_weighted_adapter(
     num_blocks = _common_num_blocks(model, adapters)
     config = dataclasses.replace(
         model.peft_config[adapters[0]],
-        target_modules=list(num_blocks),
-        exclude_modules=None,
-        layers_to_transform=None,
-        layers_pattern=None,
         inference_mode=True,
         num_deltas=None,
         step=None,
@@ -44,6 +40,7 @@ def add_weighted_adapter(
         library_versions=None,
         parent=None,
     )
+    set_targets(config, num_blocks.keys(), model.model)
     set_num_blocks(config, num_blocks)
     model.peft_config[adapter_name] = config
     try:

@@ -6,9 +6,19 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import OPTConfig, OPTForCausalLM
 
 from diablo_ds.peft import DiaBloConfig
 from tests.tiny import build_model
+
+
+def base(family: str = "llama") -> torch.nn.Module:
+    """A tiny base model in evaluation mode."""
+    if family != "opt":
+        return build_model(family).eval()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    return OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=4, vocab_size=264)).eval()
 
 
 def tokens(rows: int = 3, length: int = 7) -> torch.Tensor:
@@ -24,7 +34,7 @@ def config(**changes: Any) -> DiaBloConfig:
 
 
 def tiny_peft_model(family: str = "llama", seed: int = 0, **changes: Any) -> PeftModel:
-    model = build_model(family).eval()
+    model = base(family)
     torch.manual_seed(seed)
     return get_peft_model(model, config(**changes)).eval()
 
