@@ -22,6 +22,9 @@ from diablo_ds.adapter.base import base_of, is_linear
 from diablo_ds.adapter.batched import NO_ADAPTER, add_chosen_deltas, stack_deltas
 from diablo_ds.errors import UserError
 
+FLATTENING_TYPES = ("opt",)
+"""Types of models whose feed-forward layers see ``[batch * tokens, features]``. Others are not
+assumed to do so: in a mixture of experts, a layer sees some of the tokens, in any order."""
 _SUFFIX = ".delta"
 
 
@@ -49,12 +52,15 @@ class Adapters:
             ``[num_blocks, in_block, out_block]``.
 
     Raises:
-        UserError: if a tensor's layer is not in the model or not linear, or its shape does not fit.
+        UserError: if a tensor's layer is not in the model, not linear or one expert of several,
+            its shape does not fit, or it is not finite.
     """
 
     def __init__(self, model: nn.Module, adapters: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.names = tuple(adapters)
         self._is_chosen = False
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        self._flattens = model_type in FLATTENING_TYPES
         shapes: dict[tuple[str, torch.Size], dict[str, Tensor]] = {}
         for name, tensors in adapters.items():
             for key, delta in tensors.items():
@@ -90,11 +96,23 @@ class Adapters:
                 key = stack.names, stack.deltas.device
                 if key not in choices:
                     choices[key] = _choice(names, stack)
-                hook = _adding(stack.deltas, choices[key])
+                hook = _adding(stack.deltas, choices[key], self._flattens)
                 hooks.enter_context(stack.module.register_forward_hook(hook))
             hooks.callback(setattr, self, "_is_chosen", False)
             self._is_chosen = True
             yield
+
+
+def check_sees_rows(layer: str) -> None:
+    """Raise UserError if a layer, by its full name, is one expert of several.
+
+    It sees some of the tokens, in any order, so that nobody knows whose they are.
+    """
+    if "experts" in layer.split("."):
+        raise UserError(
+            "a layer must see all rows of a batch, in order, where each row has an adapter of its "
+            f"own; got the expert {layer}"
+        )
 
 
 def _check_delta(model: nn.Module, name: str, key: str, delta: Tensor) -> None:
@@ -107,12 +125,16 @@ def _check_delta(model: nn.Module, name: str, key: str, delta: Tensor) -> None:
             f"model; got {key!r} in adapter {name!r}"
             + (f", a {type(module).__name__}" if module is not None else "")
         )
+    check_sees_rows(layer)
     widths = module.in_features, module.out_features
     if delta.dim() != 3 or (len(delta) * delta.shape[1], len(delta) * delta.shape[2]) != widths:
         raise UserError(
             "a delta must be [num_blocks, in_block, out_block] with blocks that fill the layer; "
             f"got {list(delta.shape)} for {layer} of {widths[0]} -> {widths[1]} in adapter {name!r}"
         )
+    # A formulation may multiply it by zero for the rows of other adapters, too.
+    if not torch.isfinite(delta).all():
+        raise UserError(f"a delta must be finite; got NaN or infinity in {key} of adapter {name!r}")
 
 
 def _stack(module: nn.Module, deltas: Mapping[str, Tensor]) -> _Stack:
@@ -129,15 +151,20 @@ def _choice(names: Sequence[str | None], stack: _Stack) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device=stack.deltas.device)
 
 
-def _adding(deltas: Tensor, choice: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _adding(
+    deltas: Tensor, choice: Tensor, flattens: bool
+) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def add(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        x = args[0]
-        if len(x) != len(choice):
+        x, chosen = args[0], choice
+        num_tokens = len(x) // max(1, len(choice))
+        if flattens and x.dim() == 2 and len(x) == num_tokens * len(choice):
+            chosen = choice.repeat_interleave(num_tokens)
+        if len(x) != len(chosen):
             raise UserError(
                 f"each row must have one chosen adapter; got {len(choice)} names and a batch of "
                 f"{len(x)} rows; where rows are repeated, as in a beam search, repeat the names"
             )
         inplace = not torch.is_grad_enabled()
-        return add_chosen_deltas(y, x, deltas, choice, inplace=inplace)
+        return add_chosen_deltas(y, x, deltas, chosen, inplace=inplace)
 
     return add

@@ -10,13 +10,10 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from diablo_ds.adapter.serving import FLATTENING_TYPES, check_sees_rows
 from diablo_ds.errors import UserError
 from diablo_ds.peft.layer import DiaBloTunerLinear
 from diablo_ds.peft.rows import BASE, Rows
-
-_FLATTENING_TYPES = ("opt",)
-"""Types of models whose feed-forward layers see ``[batch * tokens, features]``. Others are not
-assumed to do so: in a mixture of experts, a layer sees some of the tokens, in any order."""
 
 
 @contextmanager
@@ -31,7 +28,8 @@ def adapters_by_row(
         num_beams: of a beam search, which repeats each row so often.
 
     Raises:
-        UserError: if the model is in training mode, or an adapter does not exist.
+        UserError: if the model is in training mode, an adapter does not exist, or a layer does not
+            see the rows of the batch.
     """
     if adapter_names is None:
         yield
@@ -40,13 +38,15 @@ def adapters_by_row(
         raise UserError(f"adapter_names must be a list, one name per row; got {adapter_names!r}")
     if model.training:
         raise UserError("Cannot pass `adapter_names` when the model is in training mode.")
-    layers = [m for m in model.modules() if isinstance(m, DiaBloTunerLinear)]
-    known = {BASE}.union(*(layer.diablo_delta.keys() for layer in layers))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, DiaBloTunerLinear)}
+    for name in layers:
+        check_sees_rows(name)
+    known = {BASE}.union(*(layer.diablo_delta.keys() for layer in layers.values()))
     if unknown := sorted(set(adapter_names) - known):
         raise UserError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
     repeated = (name for name in adapter_names for _ in range(num_beams or 1))
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    rows = Rows(repeated, flattens=model_type in _FLATTENING_TYPES)
+    rows = Rows(repeated, flattens=model_type in FLATTENING_TYPES)
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, DiaBloTunerLinear | AuxiliaryTrainingWrapper):

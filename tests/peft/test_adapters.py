@@ -9,6 +9,7 @@ from peft import PeftModel
 from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.errors import UserError
 from diablo_ds.peft.layer import DiaBloTunerLinear
+from diablo_ds.peft.mixed_batches import adapters_by_row
 from tests.peft.models import config, deltas, logits, tiny_peft_model, tokens
 from tests.tiny import build_model
 
@@ -179,3 +180,13 @@ def test_modules_to_save_are_trained_and_saved(tmp_path):
     torch.testing.assert_close(logits(loaded.merge_and_unload()), logits(model))
     with pytest.raises(UserError, match="modules_to_save"):
         load_adapter(tmp_path)
+
+
+def test_rows_cannot_choose_where_an_expert_sees_some_of_the_tokens():
+    layer = DiaBloTunerLinear(torch.nn.Linear(4, 4), "one", 2, config())
+    model = torch.nn.ModuleDict({"experts": torch.nn.ModuleList([layer])}).eval()
+    with (
+        pytest.raises(UserError, match="got the expert experts"),
+        adapters_by_row(model, ["one"], None),
+    ):
+        pass

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from diablo_ds.adapter.attach import load_deltas, named_deltas
 from diablo_ds.adapter.serving import Adapters
@@ -74,6 +77,31 @@ def test_generate_continues_each_row_as_its_model_does(models):
     assert torch.equal(beams[2][: len(single)], single)
 
 
+def test_layers_that_see_all_tokens_as_rows():
+    """OPT's feed-forward layers."""
+    config = OPTConfig(
+        hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=264
+    )
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config).eval()
+    alone = copy.deepcopy(base)
+    attach_to(alone)
+    deltas = {name: 0.1 * torch.randn_like(delta) for name, delta in named_deltas(alone).items()}
+    load_deltas(alone, deltas)
+    ids = torch.randint(256, (3, 5))
+    with torch.no_grad(), Adapters(base, {"a": deltas}).chosen([None, "a", None]):
+        mixed = base(ids).logits
+    with torch.no_grad():
+        assert_close(mixed[1], alone(ids[1:2]).logits[0], atol=1e-5, rtol=1e-5)
+        assert_close(mixed[::2], base(ids[::2]).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_expert_of_several_is_refused():
+    model = torch.nn.ModuleDict({"experts": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    with pytest.raises(UserError, match=r"got the expert experts\.0"):
+        Adapters(model, {"a": {"experts.0.delta": torch.zeros(2, 2, 2)}})
+
+
 def test_gradients_reach_what_comes_before(models):
     base, alone, deltas = models
     x = torch.randn(2, 4, 32, requires_grad=True)
@@ -120,6 +148,7 @@ def test_what_is_wrong_is_refused_and_leaves_the_base_as_it_was(models):
         ({key.removesuffix(".delta"): delta}, 'must be "<layer>.delta"'),
         ({key: delta[1:]}, "blocks that fill the layer"),
         ({key: delta[0]}, "blocks that fill the layer"),
+        ({key: delta / 0}, "must be finite; got NaN or infinity in model.layers"),
     ):
         with pytest.raises(UserError, match=rule):
             Adapters(base, {"a": wrong})
