@@ -129,8 +129,8 @@ def model_card(
     sections += ["## Use", _USE.format(base=base or UNKNOWN_BASE)]
     if not base:
         sections.append(
-            f"`{UNKNOWN_BASE}` stands for the base model, which was a local folder with the "
-            "fingerprint above."
+            f"The base model, `{UNKNOWN_BASE}`, was a local folder; its files have the fingerprint "
+            "above."
         )
     return "\n\n".join(sections) + "\n"
 
@@ -153,11 +153,16 @@ def base_licence(base_model: str, folder: Path) -> str:
     return licence if isinstance(licence, str) else ""
 
 
+def _local_base(config: AdapterConfig) -> str:
+    name = without_folders(config.base_model)
+    return f"{UNKNOWN_BASE}, a local folder `{name}`" if name else UNKNOWN_BASE
+
+
 def _facts(config: AdapterConfig, num_parameters: int) -> str:
     counts = sorted(set(config.num_blocks.values()))
     ends = sorted({name.rpartition(".")[2] for name in config.num_blocks})
     rows = [
-        ("base model", base_hub_name(config.base_model) or without_folders(config.base_model)),
+        ("base model", base_hub_name(config.base_model) or _local_base(config)),
         ("fingerprint of the base files", config.base_fingerprint or "not known"),
         ("target layers", f"{len(config.num_blocks)}: {', '.join(ends)}"),
         ("num_blocks", ", ".join(map(str, counts))),

@@ -13,7 +13,7 @@ from diablo_ds.adapter.finding import find_adapter
 from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.conversion.card import UNKNOWN_BASE, model_card
 from diablo_ds.conversion.privacy import find_private_paths, find_secrets
-from diablo_ds.conversion.public_names import hub_name, without_folders
+from diablo_ds.conversion.public_names import DEFAULT_BASE, hub_name, without_folders
 from diablo_ds.data.text.tokenization import TOKENIZER_FILES
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
@@ -97,10 +97,12 @@ def plan_upload(
         )
     card_file = folder / CARD_FILE
     if card_file.is_file():
-        card = _read_text(card_file).replace(UNKNOWN_BASE, base_model)
+        card = _read_text(card_file)
     else:
         card = model_card(config, sum(tensor.numel() for tensor in tensors.values()))
-        card = card.replace(UNKNOWN_BASE, base_model)
+    card = card.replace(UNKNOWN_BASE, base_model)
+    if config.base_model == "default":  # the user may name another copy of it
+        card = card.replace(DEFAULT_BASE, base_model)
     card, licence = _complete_card(card, base_model, licence, card_file)
     files, skipped = _list_files(folder)
     values = read_json(folder / ADAPTER_CONFIG_FILE)

@@ -90,6 +90,7 @@ def test_a_local_base_must_be_given_a_name_on_the_hub(tmp_path):
         card = upload.files[CARD_FILE].decode()
         assert ModelCard(card).data.base_model == "org/base"
         assert "BASE_MODEL" not in card
+        assert "SmolLM2" not in card
 
 
 def test_a_folder_without_a_card_gets_a_short_one(folder):
