@@ -10,7 +10,6 @@ from diablo_ds.adapter.batched import (
     FORMULATIONS,
     NO_ADAPTER,
     add_chosen_deltas,
-    choose_formulation,
     stack_deltas,
 )
 from diablo_ds.adapter.layer import DiaBloLinear
@@ -161,9 +160,18 @@ def test_what_does_not_belong_together_is_refused(changes, rule):
         add_chosen_deltas(**given | changes)
 
 
-def test_what_auto_takes_needs_no_host_on_a_gpu():
-    shapes = [(a, b, t) for a in (1, 4, 64) for b in (1, 32) for t in (1, 8, 512)]
-    assert {choose_formulation(*shape, "cuda") for shape in shapes} <= {"gathered", "stacked"}
+@pytest.mark.parametrize("tokens", [1, 512])
+def test_off_the_cpu_the_host_reads_no_values(tokens):
+    """Tensors on "meta" have none: whatever waits for a value of a GPU's is an error on them."""
+    x = torch.ones(8, tokens, IN, device="meta", requires_grad=True)
+    y = torch.ones(8, tokens, OUT, device="meta")
+    deltas = stack_deltas([torch.ones(NUM_BLOCKS, 4, 2, device="meta") for _ in range(3)])
+    choice = torch.zeros(8, dtype=torch.int64, device="meta")
+    out = add_chosen_deltas(y, x, deltas.requires_grad_(), choice)
+    out.sum().backward()
+    assert (x.grad.shape, deltas.grad.shape) == (x.shape, deltas.shape)
+    with pytest.raises(RuntimeError, match="meta"):
+        add_chosen_deltas(y, x, deltas, choice, formulation="grouped")
 
 
 # Dynamo itself makes an instance of an autograd function, which PyTorch deprecates.
