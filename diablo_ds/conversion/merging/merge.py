@@ -64,6 +64,11 @@ def merge_adapter(options: MergeOptions) -> Merged:
             room, or the merge would change no byte; then nothing is left behind.
         OSError: if a file cannot be read or written; complete files are kept for another attempt.
     """
+    with _single_threaded():
+        return _merge(options)
+
+
+def _merge(options: MergeOptions) -> Merged:
     inputs = find_inputs(options)
     dtype = None if options.dtype == KEPT else DTYPES[options.dtype]
     max_bytes = parse_size(options.max_shard_size) if options.max_shard_size else None
@@ -182,6 +187,17 @@ def _report(inputs: MergeInputs, layers: dict[str, Rounding], dtype: str) -> dic
         "total": total(layers.values()).values(),
         "layers": {layer: rounding.values() for layer, rounding in layers.items()},
     }
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Let PyTorch use one thread: on the small parts of a merge, others are only waited for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
