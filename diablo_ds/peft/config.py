@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import PeftConfig
 
+from diablo_ds.adapter.layer_names import compiled
 from diablo_ds.errors import UserError
 from diablo_ds.peft.support import add_peft_type
 
@@ -99,7 +100,14 @@ class DiaBloConfig(PeftConfig):
         return {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()}
 
     def _check(self) -> None:
-        counts: dict[str, Any] = dict(self.num_blocks_pattern)
+        pattern: Any = self.num_blocks_pattern
+        if not isinstance(pattern, dict):
+            raise UserError(
+                f"num_blocks_pattern must be numbers by regular expression; got {pattern!r:.80}"
+            )
+        for key in pattern:
+            compiled(key, "num_blocks_pattern")
+        counts: dict[str, Any] = dict(pattern)
         if isinstance(self.num_blocks, str):
             if counts or not self.num_blocks.startswith("auto:"):
                 raise UserError(
@@ -111,8 +119,12 @@ class DiaBloConfig(PeftConfig):
         for name, count in counts.items():
             if type(count) is not int or count < 1:
                 raise UserError(f"num_blocks must be an integer from 1; got {name}={count!r}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1); got dropout={self.dropout}")
+        dropout: Any = self.dropout
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise UserError(f"dropout must be a number in [0, 1); got dropout={dropout!r}")
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), str):
+                compiled(value, name)
         if isinstance(self.target_modules, str):
             for name in ("layers_to_transform", "layers_pattern"):
                 if getattr(self, name) is not None:

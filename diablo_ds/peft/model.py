@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
@@ -123,6 +123,12 @@ class DiaBloModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         self._check_merge(adapter_names, safe_merge and merge)
+        for _, layer in self.diablo_layers() if merge else ():
+            # PEFT puts the innermost layer in the place of ours: what another method's layer in
+            # between adds must be in the weight by then.
+            inner = layer.base_layer
+            if isinstance(inner, BaseTunerLayer) and not inner.merged:
+                inner.merge(safe_merge=safe_merge)
         model: nn.Module = super()._unload_and_optionally_merge(
             merge, progressbar, safe_merge, adapter_names
         )
@@ -135,5 +141,5 @@ class DiaBloModel(BaseTuner):
 
     def diablo_layers(self) -> Iterator[tuple[str, DiaBloTunerLinear]]:
         """Return the layers with deltas by their full names."""
-        layers: Mapping[str, nn.Module] = dict(self.model.named_modules())
-        return ((n, m) for n, m in layers.items() if isinstance(m, DiaBloTunerLinear))
+        modules = list(self.model.named_modules())
+        return ((name, m) for name, m in modules if isinstance(m, DiaBloTunerLinear))

@@ -182,7 +182,11 @@ WRONG = {
     "no share": ({"num_blocks": "auto:x"}, "needs a share"),
     "a pattern of 0": ({"num_blocks_pattern": {"q_proj": 0}}, "got q_proj=0"),
     "an unused pattern": ({"num_blocks_pattern": {"o_proj": 2}}, "must match a target.*o_proj"),
-    "dropout": ({"dropout": 1.0}, "dropout must be in"),
+    "dropout": ({"dropout": 1.0}, "dropout must be a number in"),
+    "dropout in words": ({"dropout": "half"}, "dropout must be a number in.*'half'"),
+    "a broken pattern": ({"num_blocks_pattern": {"(": 2}}, "num_blocks_pattern must hold regular"),
+    "a list for a pattern": ({"num_blocks_pattern": [2]}, "must be numbers by regular expression"),
+    "a broken target": ({"target_modules": "("}, "target_modules must hold regular expressions"),
     "layers and a regex": (
         {"target_modules": ".*q_proj", "layers_to_transform": [0]},
         "cannot be used when target_modules is a str",

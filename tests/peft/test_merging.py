@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from diablo_ds.errors import UserError
@@ -104,3 +105,17 @@ def test_adapters_are_chosen_for_a_merge():
     expected = logits(model)
     model.set_adapter("default")
     torch.testing.assert_close(logits(model.merge_and_unload(adapter_names=["second"])), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+def test_a_layer_of_lora_inside_is_merged_too():
+    lora = LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
+    model = get_peft_model(build_model().eval(), lora).base_model.model
+    model = get_peft_model(model, config()).eval()
+    before = logits(model)
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(model), logits(build_model().eval()), rtol=0, atol=0)
+    merged = model.merge_and_unload(safe_merge=True)
+    torch.testing.assert_close(logits(merged), before)
+    assert merged.state_dict().keys() == build_model().state_dict().keys()
