@@ -34,6 +34,13 @@ def find_adapter(path: Path) -> Path:
             f"a path of an adapter must lead to a single one; got {path}, {kind.value}; "
             + _repair(path)
         )
+    if kind is Kind.OTHER:  # PEFT saves adapters under names of their own as folders in one
+        inside = sorted(p for p in path.iterdir() if kind_of(p) is Kind.ADAPTER)
+        if inside:
+            raise UserError(
+                f"a path of an adapter must lead to a single one; got {path}, which holds "
+                f"{', '.join(p.name for p in inside[:5])}; name one of them, such as {inside[0]}"
+            )
     raise UserError(
         "a path of an adapter must lead to an adapter, a checkpoint or the folder of a run that is "
         f"done; got {path}, {kind.value}"

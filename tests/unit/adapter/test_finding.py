@@ -44,6 +44,14 @@ def test_a_run_that_is_not_done_names_its_last_checkpoint(run):
         find_adapter(run.checkpoints)
 
 
+def test_a_folder_of_adapters_that_peft_saved_names_one(tmp_path):
+    for name in ("math", "code"):
+        _touch(tmp_path / name / ADAPTER_CONFIG_FILE)
+    _touch(tmp_path / "README.md")
+    with pytest.raises(UserError, match=r"holds code, math; name one of them, such as .*code"):
+        find_adapter(tmp_path)
+
+
 def test_anything_else_is_refused_by_what_it_is(tmp_path):
     _touch(tmp_path / "base" / "config.json")
     with pytest.raises(UserError, match=r"got .*base, a base model"):
