@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.run import RunConfig
 from diablo_ds.conversion.card import Training, base_licence, model_card
 from diablo_ds.conversion.public_names import base_hub_name, hub_name, without_folders
-from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT
+from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT, MANIFEST_FILE
 
 CONFIG = AdapterConfig(
     "org/base",
@@ -125,3 +126,30 @@ def test_the_licence_is_that_of_the_base_models_card(text, licence, tmp_path):
     assert base_licence(str(tmp_path), tmp_path) == licence
     assert base_licence(str(tmp_path), tmp_path / "none") == ""
     assert base_licence("default", tmp_path) == "apache-2.0"
+
+
+def test_a_prepared_dataset_is_told_of_by_its_manifest(tmp_path):
+    cached = "/cache/hub/datasets--org--pairs/snapshots/0a1/train.jsonl"
+    part = dict.fromkeys(("rows", "cut", "tokens", "target_tokens", "longest", "largest_id"), 7)
+    counts = dict.fromkeys(("bad", "too_long", "duplicates", "not_in_mix"), 0)
+    manifest = {
+        "tokenizer": {"name": str(tmp_path), "fingerprint": "f", "probe": [1]},
+        "sources": [
+            {"name": "pairs", "sha256": "s", "file": cached},
+            {"name": "own", "sha256": "s", "file": str(tmp_path / "own.jsonl")},
+        ],
+        "val_sources": [],
+        "excluded": [],
+        "rows_in": {"pairs": 5, "own": 4},
+        "rows_left_out": {**counts, "in_tests": {}},
+        "licences": ["pairs: MIT"],
+        "parts": {"train": {**part, "length_histogram": {"bin_width": 1, "counts": [7]}}},
+    }
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(manifest))
+    text = model_card(CONFIG, 1, _training(tmp_path, data=str(tmp_path)))
+    assert "- 9 rows read: 5 pairs, 4 own" in text
+    assert "- Licence: pairs: MIT" in text
+    assert str(tmp_path) not in text
+    assert ModelCard(text).data.datasets == ["org/pairs"]
+    (tmp_path / MANIFEST_FILE).write_text("{}")  # of another program
+    assert "by its manifest" not in model_card(CONFIG, 1, _training(tmp_path, data=str(tmp_path)))
