@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,8 @@ def model_card(
     if training is not None:
         sections += [_results(training), _data(training), _training(config, training)]
     if config.parent:
-        rows = ((name, without_folders(str(value))) for name, value in config.parent.items())
-        sections += ["## Lineage", "The training started from another adapter:", _table(rows)]
+        rows = _lineage(config.parent)
+        sections += ["## Lineage", "What the adapter comes from:", _table(rows)]
     sections += ["## Use", _USE.format(base=base or UNKNOWN_BASE)]
     if not base:
         sections.append(
@@ -133,6 +133,18 @@ def model_card(
             "above."
         )
     return "\n\n".join(sections) + "\n"
+
+
+def _lineage(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the rows of a record inside others, none of which names a folder of the machine."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _lineage(part, f"{name} {key}".strip())
+    elif isinstance(value, list):
+        for number, part in enumerate(value, 1):
+            yield from _lineage(part, f"{name} {number}")
+    else:
+        yield name, without_folders(str(value))
 
 
 def base_licence(base_model: str, folder: Path) -> str:

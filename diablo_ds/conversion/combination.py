@@ -66,7 +66,7 @@ def combine(terms: Sequence[Term], output: Path) -> AdapterConfig:
         _check_same_base(folders[0], configs[0], folder, config)
         _check_same_geometry(folders[0], configs[0], folder, config)
     tensors = _sum(folders, [term.weight for term in terms])
-    combined = _combined_config(configs)
+    combined = _combined_config(terms, configs)
     save_adapter(output, tensors, combined)
     return combined
 
@@ -176,14 +176,26 @@ def check_finite(name: str, tensor: Tensor, source: Path) -> None:
         raise UserError(f"tensors must hold finite numbers; got {kind} in {name} of {source}")
 
 
-def _combined_config(configs: Sequence[AdapterConfig]) -> AdapterConfig:
+def _combined_config(terms: Sequence[Term], configs: Sequence[AdapterConfig]) -> AdapterConfig:
     """Return the config of a sum: what all have in common, and no dropout where they differ."""
     dropouts = {config.dropout for config in configs}
     known = next((config for config in configs if config.base_fingerprint), configs[0])
+    parents = [
+        {
+            "folder": str(term.path),
+            "weight": term.weight,
+            **({} if config.step is None else {"step": config.step}),
+            **({} if config.heldout_loss is None else {"heldout_loss": config.heldout_loss}),
+            **({} if config.parent is None else {"parent": config.parent}),
+        }
+        for term, config in zip(terms, configs, strict=True)
+    ]
     return AdapterConfig(
         base_model=known.base_model,
         base_fingerprint=known.base_fingerprint,
         num_blocks=known.num_blocks,
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
+        parent={"combined": parents},
+        revision=known.revision,
         targets=known.targets,
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diablo_ds.adapter.base import LinearModule
 from diablo_ds.adapter.blocks import legal_num_blocks
+from diablo_ds.adapter.layer_names import targets_of
 from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.conversion.changes import Change, Pair, find_change, take_blocks
@@ -142,7 +143,11 @@ def diff(
             f"{len(found)} layers; use fewer blocks"
         )
     config = AdapterConfig(
-        base_model=base, base_fingerprint=fingerprint(base_folder), num_blocks=counts
+        base_model=base,
+        base_fingerprint=fingerprint(base_folder),
+        num_blocks=counts,
+        parent={"tuned_model": tuned, "tuned_fingerprint": fingerprint(tuned_folder)},
+        targets=targets_of(counts, dict(model.named_modules())),
     )
     save_adapter(output, tensors, config)
     return Difference(found, dict(sorted(unheld.items())))

@@ -26,6 +26,7 @@ from diablo_ds.adapter.targets import layer_number
 from diablo_ds.conversion.combination import check_finite
 from diablo_ds.conversion.output import check_new_folder
 from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import sha256_file
 from diablo_ds.model.architecture import build_meta_model, load_model_config
 from diablo_ds.model.finding import find_model, fingerprint
 
@@ -58,7 +59,8 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
             was in use, a number is not finite, or ``output`` exists.
     """
     check_new_folder(output)
-    tensors = _load(file)
+    path = file / PUBLISHED_FILE if file.is_dir() else file
+    tensors = _load(path)
     folder = find_model(base)
     shapes = build_meta_model(load_model_config(folder))
     deltas = {}
@@ -73,6 +75,7 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
         base_model=base,
         base_fingerprint=fingerprint(folder),
         num_blocks=num_blocks,
+        parent={"imported": str(path), "sha256": sha256_file(path)},
         targets=targets_of(num_blocks, dict(shapes.named_modules())),
     )
     save_adapter(output, deltas, config)
@@ -80,9 +83,8 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
     return Imported(config, _bare_layers(shapes, num_blocks), tuple(dtypes))
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, each `<layer>.block_A`."""
-    path = file / PUBLISHED_FILE if file.is_dir() else file
     if not path.is_file():
         raise UserError(f"file must exist; got {path}")
     try:

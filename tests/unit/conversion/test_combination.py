@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from diablo_ds.adapter.storage import AdapterConfig, load_adapter, write_adapter_files
 from diablo_ds.cli.main import main
+from diablo_ds.conversion.card import model_card
 from diablo_ds.conversion.combination import Term, combine, parse_term
 from diablo_ds.errors import UserError
 
@@ -37,6 +38,11 @@ def test_the_sum_is_that_of_the_dense_weights_rounded_once(tmp_path):
     assert result.exit_code == 0, result.output
     combined, config = load_adapter(tmp_path / "sum")
     assert (config.base_model, config.base_fingerprint) == ("tiny", "abc")
+    parents = [
+        {"folder": str(folder), "weight": weight}
+        for folder, weight in zip(folders, weights, strict=True)
+    ]
+    assert config.parent == {"combined": parents}
     loaded = [load_adapter(folder)[0] for folder in folders]
     for name, delta in combined.items():
         dense = sum(
@@ -44,6 +50,23 @@ def test_the_sum_is_that_of_the_dense_weights_rounded_once(tmp_path):
             for weight, tensors in zip(weights, loaded, strict=True)
         )
         assert torch.equal(torch.block_diag(*delta), dense.float())
+
+
+def test_the_card_of_a_sum_has_its_parts_without_folders(tmp_path):
+    terms = [Term(_save(tmp_path / name, seed), 0.5) for seed, name in enumerate("ab")]
+    sum_of_sum = combine(
+        [Term(tmp_path / "a", 1), Term(_combined(terms, tmp_path / "sum"), 2)], tmp_path / "again"
+    )
+    card = model_card(sum_of_sum, 1)
+    assert str(tmp_path) not in card
+    assert "| combined 2 folder | sum |" in card
+    assert "| combined 2 parent combined 1 folder | a |" in card
+    assert "| combined 2 weight | 2 |" in card
+
+
+def _combined(terms, output):
+    combine(terms, output)
+    return output
 
 
 def test_one_adapter_can_be_scaled(tmp_path):

@@ -37,6 +37,10 @@ def test_a_random_adapter_that_was_merged_in_fp32_is_found_again(family, tmp_pat
     found, config = load_adapter(tmp_path / "found")
     assert config.num_blocks == counts
     assert config.base_fingerprint == fingerprint(tmp_path / "base")
+    assert config.parent == {
+        "tuned_model": str(tmp_path / "tuned"),
+        "tuned_fingerprint": fingerprint(tmp_path / "tuned"),
+    }
     merged = build_model(family)
     add_dense(merged, found)
     for name, delta in deltas.items():

@@ -70,6 +70,8 @@ def test_an_imported_adapter_computes_what_the_published_layers_do(
     assert "no delta on decoder layers 0\n" in result.stdout
     deltas, config = load_adapter(tmp_path / "imported")
     assert config.base_fingerprint == fingerprint(base)
+    assert config.parent is not None
+    assert config.parent["imported"] == str(tmp_path / "adapter.chkpt")
     assert config.num_blocks == {"model.layers.1.self_attn.q_proj": count}
     ours = build_model()
     attach(ours, config.num_blocks)
