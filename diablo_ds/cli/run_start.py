@@ -66,10 +66,17 @@ def with_output(run_config: RunConfig, *, reserve: bool, for_later: bool = False
             starts.
 
     Raises:
-        UserError: if the folder that it names holds something else, or is in use.
+        UserError: if the folder that it names holds something else, or is in use; or if there is no
+            adapter where the run is to start from one.
     """
-    from diablo_ds.training.run_folder import choose_run_folder, reserve_run_folder
+    from diablo_ds.training.run_folder import (
+        choose_run_folder,
+        find_initial_adapter,
+        reserve_run_folder,
+    )
 
+    if not for_later or Path(run_config.init_adapter).exists():
+        find_initial_adapter(run_config)
     choose = reserve_run_folder if reserve else choose_run_folder
     return replace(run_config, output=str(choose(run_config, for_later=for_later)))
 

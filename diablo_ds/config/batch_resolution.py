@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diablo_ds.config.batch_sizes import choose_batch_sizes
-from diablo_ds.config.continuation import keep_recorded
-from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+from diablo_ds.config.continuation import OPEN_SETTINGS, keep_recorded
+from diablo_ds.config.run import RunConfig
 
 
 @dataclass(frozen=True)

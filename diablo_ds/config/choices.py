@@ -34,6 +34,7 @@ DELTA_PATHS = (
     "triton_summed",
     "triton_prefilled",
 )
+DEFAULT_NUM_BLOCKS = "64"
 Template = Literal["auto", "alpaca", "gsm8k", "plain", "chat"]
 ControlTokens = Literal["auto", "read", "text"]
 """What text such as "<|im_end|>" is in rows of the template plain."""

@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import Setting, option_words, settings_of
 
+OPEN_SETTINGS: dict[str, Any] = {s.name: s.default for s in settings_of(RunConfig) if s.is_open}
+"""Settings that may be left open, by the value that says so."""
 FREE_ON_RESUME = frozenset(s.name for s in settings_of(RunConfig) if s.free_on_resume)
 """They move work between ranks, or say where and how often to write, but change no number beyond
 rounding."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 from diablo_ds.config import run_checks
 from diablo_ds.config.batch_sizes import accumulation_steps
@@ -22,6 +21,7 @@ from diablo_ds.config.choices import (
     ATTENTIONS,
     COMPILE,
     CORPORA,
+    DEFAULT_NUM_BLOCKS,
     DELTA_PATHS,
     PRECISIONS,
     ControlTokens,
@@ -30,7 +30,7 @@ from diablo_ds.config.choices import (
     Schedule,
     Template,
 )
-from diablo_ds.config.setting import LARGEST, check_settings, setting, settings_of
+from diablo_ds.config.setting import LARGEST, check_settings, setting
 
 _model = functools.partial(setting, group="model")
 _data = functools.partial(setting, group="data")
@@ -104,8 +104,16 @@ class RunConfig:
         "is hashed, and what the run has on resume.",
         is_open=True,
     )
+    init_adapter: str = _adapter(
+        "",
+        "Saved adapter to start from: an adapter, a checkpoint or a run folder. Targets, layers "
+        "and num_blocks are the adapter's where they are not given.",
+    )
     num_blocks: str = _adapter(
-        "64", "Diagonal blocks per target layer, or auto:<share> for a trainable share per layer."
+        "",
+        "Diagonal blocks per target layer, or auto:<share> for a trainable share per layer.",
+        is_open=True,
+        shown_default=DEFAULT_NUM_BLOCKS,
     )
     targets: tuple[str, ...] = _adapter(
         (),
@@ -290,7 +298,3 @@ class RunConfig:
         if self.max_steps:
             return self.max_steps * self.global_batch
         return max(1, round(self.num_epochs * per_pass))
-
-
-OPEN_SETTINGS: dict[str, Any] = {s.name: s.default for s in settings_of(RunConfig) if s.is_open}
-"""Settings that may be left open, by the value that says so."""

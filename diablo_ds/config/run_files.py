@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,33 @@ _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
 """Names that earlier versions gave to delta paths."""
 
 
-def save_run_config(run_config: RunConfig, path: Path) -> None:
-    """Write a run config as JSON, atomically."""
-    write_json(path, dataclasses.asdict(run_config))
+PARENT = "parent"
+"""Key of what a run's file records of the adapter that it started from; no setting."""
+
+
+def save_run_config(
+    run_config: RunConfig, path: Path, parent: Mapping[str, Any] | None = None
+) -> None:
+    """Write a run config as JSON, atomically.
+
+    Args:
+        run_config: the run config.
+        path: the file.
+        parent: what is recorded of the adapter that the run started from, if any.
+    """
+    values = dataclasses.asdict(run_config)
+    write_json(path, values if parent is None else {**values, PARENT: dict(parent)})
+
+
+def load_parent(path: Path) -> dict[str, Any] | None:
+    """Return what a run's file records of the adapter that it started from, if anything.
+
+    Raises:
+        UserError: if the file is not JSON.
+    """
+    values = read_json(path) if path.is_file() else {}
+    parent = values.get(PARENT) if isinstance(values, dict) else None
+    return parent if isinstance(parent, dict) else None
 
 
 def load_run_config(path: Path) -> RunConfig:
@@ -50,7 +75,9 @@ def parse_run_config(values: Any, source: Path) -> RunConfig:
         raise UserError(
             f"run config must be a JSON object; got {type(values).__name__} in {source}"
         )
-    values = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
+    values = {
+        _FORMER_NAMES.get(name, name): value for name, value in values.items() if name != PARENT
+    }
     known = {field.name for field in dataclasses.fields(RunConfig)}
     unknown = sorted(values.keys() - known)
     if unknown:

@@ -17,6 +17,7 @@ from diablo_ds.files.text_table import text_table
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 from diablo_ds.launcher.hosts import Answer, on_all_hosts
 from diablo_ds.ranks.software import PACKAGES
+from diablo_ds.training.run_folder import find_initial_adapter
 
 _COMMANDS = {"pdsh": "pdsh", "openmpi": "ompi_info", "mpich": "mpirun", "slurm": "srun"}
 
@@ -61,8 +62,7 @@ HEADER = (
 def check_hosts(run_config: RunConfig, ds_config: Path, cluster: Cluster) -> list[HostCheck]:
     """Look at every host that can be looked at from here: over ssh all, otherwise this one.
 
-    Leaves nothing behind. Compares every host with the first.
-    """
+    Leaves nothing behind. Compares every host with the first."""
     hosts = cluster.hosts if cluster.runner in SSH_RUNNERS else (_this_host(cluster),)
     paths = [str(ds_config.resolve()), *_local_paths(run_config)]
     with _shared_folder(run_config) as shared:
@@ -129,6 +129,8 @@ def _port(cluster: Cluster, host: Host) -> int:
 def _local_paths(run_config: RunConfig) -> list[str]:
     """Return the files and folders of a run that must be the same on all hosts."""
     named = [run_config.model, *run_config.data.split(","), run_config.heldout_data]
+    if adapter := find_initial_adapter(run_config):
+        named.append(str(adapter))
     return [str(Path(name).resolve()) for name in named if name and Path(name).exists()]
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from diablo_ds.adapter.attach import attach
 from diablo_ds.adapter.paths import resolve_delta_path
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.config.choices import DEFAULT_NUM_BLOCKS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.architecture import DTYPES, text_decoder_name
 from diablo_ds.model.base_dropout import switch_off_dropout
@@ -52,7 +53,7 @@ def choose_num_blocks(model: Any, run_config: RunConfig) -> dict[str, int]:
         model_type=model.config.get_text_config().model_type,
         within=text_decoder_name(model),
     )
-    return resolve_num_blocks(targets, run_config.num_blocks)
+    return resolve_num_blocks(targets, run_config.num_blocks or DEFAULT_NUM_BLOCKS)
 
 
 def add_deltas(

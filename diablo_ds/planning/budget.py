@@ -42,6 +42,7 @@ def fit_memory(
     ds_config: Mapping[str, Any],
     world_size: int,
     device_type: str,
+    num_blocks: dict[str, int] | None = None,
 ) -> MemoryFit:
     """Choose which decoder layers are recomputed, so that a rank's planned peak fits.
 
@@ -52,6 +53,8 @@ def fit_memory(
         ds_config: the complete DeepSpeed config.
         world_size: number of ranks.
         device_type: "cuda" or "cpu".
+        num_blocks: block count of each target layer by full module name; those of the run config by
+            default.
 
     Raises:
         UserError: if nothing fits.
@@ -60,7 +63,7 @@ def fit_memory(
     if run_config.micro_batch_tokens:
         rows = max(1, run_config.micro_batch_tokens // run_config.max_length)
         run_config = dataclasses.replace(run_config, micro_batch=rows, micro_batch_tokens=0)
-    model = measure_model(model_config, run_config)
+    model = measure_model(model_config, run_config, num_blocks)
     zero = ds_config["zero_optimization"]
     layout = Layout.of(
         zero,

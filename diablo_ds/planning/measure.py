@@ -67,12 +67,16 @@ class ModelSizes:
         return self.base.element_bytes
 
 
-def measure_model(model_config: Any, run_config: RunConfig) -> ModelSizes:
+def measure_model(
+    model_config: Any, run_config: RunConfig, num_blocks: dict[str, int] | None = None
+) -> ModelSizes:
     """Measure a model for a run config's targets, block count, precision, batch and length.
 
     Args:
         model_config: the model's Hugging Face config.
         run_config: the run config.
+        num_blocks: block count of each target layer by full module name; those of the run config by
+            default.
 
     Raises:
         UserError: if a target matches nothing or a block count does not divide a layer.
@@ -82,7 +86,7 @@ def measure_model(model_config: Any, run_config: RunConfig) -> ModelSizes:
     base = measure_base(model, dtype)
     # The kernels of other paths do not run on the meta device.
     fused = replace(run_config, delta_path="fused")
-    built = add_deltas(model, choose_num_blocks(model, run_config), fused, model)
+    built = add_deltas(model, num_blocks or choose_num_blocks(model, run_config), fused, model)
     activations = measure_activations(
         model, micro_batch=run_config.micro_batch, length=run_config.max_length
     )

@@ -56,7 +56,12 @@ class Design:
 
 
 def design_model(
-    run_config: RunConfig, shapes: Any, policy: dict[str, Any], source: Path, device_type: str
+    run_config: RunConfig,
+    shapes: Any,
+    policy: dict[str, Any],
+    source: Path,
+    device_type: str,
+    num_blocks: dict[str, int] | None = None,
 ) -> Design:
     """Decide on targets, block counts, recomputation and the DeepSpeed config.
 
@@ -68,6 +73,8 @@ def design_model(
         policy: the DeepSpeed config file's values.
         source: the file.
         device_type: "cuda" or "cpu".
+        num_blocks: block count of each target layer by full module name, where the run has them
+            from an adapter; those of the run config by default.
 
     Raises:
         UserError: if the file and the run config disagree, a target matches nothing, a block count
@@ -82,12 +89,12 @@ def design_model(
         nodes=measure_nodes(),
         source=str(source),
     )
-    num_blocks = choose_num_blocks(shapes, run_config)
+    num_blocks = num_blocks or choose_num_blocks(shapes, run_config)
     if not run_config.memory_budget:
         recomputation = choose_recomputation(run_config, shapes)
         return Design(run_config, shapes, complete, num_blocks, recomputation)
     fit = distributed.on_main_process(
-        lambda: fit_memory(run_config, shapes.config, complete, world_size, device_type)
+        lambda: fit_memory(run_config, shapes.config, complete, world_size, device_type, num_blocks)
     )
     if fit.recomputation.num_layers:
         check_recomputable(shapes)

@@ -15,7 +15,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.model.architecture import DTYPES, decoder_layers
 from diablo_ds.ranks import distributed
 from diablo_ds.training.building import Design, attach_deltas
-from diablo_ds.training.preparing import prepare_run
+from diablo_ds.training.preparing import Prepared, prepare_run
 from diablo_ds.training.resuming import Position, find_position
 from diablo_ds.zero.build_lock import check_extensions, extensions_folder
 from diablo_ds.zero.joining import import_deepspeed
@@ -54,7 +54,8 @@ def describe_run(run_config: RunConfig, ds_config_file: Path) -> str:
             *(f"Warning: {line}" for line in prepared.resolution.warnings),
             "Run config:\n" + json.dumps(dataclasses.asdict(run_config), indent=2),
             f"DeepSpeed config, from {ds_config_file}:\n" + json.dumps(design.ds_config, indent=2),
-            f"{data}\noutput folder {prepared.folder}{_position_text(position)}\n{recomputing}",
+            f"{data}\noutput folder {prepared.folder}{_start_text(prepared, position)}\n"
+            + recomputing,
             "Targets:\n" + _target_lines(diablo_layers(model)),
             f"Trainable {num_deltas:,} of {num_base + num_deltas:,} parameters "
             f"({num_deltas / num_base:.3%} of the base)",
@@ -64,10 +65,10 @@ def describe_run(run_config: RunConfig, ds_config_file: Path) -> str:
     )
 
 
-def _position_text(position: Position) -> str:
-    if position.checkpoint is None:
-        return ""
-    return f"\ncontinues after step {position.start_step} of {position.num_steps}"
+def _start_text(prepared: Prepared, position: Position) -> str:
+    if position.checkpoint is not None:
+        return f"\ncontinues after step {position.start_step} of {position.num_steps}"
+    return "" if prepared.initial is None else f"\n{prepared.initial.describe()}"
 
 
 def _recomputation_text(design: Design) -> str:

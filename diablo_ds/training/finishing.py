@@ -86,8 +86,8 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         _verify(chosen)
         masters, adapter_config = load_adapter(chosen)
         heldout = {p["step"]: p["heldout_loss"] for p in history if "heldout_loss" in p}
-        loss = heldout.get(adapter_config.step or 0)
-        if loss is not None and math.isfinite(loss):
+        loss = heldout.get(steps, math.nan) if best is None else best[1]
+        if math.isfinite(loss):
             adapter_config = dataclasses.replace(adapter_config, heldout_loss=loss)
         plot_losses(history, files.loss_plot)
         plot = files.loss_plot.read_bytes() if files.loss_plot.is_file() else b""

@@ -112,7 +112,8 @@ class Loop:
     def _begin(self) -> None:
         """Save and evaluate what the run starts from, where that was not done before it ended."""
         run, step = self.run, self.finished
-        if step == 0 and run.run_config.keep_best and self.saved < 0:
+        needs_start = bool(run.run_config.keep_best or run.run_config.init_adapter)
+        if step == 0 and needs_start and self.saved < 0:
             self._save()
         if self._is_evaluated(step) and self.evaluations.last_step != step:
             is_known = step > 0 and not run.has_other_heldout
@@ -203,12 +204,16 @@ def save(run: Run, step: int, evaluations: Evaluations) -> None:
     """
     heart.beat("saving")
     state = run.engine.gather_state()
+    is_best = evaluations.best_step == step
+    adapter = dataclasses.replace(
+        run.adapter, step=step, heldout_loss=evaluations.best_loss if is_best else None
+    )
     checkpoint = Checkpoint(
         step=step,
         global_batch=run.run_config.global_batch,
         seed=run.run_config.seed,
         num_optimizer_steps=state.num_optimizer_steps,
-        adapter=dataclasses.replace(run.adapter, step=step),
+        adapter=adapter,
         state=state.deltas,
         loss_scaler=state.scaler,
         data=run.data.as_json(),

@@ -18,6 +18,8 @@ from diablo_ds.adapter.layer_names import targets_of
 from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import load_parent
+from diablo_ds.files.layout import RunFolder
 from diablo_ds.model.base import Base, keep_apart, read_base
 from diablo_ds.model.compile_cache import set_up_cache
 from diablo_ds.model.finding import find_model, fingerprint
@@ -29,10 +31,15 @@ from diablo_ds.ranks.software import installed_versions
 from diablo_ds.training.agreement import check_same_model
 from diablo_ds.training.building import Design, design_model
 from diablo_ds.training.evaluations import check_evaluated
+from diablo_ds.training.initial_adapter import (
+    InitialAdapter,
+    load_initial_adapter,
+    saved_num_blocks,
+)
 from diablo_ds.training.inputs import Inputs, load_inputs
 from diablo_ds.training.machine import look_at_machines
 from diablo_ds.training.resolution import resolve_run
-from diablo_ds.training.run_folder import choose_run_folder, recorded_config
+from diablo_ds.training.run_folder import choose_run_folder, find_initial_adapter, recorded_config
 from diablo_ds.zero import support
 from diablo_ds.zero.ds_config import load_ds_config, zero_stage
 
@@ -49,6 +56,8 @@ class Prepared:
     inputs: Inputs
     design: Design
     adapter: AdapterConfig
+    initial: InitialAdapter | None = None
+    """What the run starts from, where it has no checkpoint yet."""
 
     @property
     def run_config(self) -> RunConfig:
@@ -85,6 +94,9 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
     settings = _read_settings(run_config, ds_config_file, device)
     folder = distributed.on_main_process(lambda: choose_run_folder(run_config))
     base = _read_model(run_config)
+    base_fingerprint = distributed.on_main_process(lambda: fingerprint(base.folder))
+    initial = _read_initial(run_config, base, base_fingerprint)
+    num_blocks, parent = _read_lineage(run_config, folder, initial)
     resolution, separation = _resolve(settings, base)
     run_config = resolution.run_config
     heart.beat("reading data")
@@ -93,16 +105,19 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
     check_evaluated(run_config, num_steps, has_heldout=inputs.heldout is not None)
     described = inputs.describe(run_config, distributed.world_size(), num_steps)
     distributed.check_same({"data": described}, "host")
-    design = design_model(run_config, base.shapes, settings.policy, ds_config_file, device.type)
+    design = design_model(
+        run_config, base.shapes, settings.policy, ds_config_file, device.type, num_blocks
+    )
     adapter = AdapterConfig(
         base_model=run_config.model,
-        base_fingerprint=distributed.on_main_process(lambda: fingerprint(base.folder)),
+        base_fingerprint=base_fingerprint,
         num_blocks=design.num_blocks,
         dropout=run_config.dropout,
         library_versions=installed_versions(),
         targets=targets_of(design.num_blocks, dict(base.shapes.named_modules())),
+        parent=parent,
     )
-    return Prepared(folder, resolution, base, inputs, design, adapter)
+    return Prepared(folder, resolution, base, inputs, design, adapter, initial)
 
 
 def _read_settings(run_config: RunConfig, ds_config_file: Path, device: torch.device) -> _Settings:
@@ -131,6 +146,43 @@ def _read_model(run_config: RunConfig) -> Base:
     heart.beat("checking the model")
     check_same_model(folder)
     return read_base(folder)
+
+
+def _read_initial(
+    run_config: RunConfig, base: Base, base_fingerprint: str
+) -> InitialAdapter | None:
+    """Read the adapter that the run starts from, the same one on every host.
+
+    Returns:
+        None for a run that starts from none, or continues.
+    """
+    found = distributed.on_main_process(lambda: find_initial_adapter(run_config))
+    if found is None:
+        return None
+    heart.beat("reading the initial adapter")
+    initial = distributed.on_every_rank(
+        lambda: load_initial_adapter(found, run_config, base.shapes, base_fingerprint)
+    )
+    distributed.check_same({f"adapter in {found} (its digest)": initial.digest[:12]}, "host")
+    return initial
+
+
+def _read_lineage(
+    run_config: RunConfig, folder: Path, initial: InitialAdapter | None
+) -> tuple[dict[str, int] | None, dict[str, Any] | None]:
+    """Return the block count of each target layer, and the record of the initial adapter.
+
+    They come from the initial adapter or, where the run continues, from what the run has of it;
+    None where it started from no adapter.
+    """
+    if not run_config.init_adapter:
+        return None, None
+    if initial is not None:
+        return initial.config.num_blocks, initial.lineage()
+    files = RunFolder(folder)
+    return distributed.on_main_process(
+        lambda: (saved_num_blocks(files.checkpoints), load_parent(files.run_config))
+    )
 
 
 def _resolve(settings: _Settings, base: Base) -> tuple[Resolution, Separation]:

@@ -14,6 +14,7 @@ from typing import Any
 from diablo_ds.adapter.kernels.triton_support import check_usable
 from diablo_ds.adapter.paths import TRITON_PATHS, resolve_delta_path
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
+from diablo_ds.config.choices import DEFAULT_NUM_BLOCKS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import DTYPES
@@ -70,6 +71,8 @@ def resolve_run(
     if reason:
         lines.append(f"compile {compiling}: {reason}")
     run_config = dataclasses.replace(run_config, compile=compiling)
+    if not run_config.num_blocks and not run_config.init_adapter:
+        run_config = dataclasses.replace(run_config, num_blocks=DEFAULT_NUM_BLOCKS)
     if run_config.data_order == "auto":
         run_config = dataclasses.replace(run_config, data_order="hashed")
     base_dropout, rates = choose_dropout(run_config.base_dropout, shapes)

@@ -26,7 +26,7 @@ from diablo_ds.training.run_folder import own_run_folder
 
 
 def own_folder(
-    run_config: RunConfig, resources: contextlib.ExitStack
+    prepared: Prepared, resources: contextlib.ExitStack
 ) -> tuple[Path, FolderOwner | None]:
     """Make rank 0 the owner of the run folder until ``resources`` are closed. Collective.
 
@@ -36,7 +36,7 @@ def own_folder(
     owners: list[FolderOwner] = []
 
     def own() -> Path:
-        owner = own_run_folder(run_config)
+        owner = own_run_folder(prepared.run_config, prepared.adapter.parent)
         resources.callback(owner.release)
         owners.append(owner)
         return owner.folder

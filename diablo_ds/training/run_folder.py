@@ -7,17 +7,19 @@ import dataclasses
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from diablo_ds.adapter.finding import find_adapter
 from diablo_ds.config.continuation import differing_fields, repair_fields
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config, save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json
-from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder
+from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder, list_checkpoints
 from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
 from diablo_ds.training.pruning import remove_leftovers
@@ -67,11 +69,29 @@ def reserve_run_folder(run_config: RunConfig, *, for_later: bool = False) -> Pat
     raise AssertionError
 
 
-def own_run_folder(run_config: RunConfig) -> FolderOwner:
+def find_initial_adapter(run_config: RunConfig) -> Path | None:
+    """Return the folder of the adapter that a run starts from; None for a run that needs none.
+
+    A run that has checkpoints continues from these: its initial adapter need not exist any more.
+
+    Raises:
+        UserError: if there is no adapter where the run config says.
+    """
+    checkpoints = RunFolder(Path(run_config.output)).checkpoints
+    if not run_config.init_adapter or (run_config.output and list_checkpoints(checkpoints)):
+        return None
+    return find_adapter(Path(run_config.init_adapter))
+
+
+def own_run_folder(run_config: RunConfig, parent: Mapping[str, Any] | None = None) -> FolderOwner:
     """Create the run folder where there is none, become its owner, and write `run.json`.
 
     Nothing in it is written or removed before this process is the owner. What killed processes
     left half-written is removed.
+
+    Args:
+        run_config: the run config.
+        parent: what is recorded of the initial adapter, if there is one.
 
     Raises:
         UserError: if the folder holds something else, is in use, or cannot be written.
@@ -83,7 +103,8 @@ def own_run_folder(run_config: RunConfig) -> FolderOwner:
         try:
             _refuse_other_content(run_config, folder)  # another run may have been there meanwhile
             named = dataclasses.replace(run_config, output=str(folder))
-            save_run_config(named, RunFolder(folder).run_config)
+            file = RunFolder(folder).run_config
+            save_run_config(named, file, parent)
             remove_leftovers(RunFolder(folder).checkpoints)
         except BaseException:
             owner.release()

@@ -94,13 +94,15 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     if prepared.design.fit is not None:
         logger.info(prepared.design.fit.text())
     run_config, inputs = prepared.run_config, prepared.inputs
-    folder, owner = own_folder(run_config, resources)
+    folder, owner = own_folder(prepared, resources)
     position = find_position(prepared, folder)
+    if prepared.initial is not None:
+        logger.info(f"The run {prepared.initial.describe()}")
     logger.info(inputs.describe(run_config, distributed.world_size(), position.num_steps))
     return Run(
         run_config=run_config,
         folder=folder,
-        engine=_build(prepared, position.checkpoint, device),
+        engine=_build(prepared, _state_to_load(prepared, position.checkpoint), device),
         adapter=prepared.adapter,
         train_batches=position.batches,
         heldout_batches=inputs.heldout,
@@ -118,20 +120,25 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     )
 
 
-def _build(prepared: Prepared, checkpoint: Checkpoint | None, device: torch.device) -> Engine:
-    """Load the model, and hand it with its deltas, new or of a checkpoint, to DeepSpeed."""
+def _state_to_load(prepared: Prepared, checkpoint: Checkpoint | None) -> EngineState | None:
+    """Return the state from a checkpoint or of the initial adapter; None for new deltas."""
+    if checkpoint is not None:
+        return EngineState(checkpoint.state, checkpoint.num_optimizer_steps, checkpoint.loss_scaler)
+    return None if prepared.initial is None else prepared.initial.engine_state()
+
+
+def _build(prepared: Prepared, state: EngineState | None, device: torch.device) -> Engine:
+    """Load the model, and hand it with its deltas, new ones or those of a state, to DeepSpeed."""
     run_config, design = prepared.run_config, prepared.design
     heart.beat("loading the model")
     logger.info(f"Loading {prepared.base.folder} in {run_config.precision} ...")
     built = attach_deltas(design, load_model(design, prepared.base), device)
-    if checkpoint is not None:
-        load_deltas(built.model, checkpoint.masters)
+    if state is not None:
+        load_deltas(built.model, {name: d["master"] for name, d in state.deltas.items()})
     heart.beat("starting DeepSpeed")
     engine = start_engine(built.model, built.deltas, run_config, design.ds_config)
-    if checkpoint is not None:
-        engine.restore_state(
-            EngineState(checkpoint.state, checkpoint.num_optimizer_steps, checkpoint.loss_scaler)
-        )
+    if state is not None:
+        engine.restore_state(state)
     logger.info(engine.placement_table())
     if run_config.compile == "on":
         compile_layers(built.model)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diablo_ds.adapter.storage import load_adapter
+from diablo_ds.adapter.storage import load_adapter, load_adapter_config
 from diablo_ds.files.layout import RunFolder, checkpoint_folder, list_checkpoints, step_of
 from diablo_ds.launcher.status import describe_status
 from diablo_ds.training.checkpoint import load_checkpoint
@@ -74,6 +74,8 @@ def test_the_best_is_kept_patience_ends_the_run_and_resuming_changes_neither(uns
     assert f"done, stopped early {early}" in describe_status(whole)
     assert f"lowest {heldout[BEST]:.4f} at step {BEST}" in describe_status(whole)
     assert early in describe(whole)
+    adapter = load_adapter_config(whole / "adapter")
+    assert (adapter.step, adapter.heldout_loss) == (BEST, heldout[BEST])
 
     # A better evaluation writes a checkpoint of its own; the last step has one as well.
     assert _steps(whole) == [0, 4, 8, 10, 12, BEST, 20, LAST]

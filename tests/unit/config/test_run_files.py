@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.run_files import load_run_config, save_run_config
+from diablo_ds.config.run_files import load_parent, load_run_config, save_run_config
 from diablo_ds.errors import UserError
 
 
@@ -77,3 +77,13 @@ def test_unknown_keys_and_malformed_files_are_named(tmp_path):
         load_run_config(path)
     with pytest.raises(UserError, match=r"missing\.json"):
         load_run_config(tmp_path / "missing.json")
+
+
+def test_the_record_of_an_initial_adapter_is_no_setting(tmp_path):
+    run_config, parent = RunConfig(init_adapter="runs/first"), {"folder": "runs/first/adapter"}
+    save_run_config(run_config, tmp_path / "run.json", parent)
+    assert load_parent(tmp_path / "run.json") == parent
+    assert load_run_config(tmp_path / "run.json") == run_config
+    save_run_config(run_config, tmp_path / "run.json")
+    assert load_parent(tmp_path / "run.json") is None
+    assert load_parent(tmp_path / "none.json") is None

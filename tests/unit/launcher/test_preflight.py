@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG
-from diablo_ds.cli.run_start import with_global_batch
+from diablo_ds.cli.run_start import with_global_batch, with_output
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import save_run_config
 from diablo_ds.data.corpora.sources import find_sources
@@ -67,6 +68,22 @@ def test_folders_for_nvme_offload_must_be_there(tmp_path):
     assert problem in table(check_hosts(run, path, cluster))
     missing.mkdir()
     assert problem not in table(check_hosts(run, path, cluster))
+
+
+def test_an_initial_adapter_must_be_there_unless_the_run_continues(tmp_path):
+    wrong = RunConfig(init_adapter=str(tmp_path / "nowhere"), output=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="must lead to an adapter"):
+        with_output(wrong, reserve=True)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "other").mkdir()
+    held = replace(wrong, init_adapter=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="an empty folder"):
+        with_output(held, reserve=True, for_later=True)
+    # Where a queued run starts, there may be other file systems.
+    assert with_output(wrong, reserve=False, for_later=True) == wrong
+    (tmp_path / "run" / "checkpoints" / "step-000004").mkdir(parents=True)
+    save_run_config(wrong, tmp_path / "run" / "run.json")
+    assert with_output(wrong, reserve=False) == wrong
 
 
 def test_every_source_has_a_name(tmp_path, monkeypatch):

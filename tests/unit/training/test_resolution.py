@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from diablo_ds.config.batch_resolution import resolve_batch
-from diablo_ds.config.continuation import differing_fields
-from diablo_ds.config.run import OPEN_SETTINGS, RunConfig
+from diablo_ds.config.continuation import OPEN_SETTINGS, differing_fields
+from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import build_meta_model
@@ -210,3 +210,14 @@ def test_the_probe_sees_a_cpu_without_bf16_instructions():
     *factors, num_threads = json.loads(done.stdout)
     assert min(factors) > 2
     assert num_threads == 2
+
+
+def test_an_open_block_count_is_the_default_or_the_initial_adapters():
+    assert _resolve([FAST]).run_config.num_blocks == "64"
+    second = _resolve([FAST], RunConfig(init_adapter="runs/first")).run_config
+    assert second.num_blocks == ""
+    assert differing_fields(second, RunConfig(init_adapter="runs/first")) == []
+    assert differing_fields(second, RunConfig(init_adapter="runs/first", num_blocks="8")) == [
+        "num_blocks: '', now '8'"
+    ]
+    assert "init_adapter: 'runs/first', now ''" in differing_fields(second, RunConfig())
