@@ -35,6 +35,7 @@ METHODS = {
     "peft_diablo": "PEFT DiaBlo: merge_and_unload, save_pretrained",
 }
 _MAKE = "make"
+_SIZES, _RESULT = "sizes.json", "result.json"
 _SHARD_SIZE = "500MB"
 
 
@@ -136,11 +137,11 @@ def _run_method(method: str, folder: Path, output: Path) -> None:
     run = ways[method]()
     start = time.perf_counter()
     run()
-    _write_result(folder, time.perf_counter() - start)
+    _write_json(folder / _RESULT, time.perf_counter() - start)
 
 
-def _write_result(folder: Path, value: Any) -> None:
-    (folder / "result.json").write_text(json.dumps(value))
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value))
 
 
 def _start(method: str, folder: Path, *options: object) -> resource.struct_rusage:
@@ -153,10 +154,6 @@ def _start(method: str, folder: Path, *options: object) -> resource.struct_rusag
     return usage
 
 
-def _result(folder: Path) -> Any:
-    return json.loads((folder / "result.json").read_text())
-
-
 def _measure(method: str, folder: Path) -> dict[str, float]:
     """Run one way in a new process; return seconds and the peak of its resident memory."""
     output = folder / "output"
@@ -166,7 +163,7 @@ def _measure(method: str, folder: Path) -> dict[str, float]:
     process_seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return {
-        "seconds": _result(folder),
+        "seconds": json.loads((folder / _RESULT).read_text()),
         "process_seconds": process_seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
@@ -183,7 +180,7 @@ def _describe(sizes: dict[str, Any], found: dict[str, list[dict[str, float]]], l
     rows = []
     for method, runs in found.items():
         seconds = [run["seconds"] for run in runs]
-        ratios = [mine / copy for mine, copy in zip(seconds, copies, strict=True)]
+        ratios = [mine / copy for mine, copy in zip(seconds, copies, strict=False)]
         rows.append(
             [
                 METHODS[method],
@@ -207,7 +204,8 @@ def _describe(sizes: dict[str, Any], found: dict[str, list[dict[str, float]]], l
         f"A checkpoint of {sizes['checkpoint_bytes'] / 1e9:.3f} GB in bf16 in {sizes['files']} "
         f"files, its largest tensor {sizes['largest_tensor_bytes'] / 1e6:.0f} MB; an adapter of "
         f"{sizes['adapter_parameters']:,} parameters, LoRA's rank {sizes['lora_rank']}. "
-        f"{len(copies)} repetitions in turn; a ratio is that to the copy of the same repetition. "
+        f"{len(copies)} repetitions in turn, of PEFT's ways {len(found['peft_lora'])}; a ratio is "
+        "that to the copy of the same repetition. "
         f"Load of the machine (1, 5 and 15 minutes): {load}. Only CPUs: nothing here needs a GPU."
         f"\n\n{table(header, rows)}"
     )
@@ -221,28 +219,39 @@ def _load() -> str:
 @click.option("--gb", default=2.2, help="Size of the checkpoint, in GB.")
 @click.option("--num-blocks", default=64, help="Blocks per layer.")
 @click.option("--repeats", default=5, help="How often each way runs.")
-@click.option("--temporary", default="", help="Where the files are made; on the disk to measure.")
+@click.option("--peft-repeats", default=2, help="How often PEFT's ways run.")
+@click.option("--inputs", default="", help="Folder to keep the base and the adapters in.")
 @click.option("--method", hidden=True, default="", type=click.Choice(["", _MAKE, *METHODS]))
 @click.option("--folder", hidden=True, default="")
 def main(
-    gb: float, num_blocks: int, repeats: int, temporary: str, method: str, folder: str
+    gb: float,
+    num_blocks: int,
+    repeats: int,
+    peft_repeats: int,
+    inputs: str,
+    method: str,
+    folder: str,
 ) -> None:
     """Measure all ways of merging."""
     if method == _MAKE:
-        _write_result(Path(folder), _make_inputs(Path(folder), gb, num_blocks))
+        _write_json(Path(folder) / _SIZES, _make_inputs(Path(folder), gb, num_blocks))
         return
     if method:
         _run_method(method, Path(folder), Path(folder) / "output")
         return
     found: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     load = _load()
-    with tempfile.TemporaryDirectory(dir=temporary or None) as made:
-        _start(_MAKE, Path(made), "--gb", gb, "--num-blocks", num_blocks)
-        sizes = _result(Path(made))
-        _measure("copy", Path(made))  # fills the page cache
-        for _ in range(repeats):
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(inputs or temporary).absolute()
+        made.mkdir(parents=True, exist_ok=True)
+        if not (made / _SIZES).is_file():
+            _start(_MAKE, made, "--gb", gb, "--num-blocks", num_blocks)
+        sizes = json.loads((made / _SIZES).read_text())
+        _measure("copy", made)  # fills the page cache
+        for repeat in range(repeats):
             for name in METHODS:
-                found[name].append(_measure(name, Path(made)))
+                if not name.startswith("peft") or repeat < peft_repeats:
+                    found[name].append(_measure(name, made))
     load = f"{load} before and {_load()} after"
     text = _describe(sizes, found, load)
     from benchmarks.report import write_report
