@@ -105,8 +105,8 @@ def _describe_adapter(folder: Path) -> str:
     if config.step is not None:
         loss = "" if config.heldout_loss is None else f", held-out loss {config.heldout_loss:.4f}"
         lines.append(f"  step         {config.step}{loss}")
-    if config.parent is not None:
-        lines.append(f"  started from {config.parent.get('folder', 'another adapter')}")
+    if config.parent is not None and "folder" in config.parent:
+        lines.append(f"  started from {config.parent['folder']}")
     if config.library_versions:
         packages = (f"{name} {version}" for name, version in config.library_versions.items())
         lines.append(f"  made with    {', '.join(packages)}")
