@@ -100,10 +100,11 @@ def _option(
         group=setting.group,
         type=_type(setting),
         is_flag=is_flag or None,
-        default=None,
         multiple=setting.is_repeatable,
         required=setting.is_required,
         help=_help(setting, is_plain_flag=is_flag and not has_opposite),
+        # To click a default, be it None, is a value, and a required option is then never missing.
+        **({} if setting.is_required else {"default": None}),
     )
 
 

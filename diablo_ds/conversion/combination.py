@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diablo_ds.adapter.finding import find_adapter
 from diablo_ds.adapter.storage import AdapterConfig, load_adapter, load_adapter_config, save_adapter
-from diablo_ds.conversion.output import check_new_folder
+from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
 
 
@@ -57,10 +57,11 @@ def combine(terms: Sequence[Term], output: Path) -> AdapterConfig:
 
     Raises:
         UserError: if the adapters do not belong together, one is damaged or given twice, the sum
-            is zero or beyond fp32, or ``output`` exists.
+            is zero or beyond fp32, or ``output`` exists or lies in one of them.
     """
     check_new_folder(output)
     folders = _find_folders(terms)
+    check_outside(output, folders)
     configs = [load_adapter_config(folder) for folder in folders]
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         _check_same_base(folders[0], configs[0], folder, config)

@@ -19,7 +19,7 @@ from diablo_ds.adapter.layer_names import targets_of
 from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.conversion.changes import Change, Pair, find_change, take_blocks
-from diablo_ds.conversion.output import check_new_folder
+from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.conversion.progress import Progress
 from diablo_ds.errors import UserError
 from diablo_ds.files.tensor_files import find_tensors
@@ -100,10 +100,12 @@ def diff(
 
     Raises:
         UserError: if the models are of different architectures or equal, a number is not finite,
-            no block count holds everything and none was given, or ``output`` exists.
+            no block count holds everything and none was given, or ``output`` exists or lies in a
+            model.
     """
     check_new_folder(output)
     base_folder, tuned_folder = find_model(base), find_model(tuned)
+    check_outside(output, (base_folder, tuned_folder))
     model = build_meta_model(load_model_config(base_folder))
     model_type = model.config.get_text_config().model_type
     linears = select_targets(model, targets or ("*",), model_type=model_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from diablo_ds.errors import UserError
@@ -23,3 +24,13 @@ def check_new_folder(output: Path) -> None:
         raise UserError(
             f"output must lie in a folder; got output={str(output)!r}, and {parent} is a file"
         )
+
+
+def check_outside(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise UserError if a folder that is to be written lies in one that is read."""
+    for folder in inputs:
+        if output.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                "output must lie outside of the folders that are read; got "
+                f"output={str(output)!r} in {folder}"
+            )

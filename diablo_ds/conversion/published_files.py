@@ -24,7 +24,7 @@ from diablo_ds.adapter.layer_names import targets_of
 from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.adapter.targets import layer_number
 from diablo_ds.conversion.combination import check_finite
-from diablo_ds.conversion.output import check_new_folder
+from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file
 from diablo_ds.model.architecture import build_meta_model, load_model_config
@@ -56,12 +56,13 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
 
     Raises:
         UserError: if the file is damaged or does not fit the base, the published code's padding
-            was in use, a number is not finite, or ``output`` exists.
+            was in use, a number is not finite, or ``output`` exists or lies in the base.
     """
     check_new_folder(output)
     path = file / PUBLISHED_FILE if file.is_dir() else file
     tensors = _load(path)
     folder = find_model(base)
+    check_outside(output, [folder])
     shapes = build_meta_model(load_model_config(folder))
     deltas = {}
     for name, tensor in tensors.items():

@@ -10,7 +10,7 @@ from diablo_ds.adapter.finding import find_adapter
 from diablo_ds.adapter.storage import check_base, check_covered
 from diablo_ds.conversion.merging.deltas import StoredDeltas
 from diablo_ds.conversion.merging.options import MergeOptions
-from diablo_ds.conversion.output import check_new_folder
+from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
 from diablo_ds.files.tensor_files import StoredTensor, find_tensors
 from diablo_ds.model.architecture import read_config_values
@@ -47,12 +47,7 @@ def find_inputs(options: MergeOptions) -> MergeInputs:
     check_new_folder(options.output)
     deltas = StoredDeltas(adapter)
     base = find_base(options.base, deltas.config.base_model, options.adapter)
-    for folder in (base, adapter):
-        if options.output.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                "output must lie outside of the base and the adapter; got "
-                f"output={str(options.output)!r} in {folder}"
-            )
+    check_outside(options.output, (base, adapter))
     read_config_values(base)  # before any weight: it says what the weights mean
     tensors = find_tensors(base)
     check_stored_dtypes(tensors, (), base)

@@ -37,14 +37,18 @@ def _command(name: str) -> click.Command:
 
 
 def _parse(command: str, *args: str) -> dict[str, object]:
-    required = [
-        word
-        for parameter in _command(command).params
-        if parameter.required
-        for word in (parameter.opts[0], "given")
-    ]
+    required = _arguments(command)
+    for parameter in _command(command).params:
+        if parameter.required and isinstance(parameter, click.Option):
+            required += [parameter.opts[0], "given"]
     context = _command(command).make_context("x", [*required, *args])
     return context.params
+
+
+def _arguments(command: str) -> list[str]:
+    """Return a value for each argument that a command cannot do without."""
+    parameters = _command(command).params
+    return ["given" for p in parameters if p.required and isinstance(p, click.Argument)]
 
 
 def _records(text: str) -> dict[str, list[tuple[str, str]]]:
@@ -161,3 +165,12 @@ def test_mistakes_end_with_exit_code_2_and_no_traceback(args, message, tmp_path,
     assert message in result.output
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command", [name for name, cls in CLASSES if any(s.is_required for s in settings_of(cls))]
+)
+def test_a_required_option_that_is_missing_is_named(command):
+    result = CliRunner().invoke(main, [*_words(command), *_arguments(command)])
+    assert result.exit_code == 2
+    assert "Missing option '--" in result.output

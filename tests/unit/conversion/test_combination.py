@@ -76,6 +76,14 @@ def test_one_adapter_can_be_scaled(tmp_path):
         assert torch.equal(delta * 2, load_adapter(folder)[0][name])
 
 
+def test_the_output_lies_in_no_folder_that_is_read(tmp_path):
+    folder = _save(tmp_path / "a", 0)
+    result = _run(f"{folder}=0.5", "--output", folder / "half")
+    assert result.exit_code == 2
+    assert "output must lie outside of the folders that are read" in result.output
+    assert not (folder / "half").exists()
+
+
 @pytest.mark.parametrize(("dropouts", "kept"), [((0.1, 0.1), 0.1), ((0.1, 0.2), 0.0)])
 def test_dropout_is_kept_where_all_have_it(dropouts, kept, tmp_path):
     terms = [

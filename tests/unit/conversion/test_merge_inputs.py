@@ -178,7 +178,7 @@ def test_an_output_that_exists_is_left_alone(case, tmp_path):
 
 
 def test_an_output_inside_the_base(case, tmp_path):
-    with pytest.raises(UserError, match="outside of the base"):
+    with pytest.raises(UserError, match="outside of the folders"):
         case.merge(case.base / "merged")
     assert not (case.base / "merged").exists()
 
