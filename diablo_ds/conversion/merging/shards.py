@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from diablo_ds.conversion.merging.plan import PlannedShard, PlannedTensor
 from diablo_ds.conversion.merging.rounding import Rounding
 from diablo_ds.errors import UserError
 
-_PIECE_BYTES = 4 * 2**20
-"""Bytes of the base that are read at once; some cores' caches hold as much."""
+_PIECE_BYTES = 2**20
+"""Bytes of the base that are read at once: so many stay in a core's cache until they are written."""
 _COPY_BYTES = 64 * 2**20
 """Bytes that the kernel copies at once, between two updates of the progress bar."""
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
@@ -50,42 +50,62 @@ def write_shard(
         UserError: if a merged weight does not fit in the dtype of the file.
     """
     found: dict[str, Rounding] = {}
-    sources = _Sources()
+    source = _Source()
     try:
         with target.open("wb", buffering=0) as out:
             _write(out, memoryview(shard.header))
             progress(len(shard.header))
             for run in _runs(shard.tensors):
                 first = run[0]
-                stream = sources.open(first.source.file)
+                source.seek(first.source.file, first.source.offset)
                 if first.is_copied:
                     num_bytes = sum(tensor.num_bytes for tensor in run)
-                    _copy(stream, first.source.offset, out, num_bytes, progress)
+                    _copy(source, out, num_bytes, progress)
                 elif first.layer:
-                    found[first.layer] = _merge(stream, first, deltas, out, progress)
+                    found[first.layer] = _merge(source, first, deltas, out, progress)
                 else:
-                    _convert(stream, first, out, progress)
+                    _convert(source, first, out, progress)
     finally:
-        sources.close()
+        source.close()
     return found
 
 
-class _Sources:
-    """The file of the base that is being read."""
+class _Source:
+    """The file of the base that is being read, and the buffer that its parts are read into.
+
+    A new buffer for each part would cost as much as the copying: the system clears its pages.
+    """
 
     def __init__(self) -> None:
-        self._file: Path | None = None
-        self._stream: BinaryIO | None = None
+        self.file: Path | None = None
+        self.stream: Any = None
+        self._buffer = torch.empty(_PIECE_BYTES, dtype=torch.uint8)
 
-    def open(self, file: Path) -> BinaryIO:
-        if self._stream is None or file != self._file:
+    def seek(self, file: Path, offset: int) -> None:
+        """Go to a byte of a file."""
+        if file != self.file:
             self.close()
-            self._file, self._stream = file, file.open("rb", buffering=0)
-        return self._stream
+            self.file, self.stream = file, file.open("rb", buffering=0)
+        self.stream.seek(offset)
+
+    def read(self, count: int) -> Tensor:
+        """Return the next bytes, ``[count]``; valid until the next call."""
+        if len(self._buffer) < count:
+            self._buffer = torch.empty(count, dtype=torch.uint8)
+        raw = self._buffer[:count]
+        view, done = raw.numpy().data, 0
+        while done < count:
+            read = self.stream.readinto(view[done:])
+            if not read:
+                raise OSError(f"{self.file} ended early; the base must not change while it is read")
+            done += read
+        return raw
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
+        """Close the file."""
+        if self.stream is not None:
+            self.stream.close()
+            self.file = self.stream = None
 
 
 def _runs(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
@@ -108,39 +128,26 @@ def _runs(tensors: Sequence[PlannedTensor]) -> Iterator[list[PlannedTensor]]:
 # --- bytes ---------------------------------------------------------------------------------------
 
 
-def _copy(
-    stream: BinaryIO, offset: int, out: BinaryIO, count: int, progress: Callable[[int], object]
-) -> None:
+def _copy(source: _Source, out: BinaryIO, count: int, progress: Callable[[int], object]) -> None:
     """Append bytes of one file to another, by the kernel where the file systems allow it."""
     by_kernel = hasattr(os, "copy_file_range")
-    stream.seek(offset)
     while count:
         done = 0
         if by_kernel:
             try:
-                done = os.copy_file_range(stream.fileno(), out.fileno(), min(count, _COPY_BYTES))
+                done = os.copy_file_range(
+                    source.stream.fileno(), out.fileno(), min(count, _COPY_BYTES)
+                )
             except OSError as error:
                 if error.errno not in _NO_KERNEL_COPY:
                     raise
         if not done:  # some file systems copy nothing and say so in this way
             by_kernel = False
-            part = _read(stream, min(count, _PIECE_BYTES))
+            part = source.read(min(count, _PIECE_BYTES))
             _write(out, part.numpy().data)
             done = len(part)
         count -= done
         progress(done)
-
-
-def _read(stream: BinaryIO, count: int) -> Tensor:
-    """Return the next bytes of a file, ``[count]``."""
-    raw = torch.empty(count, dtype=torch.uint8)
-    view, done = raw.numpy().data, 0
-    while done < count:
-        read = getattr(stream, "readinto")(view[done:])  # noqa: B009 - unknown to BinaryIO
-        if not read:
-            raise OSError(f"{stream.name} ended early; the base must not change while it is read")
-        done += read
-    return raw
 
 
 def _write(out: BinaryIO, data: memoryview) -> None:
@@ -158,15 +165,14 @@ def _write_tensor(out: BinaryIO, tensor: Tensor, progress: Callable[[int], objec
 
 
 def _convert(
-    stream: BinaryIO, tensor: PlannedTensor, out: BinaryIO, progress: Callable[[int], object]
+    source: _Source, tensor: PlannedTensor, out: BinaryIO, progress: Callable[[int], object]
 ) -> None:
     """Append a tensor in another dtype."""
     old = tensor.source.dtype
-    stream.seek(tensor.source.offset)
     step = _PIECE_BYTES // old.itemsize
     for start in range(0, tensor.source.num_elements, step):
         count = min(step, tensor.source.num_elements - start)
-        values = _read(stream, count * old.itemsize).view(old)
+        values = source.read(count * old.itemsize).view(old)
         new = values.to(tensor.dtype)
         if tensor.dtype == torch.float16:
             _check_fits(values, new, tensor)
@@ -199,7 +205,7 @@ def _pieces(num_blocks: int, out_block: int, max_rows: int) -> Iterator[_Piece]:
 
 
 def _merge(
-    stream: BinaryIO,
+    source: _Source,
     tensor: PlannedTensor,
     deltas: StoredDeltas,
     out: BinaryIO,
@@ -211,14 +217,13 @@ def _merge(
     exact = torch.promote_types(old, torch.float32)  # fp64 for a base in fp64
     max_rows = max(1, _PIECE_BYTES // (in_features * old.itemsize))
     rounding = Rounding()
-    stream.seek(tensor.source.offset)
     delta, block = torch.empty(0), -1
     for piece in _pieces(num_blocks, out_block, max_rows):
         if piece.first_block != block:
             block = piece.first_block
             delta = deltas.read(tensor.layer, block, block + piece.num_blocks).to(exact)
             delta = delta.transpose(1, 2).contiguous()  # [blocks, out_block, in_block]
-        raw = _read(stream, piece.num_rows * in_features * old.itemsize)
+        raw = source.read(piece.num_rows * in_features * old.itemsize)
         rows = raw.view(old)  # [num_rows * in_features]
         new = rows.to(tensor.dtype)
         base = _blocks(rows, piece, in_block, in_features).to(exact)
