@@ -22,7 +22,7 @@ from diablo_ds.conversion.merging.rounding import Rounding
 from diablo_ds.errors import UserError
 
 _PIECE_BYTES = 2**20
-"""Bytes of the base that are read at once: so many stay in a core's cache until they are written."""
+"""Bytes of the base read at once: so few that they are still in a core's cache when written."""
 _COPY_BYTES = 64 * 2**20
 """Bytes that the kernel copies at once, between two updates of the progress bar."""
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
