@@ -25,7 +25,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.tensor_files import find_tensors
 from diablo_ds.files.text_table import text_table
 from diablo_ds.model.architecture import build_meta_model, load_model_config
-from diablo_ds.model.finding import find_model, fingerprint
+from diablo_ds.model.finding import find_model, fingerprint, lasting_name
 from diablo_ds.model.weight_names import find_weights
 
 
@@ -145,7 +145,7 @@ def diff(
             f"{len(found)} layers; use fewer blocks"
         )
     config = AdapterConfig(
-        base_model=base,
+        base_model=lasting_name(base),
         base_fingerprint=fingerprint(base_folder),
         num_blocks=counts,
         parent={"tuned_model": tuned, "tuned_fingerprint": fingerprint(tuned_folder)},

@@ -28,7 +28,7 @@ from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file
 from diablo_ds.model.architecture import build_meta_model, load_model_config
-from diablo_ds.model.finding import find_model, fingerprint
+from diablo_ds.model.finding import find_model, fingerprint, lasting_name
 
 PUBLISHED_FILE = "adapter.chkpt"
 _SUFFIX = ".block_A"
@@ -73,7 +73,7 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
         raise UserError(f"deltas must not all be zero; got {file}, an adapter without training")
     num_blocks = {name.removesuffix(".delta"): len(delta) for name, delta in deltas.items()}
     config = AdapterConfig(
-        base_model=base,
+        base_model=lasting_name(base),
         base_fingerprint=fingerprint(folder),
         num_blocks=num_blocks,
         parent={"imported": str(path), "sha256": sha256_file(path)},

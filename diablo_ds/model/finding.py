@@ -49,6 +49,16 @@ def find_model(name: str, cache: str = "", *, shared: bool = False) -> Path:
     return folder
 
 
+def lasting_name(name: str) -> str:
+    """Return a model's name as it can be written down: a folder's from the root of the file system.
+
+    Args:
+        name: as `find_model` takes it.
+    """
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
+
+
 def fingerprint(folder: Path) -> str:
     """Return a hash that tells one base model's weights from another's, in well under a second.
 

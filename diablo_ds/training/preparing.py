@@ -22,7 +22,7 @@ from diablo_ds.config.run_files import load_parent
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.model.base import Base, keep_apart, read_base
 from diablo_ds.model.compile_cache import set_up_cache
-from diablo_ds.model.finding import find_model, fingerprint
+from diablo_ds.model.finding import find_model, fingerprint, lasting_name
 from diablo_ds.model.separation import Separation
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
@@ -109,7 +109,7 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
         run_config, base.shapes, settings.policy, ds_config_file, device.type, num_blocks
     )
     adapter = AdapterConfig(
-        base_model=run_config.model,
+        base_model=lasting_name(run_config.model),
         base_fingerprint=base_fingerprint,
         num_blocks=design.num_blocks,
         dropout=run_config.dropout,

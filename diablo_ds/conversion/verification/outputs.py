@@ -16,6 +16,9 @@ exceeded where tensors, config or tokenizer differ, or where rounding errors are
 they swallow deltas that are smaller than half a step of the dtype, the change is that of a missing
 part of the adapter.
 
+Where the merge converted the base, too, the unmerged model's weights are converted likewise, but
+for the diagonal blocks: what conversion changes is no error of the merge.
+
 A token of the unmerged model's greedy continuation may be another's only where the two logits are
 within twice the bound.
 """
@@ -26,6 +29,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -78,6 +82,8 @@ def compare_outputs(
     merged: Path,
     dtype: torch.dtype,
     device: torch.device,
+    converted: Mapping[str, torch.dtype] = MappingProxyType({}),
+    others: torch.dtype = torch.float32,
 ) -> OutputCheck:
     """Compare logits and greedy continuations on `PROMPTS`.
 
@@ -88,12 +94,15 @@ def compare_outputs(
         merged: folder of the merged model.
         dtype: of the merged weights.
         device: where both are computed, one after the other.
+        converted: new dtype of each stored tensor that the merge converted, by name.
+        others: dtype of tensors that the model names differently from the files.
 
     Raises:
         UserError: if a folder does not hold a model, or no tokenizer that can be used.
     """
     model: Any = _load(base)
     attach(model, num_blocks)
+    _convert(model, converted, others)
     load_deltas(model, deltas)
     model.to(device)
     prompts = _encode(merged, int(model.get_input_embeddings().num_embeddings))
@@ -116,6 +125,20 @@ def compare_outputs(
 
 def _load(folder: Path) -> Any:
     return from_pretrained(load_model_config(folder), folder, torch.float32, None).eval()
+
+
+def _convert(model: nn.Module, converted: Mapping[str, torch.dtype], others: torch.dtype) -> None:
+    """Round what a merge converted to another dtype: all but the diagonal blocks and the deltas."""
+    layers = {id(layer.weight): layer for layer in diablo_layers(model).values()}
+    deltas = {id(layer.delta) for layer in layers.values()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in deltas:
+            continue
+        layer = layers.get(id(parameter))
+        blocks = diagonal_blocks(parameter, layer.num_blocks).clone() if layer else None
+        parameter.copy_(parameter.to(converted.get(name, others)))
+        if layer and blocks is not None:
+            diagonal_blocks(parameter, layer.num_blocks).copy_(blocks)
 
 
 def _encode(folder: Path, vocab_size: int) -> list[list[int]]:

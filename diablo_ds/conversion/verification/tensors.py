@@ -12,6 +12,8 @@ another path, the adapter's own product of blocks: with ``y = x W^T + x D`` and 
 
     |y' - y| <= (u + 2^-23) / (1 - u) * |x| |M|^T + t * sum |x|   over the diagonal blocks alone
 
+(``W`` outside the blocks as it is in the merged dtype, to which a merge may convert it)
+
 plus fp64's own rounding. It holds for every input, so it is exceeded only by a wrong merge.
 """
 
@@ -117,7 +119,10 @@ def _output_error(
     """Return the largest error of outputs of some rows, as a multiple of its bound."""
     u, tiny = unit_roundoff(new.dtype), _SMALLEST.get(new.dtype, 2.0**-1074)
     magnitudes, weights = x.abs(), new.double()
-    wanted = x @ old.double().t()  # [inputs, rows]
+    converted = old.to(new.dtype).double()
+    for part in parts:
+        converted[part.rows, part.columns] = old[part.rows, part.columns].double()
+    wanted = x @ converted.t()  # [inputs, rows]
     # By Cauchy and Schwarz, |x| |w| of a row is at most the product of their norms.
     norms = torch.linalg.vector_norm(weights, dim=1) + torch.linalg.vector_norm(
         old, dim=1, dtype=torch.float64

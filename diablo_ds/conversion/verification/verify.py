@@ -93,7 +93,11 @@ def verify_merge(
             )
         return result
     dtype = next(found[name].dtype for name in layer_of)
-    check = compare_outputs(base, config.num_blocks, deltas, merged, dtype, device)
+    converted = {n: found[n].dtype for n, t in tensors.items() if t.dtype != found[n].dtype}
+    others = dtype if len(converted) == len(tensors) else torch.float32
+    check = compare_outputs(
+        base, config.num_blocks, deltas, merged, dtype, device, converted, others
+    )
     _report_outputs(check, dtype, device, result)
     return result
 
@@ -185,9 +189,15 @@ def _report_outputs(
         f"Greedy continuations: {check.num_equal} of {check.num_tokens} tokens are the same",
     ]
     if not check.is_explained:
-        result.problems.append(
+        text = (
             f"logits differ by {check.difference:.3g}, more than rounding to {name} explains, "
-            f"{check.bound:.3g}, and {check.num_unexplained} tokens with them; if all tensors are "
-            "exact, rounding has swallowed a part of the deltas that matters: merge with --dtype "
-            "fp32"
+            f"{check.bound:.3g}"
         )
+        if check.num_unexplained:
+            text += f", and {check.num_unexplained} tokens with them"
+        if not result.problems:
+            text += (
+                "; all tensors are exact, so rounding has swallowed a part of the deltas that "
+                "matters: merge with --dtype fp32"
+            )
+        result.problems.append(text)

@@ -25,9 +25,9 @@ def _run(*words):
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def _make(folder, dtype="bf16", family="llama", **options):
+def _make(folder, base_dtype="bf16", family="llama", **options):
     """Save a base, an adapter and the merged model in a folder."""
-    model = save_base(folder / "base", DTYPES[dtype], family)
+    model = save_base(folder / "base", DTYPES[base_dtype], family)
     save_random_adapter(folder / "adapter", folder / "base", model)
     adapter, output = folder / "adapter", folder / "merged"
     merge_adapter(MergeOptions(adapter=adapter, output=output, **options))
@@ -69,7 +69,13 @@ def test_a_merge_is_verified_at_once(dtype, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("llama", {"dtype": "fp32"}), ("gpt_neox", {"max_shard_size": "20KB"}), ("qwen2", {})],
+    [
+        ("llama", {"dtype": "fp32"}),
+        ("llama", {"base_dtype": "fp32", "dtype": "bf16"}),
+        ("gpt_neox", {"base_dtype": "fp32", "dtype": "fp16"}),
+        ("gpt_neox", {"max_shard_size": "20KB"}),
+        ("qwen2", {}),
+    ],
 )
 def test_other_dtypes_files_and_families_are_verified(family, options, tmp_path):
     result = _verify(_make(tmp_path, family=family, **options))
@@ -173,7 +179,7 @@ def _outputs(folder):
 
 @pytest.mark.parametrize(("share", "is_explained"), [(0.6, True), (1.4, False)])
 def test_logits_are_refused_from_the_bound_on(share, is_explained, tmp_path):
-    _make(tmp_path, dtype="fp32")
+    _make(tmp_path, base_dtype="fp32")
     exact = _outputs(tmp_path)
     assert exact.is_explained
     # In fp32 one element can be moved by any amount; its effect is all but proportional.
