@@ -16,7 +16,8 @@ from benchmarks.ranks import peak_memory, rank_main, reset_peak_memory
 from diablo_ds.adapter.blocks import delta_shape
 from diablo_ds.adapter.serving import Adapters
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
-from diablo_ds.model.published import BUILT_IN, find_model_config
+from diablo_ds.model.built_in import BUILT_IN
+from diablo_ds.model.published import find_model_config
 from diablo_ds.model.shape import Shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
