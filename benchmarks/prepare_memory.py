@@ -23,7 +23,7 @@ def measure_memory(gigabytes: float, num_proc: int) -> dict[str, Any]:
         num_rows = _generate(source, int(gigabytes * 1e9))
         options = ["--source", source, "--tokenizer", "default", "--num-proc", num_proc]
         options += ["--output", Path(folder) / "out"]
-        command = [COMMAND, "prepare", "jsonl", *map(str, options)]
+        command = [COMMAND, "prepare", "auto", *map(str, options)]
         start = time.perf_counter()
         process = subprocess.Popen(command)
         peaks: dict[int, dict[str, int]] = {}

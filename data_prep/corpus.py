@@ -2,7 +2,7 @@
 
 python data_prep/math.py --source gsm8k/train.jsonl --output prepared/math
 
-is the same as `diablo-ds prepare math ...`; so are code.py, commonsense.py, jsonl.py and safety.py.
+is the same as `diablo-ds prepare math ...`; so are auto.py, code.py, commonsense.py and safety.py.
 """
 
 import sys

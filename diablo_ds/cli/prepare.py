@@ -11,7 +11,7 @@ import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.options import GroupedCommand, GroupedGroup, from_options, options_of
-from diablo_ds.config.choices import CORPORA, Corpus
+from diablo_ds.config.choices import AUTO, CORPORA, Corpus
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.data.prepare.options import PrepareOptions
 
@@ -23,6 +23,11 @@ class _Help(NamedTuple):
 
 
 _HELP: dict[Corpus, _Help] = {
+    "auto": _Help(
+        "Rows known by their fields: conversations, messages, prompt and completion, instruction "
+        "and output, question and answer, text. The default, so that its name may be left out.",
+        "--source sharegpt.json --template auto",
+    ),
     "commonsense": _Help(
         "Commonsense170K, or its eight tasks as LLM-Adapters publishes them.",
         "--source LLM-Adapters/dataset --mix boolq=1000 --mix hellaswag=0.25",
@@ -39,10 +44,6 @@ _HELP: dict[Corpus, _Help] = {
         "Instructions mixed with safety examples, and refusals.",
         "--source alpaca=alpaca_data.json --source safety=safety_only.json "
         "--mix alpaca=20000 --mix safety=2000",
-    ),
-    "jsonl": _Help(
-        "Rows of prompt and completion, messages, or plain text.",
-        "--source chats.jsonl --template chat",
     ),
 }
 
@@ -69,11 +70,25 @@ class PreviewOptions:
         check_settings(self)
 
 
-@click.group(cls=GroupedGroup, context_settings=CONTEXT, invoke_without_command=True)
+class _PrepareGroup(GroupedGroup):
+    """Takes the corpus auto where options are given without the name of a corpus."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        first = args[0].split("=")[0].replace("_", "-") if args else ""
+        if first.startswith("-") and first not in own:
+            args = [AUTO, *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_PrepareGroup, context_settings=CONTEXT, invoke_without_command=True)
 @options_of(PreviewOptions)
 @click.pass_context
 def prepare(context: click.Context, /, **values: Any) -> None:
-    """Tokenise a corpus into a dataset for training."""
+    """Tokenise a corpus into a dataset for training.
+
+    Without the name of a corpus rows are known by their fields.
+    """
     inspected = values["inspect"]
     if context.invoked_subcommand is not None:
         if inspected is not None:

@@ -14,9 +14,11 @@ AUTO: Final = "auto"
 PLAIN: Final = "plain"
 CHAT: Final = "chat"
 READ: Final = "read"
-Corpus = Literal["commonsense", "math", "code", "safety", "jsonl"]
+Corpus = Literal["auto", "commonsense", "math", "code", "safety"]
 CORPORA: tuple[Corpus, ...] = get_args(Corpus)
-"""Families of corpora."""
+"""Families of corpora; auto knows rows by their fields."""
+FORMER_CORPORA: dict[str, Corpus] = {"": "auto", "jsonl": "auto"}
+"""Names that earlier versions gave to families, in their files."""
 ATTENTIONS = ("auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "eager")
 DataOrder = Literal["auto", "hashed", "seed-plus-epoch"]
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")

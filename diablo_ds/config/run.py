@@ -20,11 +20,11 @@ from diablo_ds.config.batch_sizes import accumulation_steps
 from diablo_ds.config.choices import (
     ATTENTIONS,
     COMPILE,
-    CORPORA,
     DEFAULT_NUM_BLOCKS,
     DELTA_PATHS,
     PRECISIONS,
     ControlTokens,
+    Corpus,
     DataOrder,
     Overlong,
     Schedule,
@@ -65,10 +65,11 @@ class RunConfig:
         "Training data: a prepared dataset, raw files (JSON, JSONL, CSV, parquet), or default "
         "for the shipped slice of GSM8K.",
     )
-    corpus: str = _data(
-        "",
-        "Family of raw files; empty for jsonl: prompt and completion, messages or text.",
-        choices=("", *CORPORA),
+    corpus: Corpus = _data(
+        "auto", "Family of raw files; auto knows rows by their fields, and asks where it must."
+    )
+    column: tuple[str, ...] = _data(
+        (), "FIELD=COLUMN: the column that holds a field, as in prompt=Question; repeatable."
     )
     template: Template = _data("auto", "Prompt template of raw files; auto takes the corpus's own.")
     control_tokens: ControlTokens = _data(
@@ -156,9 +157,7 @@ class RunConfig:
     num_epochs: float = _batch(
         1.0, "Passes over the training data; max_steps overrides it.", minimum=0, maximum=LARGEST
     )
-    max_steps: int = _batch(
-        0, "Optimizer steps; 0 derives them from the number of epochs.", minimum=0
-    )
+    max_steps: int = _batch(0, "Optimizer steps; 0 derives them from num_epochs.", minimum=0)
     learning_rate: float = _optimizer(2e-3, "Peak learning rate of AdamW.", minimum=0)
     schedule: Schedule = _optimizer("linear", "Learning-rate schedule after warm-up.")
     warmup_steps: int = _optimizer(3, "Steps of linear warm-up.", minimum=0)

@@ -28,7 +28,7 @@ def check_together(run_config: RunConfig) -> None:
     _check_batching(run_config)
     _check_stream(run_config)
     check_control_tokens(run_config.control_tokens, run_config.template)
-    for name in ("corpus", "template", "control_tokens", "heldout_data"):
+    for name in ("corpus", "column", "template", "control_tokens", "heldout_data"):
         value = getattr(run_config, name)
         if run_config.data == "default" and value != getattr(type(run_config), name):
             raise UserError(

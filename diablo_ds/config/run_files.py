@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
@@ -85,8 +86,11 @@ def parse_run_config(values: Any, source: Path) -> RunConfig:
             f"run config must have known keys only; got {key_list(unknown)} in {source}; "
             f"known are {', '.join(sorted(known))}"
         )
-    if isinstance(values.get("targets"), list):
-        values = {**values, "targets": tuple(values["targets"])}
+    for name in ("targets", "column"):
+        if isinstance(values.get(name), list):
+            values = {**values, name: tuple(values[name])}
+    if isinstance(corpus := values.get("corpus"), str):
+        values = {**values, "corpus": FORMER_CORPORA.get(corpus, corpus)}
     if values.get("micro_batch_tokens") and values.get("micro_batch") == _FORMER_MICRO_BATCH:
         values = {**values, "micro_batch": 0}
     if isinstance(path := values.get("delta_path"), str):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diablo_ds.config.choices import AUTO
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes
 from diablo_ds.data.corpora.reading import read_rows
@@ -103,8 +102,13 @@ def _load(
             _check_no_rendering(run_config, name)
         table, origin = _load_prepared(Path(name), part, tokenizer, vocab_size)
     else:
-        corpus, template = run_config.corpus or "jsonl", run_config.template
-        encoder = RowEncoder(corpus, template, tokenizer, run_config.control_tokens)
+        encoder = RowEncoder(
+            run_config.corpus,
+            run_config.template,
+            tokenizer,
+            run_config.control_tokens,
+            columns=run_config.column,
+        )
         (table, notes), origin = _load_raw(name, encoder, vocab_size), name
     limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
     return replace(Examples.from_table(table, limit, origin), notes=notes)
@@ -122,12 +126,13 @@ def _is_prepared(path: Path) -> bool:
 
 def _check_no_rendering(run_config: RunConfig, name: str) -> None:
     """Raise UserError if a setting for raw text is given with data that are tokenised already."""
-    rendering = (run_config.corpus, run_config.template, run_config.control_tokens)
-    if rendering != ("", AUTO, AUTO):
+    names = ("corpus", "column", "template", "control_tokens")
+    values = {setting: getattr(run_config, setting) for setting in names}
+    given = [f"{k}={v!r}" for k, v in values.items() if v != getattr(RunConfig, k)]
+    if given:
         raise UserError(
-            "corpus, template and control_tokens have no effect on a prepared dataset; got "
-            f"corpus={run_config.corpus!r}, template={run_config.template!r}, "
-            f"control_tokens={run_config.control_tokens!r}, data={name!r}"
+            "corpus, column, template and control_tokens have no effect on a prepared dataset; got "
+            f"{', '.join(given)}, data={name!r}"
         )
 
 

@@ -191,11 +191,12 @@ def open_stream(
         UserError: if there is no such file, or most of the rows do not fit.
     """
     encoder = RowEncoder(
-        run_config.corpus or "jsonl",
+        run_config.corpus,
         run_config.template,
         tokenizer,
         run_config.control_tokens,
         last_answer_only=True,  # a step is a set of rows, each with one sequence
+        columns=run_config.column,
     )
     limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
     files = find_raw(run_config.data)

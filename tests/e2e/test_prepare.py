@@ -73,7 +73,7 @@ def test_a_prepared_dataset_trains_like_its_source(options, model, tmp_path):
     data = tmp_path / "d.jsonl"
     rows = [{"prompt": f"{i}=", "completion": "ab" * (i % 9 + 1)} for i in range(40)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _prepare("jsonl", "--source", data, "--tokenizer", model, "--output", tmp_path / "prepared")
+    _prepare("auto", "--source", data, "--tokenizer", model, "--output", tmp_path / "prepared")
     for name, source in (("text", data), ("tokens", tmp_path / "prepared")):
         diablo_ds("train", *options, "--data", source, "--output", tmp_path / name)
     assert losses(tmp_path / "text") == losses(tmp_path / "tokens")
@@ -85,7 +85,7 @@ def test_inspecting_shows_masks_in_colour_lengths_and_a_plot(model, tmp_path):
     rows = [{"prompt": f"ask {i}?", "completion": "yes " * i} for i in range(1, 30)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--source", source, "--tokenizer", model, "--output", prepared]
-    _prepare("jsonl", *options, "--val-share", 0.25)
+    _prepare("auto", *options, "--val-share", 0.25)
     # Colours go to a terminal only; `script` is one.
     command = f"{BIN}/diablo-ds prepare --inspect {prepared} --num 2"
     if not shutil.which("script"):
@@ -109,21 +109,21 @@ def test_inspecting_shows_masks_in_colour_lengths_and_a_plot(model, tmp_path):
     with Image.open(prepared / "lengths.png") as plot:
         assert plot.size == (960, 540)
     # The plot beside it does not make the dataset another one.
-    assert "Already prepared" in _prepare("jsonl", *options, "--val-share", 0.25).stderr
+    assert "Already prepared" in _prepare("auto", *options, "--val-share", 0.25).stderr
     assert datasets.load_from_disk(str(prepared))["train"].num_rows == 22
 
 
 def test_a_second_run_loads_no_tokenizer_and_writes_nothing(model, data, tmp_path):
     """Which takes no time: modules that a first run needs can be missing."""
     options = ["--source", data, "--tokenizer", model, "--output", tmp_path / "prepared"]
-    _prepare("jsonl", *options)
+    _prepare("auto", *options)
     before = _times(tmp_path / "prepared")
     needless = ("transformers", "tokenizers", "datasets")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({needless}));"
         "from diablo_ds.cli.main import entry_point; entry_point()"
     )
-    result = _script("-c", program, "prepare", "jsonl", *options)
+    result = _script("-c", program, "prepare", "auto", *options)
     assert "Already prepared from the same inputs" in result.stderr
     assert _times(tmp_path / "prepared") == before
 
@@ -131,7 +131,7 @@ def test_a_second_run_loads_no_tokenizer_and_writes_nothing(model, data, tmp_pat
 def test_a_folder_with_modules_named_like_pythons_own_hides_none(model, data, tmp_path):
     """The folder of math.py and code.py, where the processes are started too."""
     options = ["--source", data, "--tokenizer", model, "--output", tmp_path / "out"]
-    command = [sys.executable, "jsonl.py", *map(str, options), "--num-proc", "2"]
+    command = [sys.executable, "auto.py", *map(str, options), "--num-proc", "2"]
     result = subprocess.run(
         command,
         cwd=ROOT / "data_prep",
@@ -166,14 +166,14 @@ def test_bad_files_are_named(name, data, parts, model, tmp_path):
     if data is not None:
         (tmp_path / name).write_bytes(data)
     options = ["--source", tmp_path / name, "--tokenizer", model, "--output", tmp_path / "out"]
-    result = _prepare("jsonl", *options, check=False)
+    result = _prepare("auto", *options, check=False)
     assert_user_error(result, *parts)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_exists_and_a_tokenizer_without_end_are_named(model, data, tmp_path):
     result = _prepare(
-        "jsonl", "--source", data, "--tokenizer", model, "--output", tmp_path, check=False
+        "auto", "--source", data, "--tokenizer", model, "--output", tmp_path, check=False
     )
     assert_user_error(result, "output must be a new folder", str(tmp_path))
     copy = shutil.copytree(model, tmp_path / "model")
@@ -181,7 +181,7 @@ def test_a_folder_that_exists_and_a_tokenizer_without_end_are_named(model, data,
     config.pop("eos_token")
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     options = ["--source", data, "--tokenizer", copy, "--output", tmp_path / "out"]
-    assert_user_error(_prepare("jsonl", *options, check=False), "must have an end token")
+    assert_user_error(_prepare("auto", *options, check=False), "must have an end token")
     assert_user_error(
         diablo_ds("prepare", "--inspect", tmp_path, check=False), "made by diablo-ds prepare"
     )

@@ -40,7 +40,7 @@ def long_source(tmp_path_factory):
 
 
 def _start(*args):
-    command = [str(BIN / "diablo-ds"), "prepare", "jsonl", *map(str, args)]
+    command = [str(BIN / "diablo-ds"), "prepare", "auto", *map(str, args)]
     return subprocess.Popen(
         command,
         env=environment(),
@@ -77,7 +77,7 @@ def long_options(long_source, model):
 @pytest.fixture(scope="module")
 def undisturbed(long_options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    _prepare("jsonl", *long_options, "--output", folder, "--num-proc", 2)
+    _prepare("auto", *long_options, "--output", folder, "--num-proc", 2)
     return _files(folder)
 
 
@@ -95,7 +95,7 @@ def _start_and_wait_for_chunks(options, output):
 
 
 def _assert_continues_to(expected, options, output):
-    result = _prepare("jsonl", *options, "--output", output, "--num-proc", 1)
+    result = _prepare("auto", *options, "--output", output, "--num-proc", 1)
     assert "Continuing an interrupted run" in result.stderr
     assert _files(output) == expected
     assert [path.name for path in output.parent.iterdir()] == ["out"]
@@ -145,11 +145,11 @@ def test_a_full_disk_leaves_nothing_half_written(model, tmp_path):
         options = ["--source", source, "--tokenizer", model, "--output", disk / "out"]
         (disk / "ballast").write_bytes(bytes(800_000))
         for num_proc in (1, 2):
-            result = _prepare("jsonl", *options, "--num-proc", num_proc, check=False)
+            result = _prepare("auto", *options, "--num-proc", num_proc, check=False)
             assert_user_error(result, "No space left on device")
             assert not (disk / "out").exists()
             assert not [p for p in disk.rglob("*") if p.name.endswith(".tmp")]
         (disk / "ballast").unlink()
-        assert "Continuing" in _prepare("jsonl", *options).stderr
+        assert "Continuing" in _prepare("auto", *options).stderr
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

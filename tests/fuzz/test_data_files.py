@@ -55,7 +55,7 @@ VALID = {
 
 @pytest.fixture(scope="module")
 def encoder():
-    return RowEncoder("jsonl", "auto", tiny_tokenizer())
+    return RowEncoder("auto", "auto", tiny_tokenizer())
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
-"""Rows of messages, in the variants that users have, to conversations in one form."""
+"""Messages, in the variants that users have, to conversations in one form."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diablo_ds.data.corpora.fields import Fields, RowError
+from diablo_ds.data.corpora.sharegpt import with_standard_names
 from diablo_ds.data.text.chat_template import ChatTemplate
 from diablo_ds.data.text.conversations import REASONING, Conversation
 from diablo_ds.files import strict_json
@@ -26,29 +27,28 @@ _KNOWN = {
 }
 _RESULTS = ("tool", "function", "ipython")
 VARIABLES = "chat_template_kwargs"
+WITHOUT_LOSS = "answers of weight 0, which carry no loss"
 NULL_ARGUMENTS = "null arguments of tool calls, removed"
 
 
-def read_conversation(row: Fields) -> Conversation:
-    """Read a row with messages, and optionally with tools and variables for the template.
+def build_conversation(
+    row: Fields, messages: Sequence[Any], more_notes: Sequence[str] = ()
+) -> Conversation:
+    """Read messages, and the row's tools and variables for the template.
 
-    Lists and objects may also be JSON text, as in tables. Null fields count as absent, since tables
-    fill missing fields with null.
+    Null fields count as absent, since tables fill missing fields with null.
 
     Raises:
-        RowError: if the row does not fit.
+        RowError: if one does not fit.
     """
-    messages = _parsed(row["messages"], "field 'messages'")
-    if not isinstance(messages, list) or not messages:
-        raise RowError("field 'messages' must be a list, not empty")
-    notes: dict[str, None] = {}
+    notes: dict[str, None] = dict.fromkeys(more_notes)
     read = [_message(message, turn, notes) for turn, message in enumerate(messages, start=1)]
     if read[-1][0]["role"] != "assistant":
         raise RowError("the last message must be the assistant's")
     has_loss = [has_loss for _, has_loss in read]
     if not any(has_loss):
         raise RowError("a conversation must have an answer with loss: each has weight 0")
-    variables = _parsed(row.get(VARIABLES) or {}, f"field {VARIABLES!r}")
+    variables = parsed(row.get(VARIABLES) or {}, f"field {VARIABLES!r}")
     if not isinstance(variables, dict):
         raise RowError(f"field {VARIABLES!r} must be an object")
     taken = {"messages", "tools", "add_generation_prompt"} & variables.keys()
@@ -72,6 +72,7 @@ def unused_keys(conversation: Conversation, template: ChatTemplate) -> list[str]
 def _message(value: Any, turn: int, notes: dict[str, None]) -> tuple[dict[str, Any], bool]:
     if not isinstance(value, dict):
         raise RowError(f"message {turn} must be an object with role and content")
+    value = with_standard_names(value)
     role = value.get("role")
     if role not in ROLES:
         raise RowError(f"message {turn}: role must be one of {', '.join(ROLES)}: {role!r:.60}")
@@ -110,7 +111,7 @@ def _has_loss(message: dict[str, Any], role: str, turn: int, notes: dict[str, No
     wanted = bool(weight) if weight is not None else train
     if role == "assistant":
         if wanted is False:
-            notes["answers of weight 0, which carry no loss"] = None
+            notes[WITHOUT_LOSS] = None
         return wanted is not False
     if wanted:
         notes["weight or train of messages that are not answers, which carry no loss"] = None
@@ -149,9 +150,9 @@ def _content(value: Any, turn: int) -> str:
 def _calls(message: dict[str, Any], turn: int, notes: dict[str, None]) -> list[dict[str, Any]]:
     """Return the calls of a message in OpenAI's format, with arguments as objects."""
     where = f"message {turn}: tool_calls"
-    calls = _parsed(message.pop("tool_calls", None) or [], where)
+    calls = parsed(message.pop("tool_calls", None) or [], where)
     if function := message.pop("function_call", None):  # the older form, for a single call
-        calls = [*calls, {"function": _parsed(function, where)}]
+        calls = [*calls, {"function": parsed(function, where)}]
     if not isinstance(calls, list):
         raise RowError(f"{where} must be a list")
     result = []
@@ -176,12 +177,12 @@ def _calls(message: dict[str, Any], turn: int, notes: dict[str, None]) -> list[d
 def _tools(row: Fields) -> list[Mapping[str, Any]] | None:
     """Return the row's tools in OpenAI's format."""
     name = "tools" if row.get("tools") is not None else "functions"
-    tools = _parsed(row.get(name) or [], f"field {name!r}")
+    tools = parsed(row.get(name) or [], f"field {name!r}")
     if not isinstance(tools, list):
         raise RowError(f"field {name!r} must be a list")
     result: list[Mapping[str, Any]] = []
     for tool in tools:
-        tool = _without_null(_parsed(tool, f"field {name!r}"))
+        tool = _without_null(parsed(tool, f"field {name!r}"))
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError(f"field {name!r} must hold objects, each with the name of a function")
@@ -198,7 +199,12 @@ def _without_null(value: Any) -> Any:
     return value
 
 
-def _parsed(value: Any, where: str) -> Any:
+def parsed(value: Any, where: str) -> Any:
+    """Return a list or an object that may also be JSON text, as in tables.
+
+    Raises:
+        RowError: if it is text and no JSON.
+    """
     return _json(value, f"{where} must be valid JSON") if isinstance(value, str) else value
 
 

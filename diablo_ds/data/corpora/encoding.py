@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from diablo_ds.config.choices import AUTO, CHAT, PLAIN
 from diablo_ds.data.corpora.chats import unused_keys
-from diablo_ds.data.corpora.families import Exchange, find_kind
-from diablo_ds.data.corpora.fields import RowError
+from diablo_ds.data.corpora.columns import parse_columns, with_field_names
+from diablo_ds.data.corpora.families import RowKind, find_kind
+from diablo_ds.data.corpora.fields import Exchange, Fields, RowError
 from diablo_ds.data.corpora.own_tokens import plain_text, without_own_ends, without_own_ends_in_chat
 from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, parse, too_long
 from diablo_ds.data.labels import Example, has_target
@@ -63,6 +65,7 @@ class RowEncoder:
         tokenizer: tokenises the rendered texts, and has the chat template.
         control_tokens: one of `CONTROL_TOKENS`, for the template plain.
         last_answer_only: whether a conversation gives one example, whatever its template does.
+        columns: texts FIELD=COLUMN that name the columns of fields.
     """
 
     family: str
@@ -70,6 +73,7 @@ class RowEncoder:
     tokenizer: Tokenizer
     control_tokens: str = AUTO
     last_answer_only: bool = False
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.template == CHAT and self.tokenizer.chat is None:
@@ -77,6 +81,11 @@ class RowEncoder:
                 "template chat needs a tokenizer with a chat template; got one without; choose "
                 f"one of {', '.join(PROMPTS)}"
             )
+        parse_columns(self.columns)
+
+    @cached_property
+    def _columns(self) -> dict[str, str]:
+        return parse_columns(self.columns)
 
     def encode(self, rows: Sequence[RawRow]) -> list[Encoded | Rejected]:
         """Encode rows; return one result for each, in their order."""
@@ -123,9 +132,12 @@ class RowEncoder:
         fields = parse(row.value)
         if isinstance(fields, Unreadable):
             raise RowError(fields.reason)
-        kind = find_kind(self.family, fields)
-        meaning = kind.read(fields)
+        named = with_field_names(fields, self._columns)
+        kind = find_kind(self.family, named)
         template = kind.template if self.template == AUTO else self.template
+        if not template:
+            raise RowError(kind.question)
+        meaning = kind.read(named)
         if isinstance(meaning, Conversation):
             if template != CHAT:
                 raise RowError(f"messages need the template chat: {template}")
@@ -133,6 +145,8 @@ class RowEncoder:
             rendered = _Rendered(row.line, kind.name, asked, *self._render_chat(meaning))
         else:
             rendered = self._render_exchange(row.line, kind.name, meaning, template)
+        if self.family == AUTO:
+            rendered = rendered._replace(notes=(*rendered.notes, *_unused_fields(kind, named)))
         if (length := max(map(_num_characters, rendered.texts))) > MAX_ROW_CHARACTERS:
             raise RowError(too_long(length).reason)
         return rendered
@@ -163,7 +177,10 @@ class RowEncoder:
     ) -> tuple[Sequence[RenderedChat], tuple[str, ...]]:
         tokenizer, chat = self.tokenizer, self.tokenizer.chat
         if chat is None:
-            raise RowError("messages need a tokenizer with a chat template")
+            raise RowError(
+                "messages need a tokenizer with a chat template; choose another tokenizer, or, for "
+                "rows with a prompt and an answer, --template alpaca"
+            )
         conversation = without_own_ends_in_chat(conversation, tokenizer)
         unused = unused_keys(conversation, chat)
         try:
@@ -190,6 +207,16 @@ def count_notes(results: Iterable[Encoded | Rejected]) -> dict[str, int]:
 def count_rows(number: int, note: str) -> str:
     """Return a note and how many rows have it, as text."""
     return f"{number:,} row{'' if number == 1 else 's'}: {note}"
+
+
+def _unused_fields(kind: RowKind, row: Fields) -> list[str]:
+    """Return a note for each field with a value that rows of a kind are read without."""
+    read = {*kind.fields, *kind.others}
+    return [
+        f"field {name!r:.60}, which is not used"
+        for name, value in row.items()
+        if name not in read and value not in (None, "", [], {})
+    ]
 
 
 def _num_characters(text: EncodableText | RenderedChat) -> int:

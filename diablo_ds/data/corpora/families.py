@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from diablo_ds.data.corpora.chats import read_conversation
-from diablo_ds.data.corpora.fields import Fields, RowError, text
+from diablo_ds.config.choices import AUTO
+from diablo_ds.data.corpora.chat_rows import (
+    read_chat_pair,
+    read_conversation,
+    read_instruction_chat,
+    read_sharegpt,
+)
+from diablo_ds.data.corpora.chats import VARIABLES
+from diablo_ds.data.corpora.fields import Exchange, Fields, RowError, text
 from diablo_ds.data.text.conversations import Conversation
-
-
-class Exchange(NamedTuple):
-    """What a row means: an instruction, perhaps with context, and the response to learn."""
-
-    instruction: str
-    context: str
-    response: str
 
 
 class RowKind(NamedTuple):
@@ -26,15 +26,21 @@ class RowKind(NamedTuple):
     fields: tuple[str, ...]
     """Fields that distinguish it from the other kinds of its family."""
     template: str
-    """Template used if none is chosen."""
+    """Template used if none is chosen; empty where the rows can be meant in several ways."""
     read: Callable[[Fields], Exchange | Conversation]
     """Reads a row; raises RowError."""
     licence: str
     """What is known about the public corpus's licence, for the manifest."""
+    others: tuple[str, ...] = ()
+    """Fields that are read where a row has them."""
+    accepts: Callable[[Fields], bool] = lambda row: True
+    """Whether the values are those of this kind, where the fields do not tell."""
+    question: str = ""
+    """What must be chosen where `template` is empty."""
 
     def fits(self, row: Fields) -> bool:
         """Return whether a row has the fields of this kind."""
-        return all(field in row for field in self.fields)
+        return all(field in row for field in self.fields) and self.accepts(row)
 
 
 def _optional(row: Fields, field: str) -> str:
@@ -119,10 +125,39 @@ def _text(row: Fields) -> Exchange:
     return Exchange("", "", text(row, "text"))
 
 
+def _described(row: Fields) -> Exchange:
+    return Exchange(text(row, "instruction"), _optional(row, "context"), text(row, "response"))
+
+
+def _question(row: Fields) -> Exchange:
+    return Exchange(text(row, "question"), "", text(row, "answer"))
+
+
+def _is_chat_pair(row: Fields) -> bool:
+    return any(isinstance(row[field], list) for field in ("prompt", "completion"))
+
+
+def _has_turns(row: Fields) -> bool:
+    """Return whether a row has a system message or earlier turns, perhaps empty ones.
+
+    Tables and most JSON files have the fields in all rows, so that all are rendered alike.
+    """
+    return "system" in row or "history" in row
+
+
+_FINAL_NUMBER = re.compile(r"^#### ?[-$]?[\d.,/]+%?\s*\Z", re.MULTILINE)
+
+
+def _has_final_number(row: Fields) -> bool:
+    return isinstance(row["answer"], str) and bool(_FINAL_NUMBER.search(row["answer"]))
+
+
 _UNKNOWN = "not known; see the corpus's own terms"
 _LLM_ADAPTERS = "LLM-Adapters: Apache-2.0, data ODC-By 1.0; each task keeps its own licence"
 _CODE_ALPACA = "CodeAlpaca: CC BY-NC 4.0; others with these fields have their own"
 _ALPACA = "Alpaca and safety-tuned-llamas: CC BY-NC 4.0; others with these fields have their own"
+
+_CHAT = ("tools", "functions", VARIABLES)
 
 FAMILIES: dict[str, tuple[RowKind, ...]] = {
     "commonsense": (
@@ -148,12 +183,63 @@ FAMILIES: dict[str, tuple[RowKind, ...]] = {
         RowKind("refusals", ("prompt", "refusal"), "alpaca", _pair("refusal"), _UNKNOWN),
         RowKind("responses", ("prompt", "response"), "alpaca", _pair("response"), _UNKNOWN),
     ),
-    "jsonl": (
+    AUTO: (
+        RowKind(
+            "sharegpt", ("conversations",), "chat", read_sharegpt, _UNKNOWN, ("system", *_CHAT)
+        ),
+        RowKind("messages", ("messages",), "chat", read_conversation, _UNKNOWN, _CHAT),
+        RowKind(
+            "chat-pairs",
+            ("prompt", "completion"),
+            "chat",
+            read_chat_pair,
+            _UNKNOWN,
+            _CHAT,
+            _is_chat_pair,
+        ),
         RowKind("pairs", ("prompt", "completion"), "plain", _pair("completion"), _UNKNOWN),
-        RowKind("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
+        RowKind("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, "MBPP: CC BY 4.0"),
+        RowKind(
+            "instruction-chats",
+            ("instruction", "output"),
+            "chat",
+            read_instruction_chat,
+            _UNKNOWN,
+            ("input", "system", "history", *_CHAT),
+            _has_turns,
+        ),
+        RowKind("alpaca", ("instruction", "output"), "alpaca", _instruction, _UNKNOWN, ("input",)),
+        RowKind("dolly", ("instruction", "response"), "alpaca", _described, _UNKNOWN, ("context",)),
+        RowKind("metamathqa", ("query", "response"), "alpaca", _query("response"), _UNKNOWN),
+        RowKind("codefeedback", ("query", "answer"), "alpaca", _query("answer"), _UNKNOWN),
+        RowKind("math", ("problem", "solution"), "alpaca", _math, _UNKNOWN),
+        RowKind(
+            "question-chats",
+            ("question", "answer"),
+            "chat",
+            read_instruction_chat,
+            _UNKNOWN,
+            ("system", "history", *_CHAT),
+            _has_turns,
+        ),
+        RowKind(
+            "final-numbers",
+            ("question", "answer"),
+            "",
+            _question,
+            _UNKNOWN,
+            (),
+            _has_final_number,
+            "a question whose answer ends with '#### ' and a number needs a choice: add --corpus "
+            "math to learn it as DiaBlo's GSM8K, or --template alpaca, chat or plain as it is",
+        ),
+        RowKind("questions", ("question", "answer"), "alpaca", _question, _UNKNOWN),
+        RowKind("refusals", ("prompt", "refusal"), "alpaca", _pair("refusal"), _UNKNOWN),
+        RowKind("responses", ("prompt", "response"), "alpaca", _pair("response"), _UNKNOWN),
         RowKind("text", ("text",), "plain", _text, _UNKNOWN),
     ),
 }
+"""By the name of the family; auto knows rows of every form that has one meaning."""
 
 
 def find_kind(family: str, row: Fields) -> RowKind:
@@ -166,8 +252,21 @@ def find_kind(family: str, row: Fields) -> RowKind:
         if kind.fits(row):
             return kind
     others = [name for name, kinds in FAMILIES.items() if any(kind.fits(row) for kind in kinds)]
-    hint = f"; it would fit {' or '.join(others)}" if others else ""
-    known = "; ".join(", ".join(kind.fields) for kind in FAMILIES[family])
-    raise RowError(
-        f"a row of {family} must have the fields {known}; it has {', '.join(row)}"[:300] + hint
-    )
+    known = "; ".join(dict.fromkeys(", ".join(kind.fields) for kind in FAMILIES[family]))
+    found = f"{', '.join(map(str, row))!s:.200}"
+    if {"chosen", "rejected"} <= set(row):
+        hint = "; preferences are not trained on: name the answer, --column completion=chosen"
+    elif others:
+        hint = (
+            f"; add {' or '.join(f'--corpus {name}' for name in others)} (or prepare that corpus)"
+        )
+    else:
+        hint = "; name the columns, as in --column prompt=Question --column completion=Reply"
+    of_family = "" if family == AUTO else f" of {family}"
+    raise RowError(f"a row{of_family} must have the fields {known}; it has {found}{hint}")
+
+
+def known_fields() -> set[str]:
+    """Return the names of all fields that some kind of row reads."""
+    kinds = [kind for kinds in FAMILIES.values() for kind in kinds]
+    return {field for kind in kinds for field in (*kind.fields, *kind.others)}

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from diablo_ds.errors import UserError
 
 Fields = Mapping[str, Any]
 """A raw row, parsed: its fields by name."""
+
+
+class Exchange(NamedTuple):
+    """What a row means: an instruction, perhaps with context, and the response to learn."""
+
+    instruction: str
+    context: str
+    response: str
 
 
 class RowError(UserError):

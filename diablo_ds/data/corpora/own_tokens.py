@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diablo_ds.config.choices import AUTO, READ
-from diablo_ds.data.corpora.families import Exchange
-from diablo_ds.data.corpora.fields import RowError
+from diablo_ds.data.corpora.fields import Exchange, RowError
 from diablo_ds.data.text.conversations import CONTROL_TEXT, Conversation
 from diablo_ds.data.text.templates import Segment
 from diablo_ds.data.text.tokenization import EncodableText, Tokenizer

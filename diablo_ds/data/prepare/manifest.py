@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds import __version__
+from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.data.corpora.encoding import count_rows
 from diablo_ds.data.corpora.sources import SourceFile
 from diablo_ds.data.text.conversations import EACH_ANSWER
@@ -119,6 +120,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
         manifest.setdefault("notes", {})  # of an earlier version
+        options = manifest.get("options")
+        if isinstance(options, dict) and isinstance(options.get("family"), str):
+            options["family"] = FORMER_CORPORA.get(options["family"], options["family"])
+            options.setdefault("column", [])
     wrong = _misfit(manifest, _SHAPE, "manifest")
     by_row = not wrong and EACH_ANSWER in manifest["notes"]
     if by_row and EXAMPLES_LEFT_OUT not in manifest:

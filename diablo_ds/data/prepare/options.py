@@ -70,6 +70,11 @@ class PrepareOptions:
         "default", "Folder, SentencePiece .model file, or hub name; default is SmolLM2's.", "model"
     )
     template: Template = setting(AUTO, "Prompt template; auto takes the corpus's own.", "data")
+    column: tuple[str, ...] = setting(
+        (),
+        "FIELD=COLUMN: the column that holds a field, as in prompt=Question; repeatable.",
+        "data",
+    )
     control_tokens: ControlTokens = setting(
         AUTO,
         "Control tokens in plain rows: read them, keep them as text, or (auto) read them in rows "
@@ -126,4 +131,4 @@ class PrepareOptions:
         """Return the options that decide what comes out, for the manifest."""
         skipped = (*_NOT_RECORDED, *_RECORDED_BY_CONTENT)
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in skipped}
-        return {**values, "mix": self.amounts()}
+        return {**values, "mix": self.amounts(), "column": list(self.column)}

@@ -184,7 +184,13 @@ def _encode_all(
 ) -> None:
     """Tokenise every chunk that has no file yet."""
     encoder = ChunkEncoder(
-        RowEncoder(options.family, options.template, tokenizer, options.control_tokens),
+        RowEncoder(
+            options.family,
+            options.template,
+            tokenizer,
+            options.control_tokens,
+            columns=options.column,
+        ),
         LengthLimit(options.max_length, options.overlong, tokenizer.start_ids),
         ExcludedQuestions(load_questions(source.path for source in excluded)),
         num_heldout_files,

@@ -87,3 +87,12 @@ def test_the_record_of_an_initial_adapter_is_no_setting(tmp_path):
     save_run_config(run_config, tmp_path / "run.json")
     assert load_parent(tmp_path / "run.json") is None
     assert load_parent(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize("former", ["", "jsonl"])
+def test_the_former_names_of_the_corpus_auto_are_read(former, tmp_path):
+    (tmp_path / "run.json").write_text(
+        json.dumps({"data": "d", "corpus": former, "column": ["prompt=Q"]})
+    )
+    run_config = load_run_config(tmp_path / "run.json")
+    assert (run_config.corpus, run_config.column) == ("auto", ("prompt=Q",))

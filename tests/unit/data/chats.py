@@ -26,7 +26,7 @@ def load_kind(load, kind):
 
 
 def encode(tokenizer, row, **options):
-    values = {"family": "jsonl", "template": "auto"}
+    values = {"family": "auto", "template": "auto"}
     encoder = RowEncoder(**{**values, "tokenizer": tokenizer, **options})
     # As a line of a file, which is how most rows come.
     (result,) = encoder.encode([RawRow(1, json.dumps(row).encode())])

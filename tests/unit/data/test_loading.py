@@ -81,7 +81,7 @@ def test_overlong_examples_are_counted(tmp_path):
         (b"", "at least one row; got none"),
         (b"\n \n", "at least one row; got none"),
         (b'{"prompt": "a", "completion": "b"}\n{"prompt": }', "line 2: .*Expecting value"),
-        (b'{"prompt": "a"}', "line 1: a row of jsonl must have the fields prompt, completion"),
+        (b'{"prompt": "a"}', "line 1: a row must have the fields conversations; .*it has prompt"),
         (b'{"prompt": 3, "completion": "b"}', "line 1: field 'prompt' must be text: 3"),
         (b'{"prompt": "a", "completion": ""}', "line 1: field 'completion' must not be empty"),
         (b"[1]", "line 1: a row must be a JSON object: list"),

@@ -20,7 +20,7 @@ def test_a_template_can_be_chosen(template):
 
 def test_a_row_of_10_megabytes_is_rejected_without_parsing_it():
     rows = [RawRow(7, b"[" * 10_000_000)]
-    encoder = RowEncoder("jsonl", "auto", tiny_tokenizer())
+    encoder = RowEncoder("auto", "auto", tiny_tokenizer())
     (result,) = encoder.encode(rows)
     assert result == Rejected(7, "a row must have at most 1,000,000 characters: 10,000,000")
 
@@ -28,7 +28,7 @@ def test_a_row_of_10_megabytes_is_rejected_without_parsing_it():
 def test_control_tokens_are_read_in_rows_that_were_rendered_before_only():
     rows = [{"prompt": f"a{END}b", "completion": f"c{end}"} for end in ("", END)]
     counts = [
-        [list(row.examples[0].input_ids).count(256) for row in encode("jsonl", *rows, **o)]
+        [list(row.examples[0].input_ids).count(256) for row in encode("auto", *rows, **o)]
         for o in ({}, {"template": "alpaca"})
     ]
     assert counts == [[1, 2], [1, 1]]

@@ -71,9 +71,9 @@ ROWS = [
     ("safety", {"instruction": "Hi", "input": None, "output": "Hello"}, alpaca("Hi"), "Hello"),
     ("safety", {"prompt": "How to harm?", "refusal": "No."}, alpaca("How to harm?"), "No."),
     ("safety", {"prompt": "Hi", "response": "Hello"}, alpaca("Hi"), "Hello"),
-    ("jsonl", {"prompt": "a b ", "completion": " c"}, "a b ", " c"),
-    ("jsonl", {"prompt": "", "completion": "only"}, "", "only"),
-    ("jsonl", {"text": "just text"}, "", "just text"),
+    ("auto", {"prompt": "a b ", "completion": " c"}, "a b ", " c"),
+    ("auto", {"prompt": "", "completion": "only"}, "", "only"),
+    ("auto", {"text": "just text"}, "", "just text"),
 ]
 
 
@@ -108,13 +108,17 @@ def test_a_harmful_goal_is_answered_with_a_refusal_and_never_with_its_target():
         ("code", {"instruction": "Q", "output": "A", "input": 7}, "field 'input' must be text: 7"),
         ("safety", {"goal": "G", "target": 1}, "field 'target' must be text"),
         ("safety", {"instructions": "Q"}, "a row of safety must have the fields"),
-        ("jsonl", {"completion": "c"}, "must have the fields prompt, completion; messages; text"),
-        ("jsonl", {"messages": []}, "must be a list, not empty"),
-        ("jsonl", {"messages": [{"role": "bot", "content": "x"}]}, "role must be one of system"),
-        ("jsonl", {"messages": [{"role": "user", "content": "x"}]}, "must be the assistant's"),
-        ("jsonl", {"messages": [{"role": "user", "content": None}]}, "content must be text"),
-        ("jsonl", {"messages": ["hi"]}, "message 1 must be an object"),
-        ("jsonl", {"text": "x" * MAX_ROW_CHARACTERS}, "at most 1,000,000 characters"),
+        (
+            "auto",
+            {"completion": "c"},
+            "it has completion; name the columns, as in --column prompt=",
+        ),
+        ("auto", {"messages": []}, "must be a list, not empty"),
+        ("auto", {"messages": [{"role": "bot", "content": "x"}]}, "role must be one of system"),
+        ("auto", {"messages": [{"role": "user", "content": "x"}]}, "must be the assistant's"),
+        ("auto", {"messages": [{"role": "user", "content": None}]}, "content must be text"),
+        ("auto", {"messages": ["hi"]}, "message 1 must be an object"),
+        ("auto", {"text": "x" * MAX_ROW_CHARACTERS}, "at most 1,000,000 characters"),
     ],
 )
 def test_a_row_that_does_not_fit_is_rejected_with_its_line_and_reason(family, row, reason):

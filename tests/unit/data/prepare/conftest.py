@@ -28,7 +28,7 @@ def prepare(tokenizer_folder, tmp_path, monkeypatch):
 
     def run(*sources, output="out", **changes):
         options = PrepareOptions(
-            family=changes.pop("family", "jsonl"),
+            family=changes.pop("family", "auto"),
             source=tuple(map(str, sources)),
             tokenizer=changes.pop("tokenizer", str(tokenizer_folder)),
             output=tmp_path / output,

@@ -110,7 +110,7 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_not_applied(tmp_path):
 
 def _encode_messages(tokenizer, *messages, template="auto"):
     row = RawRow(1, {"messages": [{"role": r, "content": c} for r, c in messages]})
-    (result,) = RowEncoder("jsonl", template, tokenizer).encode([row])
+    (result,) = RowEncoder("auto", template, tokenizer).encode([row])
     return result
 
 
