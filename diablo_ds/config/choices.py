@@ -38,6 +38,8 @@ DELTA_PATHS = (
 )
 DEFAULT_NUM_BLOCKS = "64"
 Template = Literal["auto", "alpaca", "gsm8k", "plain", "chat"]
+TextForm = Literal["auto", "chunk", "row"]
+"""What becomes of texts without a prompt."""
 ControlTokens = Literal["auto", "read", "text"]
 """What text such as "<|im_end|>" is in rows of the template plain."""
 

@@ -1,11 +1,8 @@
 """The run config: every value that changes the numbers of a run.
 
-Some settings may be left open: `diablo_ds.training.resolution` chooses them when a run starts, for
-its ranks and their machines. What was chosen is in the `run.json` of a run, and stays when the run
-continues.
-
-Memory and communication policy (ZeRO stage, offload, buckets) is not here but in a file of
-`ds_configs/`.
+`diablo_ds.training.resolution` chooses settings that are left open when a run starts, for its ranks
+and their machines; they are in the `run.json` of the run, and stay when it continues. Memory and
+communication policy (ZeRO stage, offload, buckets) is in a file of `ds_configs/`.
 """
 
 # ruff: noqa: RUF009 - each setting is a dataclasses.field
@@ -29,6 +26,7 @@ from diablo_ds.config.choices import (
     Overlong,
     Schedule,
     Template,
+    TextForm,
 )
 from diablo_ds.config.setting import LARGEST, check_settings, setting
 
@@ -62,14 +60,19 @@ class RunConfig:
     )
     data: str = _data(
         "default",
-        "Training data: a prepared dataset, raw files (JSON, JSONL, CSV, parquet), or default "
-        "for the shipped slice of GSM8K.",
+        "Training data: a prepared dataset, a raw file or folder (JSON, JSONL, CSV, TSV, parquet, "
+        "Arrow, text), or default for the shipped slice of GSM8K.",
     )
     corpus: Corpus = _data(
         "auto", "Family of raw files; auto knows rows by their fields, and asks where it must."
     )
     column: tuple[str, ...] = _data(
         (), "FIELD=COLUMN: the column that holds a field, as in prompt=Question; repeatable."
+    )
+    text: TextForm = _data(
+        "auto",
+        "Texts in raw files: joined and cut to max_length (chunk), or each an example (row); auto "
+        "is row in a stream, else chunk.",
     )
     template: Template = _data("auto", "Prompt template of raw files; auto takes the corpus's own.")
     control_tokens: ControlTokens = _data(
@@ -101,8 +104,7 @@ class RunConfig:
     )
     data_order: DataOrder = _data(
         "auto",
-        "How the seed orders each pass: hashed, or seed-plus-epoch as earlier versions did; auto "
-        "is hashed, and what the run has on resume.",
+        "How the seed orders a pass: hashed (auto), or seed-plus-epoch as earlier versions did.",
         is_open=True,
     )
     init_adapter: str = _adapter(
@@ -210,8 +212,7 @@ class RunConfig:
     )
     memory_budget: float = _speed(
         0.0,
-        "Memory that a rank may take, in GB (1e9 bytes): recompute as few decoder layers as fit "
-        "in it; 0 for off.",
+        "GB (1e9 bytes) that a rank may take: recompute as few layers as fit in it; 0 for off.",
         minimum=0,
         free_on_resume=True,
     )

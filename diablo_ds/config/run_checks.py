@@ -28,7 +28,7 @@ def check_together(run_config: RunConfig) -> None:
     _check_batching(run_config)
     _check_stream(run_config)
     check_control_tokens(run_config.control_tokens, run_config.template)
-    for name in ("corpus", "column", "template", "control_tokens", "heldout_data"):
+    for name in ("corpus", "column", "text", "template", "control_tokens", "heldout_data"):
         value = getattr(run_config, name)
         if run_config.data == "default" and value != getattr(type(run_config), name):
             raise UserError(
@@ -93,5 +93,10 @@ def _check_stream(run_config: RunConfig) -> None:
                 f"{name}={getattr(run_config, name)}; prepare the data first, with diablo-ds "
                 "prepare"
             )
+    if run_config.text == "chunk":
+        raise UserError(
+            "text must be row in a stream, where a step is a number of rows; got text='chunk'; "
+            "prepare the data first, with diablo-ds prepare"
+        )
     if run_config.overlong == "error":
         raise UserError("overlong must not be error for a stream; got overlong='error'")

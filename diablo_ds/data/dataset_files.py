@@ -35,6 +35,24 @@ def is_dataset(path: Path) -> bool:
     return any((path / name).is_file() for name in (_DICT_FILE, _STATE_FILE))
 
 
+def is_tokenised(path: Path) -> bool:
+    """Return whether a folder holds a dataset whose rows are tokens, and not raw rows.
+
+    One that cannot be read counts as such, so that `read_columns` says what is wrong with it.
+    """
+    if not is_dataset(path):
+        return False
+    part = next((info.parent for info in sorted(path.glob(f"*/{_INFO_FILE}"))), path)
+    shards = sorted(part.glob("data-*.arrow")) or sorted(part.glob("*.arrow"))
+    if not (part / _INFO_FILE).is_file() or not shards:
+        return True
+    try:
+        with pa.memory_map(str(shards[0])) as file, pa.ipc.open_stream(file) as reader:
+            return COLUMNS[0] in reader.schema.names
+    except (pa.ArrowException, OSError):
+        return True
+
+
 # --- writing -------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import numpy as np
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes
 from diablo_ds.data.corpora.reading import read_rows
-from diablo_ds.data.corpora.sources import find_sources
-from diablo_ds.data.dataset_files import is_dataset
+from diablo_ds.data.corpora.sources import choose_heldout, find_sources
+from diablo_ds.data.dataset_files import is_tokenised
 from diablo_ds.data.examples import Examples
 from diablo_ds.data.labels import Example
 from diablo_ds.data.length_limit import LengthLimit
@@ -21,6 +23,8 @@ from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
+
+logger = logging.getLogger("diablo_ds")
 
 SAMPLES_FOLDER = Path(__file__).parent / "corpora" / "samples"
 
@@ -51,9 +55,12 @@ def load_heldout(run_config: RunConfig, tokenizer: Tokenizer, vocab_size: int) -
     """Load the held-out examples that are stored apart, if there are any; see `load_data`."""
     if run_config.heldout_data:
         return _load(run_config.heldout_data, "heldout", run_config, tokenizer, vocab_size)
-    if (Path(run_config.data) / "heldout").is_dir():
-        return _load(run_config.data, "heldout", run_config, tokenizer, vocab_size)
-    return None
+    name = run_config.data
+    if _is_prepared(Path(name)):
+        has_part = (Path(name) / "heldout").is_dir()
+    else:
+        has_part = name != "default" and bool(find_raw(name, "heldout"))
+    return _load(name, "heldout", run_config, tokenizer, vocab_size) if has_part else None
 
 
 def data_files(run_config: RunConfig, part: str) -> list[Path]:
@@ -67,19 +74,21 @@ def data_files(run_config: RunConfig, part: str) -> list[Path]:
     if part == "heldout" and run_config.heldout_data:
         name = run_config.heldout_data
     if not _is_prepared(Path(name)):
-        return find_raw(name)
+        own_part = part if name == run_config.data else "train"
+        return find_raw(name, own_part) or find_raw(name)
     own = Path(name) / part
     return sorted((own if own.is_dir() else Path(name)).rglob("*.arrow"))
 
 
-def find_raw(name: str) -> list[Path]:
-    """Return the files of raw data.
+def find_raw(name: str, part: str = "train") -> list[Path]:
+    """Return the files of raw data, or of their held-out part, which may have none.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are no files of raw data.
     """
     try:
-        return [source.path for source in find_sources([name])[0]]
+        sources, skipped = find_sources([name])
+        return choose_heldout(skipped)[0] if part == "heldout" else [s.path for s in sources]
     except UserError as error:
         raise UserError(
             f"data must be an existing file or folder; got data={name!r}: {error}"
@@ -108,8 +117,14 @@ def _load(
             tokenizer,
             run_config.control_tokens,
             columns=run_config.column,
+            text_length=0 if run_config.text == "row" else run_config.max_length,
         )
-        (table, notes), origin = _load_raw(name, encoder, vocab_size), name
+        own_part = "train" if name == run_config.heldout_data else part
+        files = find_raw(name, own_part)
+        if part == "train":
+            say_skipped(name, has_heldout=not run_config.heldout_data)
+        table, notes = _load_raw(name, files, encoder, vocab_size)
+        origin = name if own_part == "train" else ", ".join(map(str, files))
     limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
     return replace(Examples.from_table(table, limit, origin), notes=notes)
 
@@ -121,17 +136,18 @@ def _is_prepared(path: Path) -> bool:
         raise UserError(
             f"data must be a prepared dataset or raw files; got data={str(path)!r}, {kind.value}"
         )
-    return is_dataset(path)
+    return is_tokenised(path)
 
 
 def _check_no_rendering(run_config: RunConfig, name: str) -> None:
     """Raise UserError if a setting for raw text is given with data that are tokenised already."""
-    names = ("corpus", "column", "template", "control_tokens")
+    names = ("corpus", "column", "text", "template", "control_tokens")
     values = {setting: getattr(run_config, setting) for setting in names}
     given = [f"{k}={v!r}" for k, v in values.items() if v != getattr(RunConfig, k)]
     if given:
         raise UserError(
-            "corpus, column, template and control_tokens have no effect on a prepared dataset; got "
+            "corpus, column, text, template and control_tokens have no effect on a prepared "
+            "dataset; got "
             f"{', '.join(given)}, data={name!r}"
         )
 
@@ -169,20 +185,33 @@ def _load_prepared(
     return table, f"{path} ({part})"
 
 
-def _load_raw(name: str, encoder: RowEncoder, vocab_size: int) -> tuple[TokenTable, dict[str, int]]:
+def say_skipped(name: str, *, has_heldout: bool) -> None:
+    """Name the files of a folder of raw data that a run does not read."""
+    skipped = find_sources([name])[1]
+    for path in choose_heldout(skipped)[1] if has_heldout else skipped:
+        logger.info(f"Not read, as it looks like test data or notes: {path}")
+
+
+def _load_raw(
+    name: str, files: Sequence[Path], encoder: RowEncoder, vocab_size: int
+) -> tuple[TokenTable, dict[str, int]]:
     """Read and tokenise raw files, of which every row must fit; count their notes too."""
     examples: list[Example] = []
     rows: list[int] = []
     num_rows = 0
     notes: Counter[str] = Counter()
-    for path in find_raw(name):
+    for path in files:
         results = encoder.encode(list(read_rows(path)))
         notes.update(count_notes(results))
         for result in results:
             accepted = _accept(result, path)
             examples += accepted
-            rows += [num_rows] * len(accepted)
-            num_rows += 1
+            if isinstance(result, Encoded) and result.is_joined:
+                rows += range(num_rows, num_rows + len(accepted))
+                num_rows += len(accepted)
+            else:
+                rows += [num_rows] * len(accepted)
+                num_rows += 1
     if not examples:
         raise UserError(f"data must have at least one row; got none in {name}")
     table = TokenTable.from_examples(examples, rows)

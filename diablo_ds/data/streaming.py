@@ -16,7 +16,7 @@ from diablo_ds.data.corpora.raw_rows import RawRow
 from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.data.labels import Example
 from diablo_ds.data.length_limit import LengthLimit
-from diablo_ds.data.loading import find_raw, unknown_token
+from diablo_ds.data.loading import find_raw, say_skipped, unknown_token
 from diablo_ds.data.packing import pass_seed, permutation
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
@@ -200,6 +200,7 @@ def open_stream(
     )
     limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
     files = find_raw(run_config.data)
+    say_skipped(run_config.data, has_heldout=not run_config.heldout_data)
     stream = StreamSource(files, run_config, encoder, limit, dealer, vocab_size)
     stream.check()
     return stream

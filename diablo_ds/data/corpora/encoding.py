@@ -11,7 +11,8 @@ from typing import NamedTuple
 from diablo_ds.config.choices import AUTO, CHAT, PLAIN
 from diablo_ds.data.corpora.chats import unused_keys
 from diablo_ds.data.corpora.columns import parse_columns, with_field_names
-from diablo_ds.data.corpora.families import RowKind, find_kind
+from diablo_ds.data.corpora.documents import JOINED, cut_documents
+from diablo_ds.data.corpora.families import TEXT, RowKind, find_kind
 from diablo_ds.data.corpora.fields import Exchange, Fields, RowError
 from diablo_ds.data.corpora.own_tokens import plain_text, without_own_ends, without_own_ends_in_chat
 from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, parse, too_long
@@ -43,6 +44,9 @@ class Encoded(NamedTuple):
     turns."""
     notes: tuple[str, ...]
     """What was done with the row, to be counted and shown."""
+    is_joined: bool = False
+    """Whether the examples are sequences of joined texts that end in this row: any number, each of
+    which counts as a row of its own."""
 
 
 class _Rendered(NamedTuple):
@@ -53,6 +57,7 @@ class _Rendered(NamedTuple):
     questions: tuple[str, ...]
     texts: Sequence[EncodableText | RenderedChat]
     notes: tuple[str, ...]
+    is_joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class RowEncoder:
         control_tokens: one of `CONTROL_TOKENS`, for the template plain.
         last_answer_only: whether a conversation gives one example, whatever its template does.
         columns: texts FIELD=COLUMN that name the columns of fields.
+        text_length: tokens to which texts are joined and cut; 0 where each stays an example.
     """
 
     family: str
@@ -74,6 +80,7 @@ class RowEncoder:
     control_tokens: str = AUTO
     last_answer_only: bool = False
     columns: tuple[str, ...] = ()
+    text_length: int = 0
 
     def __post_init__(self) -> None:
         if self.template == CHAT and self.tokenizer.chat is None:
@@ -97,9 +104,24 @@ class RowEncoder:
                 rendered.append(Rejected(row.line, str(error)))
         texts = [text for row in rendered if isinstance(row, _Rendered) for text in row.texts]
         examples = iter(self._tokenise(texts))
-        return [
+        finished = [
             row if isinstance(row, Rejected) else self._finish(row, examples) for row in rendered
         ]
+        return self._join_texts(finished) if self.text_length else finished
+
+    def _join_texts(self, rows: list[Encoded | Rejected]) -> list[Encoded | Rejected]:
+        """Replace the examples of texts by sequences of joined texts."""
+        texts = {
+            number: row
+            for number, row in enumerate(rows)
+            if isinstance(row, Encoded) and row.is_joined
+        }
+        documents = [example for row in texts.values() for example in row.examples]
+        for number, sequences in zip(
+            texts, cut_documents(documents, self.text_length), strict=True
+        ):
+            rows[number] = texts[number]._replace(examples=tuple(sequences))
+        return rows
 
     def _tokenise(self, texts: Sequence[EncodableText | RenderedChat]) -> list[Example | str]:
         """Tokenise texts; return for each an example, or the reason why there is none."""
@@ -124,7 +146,7 @@ class RowEncoder:
                 reason = "an example must have a token to predict, and one before it"
                 return Rejected(row.line, reason)
             accepted.append(example)
-        return Encoded(row.line, row.kind, row.questions, tuple(accepted), row.notes)
+        return Encoded(row.line, row.kind, row.questions, tuple(accepted), row.notes, row.is_joined)
 
     def _render(self, row: RawRow) -> _Rendered:
         if isinstance(row.value, bytes) and len(row.value) > MAX_ROW_CHARACTERS:
@@ -145,6 +167,8 @@ class RowEncoder:
             rendered = _Rendered(row.line, kind.name, asked, *self._render_chat(meaning))
         else:
             rendered = self._render_exchange(row.line, kind.name, meaning, template)
+            if self.text_length and kind.name == TEXT and template == PLAIN:
+                rendered = _as_document(rendered, row)
         if self.family == AUTO:
             rendered = rendered._replace(notes=(*rendered.notes, *_unused_fields(kind, named)))
         if (length := max(map(_num_characters, rendered.texts))) > MAX_ROW_CHARACTERS:
@@ -194,6 +218,17 @@ class RowEncoder:
         except UserError as error:
             raise RowError(str(error)) from None
         return rendered.chats, (*rendered.notes, *unused)
+
+
+def _as_document(rendered: _Rendered, row: RawRow) -> _Rendered:
+    """Return a text to be joined with others; a piece of a document has the ends of its own."""
+    (text,) = rendered.texts
+    assert isinstance(text, EncodableText)
+    text = text._replace(
+        add_start=text.add_start and not row.has_earlier,
+        add_end=text.add_end and not row.has_later,
+    )
+    return rendered._replace(texts=[text], notes=(*rendered.notes, JOINED), is_joined=True)
 
 
 def count_notes(results: Iterable[Encoded | Rejected]) -> dict[str, int]:

@@ -159,6 +159,8 @@ _ALPACA = "Alpaca and safety-tuned-llamas: CC BY-NC 4.0; others with these field
 
 _CHAT = ("tools", "functions", VARIABLES)
 
+TEXT = "text"
+"""Name of the kind of rows that are text without a prompt."""
 FAMILIES: dict[str, tuple[RowKind, ...]] = {
     "commonsense": (
         RowKind("llm-adapters", ("instruction", "output"), "alpaca", _commonsense, _LLM_ADAPTERS),
@@ -236,7 +238,7 @@ FAMILIES: dict[str, tuple[RowKind, ...]] = {
         RowKind("questions", ("question", "answer"), "alpaca", _question, _UNKNOWN),
         RowKind("refusals", ("prompt", "refusal"), "alpaca", _pair("refusal"), _UNKNOWN),
         RowKind("responses", ("prompt", "response"), "alpaca", _pair("response"), _UNKNOWN),
-        RowKind("text", ("text",), "plain", _text, _UNKNOWN),
+        RowKind(TEXT, ("text",), "plain", _text, _UNKNOWN),
     ),
 }
 """By the name of the family; auto knows rows of every form that has one meaning."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +60,10 @@ def _decompressed(packed: Any, path: Path) -> Any:
     ending = path.suffix.lower()
     if ending == ".gz":
         return io.BufferedReader(_Decompressed(gzip.GzipFile(fileobj=packed), path), _BUFFER_BYTES)
+    if ending == ".bz2":
+        return io.BufferedReader(_Decompressed(bz2.BZ2File(packed), path), _BUFFER_BYTES)
+    if ending == ".xz":
+        return io.BufferedReader(_Decompressed(lzma.LZMAFile(packed), path), _BUFFER_BYTES)
     if ending == ".zst":
         import pyarrow as pa
 
@@ -99,7 +105,7 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = self._stream.read(len(buffer))
-        except (EOFError, OSError, zlib.error) as error:
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # from the disk, not from the decompressor
             raise UserError(f"source file must be undamaged; got {self._path}: {error}") from None

@@ -18,6 +18,10 @@ class RawRow(NamedTuple):
     """Line on which it starts, counted from 1; in a parquet file, the row."""
     value: bytes | dict[str, Any] | Unreadable
     """A line of JSON, not yet parsed; the row's fields; or why it could not be read."""
+    has_earlier: bool = False
+    """Whether the row before is an earlier piece of the same document."""
+    has_later: bool = False
+    """Whether the next row is a later piece of the same document."""
 
     def size(self) -> int:
         """Return the approximate number of characters, without parsing the row."""

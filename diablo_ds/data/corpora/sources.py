@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json
 from diablo_ds.files.hub import hub_folder, looks_like_hub_name
 from diablo_ds.files.strict_json import is_one_line
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
+TEXT_FORMATS = (".txt", ".md")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *TEXT_FORMATS)
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _PATTERNS = [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
-_HELD_BACK = ("test", "valid", "val", "dev", "eval", "heldout")
-"""Beginnings of the names of files that are meant for evaluation."""
+_ENDINGS = "(s|set|ing)?"
+_VALIDATION = re.compile(rf"(valid|val|validation|dev|eval|evaluation|heldout){_ENDINGS}\d*")
+_TEST = re.compile(rf"test{_ENDINGS}\d*")
+"""Words in the names of files and folders that are meant for evaluation."""
+_DESCRIPTIONS = re.compile(
+    r"(dataset_infos?|dataset_dict|state)\.json|(readme|licen[cs]e|notice|changelog)\b.*", re.I
+)
+"""Files that are about the data of a folder."""
+_STATE_FILE = "state.json"
+"""Of a dataset that the library `datasets` saved; it names the files of the rows."""
 
 
 class SourceFile(NamedTuple):
@@ -36,7 +47,8 @@ def find_sources(
         may_be_tests: whether a folder may contain only test files.
 
     Returns:
-        The files in a fixed order, and the skipped files of folders: test files.
+        The files in a fixed order, and the skipped files of folders: those for evaluation, and
+        texts beside rows.
 
     Raises:
         UserError: if one matches no file, or a file's format is not known.
@@ -62,16 +74,37 @@ def find_sources(
     return sources, skipped
 
 
+def choose_heldout(skipped: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return which skipped files of `find_sources` are held-out data, and the others.
+
+    Those are the files for validation or, if there are none, the test files.
+    """
+    validation = [path for path in skipped if _is_named(path, _VALIDATION)]
+    heldout = validation or [path for path in skipped if _is_named(path, _TEST)]
+    return heldout, [path for path in skipped if path not in heldout]
+
+
+def name_sources(paths: Sequence[Path]) -> list[SourceFile]:
+    """Return files under the names that they have if the user gives none."""
+    return [SourceFile(_default_name(path), path) for path in paths]
+
+
 def _find_files(text: str) -> tuple[list[Path], list[Path]]:
     path = Path(text).expanduser()
-    held_back: list[Path] = []
+    skipped: list[Path] = []
     if path.is_file():
         files = [path]
     elif path.is_dir() or (not glob.has_magic(text) and looks_like_hub_name(text)):
         folder = path if path.is_dir() else hub_folder(text, "dataset", _PATTERNS)
-        found = sorted({file for pattern in _PATTERNS for file in folder.rglob(pattern)})
-        files = [file for file in found if not _is_held_back(file)]
-        held_back = [file for file in found if _is_held_back(file)]
+        found = _files_of(folder)
+        has_rows = any(format_of(file) not in TEXT_FORMATS for file in found)
+        skipped = [
+            file
+            for file in found
+            if _is_for_evaluation(file.relative_to(folder))
+            or (has_rows and format_of(file) in TEXT_FORMATS)
+        ]
+        files = [file for file in found if file not in skipped]
     else:
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     for file in files:
@@ -85,7 +118,33 @@ def _find_files(text: str) -> tuple[list[Path], list[Path]]:
                 f"source file must be one of {', '.join(FORMATS)}, plain or compressed as "
                 f"{', '.join(COMPRESSIONS)}; got {file}"
             )
-    return files, held_back
+    return files, skipped
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the data files of a folder, without files about them, caches and hidden ones."""
+    found = sorted({file for pattern in _PATTERNS for file in folder.rglob(pattern)})
+    return [
+        file
+        for file in found
+        if not _DESCRIPTIONS.fullmatch(file.name)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and _is_of_dataset(file)
+    ]
+
+
+def _is_of_dataset(file: Path) -> bool:
+    """Return whether a file is no cache beside the rows of a saved dataset."""
+    state = file.parent / _STATE_FILE
+    if not state.is_file():
+        return True
+    try:
+        described = read_json(state)["_data_files"]
+        return file.name in [entry["filename"] for entry in described]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"saved dataset must name its files; got {state} without them; save it again"
+        ) from None
 
 
 def format_of(path: Path) -> str:
@@ -100,12 +159,19 @@ def _stem(path: Path) -> str:
     return path.name.split(".")[0]
 
 
-def _is_held_back(path: Path) -> bool:
-    words = _stem(path).lower().replace("-", "_").split("_")
-    return any(word.startswith(_HELD_BACK) for word in words)
+def _is_for_evaluation(path: Path) -> bool:
+    """Return whether the name of a file, or of one of its folders, is that of a held-out split."""
+    return _is_named(path, _VALIDATION) or _is_named(path, _TEST)
+
+
+def _is_named(path: Path, pattern: re.Pattern[str]) -> bool:
+    names = [*path.parent.parts[-2:], _stem(path)]
+    text = " ".join(names).lower().replace("held-out", "heldout").replace("held_out", "heldout")
+    return any(pattern.fullmatch(word) for word in re.split(r"[ _-]", text))
 
 
 def _default_name(path: Path) -> str:
-    stem = _stem(path)
+    stem = re.sub(r"-\d+-of-\d+$", "", _stem(path))
     folder = path.resolve().parent.name  # a bare file name has no parent
-    return folder if folder and stem.startswith(("train", *_HELD_BACK)) else stem
+    is_split = stem.startswith("train") or _is_for_evaluation(Path(stem)) or stem == "data"
+    return folder if folder and is_split else stem

@@ -1,4 +1,4 @@
-"""Rows of CSV and parquet files."""
+"""Rows of CSV, TSV, parquet and Arrow files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,8 +19,13 @@ _MAX_CELL_CHARACTERS = 16 * MAX_ROW_CHARACTERS
 _ROWS_PER_BATCH = 1000
 
 
-def read_csv(file: IO[bytes], path: Path) -> Iterator[RawRow]:
+def read_csv(file: IO[bytes], path: Path, delimiter: str = ",") -> Iterator[RawRow]:
     """Yield the rows of a CSV file that has a header.
+
+    Args:
+        file: the file, opened.
+        path: its path, named in errors.
+        delimiter: what stands between two fields; a tab in TSV files.
 
     Raises:
         UserError: if it is not UTF-8 or is damaged in a way that hides where rows begin.
@@ -29,7 +35,7 @@ def read_csv(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     line = 1
     try:
-        reader = csv.reader(_lines(text, path), strict=True)
+        reader = csv.reader(_lines(text, path), strict=True, delimiter=delimiter)
         header = next(reader, [])
         _check_names(header, path)
         line = reader.line_num + 1
@@ -74,28 +80,64 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
         UserError: if it is damaged.
         OSError: if the disk fails.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    with _valid(path, "parquet") as rows, pq.ParquetFile(path) as file:
+        _check_names(file.schema_arrow.names, path)
+        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
+            yield from rows.of(batch)
+
+
+def read_arrow(path: Path) -> Iterator[RawRow]:
+    """Yield the rows of an Arrow file or stream, as `datasets` saves them; see `read_parquet`."""
+    import pyarrow as pa
+
+    with _valid(path, "Arrow") as rows, pa.memory_map(str(path)) as file:
+        try:
+            stream = pa.ipc.open_stream(file)
+        except pa.ArrowInvalid:
+            stored = pa.ipc.open_file(file)
+            schema, batches = stored.schema, map(stored.get_batch, range(stored.num_record_batches))
+        else:
+            schema, batches = stream.schema, iter(stream)
+        _check_names(schema.names, path)
+        for batch in batches:
+            for start in range(0, batch.num_rows, _ROWS_PER_BATCH):
+                yield from rows.of(batch.slice(start, _ROWS_PER_BATCH))
+
+
+class _Numbered:
+    """Numbers the rows of the record batches of one file."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def of(self, batch: Any) -> Iterator[RawRow]:
+        for row in _rows(batch):
+            self.number += 1
+            yield RawRow(self.number, row)
+
+
+@contextmanager
+def _valid(path: Path, file_format: str) -> Iterator[_Numbered]:
+    """Raise UserError for a file that cannot be opened or is damaged, with the last good row."""
+    import pyarrow as pa
 
     try:
         with path.open("rb"):
             pass
     except OSError as error:
         raise unopened(path, error) from None
+    rows = _Numbered()
     try:
-        number = 0
-        with pq.ParquetFile(path) as file:
-            _check_names(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
-                for row in _rows(batch):
-                    number += 1
-                    yield RawRow(number, row)
+        yield rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names need not be UTF-8
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"source file must be valid parquet; got {path}, after row {number}: {reason}"
+            f"source file must be valid {file_format}; got {path}, after row {rows.number}: "
+            f"{reason}"
         ) from None
 
 

@@ -60,7 +60,7 @@ def assemble(
     counts = [read_counts(file) for file in files]
     names = ["" if count.file < num_heldout_files else sources[count.file].name for count in counts]
     rows = [row_numbers(read_chunk(file)) for file in files]
-    parts, skipped = _choose(options, files, rows, names)
+    parts, skipped = _choose(options, files, rows, names, has_heldout=num_heldout_files > 0)
     by_row = any(EACH_ANSWER in count.notes for count in counts)
     for part, masks in parts.items():
         if not selection.count(masks):
@@ -101,6 +101,8 @@ def _choose(
     files: Sequence[Path],
     rows: Sequence[RowNumbers],
     names: Sequence[str],
+    *,
+    has_heldout: bool,
 ) -> tuple[dict[str, list[Mask]], dict[str, dict[str, int]]]:
     """Return the examples of each part, and the numbers of rows and examples that were skipped.
 
@@ -109,6 +111,7 @@ def _choose(
         files: chunk files.
         rows: for each chunk, the row that each of its examples comes from.
         names: the source name of each chunk; empty for one of the held-out part.
+        has_heldout: whether there are files for the held-out part.
     """
     first = selection.first_occurrences([digests(read_chunk(file)) for file in files])
     heldout = [mask & (not name) for mask, name in zip(first, names, strict=True)]
@@ -132,7 +135,7 @@ def _choose(
         heldout = selection.take(train, rows, num_heldout, options.seed, HELDOUT)
         train = selection.without(train, heldout)
     parts = {TRAIN: train}
-    if options.val_share or options.val_source:
+    if options.val_share or has_heldout:
         parts[HELDOUT] = heldout
     return parts, skipped
 

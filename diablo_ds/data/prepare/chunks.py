@@ -111,20 +111,24 @@ class ChunkEncoder:
         kept: list[KeptExample] = []
         num_too_long = 0
         compare = len(self._tests) > 0 and chunk.file >= self._num_heldout_files
-        for number, row in enumerate(encoded):
+        number = -1
+        for row in encoded:
+            number += 1
             # An entire conversation is skipped: its later answers follow the test's question.
             matches = map(self._tests.match, row.questions) if compare else iter(())
             if reason := next(filter(None, matches), ""):
                 dropped[reason] += 1
                 continue
-            fitting = []
+            fitting: list[KeptExample] = []
             for example in row.examples:
+                if row.is_joined and example is not row.examples[0]:
+                    number += 1
                 if (short := self._limit.fit(example)) is not None:
                     is_cut = len(short.input_ids) < len(example.input_ids)
                     fitting.append(KeptExample(short, is_cut, number))
             kept += fitting
             num_too_long += len(row.examples) - len(fitting)
-            if not fitting:
+            if not fitting and not row.is_joined:
                 dropped[TOO_LONG] += 1
         counts = ChunkCounts(
             file=chunk.file,

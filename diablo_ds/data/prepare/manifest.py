@@ -124,6 +124,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         if isinstance(options, dict) and isinstance(options.get("family"), str):
             options["family"] = FORMER_CORPORA.get(options["family"], options["family"])
             options.setdefault("column", [])
+            options.setdefault("text", "row")
     wrong = _misfit(manifest, _SHAPE, "manifest")
     by_row = not wrong and EACH_ANSWER in manifest["notes"]
     if by_row and EXAMPLES_LEFT_OUT not in manifest:

@@ -13,6 +13,7 @@ from diablo_ds.config.choices import (
     ControlTokens,
     Overlong,
     Template,
+    TextForm,
     check_control_tokens,
 )
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
@@ -34,8 +35,8 @@ class PrepareOptions:
     """One of `CORPORA`."""
     source: tuple[str, ...] = setting(
         REQUIRED,
-        "File, folder, glob or hub name, or NAME=one of them; repeatable. JSON, JSONL, CSV, "
-        "parquet, also .gz or .zst.",
+        "File, folder, glob or hub name, or NAME=one of them; repeatable. JSON, JSONL, CSV, TSV, "
+        "parquet, Arrow, text, compressed, or saved by datasets.",
         "sources",
     )
     mix: tuple[str, ...] = setting(
@@ -73,6 +74,12 @@ class PrepareOptions:
     column: tuple[str, ...] = setting(
         (),
         "FIELD=COLUMN: the column that holds a field, as in prompt=Question; repeatable.",
+        "data",
+    )
+    text: TextForm = setting(
+        AUTO,
+        "Texts without a prompt: joined, each with its end token, and cut to --max-length (chunk, "
+        "which auto takes), or each an example (row).",
         "data",
     )
     control_tokens: ControlTokens = setting(

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.data.corpora.encoding import RowEncoder
-from diablo_ds.data.corpora.sources import SourceFile, find_sources
+from diablo_ds.data.corpora.sources import (
+    TEXT_FORMATS,
+    SourceFile,
+    choose_heldout,
+    find_sources,
+    format_of,
+    name_sources,
+)
 from diablo_ds.data.length_limit import LengthLimit
 from diablo_ds.data.prepare.assembly import assemble, bad_row_lines
 from diablo_ds.data.prepare.chunk_files import ChunkCounts
@@ -67,11 +74,16 @@ def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> d
     """
     val_sources, val_skipped = find_sources(options.val_source)
     train_sources, skipped = find_sources(options.source)
+    if not options.val_source and not options.val_share:
+        heldout, skipped = choose_heldout(skipped)
+        val_sources = name_sources(heldout)
+        for file in heldout:
+            say(f"Held-out part: {file}")
     check_names(options.amounts(), {source.name for source in train_sources})
     excluded = _find_excluded(options.exclude)
     tokenizer_path = find_tokenizer(options.tokenizer)
     for file in (*skipped, *val_skipped):
-        say(f"Skipped, as it looks like test data: {file}")
+        say(f"Not read, as it looks like test data or notes: {file}")
 
     partial = options.output.with_name(f".{options.output.name}.partial")
     old = options.output if options.output.exists() else partial
@@ -109,7 +121,8 @@ def _find_excluded(texts: Sequence[str]) -> list[SourceFile]:
     """Find test files: in a folder those that look like tests or, if there are none, all."""
     files: list[SourceFile] = []
     for text in texts:
-        found, tests = find_sources([text], may_be_tests=True)
+        found, skipped = find_sources([text], may_be_tests=True)
+        tests = [path for path in skipped if format_of(path) not in TEXT_FORMATS]
         files += [SourceFile(path.stem, path) for path in tests] or found
     return files
 
@@ -190,6 +203,7 @@ def _encode_all(
             tokenizer,
             options.control_tokens,
             columns=options.column,
+            text_length=0 if options.text == "row" else options.max_length,
         ),
         LengthLimit(options.max_length, options.overlong, tokenizer.start_ids),
         ExcludedQuestions(load_questions(source.path for source in excluded)),

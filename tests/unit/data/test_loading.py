@@ -7,6 +7,7 @@ import pytest
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data import loading
+from diablo_ds.data.corpora import text_files
 from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.data.labels import Example
 from diablo_ds.errors import UserError
@@ -101,8 +102,8 @@ def test_missing_and_foreign_data_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"existing file or folder; got .*empty"):
         _load(tmp_path / "empty")
-    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "raw")
-    with pytest.raises(UserError, match="columns input_ids and labels; got text"):
+    datasets.Dataset.from_list([{"input_ids": [1]}]).save_to_disk(tmp_path / "raw")
+    with pytest.raises(UserError, match="columns input_ids and labels; got input_ids"):
         _load(tmp_path / "raw")
     (tmp_path / "raw" / "state.json").write_text("{}")
     with pytest.raises(UserError, match="must be a prepared dataset"):
@@ -149,3 +150,76 @@ def test_what_a_run_wrote_is_not_taken_for_data(name, kind, tmp_path):
     (tmp_path / "state.json").write_text("{}")  # a checkpoint and a dataset's part have one
     with pytest.raises(UserError, match=f"raw files; got data='{tmp_path}', {kind}"):
         _load(tmp_path)
+
+
+def _rows(names):
+    return [{"Prompt": f"{name}?", "Completion": f"{name}!"} for name in names]
+
+
+def _pairs_of(examples):
+    decode = tiny_tokenizer().encoder.decode
+    return [decode(example.input_ids).removesuffix("<|end|>") for example in examples]
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "saved"])
+def test_the_splits_of_a_folder_are_training_and_held_out_data(form, tmp_path, caplog):
+    splits = {"train": ["a", "b"], "test": ["c"], "validation": ["d"]}
+    parts = {name: datasets.Dataset.from_list(_rows(rows)) for name, rows in splits.items()}
+    folder = tmp_path / "hub"
+    (folder / "data").mkdir(parents=True)
+    if form == "saved":
+        datasets.DatasetDict(parts).save_to_disk(folder)
+    for name, part in parts.items():
+        path = folder / "data" / f"{name}-00000-of-00001.{form}"
+        if form == "parquet":
+            part.to_parquet(path)
+        elif form == "jsonl":
+            part.to_json(path)
+        elif form == "csv":
+            part.to_csv(path)
+    with caplog.at_level("INFO", "diablo_ds"):
+        train, heldout = _load(folder, heldout_share=0.5)
+    assert _pairs_of(train) == ["a?a!", "b?b!"]
+    assert _pairs_of(heldout) == ["d?d!"]
+    assert "validation" in heldout.describe()
+    assert "Not read, as it looks like test data" in caplog.text
+    config = RunConfig(data=str(folder))
+    assert [p.parent.name + p.name for p in loading.data_files(config, "heldout")] != []
+    assert set(loading.data_files(config, "heldout")).isdisjoint(
+        loading.data_files(config, "train")
+    )
+
+
+def test_a_saved_dataset_is_read_without_its_caches(tmp_path):
+    rows = datasets.Dataset.from_list(_rows("abcd"))
+    rows.select([3, 1, 0]).save_to_disk(tmp_path / "saved", num_shards=2)
+    (tmp_path / "saved" / "cache-1234.arrow").write_bytes(b"other rows")
+    train, _ = _load(tmp_path / "saved", heldout_share=0.0)
+    assert _pairs_of(train) == ["d?d!", "b?b!", "a?a!"]
+
+
+def test_texts_are_joined_and_cut_and_no_token_is_lost(tmp_path):
+    texts = ["first text", "a" * 25, "b"]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps({"Text": text}) for text in texts))
+    train, _ = _load(path, heldout_share=0.0, max_length=10)
+    whole = "".join(f"{text}<|end|>" for text in texts)
+    decode = tiny_tokenizer().encoder.decode
+    assert "".join(decode(example.input_ids) for example in train) == whole
+    assert train.lengths.tolist() == [10, 10, 10, 9]
+    assert "3 rows: text, joined" in train.describe()
+    by_row, _ = _load(path, heldout_share=0.0, max_length=10, text="row", overlong="cut-completion")
+    assert by_row.lengths.tolist() == [10, 10, 2]
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.md"])
+def test_a_text_file_is_trained_to_its_end(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "PIECE_CHARACTERS", 50)
+    text = "".join(f"line {i} of a book\n" for i in range(40))
+    (tmp_path / name).write_text(text)
+    train, heldout = _load(tmp_path / name, heldout_share=0.0, max_length=32)
+    assert heldout is None
+    decode = tiny_tokenizer().encoder.decode
+    assert "".join(decode(example.input_ids) for example in train) == text + "<|end|>"
+    train, heldout = _load(tmp_path / name, heldout_share=0.2, max_length=32)
+    assert len(heldout) == round(0.2 * (len(train) + len(heldout)))

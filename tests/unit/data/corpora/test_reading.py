@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diablo_ds.data.corpora import text_files
 from diablo_ds.data.corpora.raw_rows import Unreadable, parse
 from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.errors import UserError
@@ -22,6 +25,8 @@ def _json_lines(rows):
 def _compress(data, ending):
     if ending == ".gz":
         return gzip.compress(data)
+    if ending in (".bz2", ".xz"):
+        return (bz2 if ending == ".bz2" else lzma).compress(data)
     return pa.Codec("zstd").compress(data, asbytes=True) if ending == ".zst" else data
 
 
@@ -36,11 +41,12 @@ def _texts():
         "lists.json": json.dumps({**columns, "note": "other"}, indent=1),
         "bom.jsonl": "\ufeff" + _json_lines(ROWS),
         "bom.json": "\ufeff" + json.dumps(ROWS),
+        "table.tsv": 'a\tb\n"1\n\u00e9"\tx\n2\t"]},{"\n3\t\n',
         "table.csv": 'a,b\n"1\n\u00e9",x\n2,"]},{"\n3,\n',
     }
 
 
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".bz2", ".xz"])
 @pytest.mark.parametrize("name", _texts())
 def test_every_format_gives_the_same_rows(tmp_path, name, ending):
     path = tmp_path / (name + ending)
@@ -55,6 +61,33 @@ def test_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet")
     rows = list(read_rows(tmp_path / "t.parquet"))
     assert [(row.line, row.value) for row in rows] == list(enumerate(ROWS, start=1))
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow(tmp_path, new):
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file, new(file, table.schema) as writer:
+        writer.write_table(table)
+    rows = list(read_rows(tmp_path / "t.arrow"))
+    assert [(row.line, row.value) for row in rows] == list(enumerate(ROWS, start=1))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md.gz"])
+@pytest.mark.parametrize("gap", [" ", "\n", "\n\n", ""])
+def test_a_text_file_is_one_document_in_pieces(tmp_path, monkeypatch, name, gap):
+    monkeypatch.setattr(text_files, "PIECE_CHARACTERS", 40)
+    text = gap.join(f"word{i}" for i in range(60)) + "\n"
+    (tmp_path / name).write_bytes(_compress(text.encode(), (tmp_path / name).suffix))
+    rows = list(read_rows(tmp_path / name))
+    assert "".join(row.value["text"] for row in rows) == text
+    assert max(len(row.value["text"]) for row in rows) <= 40
+    assert [row.has_earlier for row in rows] == [False] + [True] * (len(rows) - 1)
+    assert [row.has_later for row in rows] == [True] * (len(rows) - 1) + [False]
+    assert [row.line for row in rows][-1] == 1 + "".join(
+        row.value["text"] for row in rows[:-1]
+    ).count("\n")
+    (tmp_path / "blank.txt").write_text(" \n" * 100)
+    assert list(read_rows(tmp_path / "blank.txt")) == []
 
 
 @pytest.mark.parametrize(
@@ -102,6 +135,10 @@ def test_rows_know_their_line(tmp_path, name, text, lines):
         ("a.csv", "a\n\u00e9".encode("latin-1"), "must be UTF-8"),
         ("a.csv", b'a,b\n1,2\n3,"x', "valid CSV; got .*line 3"),
         ("a.parquet", b"PAR1 no", "valid parquet"),
+        ("a.arrow", b"ARROW1 no", "valid Arrow"),
+        ("a.txt", "\u00e9".encode("latin-1"), "must be UTF-8"),
+        ("a.md.bz2", b"no bz2", "must be undamaged"),
+        ("a.txt.xz", b"no xz", "must be undamaged"),
         ("a.jsonl.gz", b"no gzip", "must be undamaged"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], "must be undamaged"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.data.corpora.sources import find_sources
+from diablo_ds.data.corpora.sources import choose_heldout, find_sources
 from diablo_ds.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_a_folder_gives_its_training_files_named_after_their_task(tmp_path):
     sources, skipped = _found(str(tmp_path))
     expected = [("boolq", "train.json"), ("more", "more.csv"), ("piqa", "train.json.gz")]
     assert sources == expected
-    assert skipped == ["test.json", "dev.json"]
+    assert skipped == ["test.json", "notes.txt", "dev.json"]
 
 
 def test_a_file_or_glob_that_is_named_is_taken_as_it_is(tmp_path):
@@ -47,6 +47,31 @@ def test_a_data_set_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
     assert _found("org/corpus") == ([("data", "train.parquet")], ["test.parquet"])
 
 
+def test_the_splits_of_a_hub_folder_are_told_apart(tmp_path):
+    shard = "{}-00000-of-00002.parquet"
+    _touch(tmp_path, "README.md", "dataset_infos.json", ".cache/x.json", "LICENSE.txt")
+    _touch(tmp_path, *(f"data/{shard.format(name)}" for name in ("train", "test", "validation")))
+    sources, skipped = find_sources([str(tmp_path)])
+    assert [(s.name, s.path.name) for s in sources] == [("data", shard.format("train"))]
+    heldout, others = choose_heldout(skipped)
+    assert [path.name for path in heldout] == [shard.format("validation")]
+    assert [path.name for path in others] == [shard.format("test")]
+    assert choose_heldout(others) == (others, [])
+
+
+@pytest.mark.parametrize("name", ["values", "developers", "testimony", "contest", "train"])
+def test_words_that_only_begin_like_test_are_training_data(name, tmp_path):
+    _touch(tmp_path, f"{name}.jsonl", "test/0000.jsonl", "test_sft.jsonl", "held-out.jsonl")
+    sources, skipped = find_sources([str(tmp_path)])
+    assert [s.path.name for s in sources] == [f"{name}.jsonl"]
+    assert len(skipped) == 3
+
+
+def test_a_folder_of_texts_is_read(tmp_path):
+    _touch(tmp_path, "a.md", "b/c.txt", "README.md")
+    assert [path for _, path in _found(str(tmp_path))[0]] == ["a.md", "c.txt"]
+
+
 @pytest.mark.parametrize("text", ["nowhere.json", "./nowhere", "no/such/file.json", "a/*.json"])
 def test_sources_that_are_not_there_are_named(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -56,9 +81,9 @@ def test_sources_that_are_not_there_are_named(text, tmp_path, monkeypatch):
 
 
 def test_wrong_formats_and_repeats_are_named(tmp_path):
-    _touch(tmp_path, "a.txt", "b.json", "c/test.json")
-    with pytest.raises(UserError, match=r"must be one of \.jsonl, .*a\.txt"):
-        find_sources([str(tmp_path / "a.txt")])
+    _touch(tmp_path, "a.docx", "b.json", "c/test.json")
+    with pytest.raises(UserError, match=r"must be one of \.jsonl, .*a\.docx"):
+        find_sources([str(tmp_path / "a.docx")])
     with pytest.raises(UserError, match=r"named once; got .*b\.json twice"):
         find_sources([str(tmp_path / "b.json"), f"x={tmp_path / 'b.json'}"])
     with pytest.raises(UserError, match="1 files look like test data: name them"):
