@@ -12,8 +12,9 @@ from typing import NamedTuple
 from benchmarks.gpu.models import COMPILED, WORKLOADS
 from benchmarks.gpu.records import Records
 from diablo_ds.config.run import RunConfig
+from diablo_ds.planning.candidate import Candidate
 from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
-from diablo_ds.planning.plan import Candidate, Planner
+from diablo_ds.planning.plan import Planner
 
 _STAGES = {"step-zero0": 0, "step-zero2": 2, "step-levers": 2, "step-zero3": 3, "slice-zero2": 2}
 

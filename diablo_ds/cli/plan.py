@@ -46,43 +46,59 @@ def plan(**values: Any) -> None:
 
 def _plan(options: PlanOptions, shape: Shape, assumed: Assumptions) -> None:
     from diablo_ds.model.published import find_model_config
-    from diablo_ds.planning import output, report
-    from diablo_ds.planning.plan import Planner, fastest
+    from diablo_ds.planning import output, report, search
+    from diablo_ds.planning.plan import Planner
+    from diablo_ds.planning.sentence import count_tokens, hours, sentence
 
+    tokens = (options.tokens, "") if options.tokens else None
+    if options.data is not None:
+        tokens = count_tokens(options.data.expanduser())
     cluster = _cluster(options)
     run_configs = _run_configs(options, cluster)
     model_config, run_name = find_model_config(options.model, shape, run_configs[0].max_length)
     planner = Planner(model_config, run_configs[0], assumed)
     legal = _legal(planner, run_configs, must_all_be=bool(options.num_blocks))
     models = [(each, planner.model(each)) for each in legal]
-    by_run = [list(planner.candidates(cluster, each)) for each, _ in models]
-    best = fastest([c for c in by_run[0] if c.fits])
-    shown = by_run[0] if not options.all else [c for own in by_run for c in own]
-    if not options.all:
-        shown = shown + [c for own in by_run[1:] if (c := fastest([c for c in own if c.fits]))]
+    must_keep = options.micro_batch is not None
+    by_run = [search.search(planner, cluster, each, must_keep=must_keep) for each in legal]
+    best = search.best_of(by_run[0])
+    safer = search.safer_than(best, by_run[0]) if best is not None else None
     everything = [c for own in by_run for c in own]
     name = options.model or "model by shape"
-    text = "\n\n".join(
-        [
-            report.model_text(name, models),
-            report.cluster_text(cluster, run_configs[0]),
-            report.layouts_text(shown, best),
-            report.memory_text(report.of_each_variant(by_run[0])),
-        ]
-    )
+    said = sentence(name, cluster, options.gpu, best, safer, by_run[0], tokens)
+    parts = [
+        said,
+        report.model_text(name, models),
+        report.cluster_text(cluster, best.run_config if best is not None else legal[0]),
+    ]
+    short = report.shown_layouts(by_run, best)
+    parts.append(report.layouts_text(short, best, len(everything) - len(short)))
+    whole = [
+        *parts[:-1],
+        report.layouts_text(everything, best),
+        report.memory_text(report.of_each_variant(by_run[0])),
+    ]
     values = report.plan_dict(name, models, cluster, assumed, everything, best)
+    values |= {
+        "sentence": said,
+        "safer": None if safer is None else report.candidate_dict(safer),
+        "tokens": None if tokens is None else tokens[0],
+        "hours": None if tokens is None or best is None else hours(best, tokens[0]),
+    }
+    text = "\n\n".join(whole if options.all else parts)
     click.echo(json.dumps(values, indent=2) if options.json else text)
     if best is None:
         fitting = [
             f"num_blocks {each.num_blocks}"
-            for (each, _), own in zip(models, by_run, strict=True)
+            for each, own in zip(legal, by_run, strict=True)
             if any(c.fits for c in own)
         ]
-        raise UserError("; ".join([planner.advice(cluster), *fitting]))
+        raise UserError("; ".join([search.advice(planner, cluster, legal[0]), *fitting]))
     if options.output is not None:
-        scaling = planner.scaling(cluster)
+        scaling = search.scaling(planner, cluster, best.run_config)
         values["scaling"] = [report.candidate_dict(c) for c in scaling]
-        written = output.write_output(options.output, planner, best, run_name, text, values)
+        table = "\n\n".join(whole)
+        written = output.write_output(options.output, planner, best, run_name, table, values)
         plot = options.output / output.PLOT_FILE
         title = f"{name}, N={run_configs[0].num_blocks}, {options.gpu}"
         report.plot_scaling(scaling, plot, title)

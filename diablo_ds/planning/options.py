@@ -8,6 +8,7 @@ from pathlib import Path
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.choices import PRECISIONS
 from diablo_ds.config.setting import check_settings, setting
+from diablo_ds.errors import UserError
 from diablo_ds.planning.hardware import DEVICES
 
 DEFAULT_BLOCKS = ("64", "32", "128")
@@ -64,19 +65,28 @@ class PlanOptions:
     )
     micro_batch: int | None = setting(
         None,
-        "Sequences of one forward of a rank.",
+        "Sequences of one forward of a rank; where nothing fits, smaller ones are tried.",
         "batch",
         minimum=1,
-        shown_default=f"the largest up to {MOST_MICRO_BATCH} that divides the global batch",
+        shown_default=f"the best up to {MOST_MICRO_BATCH} that divides the global batch",
     )
     global_batch: int | None = setting(
         None,
         "Sequences per optimizer step.",
         "batch",
         minimum=1,
-        shown_default="one micro batch per rank",
+        shown_default=f"one micro batch per rank; {MOST_MICRO_BATCH} per rank if that is open too",
     )
     max_length: int = setting(2048, "Tokens per sequence.", "batch", minimum=2)
+    data: Path | None = setting(
+        None,
+        "Data to train on once: a prepared dataset, or files whose size gives a rough number of "
+        "tokens. For the hours that it takes.",
+        "batch",
+    )
+    tokens: int | None = setting(
+        None, "Tokens to train on, instead of data; for the hours.", "batch", minimum=1
+    )
     precision: str = setting(
         "auto",
         "Dtype of base and deltas. Auto is bf16, or fp16 on a GPU without it.",
@@ -87,7 +97,14 @@ class PlanOptions:
         None, "Folder for a DeepSpeed config, commands, tables and a scaling plot.", "run"
     )
     json: bool = setting(False, "Print JSON instead of tables.", "run")
-    all: bool = setting(False, "Show every layout of every block count.", "run")
+    all: bool = setting(
+        False, "Show all block counts, micro batches and layouts, and memory by kind.", "run"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.data is not None and self.tokens is not None:
+            raise UserError(
+                "tokens must be counted from data or given; got both "
+                f"data={self.data} and tokens={self.tokens}"
+            )

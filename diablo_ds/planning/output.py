@@ -9,7 +9,8 @@ from typing import Any
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.words import shell_text, train_words
 from diablo_ds.files.atomic import write_json, write_text
-from diablo_ds.planning.plan import Candidate, Planner
+from diablo_ds.planning.candidate import Candidate
+from diablo_ds.planning.plan import Planner
 
 DS_CONFIG_FILE, LAUNCH_FILE, SLURM_FILE = "ds_config.json", "launch.sh", "slurm.sh"
 PLAN_FILE, TABLE_FILE, PLOT_FILE = "plan.json", "plan.txt", "scaling.png"

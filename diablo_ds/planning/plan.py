@@ -1,97 +1,32 @@
-"""Every layout of a run on a cluster: what each needs, how long its step takes, which is best."""
+"""Every layout of a run on a cluster: what each needs, and how long its step takes."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
 from diablo_ds.files.atomic import read_json
 from diablo_ds.model.recomputation import Recomputation
+from diablo_ds.planning.candidate import VARIANTS, Candidate, Variant
 from diablo_ds.planning.communication import (
     LIMIT_KEYS,
     Layout,
-    LinkBytes,
     gathers_per_micro_step,
     link_bytes,
     step_traffic,
 )
 from diablo_ds.planning.gathers import Gathers, Limits
-from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize, cluster_sizes
+from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes, measure_model
-from diablo_ds.planning.memory import Memory, buckets, host_bytes, rank_memory
-from diablo_ds.planning.step_time import StepTime, Work, step_time
+from diablo_ds.planning.memory import buckets, host_bytes, rank_memory
+from diablo_ds.planning.step_time import Work, step_time
 from diablo_ds.ranks.nodes import NodeSizes
 from diablo_ds.zero.ds_config import complete_ds_config
-from diablo_ds.zero.traffic import Collective
 
 _BUCKET_ELEMENTS = 50_000_000
 """Largest bucket for gradients that a plan writes: 200 MB in fp32."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A ZeRO stage, and what goes with it."""
-
-    name: str
-    stage: int
-    hpz: bool = False
-    offload: bool = False
-
-    @property
-    def template(self) -> str:
-        """The file of `ds_configs/` that it starts from."""
-        return f"zero{self.stage}{'_offload' if self.offload else ''}.json"
-
-
-VARIANTS = (
-    Variant("ZeRO-0", 0),
-    Variant("ZeRO-1", 1),
-    Variant("ZeRO-2", 2),
-    Variant("ZeRO-3", 3),
-    Variant("ZeRO-3 hpZ", 3, hpz=True),
-    Variant("ZeRO-3 offload", 3, offload=True),
-)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to lay a run out, and what it would need."""
-
-    variant: Variant
-    run_config: RunConfig
-    cluster: ClusterSize
-    recomputation: Recomputation
-    num_layers: int
-    memory: Memory
-    host_bytes: int
-    traffic: dict[Collective, int]
-    links: LinkBytes
-    time: StepTime
-
-    @property
-    def fits(self) -> bool:
-        """Whether GPU and node have the memory."""
-        return (
-            self.memory.total <= self.cluster.usable_bytes
-            and self.host_bytes <= self.cluster.node_memory_bytes
-        )
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens per second of all ranks together, if every sequence is full."""
-        return self.run_config.global_batch * self.run_config.max_length / self.time.total
-
-    @property
-    def recomputed(self) -> str:
-        """Which decoder layers are recomputed, in words."""
-        count = self.recomputation.num_layers
-        if not count:
-            return "none"
-        return "all" if count == self.num_layers else f"{count} of {self.num_layers}"
 
 
 class Planner:
@@ -118,7 +53,10 @@ class Planner:
     def candidates(
         self, cluster: ClusterSize, run_config: RunConfig | None = None
     ) -> Iterator[Candidate]:
-        """Yield every layout of a run on a cluster.
+        """Yield layouts of a run on a cluster, micro batch and global batch as the run config says.
+
+        Of each variant they are none, a quarter, half and all of the decoder layers recomputed, and
+        the fewest with which it fits, tightly and not.
 
         Raises:
             UserError: if the global batch does not divide, or a block count is not legal.
@@ -131,8 +69,25 @@ class Planner:
             if variant.hpz and not 1 < cluster.ranks_per_node < cluster.world_size:
                 continue
             zero = self.zero_section(variant, cluster, run_config)
-            for count in sorted({0, num_layers // 4, num_layers // 2, num_layers}):
-                yield self._evaluate(variant, cluster, run_config, zero, Recomputation(count))
+            found: dict[int, Candidate] = {}
+
+            def evaluate(
+                count: int,
+                variant: Variant = variant,
+                zero: dict[str, Any] = zero,
+                found: dict[int, Candidate] = found,
+            ) -> Candidate:
+                if count not in found:
+                    found[count] = self._evaluate(
+                        variant, cluster, run_config, zero, Recomputation(count)
+                    )
+                return found[count]
+
+            for count in (0, num_layers // 4, num_layers // 2, num_layers):
+                evaluate(count)
+            _search_recomputation(evaluate, num_layers, lambda c: c.fits)
+            _search_recomputation(evaluate, num_layers, lambda c: c.fits and not c.is_tight)
+            yield from (found[count] for count in sorted(found))
 
     def zero_section(
         self, variant: Variant, cluster: ClusterSize, run_config: RunConfig
@@ -207,82 +162,21 @@ class Planner:
             self._gathers[key] = gathers_per_micro_step(model, layout)
         return self._gathers[key]
 
-    # --- choices ---------------------------------------------------------------------------------
-
-    def best(self, cluster: ClusterSize, run_config: RunConfig | None = None) -> Candidate | None:
-        """Return the fastest layout that fits a cluster, or None."""
-        return fastest([c for c in self.candidates(cluster, run_config) if c.fits])
-
-    def scaling(self, cluster: ClusterSize) -> list[Candidate]:
-        """Return each variant's fastest layout that fits, on 1 to 1,024 ranks.
-
-        Micro batch and accumulation of a rank stay, so the global batch grows with the ranks.
-        """
-        micro_steps = self.run_config.accumulation_steps(cluster.world_size)
-        found = []
-        for size in cluster_sizes(cluster):
-            run_config = grown(self.run_config, size, micro_steps)
-            fitting = [c for c in self.candidates(size, run_config) if c.fits]
-            for variant in VARIANTS:
-                best = fastest([c for c in fitting if c.variant == variant])
-                if best is not None:
-                    found.append(best)
-        return found
-
-    def advice(self, cluster: ClusterSize) -> str:
-        """Return what would fit, where nothing does."""
-        micro_steps = self.run_config.accumulation_steps(cluster.world_size)
-        least = min(self.candidates(cluster), key=lambda c: c.memory.total)
-        needed = least.memory.total + cluster.reserved_bytes
-        options = [f"GPUs of {needed / GB:,.0f} GB"]
-        for size in cluster_sizes(cluster):
-            if size.world_size > cluster.world_size:
-                run_config = grown(self.run_config, size, micro_steps)
-                if self.best(size, run_config) is not None:
-                    options.append(f"{size.num_nodes} nodes ({size.world_size} GPUs)")
-                    break
-        options += self._smaller_micro_batch(cluster)
-        rank = least.memory
-        parts = {
-            "base and gathered weights": rank.base + rank.gathered,
-            "activations": rank.activations + rank.transient,
-            "deltas and optimizer": rank.deltas + rank.gradients + rank.optimizer + rank.buffers,
-        }
-        shown = ", ".join(f"{name} {num / GB:,.1f} GB" for name, num in parts.items())
-        return (
-            f"a layout must fit into {cluster.usable_bytes / GB:,.1f} GB of a GPU; got none, the "
-            f"least is {rank.total / GB:,.1f} GB with {least.variant.name} and "
-            f"{least.recomputed} layers recomputed ({shown}); what would fit: " + "; ".join(options)
-        )
-
-    def _smaller_micro_batch(self, cluster: ClusterSize) -> list[str]:
-        run_config = self.run_config
-        while run_config.micro_batch > 1:
-            run_config = dataclasses.replace(
-                run_config, micro_batch=max(1, run_config.micro_batch // 2)
-            )
-            if run_config.global_batch % (run_config.micro_batch * cluster.world_size):
-                continue
-            if self.best(cluster, run_config) is not None:
-                return [f"micro batch {run_config.micro_batch}"]
-        while run_config.max_length > 256:
-            run_config = dataclasses.replace(run_config, max_length=run_config.max_length // 2)
-            if self.best(cluster, run_config) is not None:
-                length = run_config.max_length
-                return [f"micro batch {run_config.micro_batch} of at most {length} tokens"]
-        return []
-
 
 def _key(run_config: RunConfig) -> tuple[str, int, int]:
     return run_config.num_blocks, run_config.micro_batch, run_config.max_length
 
 
-def fastest(candidates: list[Candidate]) -> Candidate | None:
-    """Return the fastest candidate, ties broken by memory, or None if there are none."""
-    return min(candidates, key=lambda c: (-c.tokens_per_s, c.memory.total), default=None)
-
-
-def grown(run_config: RunConfig, cluster: ClusterSize, num_micro_steps: int) -> RunConfig:
-    """Return a run config for another cluster, with the same number of micro steps per rank."""
-    global_batch = run_config.micro_batch * num_micro_steps * cluster.world_size
-    return dataclasses.replace(run_config, global_batch=global_batch)
+def _search_recomputation(
+    evaluate: Callable[[int], Candidate], num_layers: int, suits: Callable[[Candidate], bool]
+) -> None:
+    """Evaluate the fewest recomputed layers that suit, by bisection: memory falls with them."""
+    if suits(evaluate(0)) or not suits(evaluate(num_layers)):
+        return
+    too_few, enough = 0, num_layers
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if suits(evaluate(middle)):
+            enough = middle
+        else:
+            too_few = middle

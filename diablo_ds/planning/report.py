@@ -11,10 +11,13 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_file
 from diablo_ds.files.text_table import text_table
+from diablo_ds.planning.candidate import VARIANTS, Candidate, fastest
 from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes
 from diablo_ds.planning.memory import memory_dict
-from diablo_ds.planning.plan import VARIANTS, Candidate, fastest
+
+MOST_ROWS = 8
+"""Of the table that a plan prints without ``--all``."""
 
 _KINDS = {
     "base": "base",
@@ -53,43 +56,54 @@ def cluster_text(cluster: ClusterSize, run_config: RunConfig) -> str:
     )
 
 
-def layouts_text(candidates: Sequence[Candidate], best: Candidate | None) -> str:
-    """Return all layouts as a table; the best one is marked."""
-    rows = [
-        (
-            "N",
-            "layout",
-            "recomputed",
-            "GB/rank",
-            "inside GB",
-            "between GB",
-            "step s",
-            "tokens/s",
-            "",
-        )
-    ]
+def shown_layouts(by_run: Sequence[Sequence[Candidate]], best: Candidate | None) -> list[Candidate]:
+    """Return the layouts that a short table shows, at most `MOST_ROWS`.
+
+    Args:
+        by_run: the layouts of each block count, the planned one first.
+        best: the best one of the planned block count.
+    """
+    own = of_each_variant(by_run[0])
+    others = [c for each in by_run[1:] if (c := fastest([c for c in each if c.fits]))]
+    shown = own + others[: max(0, MOST_ROWS - len(own))]
+    assert best is None or best in shown
+    return shown
+
+
+def layouts_text(
+    candidates: Sequence[Candidate], best: Candidate | None, num_left_out: int = 0
+) -> str:
+    """Return layouts as a table; the best one is marked, and those that fit tightly."""
+    header = ("N", "layout", "micro", "recomputed", "GB/rank", "inside", "between", "step s")
+    rows: list[tuple[object, ...]] = [(*header, "tokens/s", "")]
     for c in candidates:
-        mark = "<- best" if c is best else "" if c.fits else "too large"
+        mark = "" if c.fits else "too large"
         if c.host_bytes > c.cluster.node_memory_bytes:
             mark = "host memory"
+        marks = ["<- best"] if c is best else []
+        marks += ["tight"] if c.is_tight else [mark] if mark else []
         rows.append(
             (
                 c.run_config.num_blocks,
                 c.variant.name,
+                c.run_config.micro_batch,
                 c.recomputed,
                 f"{c.memory.total / GB:,.1f}",
                 f"{c.links.inside / GB:,.2f}",
                 f"{c.links.between / GB:,.2f}",
                 f"{c.time.total:,.3f}",
                 f"{c.tokens_per_s:,.0f}",
-                mark,
+                ", ".join(marks),
             )
         )
     note = (
-        "Bytes of a step, one way: inside, into one GPU from its node; between, into one node.\n"
-        "Times are estimates by roofline from the figures above; none was checked on a GPU."
+        "Micro: sequences of one forward of a rank. GB of a step, one way: inside, into one GPU "
+        "from\nits node; between, into one node. Times are estimates by roofline from the figures "
+        "above;\nthose of several GPUs were not checked."
     )
-    return text_table(rows, left=(0, 1, 2, 8)) + "\n" + note
+    if num_left_out:
+        note += f" {num_left_out:,} more layouts, and memory by kind: --all."
+    return text_table(rows, left=(0, 1, 3, 9)) + "\n" + note
 
 
 def memory_text(candidates: Sequence[Candidate]) -> str:
@@ -123,9 +137,11 @@ def candidate_dict(candidate: Candidate) -> dict[str, Any]:
     return {
         "num_blocks": candidate.run_config.num_blocks,
         "layout": candidate.variant.name,
+        "micro_batch": candidate.run_config.micro_batch,
         "num_gpus": candidate.cluster.world_size,
         "recomputed_layers": candidate.recomputation.num_layers,
         "fits": candidate.fits,
+        "tight": candidate.is_tight,
         "memory_bytes": dict(memory_dict(candidate.memory)),
         "host_bytes_per_node": candidate.host_bytes,
         "traffic_bytes": {

@@ -139,8 +139,10 @@ def _gather_seconds(
 
     def seconds(num_bytes: float, num_calls: float) -> float:
         one = collective_seconds(num_bytes / num_calls, group, layout, cluster, assumed)
-        if layout.offload:  # this rank's shards come from the host first
-            one = max(one, num_bytes / num_calls / group / (assumed.host_gbs * 1e9))
+        if layout.offload:
+            # DeepSpeed copies this rank's shards from the host on the stream of the gathers, so
+            # that a copy and a gather never run at once; both run beside computing.
+            one += num_bytes / num_calls / group / (assumed.host_gbs * 1e9)
         return num_calls * one
 
     calls = model.num_layers + 2
