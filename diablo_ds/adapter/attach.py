@@ -20,8 +20,11 @@ def attach(
     dropout: float = 0.0,
     delta_path: str = "fused",
     device: torch.device | str | None = None,
+    delta_dtype: torch.dtype | None = None,
 ) -> dict[str, nn.Parameter]:
     """Freeze the model and give the named linear layers a delta, in place.
+
+    A layer that is used in several places of the model gets one delta, and is replaced in all.
 
     Args:
         model: the base model; its parameters may be partitioned by ZeRO-3.
@@ -29,23 +32,50 @@ def attach(
         dropout: share of the adapter's input that is zeroed while training, in [0, 1).
         delta_path: one of `diablo_ds.adapter.paths.DELTA_PATHS`.
         device: device of the deltas; that of the weights by default.
+        delta_dtype: dtype of the deltas; that of the weights by default.
 
     Returns:
         The deltas by parameter name, in model order.
+
+    Raises:
+        UserError: if the model has deltas already, or a layer cannot have one.
     """
-    model.requires_grad_(False)
+    if present := diablo_layers(model):
+        raise UserError(
+            f"a model must be without deltas to be given some; got {len(present)} layers with one, "
+            f"the first {next(iter(present))}; detach or merge them first"
+        )
+    layers: dict[nn.Module, nn.Module] = {}
     for name, count in num_blocks.items():
-        parent_name, _, child_name = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        layer = DiaBloLinear(
-            getattr(parent, child_name),
+        module = model.get_submodule(name)
+        layers[module] = DiaBloLinear(
+            module,
             num_blocks=count,
             dropout=dropout,
             delta_path=delta_path,
             device=device,
+            delta_dtype=delta_dtype,
         )
-        setattr(parent, child_name, layer)
+    model.requires_grad_(False)
+    _replace(model, layers)
     return named_deltas(model)
+
+
+def detach(model: nn.Module) -> None:
+    """Put the layers back that `attach` replaced, in place; deltas that are not merged are lost.
+
+    The weights are as they are, so a model whose deltas are merged keeps the sums. Parameters stay
+    frozen.
+    """
+    _replace(model, {layer: layer.release() for layer in diablo_layers(model).values()})
+
+
+def _replace(model: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules in every place where the model has them."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in others:
+                parent._modules[name] = others[child]
 
 
 def diablo_layers(model: nn.Module) -> dict[str, DiaBloLinear]:

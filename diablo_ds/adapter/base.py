@@ -74,13 +74,14 @@ class FrozenBase:
         """Return ``X W + b + X_a D``, differentiable by ``x``, ``x_adapter`` and ``layer.delta``.
 
         Args:
-            layer: the `DiaBloLinear`; has ``delta`` and ``delta_path``.
+            layer: the `DiaBloLinear`; has ``delta``, which may be of a wider dtype than ``x``, and
+                ``delta_path``.
             x: ``[..., in_features]``.
             x_adapter: the same shape, or None where the adapter sees ``x``.
         """
         delta_input = x if x_adapter is None else x_adapter
         return self.multiply(layer, x) + block_linear(
-            delta_input, layer.delta, path=layer.delta_path
+            delta_input, layer.delta.to(delta_input.dtype), path=layer.delta_path
         )
 
 
@@ -115,9 +116,8 @@ class DenseBase(FrozenBase):
 
     def multiply_with_delta(self, layer: Any, x: Tensor, x_adapter: Tensor | None) -> Tensor:
         """Return ``X W + b + X_a D`` by the layer's delta path."""
-        return diablo_linear(
-            x, layer.weight, layer.bias, layer.delta, x_adapter, path=layer.delta_path
-        )
+        delta = layer.delta.to(layer.weight.dtype)
+        return diablo_linear(x, layer.weight, layer.bias, delta, x_adapter, path=layer.delta_path)
 
 
 _BASES: dict[type[nn.Module], Callable[[Any], FrozenBase]] = {nn.Linear: DenseBase}

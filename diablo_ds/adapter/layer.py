@@ -29,6 +29,8 @@ class DiaBloLinear(nn.Module):
         dropout: share of the adapter's input that is zeroed while training, in [0, 1).
         delta_path: one of `diablo_ds.adapter.paths.DELTA_PATHS`.
         device: device of the delta; that of the base's first tensor by default.
+        delta_dtype: dtype of the delta, which is cast to the base's for the product; the base's by
+            default.
 
     Raises:
         UserError: if the module has no known base, ``num_blocks`` does not divide both widths,
@@ -45,6 +47,7 @@ class DiaBloLinear(nn.Module):
         dropout: float = 0.0,
         delta_path: str = "fused",
         device: torch.device | str | None = None,
+        delta_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.base = base_of(module)
@@ -61,10 +64,12 @@ class DiaBloLinear(nn.Module):
         self.is_merged = False
         """Whether the delta is part of the base weight; see `merge`."""
         self._take_over(module)
+        self._base_module = (module,)  # in a tuple it is no submodule
         if device is None:
             device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
         # Not zeros_like: a partitioned weight's own shape is [0].
-        self.delta = nn.Parameter(torch.zeros(shape, dtype=self.base.dtype, device=device))
+        dtype = self.base.dtype if delta_dtype is None else delta_dtype
+        self.delta = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
         self.train(module.training)
 
     def _take_over(self, module: nn.Module) -> None:
@@ -113,6 +118,14 @@ class DiaBloLinear(nn.Module):
             )
         weight: Any = self.weight
         return diagonal_blocks(weight, self.num_blocks)
+
+    def release(self) -> nn.Module:
+        """Return the base layer that this one was made from, with the tensors it has now."""
+        (module,) = self._base_module
+        module._parameters.update({name: self._parameters[name] for name in module._parameters})
+        module._buffers.update({name: self._buffers[name] for name in module._buffers})
+        module._modules.update({name: self._modules[name] for name in module._modules})
+        return module.train(self.training)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

@@ -60,16 +60,9 @@ model = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")
 With diablo_ds, without PEFT:
 
 ```python
-from pathlib import Path
+import diablo_ds
 
-from diablo_ds.adapter.attach import attach, load_deltas
-from diablo_ds.adapter.storage import load_adapter
-from transformers import AutoModelForCausalLM
-
-tensors, config = load_adapter(Path("ADAPTER"))
-model = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")
-attach(model, config.num_blocks)
-load_deltas(model, tensors)
+model = diablo_ds.load("{base}", "ADAPTER")
 ```"""
 
 

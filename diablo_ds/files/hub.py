@@ -39,3 +39,21 @@ def hub_folder(
             f"{kind} must be an existing path or a reachable hub name; got {name!r}: {reason}"
         ) from None
     return Path(folder)
+
+
+def cached_hub_file(name: str, file: str, revision: str | None = None) -> Path:
+    """Return where a file of a hub's model is in the cache; a path to nothing where it is not.
+
+    Args:
+        name: "owner/name".
+        file: its name.
+        revision: of the repository; None for its main branch.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:
+        found = None
+    return Path(found if isinstance(found, str) else f"not-cached/{file}")

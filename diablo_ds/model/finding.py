@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from diablo_ds.data.text.tokenization import TOKENIZER_FILES
 from diablo_ds.errors import UserError
-from diablo_ds.files.hub import hub_folder, looks_like_hub_name
+from diablo_ds.files.hub import cached_hub_file, hub_folder, looks_like_hub_name
 from diablo_ds.files.tensor_files import read_header
 from diablo_ds.model.default_model import cache_folder, converted_model
 
@@ -75,6 +76,19 @@ def fingerprint(folder: Path) -> str:
                 file.seek(data_offset + start)
                 digest.update(file.read(min(end - start, _SAMPLES_PER_TENSOR_BYTES)))
     return digest.hexdigest()
+
+
+def files_of(model: Any) -> Path | None:
+    """Return the folder that a model of transformers was loaded from, if it is on this machine.
+
+    Only a folder with safetensors files counts; of a hub's model, the one in the hub's cache.
+    """
+    name = str(getattr(model, "name_or_path", "") or "")
+    folder = Path(name).expanduser()
+    if name and not folder.is_dir() and looks_like_hub_name(name):
+        revision = getattr(model.config, "_commit_hash", None)
+        folder = cached_hub_file(name, "config.json", revision).parent
+    return folder if name and any(folder.glob("*.safetensors")) else None
 
 
 def find_tokenizer(name: str) -> Path:

@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from diablo_ds.adapter.attach import named_deltas
+from diablo_ds.adapter.blocks import diagonal_blocks
+from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.cli.cluster import local_slots
 from diablo_ds.cli.main import main
 from tests.documents import DOCUMENTS, ROOT, commands, python_blocks
@@ -244,13 +247,18 @@ def test_python_programs_run(path, reader, real_run):
         exec(program.replace("runs/mine", "runs/real"), {})
 
 
-def test_a_loaded_adapter_is_the_one_that_was_trained(reader, real_run):
+def test_a_merged_model_is_the_one_that_was_trained(reader, real_run):
     (program,) = python_blocks((ROOT / "README.md").read_text())
     names = {}
     exec(program.replace("runs/mine", "runs/real"), names)
-    for name, delta in named_deltas(names["model"]).items():
-        assert delta.any()
-        assert torch.equal(delta, names["tensors"][name].to(delta.dtype))
+    base = AutoModelForCausalLM.from_pretrained("meta-llama/Llama-3.1-8B")
+    tensors, config = load_adapter(Path("runs/real/adapter"))
+    for layer, count in config.num_blocks.items():
+        weight = base.get_submodule(layer).weight
+        blocks = diagonal_blocks(weight, count) + tensors[f"{layer}.delta"]
+        merged = names["model"].get_submodule(layer)
+        assert type(merged) is nn.Linear
+        assert torch.equal(diagonal_blocks(merged.weight, count), blocks)
 
 
 def test_the_documents_hold_the_commands_that_a_newcomer_needs():
