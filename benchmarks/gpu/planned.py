@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
 
 
 def comparisons(records: Records, card: str) -> Iterator[Comparison]:
-    """Yield a row for each of our own steps that was measured, eager and without levers.
+    """Yield a row for each of our own steps that was measured without levers, eager and compiled.
 
     Args:
         records: what was measured.
@@ -45,9 +45,7 @@ def comparisons(records: Records, card: str) -> Iterator[Comparison]:
                 continue
             figures = measured[name]
             kind = stage.partition("-")[0]
-            planned = functools.partial(
-                _plan, card, kind, zero, figures["micro_batch"], name == "recomputed"
-            )
+            planned = functools.partial(_plan, card, kind, zero, figures["micro_batch"], name)
             plan = planned(Assumptions())
             yield Comparison(
                 f"{stage}, {name}",
@@ -60,7 +58,7 @@ def comparisons(records: Records, card: str) -> Iterator[Comparison]:
 
 
 def _plan(
-    card: str, kind: str, stage: int, micro_batch: int, recomputed: bool, assumed: Assumptions
+    card: str, kind: str, stage: int, micro_batch: int, name: str, assumed: Assumptions
 ) -> Candidate:
     workload, device = WORKLOADS["full"][kind], DEVICES[card]
     run_config = RunConfig(
@@ -69,6 +67,7 @@ def _plan(
         max_steps=1,
         max_length=workload.length,
         precision="bf16",
+        compile="on" if name == COMPILED else "off",
     )
     cluster = ClusterSize(
         num_nodes=1,
@@ -81,7 +80,7 @@ def _plan(
         inside_bandwidth=device.inside_gbs * GB,
         between_bandwidth=device.between_gbs * GB,
     )
-    wanted = "all" if recomputed else "none"
+    wanted = "all" if name == "recomputed" else "none"
     return next(
         c
         for c in _planner(kind, run_config, assumed).candidates(cluster)
@@ -89,13 +88,13 @@ def _plan(
     )
 
 
-_MODELS: dict[tuple[str, int], Planner] = {}
+_MODELS: dict[tuple[str, int, str], Planner] = {}
 
 
 def _planner(kind: str, run_config: RunConfig, assumed: Assumptions) -> Planner:
     """Return a planner that measures each model's sizes once."""
     planner = _MODELS.setdefault(
-        (kind, run_config.micro_batch),
+        (kind, run_config.micro_batch, run_config.compile),
         Planner(WORKLOADS["full"][kind].config(), run_config, assumed),
     )
     planner.assumed = assumed

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import decoder_layers
+from diablo_ds.model.compiled_activations import Operations, identity, num_bytes
 from diablo_ds.model.recomputation import Recomputation
 
 _COUNTED = "diablo_ds_counted"
@@ -35,6 +36,12 @@ class ActivationSizes:
     """Extra bytes per recomputed layer if its attention output is kept."""
     rest: int
     """Outside the decoder layers, up to the input of the head."""
+    compiled_layer: int
+    """Of a compiled decoder layer; see `diablo_ds.model.compiled_activations`."""
+
+    def compiled(self) -> ActivationSizes:
+        """Return the sizes with compiled decoder layers."""
+        return replace(self, layer=self.compiled_layer)
 
     def total(self, num_layers: int, recomputation: Recomputation) -> int:
         """Return the most bytes held at once, while the backward passes the decoder layers.
@@ -115,7 +122,7 @@ def measure_activations(meta_model: Any, *, micro_batch: int, length: int) -> Ac
     base: Any = getattr(meta_model, meta_model.base_model_prefix)
     training = meta_model.training
     try:
-        with _fused_attention(meta_model, seen), seen.recording():
+        with _fused_attention(meta_model, seen), seen.recording(), seen.operations:
             base.train()(input_ids=inputs, use_cache=False)
     finally:
         meta_model.train(training)
@@ -126,6 +133,7 @@ def measure_activations(meta_model: Any, *, micro_batch: int, length: int) -> Ac
         layer_input=seen.layer_input,
         attention=seen.attention,
         rest=seen.rest,
+        compiled_layer=seen.compiled_layer,
     )
 
 
@@ -134,34 +142,44 @@ class _SavedBytes:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers: Counter[int] = Counter()
+        self.operations = Operations()
+        self.compiled_layer = 0
+        self._saved: list[Tensor] = []
         self.rest = 0
         self.layer_input = 0
         self.attention = 0
         self._layer: int | None = None
         # Kept alive, so that no identity is reused. A model's own tensors count elsewhere.
         self._known = {
-            _identity(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
+            identity(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
         }
+        self._of_model = frozenset(self._known)
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Note which layer runs, and count its input."""
         self._layer = id(layer)
-        self.layer_input = max(self.layer_input, _num_bytes(args[0]))
+        self._saved.clear()
+        self.operations.start()
+        self.layer_input = max(self.layer_input, num_bytes(args[0]))
         self.add(args[0])
 
     def leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Note that no layer runs."""
+        """Note that no layer runs, and count what this one keeps if it is compiled."""
         self._layer = None
+        compiled = self.operations.kept_bytes(
+            self._saved, lambda tensor: identity(tensor) in self._of_model
+        )
+        self.compiled_layer = max(self.compiled_layer, compiled)
 
     def add(self, tensor: Tensor) -> Tensor:
         """Count a tensor's storage, once."""
-        identity = _identity(tensor)
-        if identity not in self._known:
-            self._known[identity] = tensor
+        if identity(tensor) not in self._known:
+            self._known[identity(tensor)] = tensor
             if self._layer is None:
-                self.rest += _num_bytes(tensor)
+                self.rest += num_bytes(tensor)
             else:
-                self.layers[self._layer] += _num_bytes(tensor)
+                self.layers[self._layer] += num_bytes(tensor)
+                self._saved.append(tensor)
         return tensor
 
     @contextmanager
@@ -169,15 +187,6 @@ class _SavedBytes:
         """Count what autograd saves while this is entered."""
         with torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor):
             yield
-
-
-def _identity(tensor: Tensor) -> int:
-    identity: int = tensor.untyped_storage()._cdata
-    return identity
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -205,9 +214,10 @@ def _fused_attention(model: Any, seen: _SavedBytes) -> Iterator[None]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
     ) -> tuple[Tensor, None]:
         """Map ``[batch, heads, seq, head_dim]`` to ``[batch, seq, heads, head_dim]``."""
+        seen.operations.read_by_attention(query, key, value)
         out: Tensor = _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
         logsumexp_bytes = query[..., 0].numel() * torch.float32.itemsize
-        seen.attention = max(seen.attention, _num_bytes(out) + logsumexp_bytes)
+        seen.attention = max(seen.attention, num_bytes(out) + logsumexp_bytes)
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(_COUNTED, forward)

@@ -63,7 +63,8 @@ def fit_memory(
     if run_config.micro_batch_tokens:
         rows = max(1, run_config.micro_batch_tokens // run_config.max_length)
         run_config = dataclasses.replace(run_config, micro_batch=rows, micro_batch_tokens=0)
-    model = measure_model(model_config, run_config, num_blocks)
+    compiled = run_config.compile == "on" or (run_config.compile, device_type) == ("auto", "cuda")
+    model = measure_model(model_config, run_config, num_blocks, compiled=compiled)
     zero = ds_config["zero_optimization"]
     layout = Layout.of(
         zero,

@@ -68,7 +68,11 @@ class ModelSizes:
 
 
 def measure_model(
-    model_config: Any, run_config: RunConfig, num_blocks: dict[str, int] | None = None
+    model_config: Any,
+    run_config: RunConfig,
+    num_blocks: dict[str, int] | None = None,
+    *,
+    compiled: bool = False,
 ) -> ModelSizes:
     """Measure a model for a run config's targets, block count, precision, batch and length.
 
@@ -77,6 +81,7 @@ def measure_model(
         run_config: the run config.
         num_blocks: block count of each target layer by full module name; those of the run config by
             default.
+        compiled: whether decoder layers run compiled.
 
     Raises:
         UserError: if a target matches nothing or a block count does not divide a layer.
@@ -90,6 +95,8 @@ def measure_model(
     activations = measure_activations(
         model, micro_batch=run_config.micro_batch, length=run_config.max_length
     )
+    if compiled:
+        activations = activations.compiled()
     placed = expected_placement(model, built.deltas, stage=3, threshold=0)
     placed.sort(key=lambda p: p.group == "deltas")  # DeepSpeed sees them last
     text = model_config.get_text_config()

@@ -29,6 +29,9 @@ _BUCKET_ELEMENTS = 50_000_000
 """Largest bucket for gradients that a plan writes: 200 MB in fp32."""
 
 
+_Key = tuple[str, int, int, str]
+
+
 class Planner:
     """Evaluates layouts of one run.
 
@@ -40,14 +43,16 @@ class Planner:
 
     def __init__(self, model_config: Any, run_config: RunConfig, assumed: Assumptions) -> None:
         self.model_config, self.run_config, self.assumed = model_config, run_config, assumed
-        self._models: dict[tuple[str, int, int], ModelSizes] = {}
-        self._gathers: dict[tuple[str, int, int, Limits, bool], Gathers] = {}
+        self._models: dict[_Key, ModelSizes] = {}
+        self._gathers: dict[tuple[str, int, int, str, Limits, bool], Gathers] = {}
 
     def model(self, run_config: RunConfig) -> ModelSizes:
         """Return the model's sizes for a run config; measured once."""
         key = _key(run_config)
         if key not in self._models:
-            self._models[key] = measure_model(self.model_config, run_config)
+            # On a GPU, auto compiles.
+            compiled = run_config.compile != "off"
+            self._models[key] = measure_model(self.model_config, run_config, compiled=compiled)
         return self._models[key]
 
     def candidates(
@@ -163,8 +168,13 @@ class Planner:
         return self._gathers[key]
 
 
-def _key(run_config: RunConfig) -> tuple[str, int, int]:
-    return run_config.num_blocks, run_config.micro_batch, run_config.max_length
+def _key(run_config: RunConfig) -> _Key:
+    return (
+        run_config.num_blocks,
+        run_config.micro_batch,
+        run_config.max_length,
+        run_config.compile,
+    )
 
 
 def _search_recomputation(

@@ -15,7 +15,8 @@ from diablo_ds.model.recomputation import Recomputation, recompute_layers, sprea
 from tests.tiny import FAMILIES, build_model
 
 
-def _attach(model):
+def attach_deltas(model):
+    """Attach 4 blocks per target to a model, and freeze the rest."""
     model.requires_grad_(False)
     targets = select_targets(model, (), model_type=model.config.model_type)
     attach(model, resolve_num_blocks(targets, "4"))
@@ -30,7 +31,7 @@ class _Saved(NamedTuple):
     rest: int
 
 
-def _really_saved(model, micro_batch: int, length: int) -> _Saved:
+def really_saved(model, micro_batch: int, length: int) -> _Saved:
     """Run a forward on the CPU, and add up the memory of the tensors that autograd asks to keep.
 
     Memory that several of them share counts once, where it is kept first; weights do not count.
@@ -64,10 +65,10 @@ def _really_saved(model, micro_batch: int, length: int) -> _Saved:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 def test_shapes_alone_tell_what_autograd_keeps(family, dtype):
     # As many key heads as query heads: how grouped ones are expanded is up to the kernel.
-    real = _attach(build_model(family, num_key_value_heads=4).to(dtype))
-    meta_model = _attach(build_meta_model(real.config).to(dtype))
+    real = attach_deltas(build_model(family, num_key_value_heads=4).to(dtype))
+    meta_model = attach_deltas(build_meta_model(real.config).to(dtype))
     sizes = measure_activations(meta_model, micro_batch=2, length=24)
-    seen = _really_saved(real, 2, 24)
+    seen = really_saved(real, 2, 24)
     assert sizes.layer == max(seen.layers)
     assert sizes.layer_input == 2 * 24 * 32 * dtype.itemsize
     assert sizes.attention == 2 * 24 * (32 * dtype.itemsize + 4 * 4)
@@ -75,7 +76,7 @@ def test_shapes_alone_tell_what_autograd_keeps(family, dtype):
 
 
 def test_any_model_can_be_measured_and_is_left_as_it_was():
-    model = _attach(build_meta_model(FAMILIES["gpt_neox"])).eval()
+    model = attach_deltas(build_meta_model(FAMILIES["gpt_neox"])).eval()
     attention = model.config._attn_implementation
     sizes = measure_activations(model, micro_batch=1, length=8)
     assert sizes.layer > sizes.layer_input == 8 * 32 * 4
@@ -86,11 +87,11 @@ def test_any_model_can_be_measured_and_is_left_as_it_was():
 @pytest.mark.parametrize("recomputation", [(0, False), (1, False), (3, True), (4, False)])
 def test_the_total_is_what_autograd_keeps_of_a_model_with_recomputed_layers(recomputation):
     num_layers, keep_attention = recomputation
-    real = _attach(build_model("llama", num_hidden_layers=4, num_key_value_heads=4))
-    meta_model = _attach(build_meta_model(real.config))
+    real = attach_deltas(build_model("llama", num_hidden_layers=4, num_key_value_heads=4))
+    meta_model = attach_deltas(build_meta_model(real.config))
     sizes = measure_activations(meta_model, micro_batch=2, length=24)
     recompute_layers(real, Recomputation(*recomputation), reentrant=False)
-    seen = _really_saved(real, 2, 24)
+    seen = really_saved(real, 2, 24)
     held = seen.rest + sum(seen.layers)
     # Of the layers that are recomputed, one at a time has all of its activations.
     recomputed_layer = sizes.layer_input + sizes.attention * keep_attention
