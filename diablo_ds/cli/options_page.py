@@ -25,6 +25,7 @@ from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification.options import VerifyOptions
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.files.layout import RUN_CONFIG_FILE
+from diablo_ds.generation.options import GenerateOptions
 from diablo_ds.launcher.job import Job
 from diablo_ds.model.shape import Shape
 from diablo_ds.planning.hardware import Assumptions
@@ -38,6 +39,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds plan": (PlanOptions, Shape, Assumptions),
     "diablo-ds prepare CORPUS": (PrepareOptions,),
     "diablo-ds prepare": (PreviewOptions,),
+    "diablo-ds generate": (GenerateOptions,),
     "diablo-ds merge": (MergeOptions,),
     "diablo-ds verify": (VerifyOptions,),
     "diablo-ds combine": (CombineOptions,),

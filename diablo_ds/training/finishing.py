@@ -53,7 +53,8 @@ class Summary:
             f"  checkpoint   {checkpoint_folder(files.checkpoints, self.steps)}",
             f"  TensorBoard  {files.tensorboard}",
             f"  loss curve   {files.loss_plot}",
-            f"Next: diablo-ds inspect {files.adapter}",
+            f"Next: diablo-ds generate --adapter {self.folder} --compare-base --chat",
+            f"      diablo-ds inspect {files.adapter}",
             f"      tensorboard --logdir {files.tensorboard}",
         ]
         return "\n".join(lines)

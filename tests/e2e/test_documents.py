@@ -104,7 +104,7 @@ def reader(folder, monkeypatch):
 @pytest.mark.parametrize("command", CASES)
 def test_the_command_works_as_it_stands(command, reader, request, monkeypatch):
     words = [DRY.get(word, PLACEHOLDERS.get(word, word)) for word in command.words]
-    looks = {"status", "explain", "inspect", "merge", "push"} & set(words[:3])
+    looks = {"status", "explain", "inspect", "merge", "push", "generate"} & set(words[:3])
     if looks or "--init-adapter" in words:
         request.getfixturevalue("real_run")
         words = ["runs/real" if word in RUN_FOLDERS else word for word in words]

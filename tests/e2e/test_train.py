@@ -46,7 +46,8 @@ def test_the_summary_says_where_everything_is_and_what_is_next(finished):
     for name in ("adapter", "checkpoints/step-000019", "tensorboard", "loss.png"):
         assert str(folder / name) in result.stdout
         assert (folder / name).exists()
-    assert f"Next: diablo-ds inspect {folder}/adapter" in result.stdout
+    assert f"Next: diablo-ds generate --adapter {folder}" in result.stdout
+    assert f"diablo-ds inspect {folder}/adapter" in result.stdout
 
 
 def test_the_log_shows_batch_equation_placement_and_progress(finished):
