@@ -27,6 +27,7 @@ import torch
 
 from diablo_ds.ranks.free_port import free_port
 from tests.e2e.commands import ROOT, environment
+from tests.overriding import with_last_options
 from tests.waiting import WAIT_S
 
 GRACE_S = 60.0
@@ -64,7 +65,7 @@ class Command:
     """
 
     def __init__(self, *args: Any, num_ranks: int = 0, port: int = 0) -> None:
-        self.words = ["diablo-ds", *map(str, args)]
+        self.words = ["diablo-ds", *with_last_options(args)]
         self._folder = tempfile.TemporaryDirectory(prefix="forked-")
         self._outputs = [os.path.join(self._folder.name, name) for name in ("stdout", "stderr")]
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks}

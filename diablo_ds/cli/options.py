@@ -28,7 +28,22 @@ class SettingOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help text shows its options in groups."""
+    """A command whose help text shows its options in groups, and whose options count once.
+
+    An option that is given twice is refused, unless it is repeatable: click takes the last value.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of a command line; see `click.Command.parse_args`."""
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        options = [p for p in order if isinstance(p, click.Option) and not p.multiple]
+        if twice := [p for p in dict.fromkeys(options) if options.count(p) > 1]:
+            names = ", ".join(sorted({max(p.opts, key=len) for p in twice}))
+            raise click.UsageError(
+                f"each option must be given once, unless it is repeatable; got several of {names}",
+                ctx,
+            )
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the headings of their groups, and the subcommands."""

@@ -12,6 +12,7 @@ from diablo_ds.files.layout import list_checkpoints
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.watching import assert_same_run, processes_of, steps_taken
 from tests.e2e.commands import ROOT
+from tests.overriding import with_last_options
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 
 def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
     done = subprocess.run(
-        ["diablo-ds", *map(str, words)],
+        ["diablo-ds", *with_last_options(words)],
         cwd=ROOT,
         env=slurm.env,
         capture_output=True,

@@ -17,6 +17,7 @@ from tests.cluster.watching import (
     steps_taken,
 )
 from tests.e2e.commands import ROOT
+from tests.overriding import with_last_options
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
@@ -35,7 +36,7 @@ def launch(
     # What makes this machine's CPU look like another kind, where bits are compared.
     kind = [f"--env {name}={os.environ[name]}" for name in CPU_KIND if name in os.environ]
     return subprocess.Popen(
-        ["diablo-ds", "launch", *" ".join([where, *kind]).split(), *map(str, words)],
+        ["diablo-ds", *with_last_options(["launch", *" ".join([where, *kind]).split(), *words])],
         cwd=cwd,
         env=hosts.env,
         stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ from typing import Any
 
 from diablo_ds.ranks.free_port import free_port
 from diablo_ds.ranks.identity import LAUNCHER, PLACE_NAMES, RANK_NAMES
+from tests.overriding import with_last_options
 from tests.waiting import WAIT_S
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def environment() -> dict[str, str]:
 
 def diablo_ds(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `diablo-ds` in one process."""
-    return _run(["diablo-ds", *map(str, args)], check)
+    return _run(["diablo-ds", *with_last_options(args)], check)
 
 
 def deepspeed(
@@ -36,7 +37,7 @@ def deepspeed(
     """Run `deepspeed launch/train.py` on ranks of this machine."""
     port = free_port() if port is None else port
     launcher = ["deepspeed", f"--num_accelerators={num_ranks}", f"--master_port={port}"]
-    result = _run([*launcher, "launch/train.py", *map(str, args)], check)
+    result = _run([*launcher, "launch/train.py", *with_last_options(args)], check)
     assert not list(Path("/dev/shm").glob(f"deepspeed*_{port}_*")), "memory is left behind"
     return result
 

@@ -156,7 +156,7 @@ def test_a_folder_with_modules_named_like_pythons_own_hides_none(model, data, tm
             '{"text": "x"}'.encode("utf-16"),
             ["must be UTF-8", "utf16.jsonl, which is UTF-16"],
         ),
-        ("field.jsonl", b'{"prompt": "a"}', ["field.jsonl, line 1: a row of jsonl must have"]),
+        ("field.jsonl", b'{"prompt": "a"}', ["field.jsonl, line 1: a row must have"]),
         ("type.jsonl", b'{"text": [1]}', ["line 1: field 'text' must be text: [1]"]),
         ("long.jsonl", b'{"text": "' + b"x" * 10_000_000 + b'"}', ["at most 1,000,000 characters"]),
         ("long.json", b'[{"text": "' + b"x" * 10_000_000 + b'"}]', ["at most 1,000,000 char"]),

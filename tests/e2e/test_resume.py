@@ -24,6 +24,7 @@ from tests.e2e.commands import (
     losses,
 )
 from tests.early_adapters import make_early
+from tests.overriding import with_last_options
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -86,7 +87,8 @@ def test_a_killed_run_goes_on_with_the_same_command(options, tmp_path):
     forked.diablo_ds("train", *options, "--max-steps", 30, "--output", tmp_path / "whole")
     folder = tmp_path / "killed"
     command = ["deepspeed", "--num_accelerators=1", f"--master_port={free_port()}"]
-    command += ["launch/train.py", *options, "--max-steps", "30", "--output", str(folder)]
+    changed = with_last_options([*options, "--max-steps", 30, "--output", folder])
+    command += ["launch/train.py", *changed]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL
     )

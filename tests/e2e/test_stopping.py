@@ -18,6 +18,7 @@ from diablo_ds.ranks.free_port import free_port
 from tests.cluster.watching import assert_same_run
 from tests.e2e.commands import ROOT, ZERO3, environment, losses
 from tests.forked import Command, ranks
+from tests.overriding import with_last_options
 from tests.tiny import write_pairs
 from tests.waiting import WAIT_S, wait_until
 
@@ -30,7 +31,7 @@ class _Launched:
     def __init__(self, options: list[str]) -> None:
         command = ["deepspeed", "--num_accelerators=2", f"--master_port={free_port()}"]
         self.process = subprocess.Popen(
-            [*command, "launch/train.py", *options],
+            [*command, "launch/train.py", *with_last_options(options)],
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.PIPE,

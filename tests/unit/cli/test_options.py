@@ -15,6 +15,7 @@ from diablo_ds.cli.options_page import COMMANDS
 from diablo_ds.cli.run_options import RunFiles
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import REQUIRED, settings_of
+from tests.overriding import with_last_options
 
 WITH_A_RUN = ("diablo-ds train", "diablo-ds launch", "diablo-ds slurm")
 CLASSES = [
@@ -41,7 +42,9 @@ def _parse(command: str, *args: str) -> dict[str, object]:
     for parameter in _command(command).params:
         if parameter.required and isinstance(parameter, click.Option):
             required += [parameter.opts[0], "given"]
-    context = _command(command).make_context("x", [*required, *args])
+    context = _command(command).make_context(
+        "x", with_last_options([*_words(command), *required, *args])[len(_words(command)) :]
+    )
     return context.params
 
 
@@ -174,3 +177,34 @@ def test_a_required_option_that_is_missing_is_named(command):
     result = CliRunner().invoke(main, [*_words(command), *_arguments(command)])
     assert result.exit_code == 2
     assert "Missing option '--" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("train --data a --data b", "--data"),
+        ("train --data=a --data b --model c", "--data"),
+        ("train --packing --no-packing", "--packing"),
+        ("train --ds_config a --ds-config a", "--ds-config"),
+        ("prepare --source a --output x --output y", "--output"),
+        ("prepare math --source a --seed 1 --seed 2 --limit 1 --limit 2", "--limit, --seed"),
+        ("prepare --inspect a --inspect b", "--inspect"),
+        ("slurm --nodes 1 --nodes 2", "--nodes"),
+        ("merge --output a --output b", "--output"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused_unless_it_is_repeatable(words, named):
+    result = CliRunner().invoke(main, words.split())
+    assert result.exit_code == 2
+    assert f"must be given once, unless it is repeatable; got several of {named}" in result.output
+
+
+def test_a_repeatable_option_is_given_several_times():
+    params = _parse("diablo-ds train", "--targets", "a", "--targets", "b", "--data", "c")
+    assert params["targets"] == ("a", "b")
+
+
+def test_the_options_of_a_fixture_are_replaced_by_those_of_a_test():
+    words = "train --data a --no-packing --targets x --ds_config z --data b --packing --targets y"
+    expected = "train --targets x --data b --packing --targets y --ds-config 3 --seed -1"
+    assert with_last_options([*words.split(), "--ds-config", 3, "--seed", -1]) == expected.split()

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from diablo_ds.cli.main import main
 from diablo_ds.zero.ds_config import load_ds_config
+from tests.overriding import with_last_options
 
 WIDTHS = {
     "hidden-size": 64,
@@ -29,7 +30,7 @@ SHAPE = [
 
 
 def _plan(*args):
-    return CliRunner().invoke(main, ["plan", *map(str, args)])
+    return CliRunner().invoke(main, with_last_options(["plan", *args]))
 
 
 def test_tables_fit_100_columns_and_mark_one_layout():
