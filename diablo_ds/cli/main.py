@@ -72,6 +72,14 @@ class TrainOptions:
     dry_run: bool = setting(
         False, "Print what would run, and train nothing.", "start", free_on_resume=True
     )
+    preview: int = setting(
+        0,
+        "Print the counts of the data and this many examples, with the tokens that carry loss in "
+        "[[...]], and train nothing.",
+        "start",
+        minimum=0,
+        free_on_resume=True,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -92,7 +100,14 @@ def train(local_rank: int | None, **values: Any) -> None:
 
         run_config = build_run_config(values, world_size())
         ds_config = from_options(RunFiles, values).ds_config
-        if from_options(TrainOptions, values).dry_run:
+        asked = from_options(TrainOptions, values)
+        if asked.preview:
+            from diablo_ds.training.preview import preview_data
+
+            text = preview_data(run_config, asked.preview) if is_main_process() else ""
+            echo(text)
+            return
+        if asked.dry_run:
             from diablo_ds.training.dry_run import describe_run
 
             text = describe_run(run_config, ds_config)

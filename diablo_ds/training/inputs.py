@@ -10,6 +10,7 @@ from diablo_ds.data.batches import BatchSource, Dealer
 from diablo_ds.data.loading import load_data, load_heldout
 from diablo_ds.data.streaming import open_stream
 from diablo_ds.data.text.end_tokens import EndTokens, find_end_tokens
+from diablo_ds.data.text.marking import marked
 from diablo_ds.data.text.tokenization import Tokenizer, load_tokenizer
 from diablo_ds.data.training_batches import TrainingBatches
 from diablo_ds.model.base import Base
@@ -25,6 +26,8 @@ class Inputs:
     heldout: BatchSource | None
     ends: EndTokens
     """Tokens that end examples, and those that end the base model's own text."""
+    first_example: str = ""
+    """The first training example, with its loss in ``[[...]]``; empty for a stream."""
 
     def describe(self, run_config: RunConfig, world_size: int, num_steps: int) -> str:
         """Return data counts and the batch equation as lines of text.
@@ -66,17 +69,20 @@ def load_inputs(run_config: RunConfig, base: Base, separation: Separation) -> In
         separation.equal_lengths,
     )
     train: TrainingBatches
+    first = ""
     if run_config.stream:
         train = stream = open_stream(run_config, tokenizer, dealer, base.vocab_size)
         heldout = load_heldout(run_config, tokenizer, base.vocab_size)
         learnt = frozenset(stream.ends)
     else:
         examples, heldout = load_data(run_config, tokenizer, base.vocab_size)
+        first = marked(examples[0], tokenizer.encoder)
         train, learnt = BatchSource(examples, run_config, dealer), examples.table.last_targets()
     return Inputs(
         train,
         None if heldout is None else BatchSource(heldout, run_config, dealer),
         find_end_tokens(tokenizer, learnt, base.folder, base.model_config),
+        first,
     )
 
 

@@ -99,6 +99,8 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     if prepared.initial is not None:
         logger.info(f"The run {prepared.initial.describe()}")
     logger.info(inputs.describe(run_config, distributed.world_size(), position.num_steps))
+    if inputs.first_example:
+        logger.info(f"The first example, with loss in [[...]]:\n{inputs.first_example:.2000}")
     return Run(
         run_config=run_config,
         folder=folder,

@@ -64,6 +64,8 @@ def folder(tmp_path_factory):
     write_pairs(folder / "pairs.jsonl")
     rows = (SAMPLES / "gsm8k" / "train.jsonl").read_text().splitlines()
     (folder / "train.jsonl").write_text("\n".join(rows[:20]))
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    (folder / "sharegpt.json").write_text(json.dumps([{"conversations": talk}]))
     (folder / "test.jsonl").write_text("\n".join(rows[20:24]))
     (folder / "hosts").write_text("node-a slots=8\nnode-b slots=8\n")
     return folder

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.data.labels import IGNORE_LABEL, Example
+from diablo_ds.data.labels import Example
 from diablo_ds.data.prepare.manifest import count_examples, describe, load_manifest
 from diablo_ds.data.prepare.writing import NUM_BINS
 from diablo_ds.data.text.encoders import Encoder
+from diablo_ds.data.text.marking import pieces
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
@@ -62,24 +63,11 @@ def inspect_dataset(
 
 def colored(example: Example, encoder: Encoder) -> str:
     """Return an example's text, with loss in green and control tokens underlined (ANSI codes)."""
-    ids, labels = list(map(int, example.input_ids)), list(map(int, example.labels))
-    control_ids = encoder.control.ids
-    kinds = [
-        (label == IGNORE_LABEL, token in control_ids)
-        for token, label in zip(ids, labels, strict=True)
-    ]
-    text, start = "", 0
-    for end in range(1, len(ids) + 1):
-        masked, is_control = kinds[start]
-        if end < len(ids) and kinds[end] == kinds[start]:
-            continue
-        # Decoded from the start, since some tokenizers drop the first space of a text.
-        before = encoder.decode(ids[:start]) if start else ""
-        piece = encoder.decode(ids[:end])[len(before) :]
+    text = ""
+    for piece, has_loss, is_control in pieces(example, encoder):
         if is_control:
-            piece = f"{_UNDERLINE}{piece}{_RESET if masked else ''}"
-        text += piece if masked else f"{_GREEN}{_BOLD}{piece}{_RESET}"
-        start = end
+            piece = f"{_UNDERLINE}{piece}{'' if has_loss else _RESET}"
+        text += f"{_GREEN}{_BOLD}{piece}{_RESET}" if has_loss else piece
     return text
 
 
