@@ -19,11 +19,16 @@ import torch
 from diablo_ds import __version__
 from diablo_ds.conversion.merging.carried import carry_over, size_of_carried, write_index
 from diablo_ds.conversion.merging.inputs import MergeInputs, find_inputs
-from diablo_ds.conversion.merging.options import KEPT, MergeOptions
+from diablo_ds.conversion.merging.options import (
+    FP32_IS_ROUNDED_TO_NEAREST,
+    KEPT,
+    MergeOptions,
+)
 from diablo_ds.conversion.merging.plan import PlannedShard, main_dtype, parse_size, plan_shards
 from diablo_ds.conversion.merging.rounding import Rounding, describe, total
 from diablo_ds.conversion.merging.shards import write_shard
 from diablo_ds.conversion.merging.work_folder import WorkFolder, open_work_folder
+from diablo_ds.conversion.neighbours import ROUNDED_DTYPES
 from diablo_ds.conversion.output import check_new_folder
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file, write_json
@@ -55,9 +60,9 @@ class Merged:
 def merge_adapter(options: MergeOptions) -> Merged:
     """Merge an adapter into its base and write a new model folder.
 
-    Sums are in fp32 (fp64 for a base in fp64) and rounded once, to the nearest; all other bytes
-    are copied. Memory is needed for a few megabytes of one tensor, whatever the model's size. An
-    interrupted merge continues after the last complete file when it is started again.
+    Sums are in fp32 (fp64 for a base in fp64) and rounded once; all other bytes are copied. Memory
+    is needed for a few megabytes of one tensor, whatever the model's size. An interrupted merge
+    continues after the last complete file when it is started again.
 
     Raises:
         UserError: if the inputs do not belong together or are damaged, the disk has too little
@@ -72,18 +77,20 @@ def _merge(options: MergeOptions) -> Merged:
     inputs = find_inputs(options)
     dtype = None if options.dtype == KEPT else DTYPES[options.dtype]
     max_bytes = parse_size(options.max_shard_size) if options.max_shard_size else None
+    kept = dtype or main_dtype(inputs.tensors.values())
     shards = plan_shards(inputs.tensors, inputs.layer_of, dtype=dtype, max_bytes=max_bytes)
+    is_stochastic = options.rounding == "stochastic"
+    _check_rounding(shards, is_stochastic=is_stochastic)
     start = time.perf_counter()
     with open_work_folder(options.output, _record(options, inputs)) as work:
         check_new_folder(options.output)  # another process may have just made it
-        layers = _write_shards(shards, inputs, work)
+        layers = _write_shards(shards, inputs, work, is_stochastic=is_stochastic)
         _check_changed(layers, inputs)
         torch_name = None if dtype is None else _TORCH_NAMES[options.dtype]
         notes = carry_over(inputs.base, inputs.adapter, work.path, torch_name)
         write_index(inputs.base, work.path, shards)
-        kept = dtype or main_dtype(inputs.tensors.values())
         name = _SHORT_NAMES.get(kept, str(kept).removeprefix("torch."))
-        write_json(work.path / MERGE_REPORT_FILE, _report(inputs, layers, name))
+        write_json(work.path / MERGE_REPORT_FILE, _report(options, inputs, layers, name))
         work.become(options.output)
     return Merged(
         inputs.base,
@@ -91,7 +98,7 @@ def _merge(options: MergeOptions) -> Merged:
         options.output,
         sum(shard.num_bytes for shard in shards),
         time.perf_counter() - start,
-        "\n".join([*notes, describe(layers, name, MERGE_REPORT_FILE)]),
+        "\n".join([*notes, describe(layers, name, MERGE_REPORT_FILE, options.rounding)]),
     )
 
 
@@ -108,12 +115,17 @@ def _record(options: MergeOptions, inputs: MergeInputs) -> dict[str, Any]:
         },
         "adapter": sha256_file(inputs.deltas.file),
         "dtype": options.dtype,
+        "rounding": options.rounding,
         "max_shard_size": options.max_shard_size,
     }
 
 
 def _write_shards(
-    shards: Sequence[PlannedShard], inputs: MergeInputs, work: WorkFolder
+    shards: Sequence[PlannedShard],
+    inputs: MergeInputs,
+    work: WorkFolder,
+    *,
+    is_stochastic: bool,
 ) -> dict[str, Rounding]:
     """Write the files that are not complete yet; one is synced while the next is written."""
     layers: dict[str, Rounding] = {}
@@ -135,7 +147,13 @@ def _write_shards(
     try:
         with _progress(total_bytes, done_bytes) as bar, ThreadPoolExecutor(1) as syncing:
             for shard in missing:
-                found = write_shard(shard, work.unfinished(shard.name), inputs.deltas, bar.update)
+                found = write_shard(
+                    shard,
+                    work.unfinished(shard.name),
+                    inputs.deltas,
+                    bar.update,
+                    is_stochastic=is_stochastic,
+                )
                 layers |= found
                 if pending is not None:
                     pending.result()
@@ -166,22 +184,31 @@ def _check_room(missing: Sequence[PlannedShard], inputs: MergeInputs, folder: Pa
         )
 
 
+def _check_rounding(shards: Sequence[PlannedShard], *, is_stochastic: bool) -> None:
+    merged = {tensor.dtype for shard in shards for tensor in shard.tensors if tensor.layer}
+    if is_stochastic and not merged <= set(ROUNDED_DTYPES):
+        raise UserError(FP32_IS_ROUNDED_TO_NEAREST)
+
+
 def _check_changed(layers: dict[str, Rounding], inputs: MergeInputs) -> None:
     everything = total(layers.values())
     if not everything.num_changed:
         raise UserError(
             "a merge must change the base; got none of "
             f"{everything.num_elements:,} elements that changes: the deltas of {inputs.adapter} "
-            "are too small for the dtype of the weights; give --dtype fp32"
+            "are too small for the dtype of the weights; give --dtype fp32 or --rounding stochastic"
         )
 
 
-def _report(inputs: MergeInputs, layers: dict[str, Rounding], dtype: str) -> dict[str, Any]:
+def _report(
+    options: MergeOptions, inputs: MergeInputs, layers: dict[str, Rounding], dtype: str
+) -> dict[str, Any]:
     return {
         "adapter": str(inputs.adapter),
         "base": str(inputs.base),
         "base_fingerprint": inputs.fingerprint,
         "dtype": dtype,
+        "rounding": options.rounding,
         "version": __version__,
         "torch": torch.__version__,
         "total": total(layers.values()).values(),

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
+from diablo_ds.errors import UserError
 
+FP32_IS_ROUNDED_TO_NEAREST = (
+    "rounding must be nearest where weights are stored in fp32 or fp64, which swallow next to "
+    "nothing; got rounding='stochastic'; leave it out, or give --dtype bf16 or fp16"
+)
 KEPT = "base"
 """The dtype option's word for the dtype of the base files."""
 
@@ -35,6 +40,12 @@ class MergeOptions:
     dtype: Literal["base", "bf16", "fp16", "fp32"] = setting(
         KEPT, "Dtype of the merged weights; base keeps that of the base files.", "model"
     )
+    rounding: Literal["nearest", "stochastic"] = setting(
+        "nearest",
+        "How sums of weights and deltas become numbers of the dtype; stochastic keeps, on average, "
+        "deltas that are too small for it.",
+        "model",
+    )
     max_shard_size: str = setting(
         "",
         "Size up to which a new file is filled, such as 5GB or 500MiB.",
@@ -50,3 +61,5 @@ class MergeOptions:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.rounding == "stochastic" and self.dtype == "fp32":
+            raise UserError(FP32_IS_ROUNDED_TO_NEAREST)

@@ -92,33 +92,36 @@ def total(roundings: Iterable[Rounding]) -> Rounding:
     return sum(roundings, Rounding())
 
 
-def describe(layers: Mapping[str, Rounding], dtype: str, report_name: str) -> str:
+def describe(layers: Mapping[str, Rounding], dtype: str, report_name: str, rounding: str) -> str:
     """Return what a user should know of the rounding, with the layers that suffer most.
 
     Args:
         layers: counts by layer.
         dtype: of the new weights, such as "bf16".
         report_name: the file that has all layers.
+        rounding: "nearest" or "stochastic", which keeps on average what it swallows here and there.
     """
     everything = total(layers.values())
     worst = sorted(layers, key=lambda name: -layers[name].swallowed_share)[:_SHOWN]
     rows = [["layer", "swallowed", "error/weight", "error/delta"]]
-    for name, rounding in [("all layers", everything), *((n, layers[n]) for n in worst)]:
+    for name, found in [("all layers", everything), *((n, layers[n]) for n in worst)]:
         rows.append(
             [
                 name,
-                f"{rounding.swallowed_share:.2%}",
-                f"{rounding.relative_error:.2e}",
-                f"{rounding.delta_error:.2e}",
+                f"{found.swallowed_share:.2%}",
+                f"{found.relative_error:.2e}",
+                f"{found.delta_error:.2e}",
             ]
         )
     text = text_table(rows, left=(0,))
     if len(layers) > len(worst):
         text += f"\nthe {len(worst)} layers with the largest share; all are in {report_name}"
-    if everything.swallowed_share >= LARGE_SHARE and dtype != "fp32":
+    is_lost = rounding == "nearest" and dtype != "fp32"
+    if is_lost and everything.swallowed_share >= LARGE_SHARE:
         text += (
             f"\nWarning: rounding to {dtype} swallowed {everything.swallowed_share:.1%} of the "
-            f"deltas' elements; --dtype fp32 keeps them"
+            "deltas' elements; --dtype fp32 keeps them, and --rounding stochastic keeps them on "
+            "average"
         )
     return text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from diablo_ds.conversion.merging.deltas import StoredDeltas
 from diablo_ds.conversion.merging.plan import PlannedShard, PlannedTensor
 from diablo_ds.conversion.merging.rounding import Rounding
+from diablo_ds.conversion.neighbours import round_stochastically
 from diablo_ds.errors import UserError
 
 _PIECE_BYTES = 2**20
@@ -33,6 +35,8 @@ def write_shard(
     target: Path,
     deltas: StoredDeltas,
     progress: Callable[[int], object],
+    *,
+    is_stochastic: bool = False,
 ) -> dict[str, Rounding]:
     """Write a file of the merged model; it is not synced.
 
@@ -41,6 +45,7 @@ def write_shard(
         target: the new file.
         deltas: of the adapter.
         progress: called with numbers of bytes that were written.
+        is_stochastic: round sums at random, the same numbers whenever the file is written anew.
 
     Returns:
         What rounding did, by layer.
@@ -62,7 +67,8 @@ def write_shard(
                     num_bytes = sum(tensor.num_bytes for tensor in run)
                     _copy(source, out, num_bytes, progress)
                 elif first.layer:
-                    found[first.layer] = _merge(source, first, deltas, out, progress)
+                    generator = _generator(first.name) if is_stochastic else None
+                    found[first.layer] = _merge(source, first, deltas, out, progress, generator)
                 else:
                     _convert(source, first, out, progress)
     finally:
@@ -210,8 +216,12 @@ def _merge(
     deltas: StoredDeltas,
     out: BinaryIO,
     progress: Callable[[int], object],
+    generator: torch.Generator | None,
 ) -> Rounding:
-    """Append a weight with its delta added: summed in fp32 and rounded once, to the nearest."""
+    """Append a weight with its delta added: summed in fp32 and rounded once.
+
+    To the nearest number, or at random where there is a generator.
+    """
     num_blocks, in_block, out_block = deltas.shape(tensor.layer)
     in_features, old = num_blocks * in_block, tensor.source.dtype
     exact = torch.promote_types(old, torch.float32)  # fp64 for a base in fp64
@@ -229,12 +239,22 @@ def _merge(
         base = _blocks(rows, piece, in_block, in_features).to(exact)
         added = delta[:, piece.first_out : piece.first_out + base.shape[1]]
         merged = base + added
-        stored = merged.to(tensor.dtype)
+        stored = _round(merged, tensor.dtype, generator)
         _check_fits(merged, stored, tensor)
         rounding.add(base, added, merged, stored)  # before `base`, perhaps a view, is overwritten
         _blocks(new, piece, in_block, in_features).copy_(stored)
         _write_tensor(out, new, progress)
     return rounding
+
+
+def _round(exact: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return exact.to(dtype)
+    return round_stochastically(exact, dtype, generator)
+
+
+def _generator(tensor: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(tensor.encode()))
 
 
 def _blocks(rows: Tensor, piece: _Piece, in_block: int, in_features: int) -> Tensor:

@@ -4,8 +4,9 @@ Both models are loaded one after the other and computed in fp32, so that they di
 the rounding of merged weights, and the order of fp32 sums. Their effect on logits is measured, not
 guessed, by probes: the unmerged model computes once more while each merged weight ``w`` is moved by
 ``u w`` with a random sign, the largest rounding of the merged dtype (``u`` = 2^-8 for bf16, 2^-11
-for fp16, 2^-24 for fp32), and each weight of a linear layer by ``sqrt(n) 2^-24 w``, which is how
-sums of ``n`` products in fp32 err (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+for fp16, 2^-24 for fp32, twice that for stochastic rounding), and each weight of a linear layer by
+``sqrt(n) 2^-24 w``, which is how sums of ``n`` products in fp32 err (Higham and Mary, SIAM J. Sci.
+Comput. 41, 2019).
 
 A logit's change is, to first order, a sum over weights of independent errors ``e_i``, each within
 ``a_i = |dlogit/dw_i| u |w_i|``. Hoeffding's lemma makes it sub-Gaussian with variance at most
@@ -40,7 +41,6 @@ from diablo_ds.adapter.base import is_linear
 from diablo_ds.adapter.blocks import diagonal_blocks
 from diablo_ds.adapter.layer import DiaBloLinear
 from diablo_ds.conversion.verification.prompts import PROMPTS
-from diablo_ds.conversion.verification.tensors import unit_roundoff
 from diablo_ds.data.text.tokenization import TOKENIZER_FILES, load_tokenizer
 from diablo_ds.model.architecture import load_model_config
 from diablo_ds.model.generation import continue_greedily
@@ -80,7 +80,7 @@ def compare_outputs(
     num_blocks: Mapping[str, int],
     deltas: Mapping[str, Tensor],
     merged: Path,
-    dtype: torch.dtype,
+    u: float,
     device: torch.device,
     converted: Mapping[str, torch.dtype] = MappingProxyType({}),
     others: torch.dtype = torch.float32,
@@ -92,7 +92,7 @@ def compare_outputs(
         num_blocks: block count of each layer with a delta.
         deltas: by parameter name, ``[num_blocks, in_block, out_block]``, fp32.
         merged: folder of the merged model.
-        dtype: of the merged weights.
+        u: the largest relative error of a merged weight's rounding.
         device: where both are computed, one after the other.
         converted: new dtype of each stored tensor that the merge converted, by name.
         others: dtype of tensors that the model names differently from the files.
@@ -111,7 +111,7 @@ def compare_outputs(
     unmerged = _logits(model, batch, is_token)
     changes = []
     for probe in range(NUM_PROBES):
-        with _moved_weights(model, unit_roundoff(dtype), probe):
+        with _moved_weights(model, u, probe):
             changes.append(float((_logits(model, batch, is_token) - unmerged).abs().max()))
     del model
     other: Any = _load(merged).to(device)

@@ -7,6 +7,9 @@ nearest gives ``|M - S| <= u |S| + t / 2``, where ``t`` is the dtype's smallest 
 Rounding to nearest is unique, so a correct merge has exactly ``round(S)``, and a weight that is not
 is reported with its error as a multiple of that bound.
 
+Stochastic rounding gives one of the two numbers next to ``S``: each of them is correct, and ``u``
+and ``t / 2`` are twice as large here and below.
+
 From this follows a bound of each layer's output, which is computed on random inputs in fp64 along
 another path, the adapter's own product of blocks: with ``y = x W^T + x D`` and ``y' = x M^T``,
 
@@ -27,6 +30,7 @@ import torch
 from torch import Tensor
 
 from diablo_ds.adapter.blocks import BlockPart, block_parts
+from diablo_ds.conversion.neighbours import neighbours
 from diablo_ds.files.tensor_files import StoredTensor
 from diablo_ds.files.tensor_rows import read_rows, row_ranges
 
@@ -58,12 +62,17 @@ def check_copied(base: StoredTensor, merged: StoredTensor) -> TensorCheck:
             continue
         wrong = (_bytes(wanted) != _bytes(new)).any(dim=-1)
         num_wrong += int(wrong.sum())
-        error = max(error, _error(old[wrong], new[wrong]))
+        error = max(error, _error(old[wrong], new[wrong], unit_roundoff(new.dtype)))
     return TensorCheck(num_wrong, error)
 
 
 def check_merged(
-    base: StoredTensor, merged: StoredTensor, delta: Tensor, generator: torch.Generator
+    base: StoredTensor,
+    merged: StoredTensor,
+    delta: Tensor,
+    generator: torch.Generator,
+    *,
+    is_stochastic: bool = False,
 ) -> TensorCheck:
     """Compare a layer's weight with base plus delta, and its outputs on random inputs.
 
@@ -72,6 +81,7 @@ def check_merged(
         merged: the same, after the merge.
         delta: ``[num_blocks, in_block, out_block]``, fp32.
         generator: of the inputs.
+        is_stochastic: whether the merge rounded at random to one of two numbers.
     """
     num_blocks, in_block, out_block = delta.shape
     x = torch.randn(_NUM_INPUTS, num_blocks * in_block, generator=generator).double()
@@ -84,40 +94,47 @@ def check_merged(
         for part in parts:
             exact[part.rows, part.columns] += delta[part.block][:, part.outputs].t()
         places: list[Any] = [(part.rows, part.columns) for part in parts]
-        wrong = exact.to(new.dtype) != new
+        if is_stochastic:
+            nearest, other = neighbours(exact, new.dtype)
+            wrong = (nearest != new) & (other != new)
+        else:
+            wrong = exact.to(new.dtype) != new
         if wrong.any():
             num_wrong += int(wrong.sum())
             places.append(wrong)
-        error = max(error, *(_error(exact[place], new[place]) for place in places))
-        output_error = max(output_error, _output_error(x, old, new, delta, parts))
+        u = unit_roundoff(new.dtype, is_stochastic=is_stochastic)
+        error = max(error, *(_error(exact[place], new[place], u) for place in places))
+        output_error = max(output_error, _output_error(x, old, new, delta, parts, u))
     return TensorCheck(num_wrong, error, output_error)
 
 
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """Return the largest relative error of rounding to nearest, without subnormal numbers."""
-    return torch.finfo(dtype).eps / 2
+def unit_roundoff(dtype: torch.dtype, *, is_stochastic: bool = False) -> float:
+    """Return the largest relative error of rounding, without subnormal numbers."""
+    if not dtype.is_floating_point:
+        return 0.0
+    return torch.finfo(dtype).eps / (1 if is_stochastic else 2)
 
 
 def _bytes(values: Tensor) -> Tensor:
     return values.contiguous().unsqueeze(-1).view(torch.uint8)
 
 
-def _error(exact: Tensor, stored: Tensor) -> float:
+def _error(exact: Tensor, stored: Tensor, u: float) -> float:
     """Return the largest error as a multiple of the bound of one rounding; infinite for NaN."""
     if not stored.dtype.is_floating_point or stored.dtype.itemsize < 2:
         return math.inf if not torch.equal(_bytes(exact), _bytes(stored)) else 0.0
     difference = (stored.double() - exact.double()).abs()
     tiny = _SMALLEST.get(stored.dtype, 2.0**-1074)
-    bound = exact.double().abs() * unit_roundoff(stored.dtype) + tiny / 2
+    bound = exact.double().abs() * u + tiny * u / torch.finfo(stored.dtype).eps
     worst = (difference / bound).nan_to_num(nan=math.inf).max()
     return float(worst)
 
 
 def _output_error(
-    x: Tensor, old: Tensor, new: Tensor, delta: Tensor, parts: list[BlockPart]
+    x: Tensor, old: Tensor, new: Tensor, delta: Tensor, parts: list[BlockPart], u: float
 ) -> float:
     """Return the largest error of outputs of some rows, as a multiple of its bound."""
-    u, tiny = unit_roundoff(new.dtype), _SMALLEST.get(new.dtype, 2.0**-1074)
+    tiny = _SMALLEST.get(new.dtype, 2.0**-1074)
     magnitudes, weights = x.abs(), new.double()
     converted = old.to(new.dtype).double()
     for part in parts:

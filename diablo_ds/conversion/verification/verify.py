@@ -16,8 +16,15 @@ from diablo_ds.conversion.verification.memory import device_at_hand, free_bytes
 from diablo_ds.conversion.verification.options import Method
 from diablo_ds.conversion.verification.outputs import OutputCheck, compare_outputs
 from diablo_ds.conversion.verification.prompts import PROMPTS
-from diablo_ds.conversion.verification.tensors import TensorCheck, check_copied, check_merged
+from diablo_ds.conversion.verification.tensors import (
+    TensorCheck,
+    check_copied,
+    check_merged,
+    unit_roundoff,
+)
 from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json
+from diablo_ds.files.layout import MERGE_REPORT_FILE
 from diablo_ds.files.tensor_files import StoredTensor, find_tensors
 from diablo_ds.model.finding import fingerprint
 from diablo_ds.model.weight_names import find_weights
@@ -82,7 +89,8 @@ def verify_merge(
     names = find_weights(base, tensors, config.num_blocks)
     _check_shapes(names, tensors, deltas)
     layer_of = {name: layer for layer, name in names.items()}
-    _compare_tensors(tensors, found, layer_of, deltas, result)
+    is_stochastic = _is_stochastic(merged)
+    _compare_tensors(tensors, found, layer_of, deltas, result, is_stochastic=is_stochastic)
     if not can_load:
         return result
     if not with_outputs:
@@ -95,11 +103,24 @@ def verify_merge(
     dtype = next(found[name].dtype for name in layer_of)
     converted = {n: found[n].dtype for n, t in tensors.items() if t.dtype != found[n].dtype}
     others = dtype if len(converted) == len(tensors) else torch.float32
-    check = compare_outputs(
-        base, config.num_blocks, deltas, merged, dtype, device, converted, others
-    )
+    u = unit_roundoff(dtype, is_stochastic=is_stochastic)
+    check = compare_outputs(base, config.num_blocks, deltas, merged, u, device, converted, others)
     _report_outputs(check, dtype, device, result)
     return result
+
+
+def _is_stochastic(merged: Path) -> bool:
+    """Return whether the merge rounded at random, as its report says; to nearest without one."""
+    report = merged / MERGE_REPORT_FILE
+    values = read_json(report) if report.is_file() else {}
+    is_known = isinstance(values, dict) and values.get("rounding") == "stochastic"
+    dtype = values.get("dtype") if isinstance(values, dict) else None
+    if is_known and dtype not in ("bf16", "fp16"):
+        raise UserError(
+            "stochastic rounding must be to bf16 or fp16; got another dtype in "
+            f"{MERGE_REPORT_FILE} of {merged}"
+        )
+    return is_known
 
 
 def _takes_outputs(
@@ -141,6 +162,8 @@ def _compare_tensors(
     layer_of: Mapping[str, str],
     deltas: Mapping[str, Tensor],
     result: Verification,
+    *,
+    is_stochastic: bool,
 ) -> None:
     total = sum(t.num_bytes for t in (*base.values(), *merged.values()))
     progress = Progress("comparing tensors", total)
@@ -149,7 +172,9 @@ def _compare_tensors(
     for name, tensor in base.items():
         if name in layer_of:
             delta = deltas[f"{layer_of[name]}.delta"]
-            checks[name] = check_merged(tensor, merged[name], delta, generator)
+            checks[name] = check_merged(
+                tensor, merged[name], delta, generator, is_stochastic=is_stochastic
+            )
         else:
             checks[name] = check_copied(tensor, merged[name])
         progress.advance(tensor.num_bytes + merged[name].num_bytes)
@@ -161,7 +186,7 @@ def _compare_tensors(
     result.lines += [
         f"Tensors: {len(checks) - len(wrong)} of {len(checks)} are exact ({num_elements:,} "
         f"elements), {len(layers)} with a delta; largest rounding error {error:.3f} of its bound, "
-        "half a unit in the last place",
+        f"{'a' if is_stochastic else 'half a'} unit in the last place",
         f"Layer outputs on random inputs: largest error {output_error:.3f} of its bound",
     ]
     for name, check in wrong.items():
@@ -198,6 +223,6 @@ def _report_outputs(
         if not result.problems:
             text += (
                 "; all tensors are exact, so rounding has swallowed a part of the deltas that "
-                "matters: merge with --dtype fp32"
+                "matters: merge with --dtype fp32 or --rounding stochastic"
             )
         result.problems.append(text)

@@ -257,7 +257,22 @@ def test_the_report_counts_what_rounding_swallowed(tmp_path):
     assert report["total"]["swallowed"] == 240
     assert report["dtype"] == "bf16"
     assert 0 < found["relative_error"] < 2.0**-9
-    assert "swallowed 93.8% of the deltas' elements; --dtype fp32 keeps them" in merged.text
+    assert (
+        "swallowed 93.8% of the deltas' elements; --dtype fp32 keeps them, and --rounding"
+        in merged.text
+    )
+    on_average = case.merge(tmp_path / "on_average", rounding="stochastic")
+    assert "Warning" not in on_average.text
+    report = json.loads((tmp_path / "on_average" / MERGE_REPORT_FILE).read_text())
+    assert report["rounding"] == "stochastic"
+    assert report["total"]["changed"] > 16  # 1 of 4 to 1 of 8 of those that nearest swallows
+    again = case.merge(tmp_path / "again", rounding="stochastic")
+    assert again.text == on_average.text
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "on_average" / "model.safetensors"
+    ).read_bytes()
+    with pytest.raises(UserError, match="rounding must be nearest"):
+        case.merge(tmp_path / "wide", dtype="fp32", rounding="stochastic")
     exact = case.merge(tmp_path / "exact", dtype="fp32")
     assert "Warning" not in exact.text
     report = json.loads((tmp_path / "exact" / MERGE_REPORT_FILE).read_text())

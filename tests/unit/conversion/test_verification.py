@@ -75,6 +75,8 @@ def test_a_merge_is_verified_at_once(dtype, tmp_path):
         ("gpt_neox", {"base_dtype": "fp32", "dtype": "fp16"}),
         ("gpt_neox", {"max_shard_size": "20KB"}),
         ("qwen2", {}),
+        ("llama", {"rounding": "stochastic"}),
+        ("gpt_neox", {"base_dtype": "fp32", "dtype": "fp16", "rounding": "stochastic"}),
     ],
 )
 def test_other_dtypes_files_and_families_are_verified(family, options, tmp_path):
@@ -172,9 +174,18 @@ def _outputs(folder):
         config.num_blocks,
         deltas,
         folder / "merged",
-        torch.bfloat16,
+        2.0**-8,
         torch.device("cpu"),
     )
+
+
+@pytest.mark.parametrize("step", [2, -2])
+def test_beyond_the_neighbours_stochastic_rounding_is_refused(step, tmp_path):
+    _make(tmp_path, rounding="stochastic")
+    _edit(lambda tensors: tensors[Q].view(torch.int16).view(-1)[:1].add_(step))(tmp_path)
+    result = _verify(tmp_path)
+    assert result.exit_code != 0
+    assert "wrong elements" in result.output
 
 
 @pytest.mark.parametrize(("share", "is_explained"), [(0.6, True), (1.4, False)])
@@ -210,7 +221,7 @@ def test_deltas_that_rounding_swallows_together_are_told_from_noise(tmp_path):
         config.num_blocks,
         deltas,
         tmp_path / "base",
-        torch.bfloat16,
+        2.0**-8,
         torch.device("cpu"),
     )
     assert not found.is_explained
