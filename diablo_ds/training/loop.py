@@ -96,7 +96,7 @@ class Loop:
 
     def save_and_describe(self) -> str:
         """Save the last finished step, unless it is, and return what to tell. Collective."""
-        if self.finished > self.saved:
+        if self.finished > max(self.saved, 0):
             self._save()
         run, folder = self.run, self.run.folder
         if self.saved < 1:

@@ -75,7 +75,7 @@ for line in open(heldout):
     loss += float(model(**ids, labels=labels).loss) * num_targets
     count += num_targets
 result = {{"tokens": generate(model, tokenizer), "heldout_loss": loss / count}}
-assert not [name for name, module in sys.modules.items() if "diablo" in name and module]
+assert not [name for name, module in sys.modules.items() if name[:9] == "diablo_ds" and module]
 print(json.dumps(result))
 """
 
