@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.adapter.storage import AdapterConfig
+from torch import Tensor
+
+from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.config.words import shell_text, train_words
@@ -126,6 +128,18 @@ def model_card(
             "above."
         )
     return "\n\n".join(sections) + "\n"
+
+
+def save_with_card(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
+    """Save an adapter that no run made, with a short model card, as `save_adapter` does.
+
+    Args:
+        folder: created, or replaced entirely.
+        tensors: deltas by parameter name, ``[num_blocks, in_block, out_block]``.
+        config: what the deltas belong to.
+    """
+    card = model_card(config, sum(delta.numel() for delta in tensors.values()))
+    save_adapter(folder, tensors, config, {CARD_FILE: card.encode()})
 
 
 def _lineage(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

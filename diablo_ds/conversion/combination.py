@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from diablo_ds.adapter.finding import find_adapter
-from diablo_ds.adapter.storage import AdapterConfig, load_adapter, load_adapter_config, save_adapter
+from diablo_ds.adapter.storage import AdapterConfig, load_adapter, load_adapter_config
+from diablo_ds.conversion.card import save_with_card
 from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
 
@@ -68,7 +69,7 @@ def combine(terms: Sequence[Term], output: Path) -> AdapterConfig:
         _check_same_geometry(folders[0], configs[0], folder, config)
     tensors = _sum(folders, [term.weight for term in terms])
     combined = _combined_config(terms, configs)
-    save_adapter(output, tensors, combined)
+    save_with_card(output, tensors, combined)
     return combined
 
 

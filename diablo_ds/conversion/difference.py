@@ -16,8 +16,9 @@ from torch import Tensor
 from diablo_ds.adapter.base import LinearModule
 from diablo_ds.adapter.blocks import legal_num_blocks
 from diablo_ds.adapter.layer_names import targets_of
-from diablo_ds.adapter.storage import AdapterConfig, save_adapter
+from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
+from diablo_ds.conversion.card import save_with_card
 from diablo_ds.conversion.changes import Change, Pair, find_change, take_blocks
 from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.conversion.progress import Progress
@@ -151,7 +152,7 @@ def diff(
         parent={"tuned_model": tuned, "tuned_fingerprint": fingerprint(tuned_folder)},
         targets=targets_of(counts, dict(model.named_modules())),
     )
-    save_adapter(output, tensors, config)
+    save_with_card(output, tensors, config)
     return Difference(found, dict(sorted(unheld.items())))
 
 

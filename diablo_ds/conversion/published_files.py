@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from diablo_ds.adapter.base import is_linear
 from diablo_ds.adapter.layer_names import targets_of
-from diablo_ds.adapter.storage import AdapterConfig, save_adapter
+from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.adapter.targets import layer_number
+from diablo_ds.conversion.card import save_with_card
 from diablo_ds.conversion.combination import check_finite
 from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
@@ -79,7 +80,7 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
         parent={"imported": str(path), "sha256": sha256_file(path)},
         targets=targets_of(num_blocks, dict(shapes.named_modules())),
     )
-    save_adapter(output, deltas, config)
+    save_with_card(output, deltas, config)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
     return Imported(config, _bare_layers(shapes, num_blocks), tuple(dtypes))
 

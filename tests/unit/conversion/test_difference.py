@@ -13,12 +13,13 @@ from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.cli.main import main
 from diablo_ds.conversion.difference import diff
 from diablo_ds.model.finding import fingerprint
+from tests.overriding import with_last_options
 from tests.tiny import build_model, save_model
 from tests.unit.conversion.checkpoints import add_dense, random_deltas, save_base, save_merged
 
 
 def _run(*words):
-    return CliRunner().invoke(main, ["diff", *map(str, words)])
+    return CliRunner().invoke(main, with_last_options(["diff", *words]))
 
 
 def _diff(folder, *words):
@@ -41,6 +42,7 @@ def test_a_random_adapter_that_was_merged_in_fp32_is_found_again(family, tmp_pat
         "tuned_model": str(tmp_path / "tuned"),
         "tuned_fingerprint": fingerprint(tmp_path / "tuned"),
     }
+    assert str(tmp_path) not in (tmp_path / "found" / "README.md").read_text()
     merged = build_model(family)
     add_dense(merged, found)
     for name, delta in deltas.items():

@@ -73,6 +73,7 @@ def test_an_imported_adapter_computes_what_the_published_layers_do(
     assert config.parent is not None
     assert config.parent["imported"] == str(tmp_path / "adapter.chkpt")
     assert config.num_blocks == {"model.layers.1.self_attn.q_proj": count}
+    assert str(tmp_path) not in (tmp_path / "imported" / "README.md").read_text()
     ours = build_model()
     attach(ours, config.num_blocks)
     load_deltas(ours, deltas)
