@@ -21,7 +21,7 @@ def test_a_plan_for_a_folder_starts_a_run(tmp_path):
     assert "<- best" in planned.stdout
 
     # As a single process is half as many ranks, the global batch is given again.
-    run = ("--data", data, "--output", tmp_path / "run", "--global-batch", 4)
+    run = ("--data", data, "--output", tmp_path / "run")
     dry = diablo_ds(
         "train",
         "--dry-run",
@@ -30,6 +30,8 @@ def test_a_plan_for_a_folder_starts_a_run(tmp_path):
         "--model",
         model,
         "--num-blocks",
+        4,
+        "--global-batch",
         4,
         *run,
     )
