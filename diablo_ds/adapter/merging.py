@@ -6,6 +6,9 @@ from torch import nn
 
 from diablo_ds.adapter.attach import diablo_layers
 
+LARGE_SHARE = 0.1
+"""Share of a delta's elements swallowed by rounding from which whoever merges is warned."""
+
 
 def merge(model: nn.Module) -> None:
     """Add every delta to its base weight, in place. The weights must not be partitioned."""

@@ -24,6 +24,7 @@ from diablo_ds.adapter.contents import check_finite
 from diablo_ds.adapter.finding import find_adapter
 from diablo_ds.adapter.layer import delta_shapes
 from diablo_ds.adapter.layer_names import targets_of
+from diablo_ds.adapter.merging import LARGE_SHARE
 from diablo_ds.adapter.storage import (
     AdapterConfig,
     check_base,
@@ -51,8 +52,6 @@ from diablo_ds.ranks.software import installed_versions
 
 NumBlocks = int | str
 """A count, or "auto:<share>" such as "auto:1%"."""
-_LARGE_SHARE = 0.1
-"""Share of swallowed delta elements from which a merge warns."""
 
 
 def attach(
@@ -219,7 +218,7 @@ def merge(model: nn.Module) -> nn.Module:
         num_swallowed += is_nonzero - int((weight != before).sum())
     attaching.detach(base)
     share = num_swallowed / num_nonzero if num_nonzero else 0.0
-    if share >= _LARGE_SHARE:
+    if share >= LARGE_SHARE:
         logger.warning(
             f"Warning: rounding to {', '.join(sorted(dtypes))} swallowed {share:.0%} of the "
             "elements of the deltas; a model that is loaded in fp32 keeps them"

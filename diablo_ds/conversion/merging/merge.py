@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +33,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file, write_json
 from diablo_ds.files.layout import MERGE_REPORT_FILE
 from diablo_ds.model.architecture import DTYPES
+from diablo_ds.ranks.byte_progress import byte_progress
 
 logger = logging.getLogger("diablo_ds")
 
@@ -145,7 +145,10 @@ def _write_shards(
     done_bytes = total_bytes - sum(shard.num_bytes for shard in missing)
     pending: Future[None] | None = None
     try:
-        with _progress(total_bytes, done_bytes) as bar, ThreadPoolExecutor(1) as syncing:
+        with (
+            byte_progress("Merging", total_bytes, done_bytes) as bar,
+            ThreadPoolExecutor(1) as syncing,
+        ):
             for shard in missing:
                 found = write_shard(
                     shard,
@@ -225,22 +228,3 @@ def _single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _progress(num_bytes: int, done: int) -> Iterator[Any]:
-    """Yield a progress bar over bytes written; without a terminal, it prints a line every 15 s."""
-    from tqdm import tqdm
-
-    seconds = 0.1 if sys.stderr.isatty() else 15
-    with tqdm(
-        total=num_bytes,
-        initial=done,
-        desc="Merging",
-        unit="B",
-        unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=seconds,
-        delay=0 if sys.stderr.isatty() else seconds,
-    ) as bar:
-        yield bar

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diablo_ds.adapter.merging import LARGE_SHARE
 from diablo_ds.files.text_table import text_table
 
-LARGE_SHARE = 0.1
-"""Share of swallowed delta elements from which the report names the remedy."""
 _SHOWN = 5
 
 

@@ -44,6 +44,7 @@ from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.layout import MANIFEST_FILE
 from diablo_ds.files.ownership import FolderOwner, claim
+from diablo_ds.ranks.byte_progress import byte_progress
 
 MIN_ROWS_TO_JUDGE = 10_000
 """Rows to read before an excess of bad rows ends the run early."""
@@ -211,7 +212,7 @@ def _encode_all(
         work,
     )
     judge = _Judge(options, sources)
-    with _progress(sum(source.path.stat().st_size for source in sources)) as bar:
+    with byte_progress("Tokenising", sum(source.path.stat().st_size for source in sources)) as bar:
         chunks = split_chunks(sources, options.limit, bar.update)
         for counts in encode_chunks(encoder, chunks, options.num_proc):
             judge.add(counts)
@@ -258,21 +259,3 @@ class _Judge:
                 f"{self._num_bad} of {self._num_rows} rows:\n  "
                 + "\n  ".join(self._first[:MAX_NAMED])
             )
-
-
-@contextlib.contextmanager
-def _progress(num_bytes: int) -> Iterator[Any]:
-    """Yield a progress bar over bytes read; without a terminal, it prints a line every 15 s."""
-    from tqdm import tqdm
-
-    seconds = 0.1 if sys.stderr.isatty() else 15
-    with tqdm(
-        total=num_bytes,
-        desc="Tokenising",
-        unit="B",
-        unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=seconds,
-        delay=0 if sys.stderr.isatty() else seconds,
-    ) as bar:
-        yield bar

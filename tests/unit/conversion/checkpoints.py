@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
@@ -51,3 +52,15 @@ def save_merged(folder, model, deltas, dtype=None):
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def edit_tensors(name, change):
+    """Return a function that changes the tensors of the model ``name`` in a folder."""
+
+    def edit(folder):
+        path = folder / name / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return edit

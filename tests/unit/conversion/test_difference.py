@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 
 from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.cli.main import main
@@ -15,7 +14,13 @@ from diablo_ds.conversion.difference import diff
 from diablo_ds.model.finding import fingerprint
 from tests.overriding import with_last_options
 from tests.tiny import build_model, save_model
-from tests.unit.conversion.checkpoints import add_dense, random_deltas, save_base, save_merged
+from tests.unit.conversion.checkpoints import (
+    add_dense,
+    edit_tensors,
+    random_deltas,
+    save_base,
+    save_merged,
+)
 
 
 def _run(*words):
@@ -121,13 +126,7 @@ def two(tmp_path_factory):
 
 
 def _edit(change):
-    def edit(folder):
-        path = folder / "tuned" / "model.safetensors"
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    return edit
+    return edit_tensors("tuned", change)
 
 
 def _cut(folder):

@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 
 from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.cli.main import main
@@ -16,7 +15,7 @@ from diablo_ds.conversion.merging.merge import merge_adapter
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification import verify
 from tests.tiny import byte_tokenizer
-from tests.unit.conversion.checkpoints import save_base, save_random_adapter
+from tests.unit.conversion.checkpoints import edit_tensors, save_base, save_random_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -85,13 +84,7 @@ def test_other_dtypes_files_and_families_are_verified(family, options, tmp_path)
 
 
 def _edit(change):
-    def edit(folder):
-        path = folder / "merged" / "model.safetensors"
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    return edit
+    return edit_tensors("merged", change)
 
 
 def _next_number(name, place):
