@@ -20,18 +20,12 @@ from diablo_ds.config.choices import (
     DEFAULT_NUM_BLOCKS,
     DELTA_PATHS,
     PRECISIONS,
-    ControlTokens,
-    Corpus,
-    DataOrder,
-    Overlong,
     Schedule,
-    Template,
-    TextForm,
 )
+from diablo_ds.config.data_settings import DataSettings
 from diablo_ds.config.setting import LARGEST, check_settings, setting
 
 _model = functools.partial(setting, group="model")
-_data = functools.partial(setting, group="data")
 _adapter = functools.partial(setting, group="adapter")
 _batch = functools.partial(setting, group="batch")
 _optimizer = functools.partial(setting, group="optimizer")
@@ -40,7 +34,7 @@ _run = functools.partial(setting, group="run")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(DataSettings):
     """Settings of one training run. Field by field the same as the options of `diablo-ds train`.
 
     Raises:
@@ -57,55 +51,6 @@ class RunConfig:
         "",
         "Folder for the converted default model; empty for the user's cache folder.",
         free_on_resume=True,
-    )
-    data: str = _data(
-        "default",
-        "Training data: a prepared dataset, a raw file or folder (JSON, JSONL, CSV, TSV, parquet, "
-        "Arrow, text), or default for the shipped slice of GSM8K.",
-    )
-    corpus: Corpus = _data(
-        "auto", "Family of raw files; auto knows rows by their fields, and asks where it must."
-    )
-    column: tuple[str, ...] = _data(
-        (), "FIELD=COLUMN: the column that holds a field, as in prompt=Question; repeatable."
-    )
-    text: TextForm = _data(
-        "auto",
-        "Texts in raw files: joined and cut to max_length (chunk), or each an example (row); auto "
-        "is row in a stream, else chunk.",
-    )
-    template: Template = _data("auto", "Prompt template of raw files; auto takes the corpus's own.")
-    control_tokens: ControlTokens = _data(
-        "auto",
-        "Control tokens in raw files: read, text, or auto for read where a row begins or ends "
-        "with one.",
-    )
-    stream: bool = _data(
-        False, "Tokenise raw files while training, in bounded memory; needs max_steps."
-    )
-    heldout_data: str = _data(
-        "", "Held-out data in the same form; empty takes the data's own held-out part or a share."
-    )
-    heldout_share: float = _data(
-        0.05, "Share of the data held out where it has no part of its own.", minimum=0, maximum=0.5
-    )
-    allow_changed_data: bool = _data(
-        False,
-        "Resume although the data changed, with a new pass over the data as they are now.",
-        free_on_resume=True,
-    )
-    max_length: int = _data(512, "Longest example, in tokens.", minimum=2)
-    overlong: Overlong = _data("drop", "What to do with longer examples; error stops the run.")
-    packing: bool = _data(
-        False, "Put several examples into one sequence of max_length; each attends to itself alone."
-    )
-    group_by_length: bool = _data(
-        False, "Make each global batch of examples of similar length, for less padding."
-    )
-    data_order: DataOrder = _data(
-        "auto",
-        "How the seed orders a pass: hashed (auto), or seed-plus-epoch as earlier versions did.",
-        is_open=True,
     )
     init_adapter: str = _adapter(
         "",
