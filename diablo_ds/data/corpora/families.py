@@ -15,7 +15,7 @@ from diablo_ds.data.corpora.chat_rows import (
     read_sharegpt,
 )
 from diablo_ds.data.corpora.chats import VARIABLES
-from diablo_ds.data.corpora.fields import Exchange, Fields, RowError, text
+from diablo_ds.data.corpora.fields import Exchange, Fields, RowError, optional_text, text
 from diablo_ds.data.text.conversations import Conversation
 
 
@@ -43,16 +43,8 @@ class RowKind(NamedTuple):
         return all(field in row for field in self.fields) and self.accepts(row)
 
 
-def _optional(row: Fields, field: str) -> str:
-    """Return a text field that may be absent, null or empty; "" then."""
-    if row.get(field) is None:
-        return ""
-    value = text(row, field, may_be_empty=True)
-    return value if value.strip() else ""
-
-
 def _instruction(row: Fields) -> Exchange:
-    return Exchange(text(row, "instruction"), _optional(row, "input"), text(row, "output"))
+    return Exchange(text(row, "instruction"), optional_text(row, "input"), text(row, "output"))
 
 
 _ANSWER_OPENING = "the correct answer is "
@@ -126,7 +118,7 @@ def _text(row: Fields) -> Exchange:
 
 
 def _described(row: Fields) -> Exchange:
-    return Exchange(text(row, "instruction"), _optional(row, "context"), text(row, "response"))
+    return Exchange(text(row, "instruction"), optional_text(row, "context"), text(row, "response"))
 
 
 def _question(row: Fields) -> Exchange:

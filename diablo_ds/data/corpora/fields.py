@@ -36,3 +36,15 @@ def text(row: Fields, field: str, *, may_be_empty: bool = False) -> str:
     if not value.strip() and not may_be_empty:
         raise RowError(f"field {field!r} must not be empty")
     return value
+
+
+def optional_text(row: Fields, field: str) -> str:
+    """Return a text field that may be absent, null or empty; "" then.
+
+    Raises:
+        RowError: if it is not text.
+    """
+    if row.get(field) is None:
+        return ""
+    value = text(row, field, may_be_empty=True)
+    return value if value.strip() else ""

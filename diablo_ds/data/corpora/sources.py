@@ -84,6 +84,20 @@ def choose_heldout(skipped: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return heldout, [path for path in skipped if path not in heldout]
 
 
+def choose_evaluated(skipped: Sequence[Path]) -> list[Path]:
+    """Return which skipped files of `find_sources` a model is judged by, if there are any.
+
+    Those are the test files or, if there are none, the files for validation. The names of folders
+    count only where those of files do not tell.
+    """
+    by_name = {path: Path(_stem(path)) for path in skipped}
+    for names in (by_name, {path: path for path in skipped}):
+        for pattern in (_TEST, _VALIDATION):
+            if chosen := [path for path, name in names.items() if _is_named(name, pattern)]:
+                return chosen
+    return []
+
+
 def name_sources(paths: Sequence[Path]) -> list[SourceFile]:
     """Return files under the names that they have if the user gives none."""
     return [SourceFile(_default_name(path), path) for path in paths]

@@ -1,0 +1,1 @@
+"""Answers to "did it help?": tasks, prompts, judges and statistics."""

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from diablo_ds.errors import UserError
+from diablo_ds.evaluation.tasks import TASKS, find_task
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_is_complete(name):
+    task = find_task(name)
+    assert task.name == name
+    assert task.version >= 1
+    assert task.metrics
+    assert (task.read is None) == (task.kind == "loss")
+    assert (task.judge is None) == (task.kind in ("loss", "choose"))
+    assert (task.max_new_tokens == 0) == (task.judge is None)
+
+
+def test_a_label_gives_a_task_a_name_of_its_own():
+    assert find_task("gsm8k:mine").name == "gsm8k:mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("gsm-8k", "did you mean 'gsm8k'"), ("?", "choose from"), ("gsm8k:", "")]
+)
+def test_an_unknown_task_is_an_error_with_a_hint(name, hint):
+    with pytest.raises(UserError, match=f"must be a known one; got task='.*'; .*{hint}"):
+        find_task(name)
