@@ -14,6 +14,7 @@ from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
 from diablo_ds.cli.run_start import with_global_batch, with_output
+from diablo_ds.cli.same_command import same_command
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
@@ -120,11 +121,13 @@ def _launch(
             return 0 if is_good else EXIT_USER_ERROR
     run_config = with_output(asked, reserve=True)
     logs = start.log_folder or RunFolder(Path(run_config.output)).logs
-    return supervisor.run_until_done(
+    end = supervisor.run_until_done(
         run_config,
         ds_config,
         cluster,
         logs,
         max_restarts=max_restarts,
         min_nodes=start.min_nodes or len(cluster.hosts),
+        same_command=same_command(run_config.output),
     )
+    return end.exit_code

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from diablo_ds.cli.same_command import keep_words
 from diablo_ds.config.setting import GROUPS, Setting, settings_of
 
 Settings = TypeVar("Settings")
@@ -35,6 +36,7 @@ class GroupedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words of a command line; see `click.Command.parse_args`."""
+        keep_words(ctx, args)
         _, _, order = self.make_parser(ctx).parse_args(list(args))
         options = [p for p in order if isinstance(p, click.Option) and not p.multiple]
         if twice := [p for p in dict.fromkeys(options) if options.count(p) > 1]:

@@ -33,6 +33,10 @@ POLL_S = 0.2
 MARGIN_S = 4.0
 """What a guard may need beyond its grace to see the end and write it down."""
 MAX_LINE_BYTES = 1 << 16
+EXIT_CUT_SHORT = 128 + signal.SIGTERM
+"""Of a run that was asked to stop and could not save in time."""
+_ENDED_AT_ONCE = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit codes of ranks that were told to stop before they trained: there was nothing to save."""
 
 
 class Attempt:
@@ -41,11 +45,13 @@ class Attempt:
     Args:
         cluster: where it goes.
         folder: for logs and records.
+        same_command: a line for a shell that continues the run.
     """
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, same_command: str = "") -> None:
         self.cluster = cluster
         self.folder = folder
+        self.same_command = same_command
         self.asked_by = ""
         self._is_started = False
         self._stop_deadline = self._end_deadline = float("inf")
@@ -176,7 +182,7 @@ class Attempt:
         if records and codes <= {0, EXIT_STOPPED} and self._is_complete(records):
             return EXIT_STOPPED
         if self.asked_by:
-            return 128 + signal.SIGTERM
+            return EXIT_STOPPED if codes <= {0, EXIT_STOPPED, *_ENDED_AT_ONCE} else EXIT_CUT_SHORT
         return max(self.process.returncode, 1)
 
     def _is_complete(self, records: Sequence[RankRecord]) -> bool:
@@ -187,10 +193,21 @@ class Attempt:
 
     def _report(self, code: int, printer: Printer) -> None:
         """Print how it ended: the first failing rank's error, not those of its victims."""
-        if code in (0, EXIT_STOPPED, EXIT_USER_ERROR):
-            printer.flush()
-        elif not self._records() or (self.asked_by and first_failure(self._records()) is None):
-            printer.flush()
-            say(f"Error: the run ended with exit code {code}")
-        else:
+        records = self._records()
+        has_failed = first_failure(records) is not None
+        if has_failed and code != EXIT_USER_ERROR:
             say(f"Error: {describe_failure(self.folder)}")
+            return
+        printer.flush()
+        if code == EXIT_CUT_SHORT and not has_failed:
+            say(
+                "Error: ranks were killed before they had stopped; what is left of the run is its "
+                f"last checkpoint, from which it continues with:\n  {self.same_command}"
+            )
+        elif code == EXIT_STOPPED and all(record.exit_code != EXIT_STOPPED for record in records):
+            say(
+                "Stopped before a step was begun; nothing had to be saved. The run starts again "
+                f"with:\n  {self.same_command}"
+            )
+        elif code not in (0, EXIT_STOPPED, EXIT_USER_ERROR):
+            say(f"Error: the run ended with exit code {code}")

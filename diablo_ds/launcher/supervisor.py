@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diablo_ds.config.batch_resolution import resolve_batch
@@ -25,6 +25,15 @@ from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE
 RESTART_DELAY_S = 2.0
 
 
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended."""
+
+    exit_code: int
+    was_asked: bool = False
+    """Whether a signal asked for the end."""
+
+
 def run_until_done(
     run_config: RunConfig,
     ds_config: Path,
@@ -33,12 +42,22 @@ def run_until_done(
     *,
     max_restarts: int,
     min_nodes: int,
-) -> int:
-    """Run to the end, restarting after failures, and return the exit code.
+    same_command: str,
+) -> RunEnd:
+    """Run to the end, restarting after failures.
 
     A restart continues from the last checkpoint. Where hosts are lost, it uses the remaining ones,
     if they are at least ``min_nodes``: the global batch stays, accumulation adjusts. Each start has
     a log folder of its own in ``logs``.
+
+    Args:
+        run_config: the run config, with its run folder.
+        ds_config: DeepSpeed config file.
+        cluster: where the run goes.
+        logs: folder for the log folders of all starts.
+        max_restarts: starts after the first one.
+        min_nodes: hosts that a restart needs.
+        same_command: a line for a shell that continues the run, for messages.
 
     Raises:
         UserError: if the run and the cluster do not go together.
@@ -49,11 +68,11 @@ def run_until_done(
             trust.make_folder(path, what, shared=run_config.shared_folders)
         folder = make_log_folder(logs, cluster)
         trust.make_folder(folder, "log folder", shared=run_config.shared_folders)
-        attempt = Attempt(cluster, folder)
+        attempt = Attempt(cluster, folder, same_command)
         with attempt.signals(), prepared_start(run_config, ds_config, cluster, folder) as start:
             code = attempt.run(start)
         if not attempt.is_worth_a_restart(code):
-            return code
+            return RunEnd(code, was_asked=bool(attempt.asked_by))
         if code == EXIT_PORT_IN_USE and port_tries < PORT_TRIES:
             port_tries += 1
             say("The master port was taken meanwhile; starting again.")
@@ -61,7 +80,8 @@ def run_until_done(
             restarts += 1
             say(f"Restart {restarts} of {max_restarts}, from the last checkpoint.")
         else:
-            return code
+            say(f"After a repair, this continues from the last checkpoint:\n  {same_command}")
+            return RunEnd(code)
         time.sleep(RESTART_DELAY_S)
         if cluster.runner in SSH_RUNNERS:
             cluster = without_lost_hosts(run_config, cluster, min_nodes, folder)

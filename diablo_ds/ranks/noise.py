@@ -13,6 +13,7 @@ NOISE = (
     "[INFO] [launch.py",
     "[INFO] [runner.py",
     "[INFO] [multinode_runner.py",
+    "[ERROR] [launch.py",  # the command and exit code of a rank that has said itself why it ends
     "Unable to find hostfile",
     # of every process
     "Setting accelerator to CPU",

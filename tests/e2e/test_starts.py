@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
+from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.ranks.records import read_records
 from tests.e2e.commands import ROOT, environment
-from tests.waiting import WAIT_S
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -106,3 +107,33 @@ def test_a_defect_is_worth_a_restart_and_a_wrong_setting_is_not(tmp_path):
     assert "Error: dropout must be" in text
     codes = [read_records(tmp_path / f"run/logs/attempt-00{n}")[0].exit_code for n in (1, 2)]
     assert codes == [1, EXIT_USER_ERROR]
+
+
+_STOPS = """\
+#!/bin/sh
+# In the place of a container: a rank that stops as it is asked to.
+trap 'echo Stopped after step 4; exit 85' TERM
+touch "$0".$RANK
+while :; do sleep 0.1; done
+"""
+
+
+def test_control_c_ends_with_the_sentence_of_the_rank(tmp_path):
+    enter = tmp_path / "enter"
+    enter.write_text(_STOPS)
+    enter.chmod(0o755)
+    command = "diablo-ds launch --skip-checks --gpus-per-node 2"
+    process = subprocess.Popen(
+        [*command.split(), "--wrap", str(enter), "--output", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until(lambda: len(list(tmp_path.glob("enter.*"))) == 2, "the ranks")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == EXIT_STOPPED, output
+    assert output.splitlines()[-1] == "Stopped after step 4"
+    assert "return code" not in output
