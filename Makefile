@@ -15,7 +15,7 @@ train: setup
 	PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | python -P -m diablo_ds.ranks.noise
 
 test: check
-	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	python -m pytest -n 2
 
 # After each change: two workers, no ranks, no launcher; CONTRIBUTING.md has the tiers.
 test-fast: setup
