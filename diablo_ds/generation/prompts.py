@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from diablo_ds.config.choices import AUTO, CHAT, PLAIN
 from diablo_ds.config.run import RunConfig
@@ -11,11 +12,14 @@ from diablo_ds.config.run_files import load_run_config
 from diablo_ds.data.corpora.columns import parse_columns, with_field_names
 from diablo_ds.data.corpora.families import find_kind
 from diablo_ds.data.corpora.fields import RowError
+from diablo_ds.data.corpora.prompts import Request, encode_prompts
 from diablo_ds.data.corpora.raw_rows import Unreadable, parse
 from diablo_ds.data.corpora.reading import read_rows
+from diablo_ds.data.dataset_files import is_tokenised
 from diablo_ds.data.loading import data_files
-from diablo_ds.data.text.templates import PROMPTS, Segment
-from diablo_ds.data.text.tokenization import EncodableText, Tokenizer
+from diablo_ds.data.prepare.manifest import load_manifest
+from diablo_ds.data.text.templates import PROMPTS
+from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder
 
@@ -26,6 +30,29 @@ def run_of(adapter: Path) -> RunConfig | None:
         if RunFolder(folder).run_config.is_file():
             return load_run_config(RunFolder(folder).run_config)
     return None
+
+
+class TrainedTemplate(NamedTuple):
+    """The template of a run's training data."""
+
+    name: str
+    """One of `PROMPTS`, "chat", or "auto" where it cannot be found."""
+    is_given: bool
+    """Whether the user chose it, for the run or for its prepared dataset."""
+
+
+def trained_template(run_config: RunConfig) -> TrainedTemplate:
+    """Return the template that a run's training data were rendered with."""
+    if run_config.template != AUTO:
+        return TrainedTemplate(run_config.template, True)
+    if run_config.data == "default":
+        return TrainedTemplate("gsm8k", False)  # which the default data are
+    try:
+        if is_tokenised(Path(run_config.data)):
+            return _template_of_dataset(Path(run_config.data))
+        return TrainedTemplate(_template_of_rows(run_config), False)
+    except (UserError, RowError, OSError, StopIteration, IndexError):
+        return TrainedTemplate(AUTO, False)
 
 
 def choose_template(
@@ -43,33 +70,45 @@ def choose_template(
     """
     template, origin = given, "as given"
     if template == AUTO and run_config is not None:
-        template, origin = run_config.template, "as trained"
-        if template == AUTO:
-            template, origin = _template_of_data(run_config), "of the training data"
+        template, is_given = trained_template(run_config)
+        origin = "as trained" if is_given else "of the training data"
     if template == AUTO:
         template = CHAT if tokenizer.chat is not None else PLAIN
         origin = "since the run's is not known; choose another by --template"
+    check_template(template, tokenizer)
+    return template, origin
+
+
+def check_template(template: str, tokenizer: Tokenizer) -> None:
+    """Raise UserError if the template is chat, and the tokenizer has none."""
     if template == CHAT and tokenizer.chat is None:
         raise UserError(
             "template chat needs a tokenizer with a chat template; got one without; choose one of "
             f"{', '.join(PROMPTS)}"
         )
-    return template, origin
 
 
-def _template_of_data(run_config: RunConfig) -> str:
-    """Return the template of a run's first row of raw data; "auto" where it cannot be found."""
-    if run_config.data == "default":
-        return "gsm8k"  # which the default data are
-    try:
-        row = next(read_rows(data_files(run_config, "train")[0]))
-        fields = parse(row.value)
-        if isinstance(fields, Unreadable):
-            return AUTO
-        named = with_field_names(fields, parse_columns(run_config.column))
-        return find_kind(run_config.corpus, named).template or AUTO
-    except (UserError, RowError, OSError, StopIteration, IndexError):
+def _template_of_dataset(folder: Path) -> TrainedTemplate:
+    """Return the template that all rows of a prepared dataset have, as its manifest says."""
+    manifest = load_manifest(folder)
+    options = manifest.get("options")
+    given = options.get("template") if isinstance(options, dict) else None
+    if given in (*PROMPTS, CHAT):
+        return TrainedTemplate(given, True)
+    by_kind = manifest.get("templates")
+    names = set(by_kind.values()) if isinstance(by_kind, dict) else set()
+    name = names.pop() if len(names) == 1 else AUTO
+    return TrainedTemplate(name if name in (*PROMPTS, CHAT) else AUTO, False)
+
+
+def _template_of_rows(run_config: RunConfig) -> str:
+    """Return the template of a run's first row of raw data."""
+    row = next(read_rows(data_files(run_config, "train")[0]))
+    fields = parse(row.value)
+    if isinstance(fields, Unreadable):
         return AUTO
+    named = with_field_names(fields, parse_columns(run_config.column))
+    return find_kind(run_config.corpus, named).template or AUTO
 
 
 def encode_prompt(
@@ -85,22 +124,7 @@ def encode_prompt(
     Raises:
         UserError: if the chat template does not accept the messages, or there is no token.
     """
-    if template == CHAT:
-        assert tokenizer.chat is not None  # `choose_template` has looked
-        text = tokenizer.chat.render(messages, add_generation_prompt=True)
-        (ids,) = tokenizer.encoder.encode([text], continues=False, parse_special=True)
-    else:
-        prompt = PROMPTS[template](messages[-1]["content"], "")
-        is_rendered = template == PLAIN and tokenizer.control.at_start(prompt) is not None
-        has_start = bool(tokenizer.start_text) and prompt.startswith(tokenizer.start_text)
-        text_of_prompt = EncodableText(
-            (Segment(prompt, False),),
-            add_start=not (is_rendered and has_start),
-            add_end=False,
-            parse_special=is_rendered,
-        )
-        (example,) = tokenizer.encode([text_of_prompt])
-        ids = example.input_ids
-    if not ids:
-        raise UserError("a prompt must have at least one token; got an empty one")
-    return ids
+    last = messages[-1]["content"]
+    request = Request(messages=messages) if template == CHAT else Request(last)
+    (ids,) = encode_prompts([request], template, tokenizer)
+    return list(ids)

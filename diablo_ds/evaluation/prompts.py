@@ -1,0 +1,81 @@
+"""Questions as tokens, rendered as the training data of the model were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diablo_ds.config.choices import AUTO
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.corpora.prompts import Request, encode_completed, encode_prompts
+from diablo_ds.data.text.tokenization import Tokenizer
+from diablo_ds.evaluation.question import Question
+from diablo_ds.evaluation.task import Task
+from diablo_ds.generation.prompts import check_template, trained_template
+
+
+def choose_task_template(
+    task: Task, given: str, run_config: RunConfig | None, tokenizer: Tokenizer
+) -> tuple[str, str]:
+    """Return the template of a task's prompts for one model, and where it is from, for the user.
+
+    In this order: what the user gives; what the user gave for the training; that of the training
+    data, where the task follows it; that of the task.
+
+    Args:
+        task: whose questions are asked.
+        given: what the user chose, or "auto".
+        run_config: of the run that trained the model; None for a base, or where it is not known.
+        tokenizer: has the chat template, if there is one.
+
+    Raises:
+        UserError: if the template is chat, and the tokenizer has none.
+    """
+    template, origin = given, "as given"
+    if template == AUTO and run_config is not None:
+        trained, is_given = trained_template(run_config)
+        if is_given:
+            template, origin = trained, "as trained"
+        elif trained in task.trained_templates:
+            template, origin = trained, "of the training data"
+    if template == AUTO:
+        template, origin = task.template, "of the task"
+    check_template(template, tokenizer)
+    return template, origin
+
+
+def encode_questions(
+    questions: Sequence[Question], template: str, tokenizer: Tokenizer
+) -> list[tuple[int, ...]]:
+    """Return the tokens of the prompt of each question, up to where the answer begins.
+
+    Raises:
+        UserError: if the template does not accept a question.
+    """
+    return encode_prompts([_request(question) for question in questions], template, tokenizer)
+
+
+def encode_choices(
+    questions: Sequence[Question], template: str, tokenizer: Tokenizer
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Return for each question the tokens of each choice, as they follow the prompt.
+
+    The tokens that end an answer are not among them.
+
+    Raises:
+        UserError: if the template does not accept a question.
+    """
+    pairs = [(_request(q), choice) for q in questions for choice in q.choices]
+    ends = tokenizer.control.ids | {tokenizer.end_id}
+    answers = (pair.answer for pair in encode_completed(pairs, template, tokenizer))
+    return [tuple(_without(ends, next(answers)) for _ in q.choices) for q in questions]
+
+
+def _without(ends: frozenset[int], answer: tuple[int, ...]) -> tuple[int, ...]:
+    end = len(answer)
+    while end and answer[end - 1] in ends:
+        end -= 1
+    return answer[:end]
+
+
+def _request(question: Question) -> Request:
+    return Request(question.instruction, question.context, question.messages)
