@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
+from diablo_ds.ranks.masking import COMMAND, given_command
 from diablo_ds.ranks.terminal import unblocked
 
 
@@ -119,6 +121,7 @@ def _launch(
         if start.check or not is_good:
             click.echo(checks.table(found), err=not start.check)
             return 0 if is_good else EXIT_USER_ERROR
+    os.environ[COMMAND] = given_command()
     run_config = with_output(asked, reserve=True)
     logs = start.log_folder or RunFolder(Path(run_config.output)).logs
     end = supervisor.run_until_done(

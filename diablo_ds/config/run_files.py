@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.starts import STARTS
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.strict_json import key_list
@@ -22,14 +23,19 @@ _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
 """Names that earlier versions gave to delta paths."""
-
-
 PARENT = "parent"
 """Key of what a run's file records of the adapter that it started from; no setting."""
+DS_CONFIG = "ds_config"
+"""Key of the DeepSpeed config, as its file had it; no setting of the run config."""
 
 
 def save_run_config(
-    run_config: RunConfig, path: Path, parent: Mapping[str, Any] | None = None
+    run_config: RunConfig,
+    path: Path,
+    parent: Mapping[str, Any] | None = None,
+    *,
+    ds_config: Mapping[str, Any] | None = None,
+    starts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write a run config as JSON, atomically.
 
@@ -37,9 +43,17 @@ def save_run_config(
         run_config: the run config.
         path: the file.
         parent: what is recorded of the adapter that the run started from, if any.
+        ds_config: the values of the DeepSpeed config file.
+        starts: what is recorded of the run's starts; see `diablo_ds.config.starts`.
     """
     values = dataclasses.asdict(run_config)
-    write_json(path, values if parent is None else {**values, PARENT: dict(parent)})
+    if ds_config is not None:
+        values[DS_CONFIG] = dict(ds_config)
+    if parent is not None:
+        values[PARENT] = dict(parent)
+    if starts:
+        values[STARTS] = list(starts)
+    write_json(path, values)
 
 
 def load_parent(path: Path) -> dict[str, Any] | None:
@@ -77,7 +91,9 @@ def parse_run_config(values: Any, source: Path) -> RunConfig:
             f"run config must be a JSON object; got {type(values).__name__} in {source}"
         )
     values = {
-        _FORMER_NAMES.get(name, name): value for name, value in values.items() if name != PARENT
+        _FORMER_NAMES.get(name, name): value
+        for name, value in values.items()
+        if name not in (PARENT, STARTS, DS_CONFIG)
     }
     known = {field.name for field in dataclasses.fields(RunConfig)}
     unknown = sorted(values.keys() - known)

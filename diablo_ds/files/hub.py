@@ -57,3 +57,9 @@ def cached_hub_file(name: str, file: str, revision: str | None = None) -> Path:
     except HFValidationError:
         found = None
     return Path(found if isinstance(found, str) else f"not-cached/{file}")
+
+
+def revision_of(folder: Path) -> str:
+    """Return the revision of a snapshot in the hub's cache; empty for any other folder."""
+    parts = folder.absolute().parts
+    return parts[-1] if len(parts) > 1 and parts[-2] == "snapshots" else ""

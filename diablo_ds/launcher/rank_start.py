@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import socket
 import sys
 import time
@@ -26,6 +27,7 @@ from diablo_ds.ranks import terminal
 from diablo_ds.ranks.environment import STORE_FILE, read_hidden, remove_start
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
 from diablo_ds.ranks.identity import ANY_PORT, RANK_NAMES, find_identity
+from diablo_ds.ranks.masking import COMMAND, hide_secrets
 from diablo_ds.ranks.records import RankRecord, announce_failure, log_file, write_record
 
 
@@ -50,6 +52,7 @@ def main() -> None:
         if own.env_file is not None:
             variables |= read_hidden(own.env_file)
         environment = rank_environment(variables)
+        environment.setdefault(COMMAND, _given_command(environment))
         if own.log_folder is not None:
             trust.make_folder(own.log_folder, "log folder", shared=own.shared_folders)
         if environment.get("RANK") and environment["MASTER_PORT"] == str(ANY_PORT):
@@ -72,6 +75,17 @@ def main() -> None:
         if guard is not None and guard.is_orphan:  # a killed launcher leaves its files
             remove_start(own.env_file, os.environ.get(STORE_FILE))
     sys.exit(code)
+
+
+def _given_command(environment: Mapping[str, str]) -> str:
+    """Return the command that started the ranks, without the options of its launcher and secrets.
+
+    DeepSpeed's launcher adds an option, and keeps its own.
+    """
+    programs = {"DeepSpeed": "deepspeed", "torchrun": "torchrun"}
+    program = programs.get(find_identity(environment).launcher, "python")
+    words = [word for word in sys.argv if not word.startswith("--local_rank")]
+    return shlex.join([program, *hide_secrets(words, environment)])
 
 
 def _record_refusal(folder: Path, code: int, text: str, *, shared: bool) -> None:

@@ -22,6 +22,7 @@ from diablo_ds.ranks.environment import (
     write_exports,
     write_hidden,
 )
+from diablo_ds.ranks.masking import COMMAND
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def prepared_start(
             environment, taken = split_exported(environment)
             exports = read_exports()
             exports_file = write_exports(folder, exports.shown)
-            hidden_file = write_hidden(
-                folder, {**taken, **exports.hidden, **cluster.hidden_env, RUN_KEY: new_key()}
-            )
+            given = {name: os.environ[name] for name in (COMMAND,) if name in os.environ}
+            own = {**given, RUN_KEY: new_key()}
+            hidden = {**taken, **exports.hidden, **cluster.hidden_env, **own}
+            hidden_file = write_hidden(folder, hidden)
             stack.callback(hidden_file.unlink, missing_ok=True)
         else:
             is_local = cluster.runner == "local"

@@ -56,8 +56,13 @@ class Prepared:
     inputs: Inputs
     design: Design
     adapter: AdapterConfig
-    initial: InitialAdapter | None = None
+    initial: InitialAdapter | None
     """What the run starts from, where it has no checkpoint yet."""
+    ds_config_file: Path
+    policy: dict[str, Any]
+    """The DeepSpeed config file's values."""
+    recorded: RunConfig | None
+    """The run config of the run that is continued."""
 
     @property
     def run_config(self) -> RunConfig:
@@ -117,7 +122,18 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
         targets=targets_of(design.num_blocks, dict(base.shapes.named_modules())),
         parent=parent,
     )
-    return Prepared(folder, resolution, base, inputs, design, adapter, initial)
+    return Prepared(
+        folder=folder,
+        resolution=resolution,
+        base=base,
+        inputs=inputs,
+        design=design,
+        adapter=adapter,
+        initial=initial,
+        ds_config_file=ds_config_file,
+        policy=settings.policy,
+        recorded=settings.recorded,
+    )
 
 
 def _read_settings(run_config: RunConfig, ds_config_file: Path, device: torch.device) -> _Settings:

@@ -36,7 +36,7 @@ def own_folder(
     owners: list[FolderOwner] = []
 
     def own() -> Path:
-        owner = own_run_folder(prepared.run_config, prepared.adapter.parent)
+        owner = own_run_folder(prepared.run_config)
         resources.callback(owner.release)
         owners.append(owner)
         return owner.folder

@@ -16,6 +16,7 @@ from diablo_ds.adapter.finding import find_adapter
 from diablo_ds.config.continuation import differing_fields, repair_fields
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config, save_run_config
+from diablo_ds.config.starts import StartRecord, load_starts
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json
@@ -83,15 +84,11 @@ def find_initial_adapter(run_config: RunConfig) -> Path | None:
     return find_adapter(Path(run_config.init_adapter))
 
 
-def own_run_folder(run_config: RunConfig, parent: Mapping[str, Any] | None = None) -> FolderOwner:
-    """Create the run folder where there is none, become its owner, and write `run.json`.
+def own_run_folder(run_config: RunConfig) -> FolderOwner:
+    """Create the run folder where there is none, and become its owner.
 
     Nothing in it is written or removed before this process is the owner. What killed processes
     left half-written is removed.
-
-    Args:
-        run_config: the run config.
-        parent: what is recorded of the initial adapter, if there is one.
 
     Raises:
         UserError: if the folder holds something else, is in use, or cannot be written.
@@ -102,14 +99,40 @@ def own_run_folder(run_config: RunConfig, parent: Mapping[str, Any] | None = Non
         owner = claim(folder, "run folder")
         try:
             _refuse_other_content(run_config, folder)  # another run may have been there meanwhile
-            named = dataclasses.replace(run_config, output=str(folder))
-            file = RunFolder(folder).run_config
-            save_run_config(named, file, parent)
             remove_leftovers(RunFolder(folder).checkpoints)
         except BaseException:
             owner.release()
             raise
     return owner
+
+
+def record_run(
+    folder: Path,
+    run_config: RunConfig,
+    start: StartRecord | None = None,
+    *,
+    ds_config: Mapping[str, Any] | None = None,
+    parent: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `run.json`: what the run is made from, and one start more.
+
+    Args:
+        folder: the run folder, which this process owns.
+        run_config: the run config.
+        start: this start.
+        ds_config: the values of the DeepSpeed config file.
+        parent: what is recorded of the initial adapter, if there is one.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    file = RunFolder(folder).run_config
+    starts = load_starts(file)
+    if start is not None:
+        starts.append(start.as_json())
+    named = dataclasses.replace(run_config, output=str(folder))
+    with _naming_errors(folder):
+        save_run_config(named, file, parent, ds_config=ds_config, starts=starts)
 
 
 def _check_writable(folder: Path) -> None:

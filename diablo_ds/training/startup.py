@@ -29,6 +29,7 @@ from diablo_ds.training.checkpoint import Checkpoint
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.preparing import Prepared, prepare_run
 from diablo_ds.training.resuming import find_position, own_folder
+from diablo_ds.training.start_record import record_start
 from diablo_ds.zero.engine import Engine, EngineState
 from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.start import start_engine
@@ -96,6 +97,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     run_config, inputs = prepared.run_config, prepared.inputs
     folder, owner = own_folder(prepared, resources)
     position = find_position(prepared, folder)
+    record_start(prepared, position, folder)
     if prepared.initial is not None:
         logger.info(f"The run {prepared.initial.describe()}")
     logger.info(inputs.describe(run_config, distributed.world_size(), position.num_steps))

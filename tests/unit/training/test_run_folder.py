@@ -12,6 +12,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.training.run_folder import (
     choose_run_folder,
     own_run_folder,
+    record_run,
     recorded_config,
     reserve_run_folder,
 )
@@ -20,6 +21,13 @@ from diablo_ds.training.run_folder import (
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def _begin(run_config):
+    """Own a folder and write its run.json, as a start does; return the owner."""
+    owner = own_run_folder(run_config)
+    record_run(owner.folder, run_config)
+    return owner
 
 
 def test_runs_without_a_name_that_start_together_get_a_folder_each():
@@ -43,7 +51,7 @@ def test_a_reserved_folder_is_created_and_one_that_is_only_chosen_is_not(tmp_pat
 
 def test_a_folder_in_use_is_refused_with_its_owner_and_nothing_in_it_changes(tmp_path):
     config = RunConfig(output=str(tmp_path / "run"))
-    owner = own_run_folder(config)
+    owner = _begin(config)
     half_written = owner.folder / "checkpoints" / ".step-000004.abcd.tmp"
     half_written.mkdir(parents=True)
     run_file = (owner.folder / "run.json").read_bytes()
@@ -61,7 +69,7 @@ def test_a_folder_in_use_is_refused_with_its_owner_and_nothing_in_it_changes(tmp
 
 def test_a_refused_run_leaves_the_folder_to_the_next(tmp_path):
     config = RunConfig(output=str(tmp_path / "run"))
-    own_run_folder(config).release()
+    _begin(config).release()
     with pytest.raises(UserError, match="must not hold another run"):
         own_run_folder(RunConfig(output=str(tmp_path / "run"), seed=1))
     own_run_folder(config).release()
@@ -69,7 +77,7 @@ def test_a_refused_run_leaves_the_folder_to_the_next(tmp_path):
 
 def test_a_run_of_an_earlier_version_keeps_its_order_of_data(tmp_path):
     config = RunConfig(output=str(tmp_path / "run"))
-    own_run_folder(RunConfig(output=config.output, data_order="hashed")).release()
+    _begin(RunConfig(output=config.output, data_order="hashed")).release()
     assert recorded_config(config).data_order == "hashed"
     file = tmp_path / "run" / "run.json"
     values = json.loads(file.read_text())

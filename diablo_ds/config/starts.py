@@ -1,0 +1,95 @@
+"""The record of what made a run, in its `run.json`: one entry for each start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import settings_of
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json
+
+STARTS = "starts"
+"""Key of the entries in a run's file; no setting."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that a run continues with another value of."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def text(self) -> str:
+        """Return it as "field: old -> new"."""
+        return f"{self.field}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecord:
+    """One start of a run: what was started, by whom it was made, where, and on what."""
+
+    date: str
+    """ISO 8601, with the offset from UTC."""
+    command: str
+    """As a line for a shell, without secrets."""
+    working_folder: str
+    """Which relative paths start from."""
+    version: str
+    commit: str | None
+    """Of git; None where the package does not know it."""
+    is_modified: bool | None
+    """Whether source files differed from the commit; None where that is not known."""
+    hosts: tuple[Mapping[str, Any], ...]
+    """`name`, `ranks` and `device` of each host."""
+    world_size: int
+    gradient_accumulation_steps: int | None
+    """Micro batches per rank and step; None where micro batches are counted in tokens."""
+    start_step: int
+    """Optimizer steps that were taken before."""
+    changes: tuple[Change, ...]
+    """Settings that differ from those of the start before."""
+    ds_config_file: str
+    ds_config: Mapping[str, Any]
+    """The complete config that DeepSpeed got."""
+    library_versions: Mapping[str, str]
+    model: Mapping[str, Any]
+    """`id` on the hub and its `revision`, None where there is none, `path` and `fingerprint`."""
+    data: Mapping[str, Any]
+    """`train` and `heldout`: fingerprint and counts; `heldout` is None where there are none."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the object that `run.json` has."""
+        return dataclasses.asdict(self)
+
+
+def load_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the starts that a run's file records, the first one first; none for an early version.
+
+    Raises:
+        UserError: if the file is not JSON, or its entries are no objects.
+    """
+    values = read_json(path) if path.is_file() else {}
+    starts = values.get(STARTS, []) if isinstance(values, dict) else []
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise UserError(f"{STARTS} must be a list of objects; got {starts!r:.60} in {path}")
+    return starts
+
+
+def changed_settings(old: RunConfig, new: RunConfig) -> tuple[Change, ...]:
+    """Return the settings in which two run configs differ; their folder is the same run's."""
+    values = (
+        (setting.name, getattr(old, setting.name), getattr(new, setting.name))
+        for setting in settings_of(RunConfig)
+        if setting.name != "output"
+    )
+    return tuple(Change(name, was, now) for name, was, now in values if was != now)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value in (None, "", ()) else str(value)
