@@ -30,6 +30,9 @@ class Change:
         return f"{self.field}: {_shown(self.old)} -> {_shown(self.new)}"
 
 
+_CHANGE_KEYS = {field.name for field in dataclasses.fields(Change)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class StartRecord:
     """One start of a run: what was started, by whom it was made, where, and on what."""
@@ -72,13 +75,31 @@ def load_starts(path: Path) -> list[dict[str, Any]]:
     """Return the starts that a run's file records, the first one first; none for an early version.
 
     Raises:
-        UserError: if the file is not JSON, or its entries are no objects.
+        UserError: if the file is not JSON, or an entry has no form of one.
     """
     values = read_json(path) if path.is_file() else {}
     starts = values.get(STARTS, []) if isinstance(values, dict) else []
-    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-        raise UserError(f"{STARTS} must be a list of objects; got {starts!r:.60} in {path}")
+    if not isinstance(starts, list) or not all(map(_is_entry, starts)):
+        raise UserError(
+            f"{STARTS} must be a list of objects as each start writes one; got {starts!r:.60} in "
+            f"{path}; remove {STARTS} from the file to continue without what it records"
+        )
     return starts
+
+
+def _is_entry(value: Any) -> bool:
+    """Return whether a value has the form of an entry, as far as commands read it."""
+    if not isinstance(value, dict):
+        return False
+    hosts, changes = value.get("hosts", []), value.get("changes", [])
+    return (
+        isinstance(value.get("date", ""), str)
+        and isinstance(value.get("commit") or "", str)
+        and isinstance(hosts, list)
+        and all(isinstance(host, dict) and isinstance(host.get("name"), str) for host in hosts)
+        and isinstance(changes, list)
+        and all(isinstance(change, dict) and change.keys() == _CHANGE_KEYS for change in changes)
+    )
 
 
 def changed_settings(old: RunConfig, new: RunConfig) -> tuple[Change, ...]:
@@ -91,5 +112,21 @@ def changed_settings(old: RunConfig, new: RunConfig) -> tuple[Change, ...]:
     return tuple(Change(name, was, now) for name, was, now in values if was != now)
 
 
+def changed_values(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
+) -> tuple[Change, ...]:
+    """Return where two DeepSpeed configs differ, by the path of each value; None for no value."""
+    changes: list[Change] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            changes += changed_values(was, now, f"{prefix}.{key}")
+        elif was != now:
+            changes.append(Change(f"{prefix}.{key}", was, now))
+    return tuple(changes)
+
+
 def _shown(value: Any) -> str:
-    return "none" if value in (None, "", ()) else str(value)
+    if isinstance(value, tuple):
+        value = ", ".join(map(str, value))
+    return "none" if value in (None, "") else f"{value!s:.60}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from diablo_ds.adapter.storage import load_adapter_header
+from diablo_ds.config.starts import Change, load_starts
 from diablo_ds.data.prepare import manifest
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import (
@@ -54,9 +56,23 @@ def _describe_run(folder: Path) -> str:
         if name == "heldout_loss" and (best := lowest_heldout(points)) is not None:
             lines[-1] += f", lowest {best[1]:.4f} at {best[0]}"
     lines += _checkpoint_lines(files.checkpoints)
+    lines += [_start_line(start) for start in load_starts(files.run_config)]
     if kind_of(files.adapter) is Kind.ADAPTER:
         lines.append(_describe_adapter(files.adapter))
     return "\n".join(lines)
+
+
+def _start_line(start: Mapping[str, Any]) -> str:
+    """Return a start as a line; what its entry lacks is left out."""
+    hosts = [host["name"] for host in start.get("hosts", ()) if "name" in host]
+    facts = [
+        f"after step {start['start_step']}" if start.get("start_step") else "",
+        f"{start['world_size']} ranks" if "world_size" in start else "",
+        f"on {', '.join(hosts)}" if hosts else "",
+        f"commit {start['commit'][:12]}" if start.get("commit") else "",
+    ]
+    facts += [Change(**change).text() for change in start.get("changes", ())]
+    return f"  started      {', '.join(filter(None, [start.get('date', ''), *facts]))}"
 
 
 def _describe_checkpoints(folder: Path) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from diablo_ds import __version__
-from diablo_ds.config.starts import Change, StartRecord, changed_settings
+from diablo_ds.config.run_files import DS_CONFIG
+from diablo_ds.config.starts import Change, StartRecord, changed_settings, changed_values
 from diablo_ds.conversion.public_names import base_hub_name
 from diablo_ds.files.atomic import read_json
 from diablo_ds.files.hub import revision_of
@@ -88,9 +89,9 @@ def _changes(prepared: Prepared, folder: Path) -> tuple[Change, ...]:
     if prepared.recorded is None:
         return ()
     changes = changed_settings(prepared.recorded, prepared.run_config)
-    before = read_json(RunFolder(folder).run_config).get("ds_config")
-    if before is not None and before != prepared.policy:
-        changes += (Change("ds_config", before, prepared.policy),)
+    before = read_json(RunFolder(folder).run_config).get(DS_CONFIG)
+    if isinstance(before, dict):  # earlier versions did not write it
+        changes += changed_values(before, prepared.policy, DS_CONFIG)
     return changes
 
 
