@@ -117,7 +117,14 @@ def test_ranks_under_zero_3_equal_one_process_and_resuming_needs_no_initial_adap
     result = forked.ranks(*second, "--output", folder, num_ranks=2)
     assert "Resuming after step 2" in result.stderr
     _assert_equal(load_adapter(folder / "adapter")[0], load_adapter(whole / "adapter")[0])
-    assert (folder / "run.json").read_text() == (whole / "run.json").read_text()
+    before, after = (json.loads((path / "run.json").read_text()) for path in (whole, folder))
+    (first_start,), (kept_start, second_start) = before.pop("starts"), after.pop("starts")
+    assert after == before
+    assert kept_start == first_start
+    assert (first_start["start_step"], second_start["start_step"]) == (0, 2)
+    assert (second_start["world_size"], second_start["changes"]) == (2, [])
+    for name in ("model", "data", "ds_config", "commit", "library_versions"):
+        assert second_start[name] == first_start[name]
     assert losses(folder) == losses(whole)
 
 
