@@ -17,18 +17,24 @@ def keep_words(context: click.Context, words: Sequence[str]) -> None:
     context.meta[_WORDS] = tuple(words)
 
 
-def same_command(output: str) -> str:
-    """Return the present command with its run folder, quoted for a shell.
+def given_command() -> str:
+    """Return the present command, quoted for a shell.
 
-    Args:
-        output: the run folder, named where the command leaves it out. A secret that the command
-            line holds is left out of the result: ``--env HF_TOKEN`` takes it from the shell.
+    A secret that the command line holds is left out: ``--env HF_TOKEN`` takes it from the shell.
     """
     context = click.get_current_context()
-    words = list(map(_without_secret, context.meta[_WORDS]))
-    if not context.params.get("output"):
-        words += ["--output", output]
+    words = map(_without_secret, context.meta[_WORDS])
     return f"{context.command_path} {shlex.join(words)}".rstrip()
+
+
+def same_command(output: str) -> str:
+    """Return the present command with its run folder, as `given_command` does.
+
+    Args:
+        output: the run folder, named where the command leaves it out.
+    """
+    has_output = bool(click.get_current_context().params.get("output"))
+    return given_command() + ("" if has_output else f" {shlex.join(['--output', output])}")
 
 
 def _without_secret(word: str) -> str:

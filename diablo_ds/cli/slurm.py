@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from diablo_ds import __version__
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.looking import explain, renamed, status
-from diablo_ds.cli.options import GroupedGroup, from_options, options_of
+from diablo_ds.cli.options import GroupedGroup, from_options, given_command, options_of
 from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
 from diablo_ds.cli.run_start import warn_of_secrets, with_global_batch, with_output
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.setting import check_settings, setting
+from diablo_ds.config.setting import check_settings, setting, settings_of
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.atomic import read_json, write_text
 from diablo_ds.files.layout import LOGS_FOLDER, RunFolder
 from diablo_ds.launcher.cluster import interface_env
 from diablo_ds.launcher.job import Job
-from diablo_ds.launcher.slurm import build_script, submit
+from diablo_ds.launcher.node_share import find_nodes, node_request
+from diablo_ds.launcher.slurm import Origin, build_script
+from diablo_ds.launcher.submission import submit
 from diablo_ds.ranks.environment import MASK, RankVariables, parse_env
 
 
@@ -41,7 +45,10 @@ class ScriptOptions:
         shown_default=f"{LOGS_FOLDER}/job.sbatch in the run folder",
     )
     submit: bool = setting(False, "Submit it to SLURM too.", "start")
-    dry_run: bool = setting(False, "Print the script; write nothing.", "start")
+    dry_run: bool = setting(False, "Print the script; check and write nothing.", "start")
+    no_check: bool = setting(
+        False, "Write the script where this machine cannot see data or model.", "start"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -65,9 +72,9 @@ def slurm(context: click.Context, /, **values: Any) -> None:
         ds_config = from_options(RunFiles, values).ds_config
         low, high = job.node_range()
         world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
-        run_config = build_run_config(values, world_sizes[-1])
-        run_config = with_output(run_config, reserve=not script.dry_run, for_later=True)
-        swept, _, _ = job.sweep_runs(run_config)
+        asked = build_run_config(values, world_sizes[-1])
+        run_config = with_output(asked, reserve=False, for_later=True)
+        swept, _, runs = job.sweep_runs(run_config)
         if swept not in ("micro_batch", "global_batch"):  # of which each run has its own
             run_config = with_global_batch(run_config, ds_config, world_sizes)
         variables = parse_env(job.env)
@@ -75,18 +82,36 @@ def slurm(context: click.Context, /, **values: Any) -> None:
         if not (script.submit or script.dry_run):
             _refuse_written_out(variables)
         read_json(ds_config)  # the ranks look into it; here at least it must be there
+        request = node_request(job, find_nodes(job.partition))
+        click.echo(request.text, err=True)
+        if not (script.no_check or script.dry_run):
+            # Without a sweep, and in one over numbers, all runs have the same inputs.
+            kind = next((s.kind for s in settings_of(RunConfig) if s.name == swept), float)
+            for each in runs[: 1 if kind is float or swept == "seed" else len(runs)]:
+                _check_inputs(each, ds_config)
+        if not script.dry_run:
+            reserved = with_output(asked, reserve=True, for_later=True).output
+            run_config = replace(run_config, output=reserved)
+        file = script.file or RunFolder(Path(run_config.output)).logs / "job.sbatch"
         text = build_script(
             run_config,
             ds_config,
             job,
             {**interface_env(job.interface), **variables.shown},
             Path.cwd(),
+            request=request,
             inherited=tuple(variables.hidden),
+            origin=Origin(
+                command=shlex.join(given_command()),
+                version=__version__,
+                date=datetime.now().astimezone().isoformat(" ", "seconds"),
+                file=file.absolute(),
+            ),
         )
         if script.dry_run:
             click.echo(text)
             return
-        file = _write(text, script.file, run_config)
+        _write(text, file, run_config)
         if script.submit:
             numbers = submit(file, job, variables.hidden)
             click.echo(f"Submitted: {', '.join(map(str, numbers))}")
@@ -95,17 +120,35 @@ def slurm(context: click.Context, /, **values: Any) -> None:
         click.echo(f"Status: diablo-ds status {run_config.output}")
 
 
-def _write(text: str, file: Path | None, run_config: RunConfig) -> Path:
-    """Write the script, and make the folder of the job's log; return the script's path."""
+def _check_inputs(run_config: RunConfig, ds_config: Path) -> None:
+    """Check settings, model and data as the ranks will, but for what their machines must have.
+
+    Raises:
+        UserError: if one is wrong; says how to do without this check.
+    """
+    click.echo("Checking model, data and settings.", err=True)
+    repair = "give --no-check where this machine cannot see what the nodes see"
+    try:
+        from diablo_ds.training.preparing import check_inputs
+    except ImportError as error:
+        raise UserError(
+            f"checking model and data needs the training packages; got {error}; {repair}"
+        ) from None
+    try:
+        check_inputs(run_config, ds_config)
+    except UserError as error:
+        raise UserError(f"{error}; {repair}") from None
+
+
+def _write(text: str, file: Path, run_config: RunConfig) -> None:
+    """Write the script, and make the folder of the job's log."""
     logs = RunFolder(Path(run_config.output)).logs
     # SLURM drops a job that cannot write its output.
     for path, what in ((logs.parent, "run folder"), (logs, "log folder")):
         trust.make_folder(path, what, shared=run_config.shared_folders)
-    file = file or logs / "job.sbatch"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     click.echo(f"Wrote {file}")
-    return file
 
 
 def _refuse_written_out(variables: RankVariables) -> None:

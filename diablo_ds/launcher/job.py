@@ -16,6 +16,7 @@ from diablo_ds.ranks.environment import secret_assignment
 SIGNAL_EARLY_S = 60
 """By so much SLURM may send its warning ahead of the time that was asked for (man sbatch)."""
 _TIME_OPTIONS = re.compile(r"--(time|signal)(?![-\w])|-t")
+_MEMORY = re.compile(r"\d+[KMGT]?")
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -35,7 +36,20 @@ class Job(RankSettings):
     ranks_per_node: int | None = setting(
         None, "Ranks on each node, where nodes have no GPUs.", "job", minimum=1
     )
-    cpus_per_task: int | None = setting(None, "CPUs of each node.", "job", minimum=1)
+    cpus_per_task: int | None = setting(
+        None,
+        "CPUs of each node, for all its ranks.",
+        "job",
+        minimum=1,
+        shown_default="in proportion to the GPUs",
+    )
+    mem: str = setting(
+        "",
+        "Memory of each node, in one of SLURM's forms, e.g. 500G; 0 for all of it.",
+        "job",
+        shown_default="in proportion to the GPUs",
+    )
+    exclusive: bool = setting(False, "Give the job its nodes for itself.", "job")
     partition: str = setting("", "Partition.", "job")
     account: str = setting("", "Account.", "job")
     time: str = setting("", "Time limit in one of SLURM's forms, e.g. 24:00:00.", "job")
@@ -53,7 +67,7 @@ class Job(RankSettings):
         (), "setting=value,value,...: an array job with one run for each value.", "job"
     )
     sbatch_option: tuple[str, ...] = setting(
-        (), "Further option for sbatch, e.g. --exclusive; repeatable.", "job"
+        (), "Further option for sbatch, e.g. --qos=long; repeatable.", "job"
     )
     setup: tuple[str, ...] = setting(
         (),
@@ -71,6 +85,10 @@ class Job(RankSettings):
             )
         for name in ("partition", "account", "time"):
             check_word(name, getattr(self, name))
+        if self.mem and not _MEMORY.fullmatch(self.mem):
+            raise UserError(
+                f"mem must be a number with K, M, G or T, or without for MiB; got mem={self.mem!r}"
+            )
         if not self.name.strip():
             raise UserError(f"name must not be empty; got name={self.name!r}")
         self._check_time()

@@ -10,6 +10,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.files import trust
 from diablo_ds.model.default_model import cache_folder
 from diablo_ds.ranks import distributed
+from diablo_ds.ranks.cores import num_cores
 
 CACHE_VARIABLE, THREADS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
 _MOST_THREADS = 8
@@ -39,6 +40,6 @@ def set_up_cache(run_config: RunConfig) -> Path:
             trust.check_folder(inside, what, shared=shared, repair=repair)
     os.environ[CACHE_VARIABLE] = str(folder)
     # Compiler processes of each rank; PyTorch starts one per core and rank, up to 32.
-    cores_per_rank = len(os.sched_getaffinity(0)) // distributed.local_world_size()
+    cores_per_rank = num_cores() // distributed.local_world_size()
     os.environ.setdefault(THREADS_VARIABLE, str(max(1, min(_MOST_THREADS, cores_per_rank))))
     return folder

@@ -42,6 +42,7 @@ from diablo_ds.training.resolution import resolve_run
 from diablo_ds.training.run_folder import choose_run_folder, find_initial_adapter, recorded_config
 from diablo_ds.zero import support
 from diablo_ds.zero.ds_config import load_ds_config, zero_stage
+from diablo_ds.zero.joining import import_deepspeed
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,28 @@ class _Settings:
     device: torch.device
 
 
-def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.device) -> Prepared:
+_MACHINES_OWN = ("precision", "delta_path", "attention", "compile", "memory_budget")
+"""Fields whose values only the machines of the ranks can tell to be usable."""
+
+
+def check_inputs(run_config: RunConfig, ds_config_file: Path) -> None:
+    """Check settings, model and data on a machine that is not the ranks', such as a login node.
+
+    What depends on their number, their GPUs or their disks is not checked.
+
+    Raises:
+        UserError: if a setting, file or folder is wrong.
+    """
+    import_deepspeed()
+    defaults = RunConfig()
+    own = {name: getattr(defaults, name) for name in _MACHINES_OWN}
+    neutral = dataclasses.replace(run_config, **own)
+    prepare_run(neutral, ds_config_file, torch.device("cpu"), is_here=False)
+
+
+def prepare_run(
+    run_config: RunConfig, ds_config_file: Path, device: torch.device, *, is_here: bool = True
+) -> Prepared:
     """Check every setting, file and folder, and decide what they leave open.
 
     Collective, where the ranks have joined: every rank must call this.
@@ -92,12 +114,16 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
         run_config: the run config.
         ds_config_file: the DeepSpeed config file.
         device: this rank's device.
+        is_here: whether the run is to be on this machine; otherwise what its machines must have is
+            not checked.
 
     Raises:
         UserError: if a setting, file or folder is wrong; the same on every rank.
     """
-    settings = _read_settings(run_config, ds_config_file, device)
-    folder = distributed.on_main_process(lambda: choose_run_folder(run_config))
+    settings = _read_settings(run_config, ds_config_file, device, is_here=is_here)
+    folder = distributed.on_main_process(
+        lambda: choose_run_folder(run_config, for_later=not is_here)
+    )
     base = _read_model(run_config)
     base_fingerprint = distributed.on_main_process(lambda: fingerprint(base.folder))
     initial = _read_initial(run_config, base, base_fingerprint)
@@ -136,7 +162,9 @@ def prepare_run(run_config: RunConfig, ds_config_file: Path, device: torch.devic
     )
 
 
-def _read_settings(run_config: RunConfig, ds_config_file: Path, device: torch.device) -> _Settings:
+def _read_settings(
+    run_config: RunConfig, ds_config_file: Path, device: torch.device, *, is_here: bool
+) -> _Settings:
     """Read the DeepSpeed config file, and check what can be checked without a model."""
     policy = distributed.on_every_rank(lambda: load_ds_config(ds_config_file))
     given = {**dataclasses.asdict(run_config), "DeepSpeed config": json.dumps(policy)}
@@ -149,7 +177,8 @@ def _read_settings(run_config: RunConfig, ds_config_file: Path, device: torch.de
         support.check_offload(policy, shared_folders=run_config.shared_folders)
         support.check_quantized(policy, device.type)
 
-    distributed.on_every_rank(check_support)
+    if is_here:
+        distributed.on_every_rank(check_support)
     return _Settings(run_config, ds_config_file, policy, recorded, device)
 
 

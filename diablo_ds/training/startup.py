@@ -87,6 +87,8 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     heart.beat("joining the other ranks")
     device = init_process_group(shared_folders=run_config.shared_folders)
     set_up_logging(is_main_process=distributed.is_main_process())
+    if device.type == "cpu":
+        logger.info(f"Threads of each rank: {torch.get_num_threads()}")
     if not (distributed.is_main_process() and shows_progress()):
         hide_progress_bars()
     prepared = prepare_run(run_config, ds_config_file, device)

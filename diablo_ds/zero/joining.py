@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from diablo_ds.ranks import distributed, identity, rendezvous
+from diablo_ds.ranks.cores import num_cores
 from diablo_ds.ranks.noise import is_noise
 from diablo_ds.ranks.software import code_digest, versions
 from diablo_ds.zero.build_lock import (
@@ -43,9 +44,9 @@ def import_deepspeed() -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
     for name in ("DeepSpeed", "deepspeed"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(f, _NoiseFilter) for f in logger.filters):
-            logger.addFilter(_NoiseFilter())
+        library = logging.getLogger(name)
+        if not any(isinstance(f, _NoiseFilter) for f in library.filters):
+            library.addFilter(_NoiseFilter())
     return deepspeed
 
 
@@ -81,8 +82,7 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
 
     accelerator = deepspeed.get_accelerator()
     if accelerator.device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        num_cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, num_cores // distributed.local_world_size()))
+        torch.set_num_threads(max(1, num_cores() // distributed.local_world_size()))
     if not deepspeed.comm.is_initialized():
         quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
         extensions = extensions_folder()
