@@ -102,7 +102,7 @@ def slurm(context: click.Context, /, **values: Any) -> None:
             request=request,
             inherited=tuple(variables.hidden),
             origin=Origin(
-                command=shlex.join(given_command()),
+                command=given_command(),
                 version=__version__,
                 date=datetime.now().astimezone().isoformat(" ", "seconds"),
                 file=file.absolute(),

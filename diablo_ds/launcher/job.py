@@ -16,7 +16,7 @@ from diablo_ds.ranks.environment import secret_assignment
 SIGNAL_EARLY_S = 60
 """By so much SLURM may send its warning ahead of the time that was asked for (man sbatch)."""
 _TIME_OPTIONS = re.compile(r"--(time|signal)(?![-\w])|-t")
-_MEMORY = re.compile(r"\d+[KMGT]?")
+_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 _NODES = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -100,11 +100,7 @@ class Job(RankSettings):
                     "time limit and signal of a job must be given by --time and --warning-s, which "
                     f"are checked together; got sbatch_option={option!r}"
                 )
-        if name := next(filter(None, map(secret_assignment, self.setup)), ""):
-            raise UserError(
-                f"setup must not hold a secret, since batch scripts are kept; got one that sets "
-                f"{name}; export it where you submit, and give --env {name}"
-            )
+        self._check_secrets()
         low, high = self.node_range()
         if not 1 <= low <= high:
             raise UserError(f"nodes must be a number or a range; got nodes={self.nodes!r}")
@@ -119,6 +115,20 @@ class Job(RankSettings):
             raise UserError(
                 f"give sweep or chain, not both; got sweep={self.sweep[0]}, chain={self.chain}"
             )
+
+    def _check_secrets(self) -> None:
+        """Raise UserError where a batch script would hold a secret."""
+        assigning = {
+            "setup": self.setup,
+            "sbatch_option": [o for o in self.sbatch_option if o.startswith("--export=")],
+            "wrap": [word for word in self.wrap.split() if not word.startswith("-")],
+        }
+        for setting_name, texts in assigning.items():
+            if name := next(filter(None, map(secret_assignment, texts)), ""):
+                raise UserError(
+                    f"{setting_name} must not hold a secret, since batch scripts are kept; got one "
+                    f"that sets {name}; export it where you submit, and give --env {name}"
+                )
 
     def _check_time(self) -> None:
         """Raise UserError where a job would be told to stop as soon as it has started."""

@@ -25,11 +25,16 @@ def sbatch_lines(
         folder: the folder in which the job works.
 
     Raises:
-        UserError: if a folder's name cannot be that of SLURM's log.
+        UserError: if a folder's name cannot be that of SLURM's log, or stand in a script's line.
     """
     number = "%A_%a" if num_values else "%j"
     # SLURM reads a relative path from where the script is submitted.
     logs = RunFolder(folder.absolute() / run_config.output).logs
+    if not str(folder.absolute()).isprintable():  # settings have been checked
+        raise UserError(
+            "the folder of a job must have a name without control characters, which would end a "
+            f"line of its script; got {str(folder)!r}"
+        )
     if "\\" in str(logs):
         raise UserError(
             "output must have no backslash for SLURM, which would not fill in the job's number; "

@@ -26,8 +26,8 @@ from diablo_ds.ranks.records import WARNING_VARIABLE
 class Origin:
     """Where a batch script comes from, and where it goes."""
 
-    command: str = ""
-    """The command that made it, as a line for a shell, without secrets."""
+    command: Sequence[str] = ()
+    """The words of the command that made it, without secrets."""
     version: str = ""
     date: str = ""
     file: Path = Path("job.sbatch")
@@ -37,9 +37,13 @@ class Origin:
         """Return the header of the script."""
         return [
             f"# Made by diablo-ds {self.version} on {self.date}, with",
-            f"#   {self.command}",
-            f"# Submit: {shlex.join(['sbatch', str(self.file)])}",
+            f"#   {shlex.join(self.command)}",
+            f"# Submit: {self.submission()}",
         ]
+
+    def submission(self) -> str:
+        """Return the command that submits the script."""
+        return shlex.join(["sbatch", str(self.file)])
 
 
 class Variable(str):
@@ -131,7 +135,7 @@ def build_script(
             port_in_use=EXIT_PORT_IN_USE,
             max_port_tries=PORT_TRIES,
             requeue="" if job.chain > 1 else batch_shell.REQUEUE.format(stopped=EXIT_STOPPED),
-            resume=shlex.quote(shlex.join(["sbatch", str(origin.file)])),
+            resume=shlex.quote(origin.submission()),
         ),
     ]
     return "\n".join(sections)

@@ -18,6 +18,8 @@ from tests.e2e.commands import BIN
 from tests.waiting import WAIT_S
 
 NODES = ("node-a", "node-b")
+CPUS = 2
+"""Of each node, whatever the machine has."""
 _CONF = """\
 ClusterName=diablo
 SlurmctldHost={host}(127.0.0.1)
@@ -51,7 +53,7 @@ PartitionName=main Nodes=node-a,node-b Default=YES MaxTime=INFINITE State=UP
 
 
 class SlurmCluster:
-    """Munge, slurmctld and two slurmd of one CPU each, started here and stopped on exit."""
+    """Munge, slurmctld and two slurmd of two CPUs each, started here and stopped on exit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -118,7 +120,7 @@ class SlurmCluster:
         key.chmod(0o600)
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
-            f"Port={free_port()} CPUs=1 RealMemory=8000"
+            f"Port={free_port()} CPUs={CPUS} RealMemory=8000"
             for node in NODES
         )
         conf = self.folder / "slurm.conf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diablo_ds.files.layout import list_checkpoints
-from tests.cluster.slurm import SlurmCluster
+from tests.cluster.slurm import CPUS, SlurmCluster
 from tests.cluster.watching import assert_same_run, processes_of, steps_taken
 from tests.e2e.commands import ROOT
 from tests.overriding import with_last_options
@@ -33,10 +34,11 @@ def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
 
 
 def submit(slurm: SlurmCluster, options: list[str], folder: Path, *words: object) -> list[int]:
-    where = "--ranks-per-node 1 --interface lo --master-addr 127.0.0.1 --env DS_ACCELERATOR=cpu"
-    output = _diablo_ds(
-        slurm, "slurm", "--submit", *where.split(), *words, *options, "--output", folder
+    where = (
+        "--submit --no-check --ranks-per-node 1 --interface lo --master-addr 127.0.0.1 "
+        "--env DS_ACCELERATOR=cpu"
     )
+    output = _diablo_ds(slurm, "slurm", *where.split(), *words, *options, "--output", folder)
     (line,) = (line for line in output.splitlines() if line.startswith("Submitted: "))
     return [int(number) for number in re.findall(r"\d+", line)]
 
@@ -101,9 +103,11 @@ def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, t
     assert_same_run(folder, undisturbed)
 
 
-def test_a_chain_and_an_array_run_to_their_ends(slurm, options, tmp_path):
-    short = [*options, "--max-steps", "3"]
-    chain = submit(slurm, short, tmp_path / "chain", "--chain", 2)
+def test_a_chain_and_an_array_run_to_their_ends_on_the_cpus_they_asked_for(
+    slurm, options, tmp_path
+):
+    short = [*options, "--max-steps", "3", "--setup", "unset OMP_NUM_THREADS"]
+    chain = submit(slurm, short, tmp_path / "chain", "--chain", 2, "--cpus-per-task", 1)
     sweep = ("--sweep", "learning-rate=1e-3,2e-3")
     (array, *_) = submit(slurm, short, tmp_path / "array", *sweep)
     assert len(chain) == 2
@@ -112,3 +116,9 @@ def test_a_chain_and_an_array_run_to_their_ends(slurm, options, tmp_path):
     assert "is done." in _slurm_log(tmp_path / "chain")
     for value in ("1e-3", "2e-3"):
         assert (tmp_path / "array" / f"learning_rate-{value}" / "adapter").is_dir()
+    assert slurm.job_field(chain[0], "NumCPUs") == "1"
+    assert re.findall(r"Threads of each rank: (\d+)", _slurm_log(tmp_path / "chain")) == ["1"]
+    # The array asked for no number, and so has each node for itself.
+    assert slurm.job_field(array, "NumCPUs") == str(CPUS)
+    usable = min(CPUS, len(os.sched_getaffinity(0)))
+    assert f"Threads of each rank: {usable}" in _slurm_log(tmp_path / "array")

@@ -125,7 +125,8 @@ def test_the_commands_work_in_an_empty_folder(installed, model, tmp_path):
 
     launch = _run([command, "launch", "--dry-run", *options], tmp_path).stdout
     assert f" {script} --ds_config {ds_config} " in launch
-    _run([command, "slurm", "--ranks-per-node", "1", "--output", "run", *options], tmp_path)
+    slurm = [command, "slurm", "--no-check", "--ranks-per-node", "1", "--output", "run"]
+    _run([*slurm, *options], tmp_path)
     batch_script = (tmp_path / "run" / "logs" / "job.sbatch").read_text()
     assert f"{script} --ds_config {ds_config} " in batch_script
     plan = [command, "plan", "--model", model, "--gpus-per-node", "1", "--gpu", "h100"]
