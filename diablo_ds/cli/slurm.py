@@ -13,9 +13,10 @@ import click
 from diablo_ds import __version__
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.looking import explain, renamed, status
-from diablo_ds.cli.options import GroupedGroup, from_options, given_command, options_of
+from diablo_ds.cli.options import GroupedGroup, from_options, options_of
 from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
 from diablo_ds.cli.run_start import warn_of_secrets, with_global_batch, with_output
+from diablo_ds.cli.same_command import given_command
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import check_settings, setting, settings_of
 from diablo_ds.errors import UserError

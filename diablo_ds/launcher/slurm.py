@@ -26,8 +26,8 @@ from diablo_ds.ranks.records import WARNING_VARIABLE
 class Origin:
     """Where a batch script comes from, and where it goes."""
 
-    command: Sequence[str] = ()
-    """The words of the command that made it, without secrets."""
+    command: str = ""
+    """The command that made it, as a line for a shell, without secrets."""
     version: str = ""
     date: str = ""
     file: Path = Path("job.sbatch")
@@ -37,7 +37,7 @@ class Origin:
         """Return the header of the script."""
         return [
             f"# Made by diablo-ds {self.version} on {self.date}, with",
-            f"#   {shlex.join(self.command)}",
+            f"#   {self.command}",
             f"# Submit: {self.submission()}",
         ]
 

@@ -30,7 +30,7 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin/nothing")
 
     def run(*words):
-        return CliRunner().invoke(main, ["slurm", *map(str, words)])
+        return CliRunner().invoke(main, ["slurm", *map(str, words)], prog_name="diablo-ds")
 
     return run
 
