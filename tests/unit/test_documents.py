@@ -15,6 +15,7 @@ FOREIGN_OPTIONS = {
     "--export",
     "--hypothesis-profile",  # pytest
     "--include",  # deepspeed
+    "--log_level",  # deepspeed
     "--logdir",  # tensorboard
     "--master_port",
     "--no_ssh",
