@@ -50,6 +50,12 @@ class StartOptions:
     check: bool = setting(False, "Check the hosts and print a table; start nothing.", "start")
     skip_checks: bool = setting(False, "Start without checking the hosts.", "start")
     dry_run: bool = setting(False, "Print the command that would run; start nothing.", "start")
+    sweep: tuple[str, ...] = setting(
+        (),
+        "SETTING=VALUE,VALUE,...: one run for each value, one after the other on this machine; "
+        "repeatable, for all combinations. Semicolons separate values that hold commas.",
+        "start",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -78,12 +84,15 @@ def launch(**values: Any) -> None:
         options = from_options(ClusterOptions, values)
         ds_config = from_options(RunFiles, values).ds_config
         cluster = build_cluster(options)
+        os.environ[COMMAND] = given_command()
         if start.min_nodes is not None and (cluster.runner == "local" or not options.max_restarts):
             raise UserError(
                 "min_nodes is for restarts on the hosts of a hostfile; got "
                 f"min_nodes={start.min_nodes}, max_restarts={options.max_restarts}, "
                 f"runner={cluster.runner!r}"
             )
+        if start.sweep:
+            sys.exit(_launch_sweep(values, cluster, start, options.max_restarts))
         run_config = build_run_config(values, cluster.world_size)
         run_config = with_global_batch(run_config, ds_config, [cluster.world_size])
         if not run_config.output and cluster.node_rank is not None and len(cluster.hosts) > 1:
@@ -97,40 +106,106 @@ def _launch(
     asked: RunConfig, ds_config: Path, cluster: Cluster, start: StartOptions, max_restarts: int
 ) -> int:
     """Show, check or start a run; return the exit code."""
-    from diablo_ds.config.words import shell_text
-    from diablo_ds.launcher import checks, deepspeed_command, log_folders, supervisor
-
     run_config = with_output(asked, reserve=False)
     if start.dry_run:
-        logs = start.log_folder or RunFolder(Path(run_config.output)).logs
-        folder = log_folders.next_log_folder(logs, cluster)
-        words = deepspeed_command.build_command(run_config, ds_config, cluster, folder)
-        click.echo(shell_text(words, deepspeed_command.launcher_env(cluster)))
-        if cluster.hidden_env:
-            names = ", ".join(cluster.hidden_env)
-            click.echo(
-                f"Not in the command, and handed over by diablo-ds launch: {names}", err=True
-            )
+        click.echo(_command_text(run_config, ds_config, cluster, start.log_folder))
+        _say_hidden(cluster)
         return 0
-    if start.check or not start.skip_checks:
-        missing = checks.missing_command(cluster)
-        if missing:
-            raise UserError(missing)
-        found = checks.check_hosts(run_config, ds_config, cluster)
-        is_good = not any(host.problems for host in found)
-        if start.check or not is_good:
-            click.echo(checks.table(found), err=not start.check)
-            return 0 if is_good else EXIT_USER_ERROR
-    os.environ[COMMAND] = given_command()
+    code = _check_hosts(run_config, ds_config, cluster, start)
+    if code is not None:
+        return code
+    from diablo_ds.launcher import supervisor
+
     run_config = with_output(asked, reserve=True)
-    logs = start.log_folder or RunFolder(Path(run_config.output)).logs
     end = supervisor.run_until_done(
         run_config,
         ds_config,
         cluster,
-        logs,
+        start.log_folder or RunFolder(Path(run_config.output)).logs,
         max_restarts=max_restarts,
         min_nodes=start.min_nodes or len(cluster.hosts),
         same_command=same_command(run_config.output),
     )
     return end.exit_code
+
+
+def _launch_sweep(
+    values: dict[str, Any], cluster: Cluster, start: StartOptions, max_restarts: int
+) -> int:
+    """Show, check or start the runs of a sweep; return the exit code."""
+    from diablo_ds.cli.sweep import build_runs, read_axes, sweep_folder
+    from diablo_ds.launcher import supervisor
+    from diablo_ds.launcher.sweep import Sweep, SweptRun
+
+    if cluster.runner != "local":
+        raise UserError(
+            "a sweep must run on this machine alone; got sweep with "
+            f"runner={cluster.runner!r}, hosts={cluster.describe()}; on SLURM, diablo-ds slurm "
+            "--sweep makes an array job"
+        )
+    axes = read_axes(start.sweep, values)
+    starts_nothing = start.dry_run or start.check
+    with sweep_folder(axes, values, cluster.world_size, reserve=not starts_nothing) as root:
+        runs = build_runs(root, axes, values, cluster.world_size)
+        logs = {run.name: start.log_folder and start.log_folder / run.name for run in runs}
+        if start.dry_run:
+            for run in runs:
+                text = _command_text(run.run_config, run.ds_config, cluster, logs[run.name])
+                click.echo(f"# {run.name}\n{text}")
+            _say_hidden(cluster)
+            return 0
+        code = _check_hosts(runs[0].run_config, runs[0].ds_config, cluster, start)
+    if code is not None:
+        return code
+    again = same_command(str(root))
+
+    def start_run(run: SweptRun) -> supervisor.RunEnd:
+        return supervisor.run_until_done(
+            run.run_config,
+            run.ds_config,
+            cluster,
+            logs[run.name] or RunFolder(Path(run.run_config.output)).logs,
+            max_restarts=max_restarts,
+            min_nodes=1,
+            same_command=again,
+        )
+
+    return Sweep(root, axes, runs, again).run(start_run)
+
+
+def _command_text(
+    run_config: RunConfig, ds_config: Path, cluster: Cluster, log_folder: Path | None
+) -> str:
+    """Return the command that would start a run, as a line for a shell."""
+    from diablo_ds.config.words import shell_text
+    from diablo_ds.launcher import deepspeed_command, log_folders
+
+    logs = log_folder or RunFolder(Path(run_config.output)).logs
+    folder = log_folders.next_log_folder(logs, cluster)
+    words = deepspeed_command.build_command(run_config, ds_config, cluster, folder)
+    return shell_text(words, deepspeed_command.launcher_env(cluster))
+
+
+def _say_hidden(cluster: Cluster) -> None:
+    if cluster.hidden_env:
+        names = ", ".join(cluster.hidden_env)
+        click.echo(f"Not in the command, and handed over by diablo-ds launch: {names}", err=True)
+
+
+def _check_hosts(
+    run_config: RunConfig, ds_config: Path, cluster: Cluster, start: StartOptions
+) -> int | None:
+    """Check the hosts as far as was asked for; return an exit code where nothing is started."""
+    from diablo_ds.launcher import checks
+
+    if start.skip_checks:
+        return None
+    missing = checks.missing_command(cluster)
+    if missing:
+        raise UserError(missing)
+    found = checks.check_hosts(run_config, ds_config, cluster)
+    is_good = not any(host.problems for host in found)
+    if is_good and not start.check:
+        return None
+    click.echo(checks.table(found), err=not start.check)
+    return 0 if is_good else EXIT_USER_ERROR

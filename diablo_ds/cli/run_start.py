@@ -17,16 +17,17 @@ from diablo_ds.ranks.environment import RankVariables
 
 
 def with_global_batch(
-    run_config: RunConfig, ds_config: Path, world_sizes: Sequence[int]
+    run_config: RunConfig, ds_config: Path, world_sizes: Sequence[int], *, is_said: bool = True
 ) -> RunConfig:
     """Return the run config with a global batch, so that all starts of the run have the same.
 
-    The ranks choose what else is open. The batch equation is printed where something was chosen.
+    The ranks choose what else is open.
 
     Args:
         run_config: the run config, with its run folder.
         ds_config: DeepSpeed config file.
         world_sizes: the numbers of ranks that the run may get; an open global batch suits all.
+        is_said: whether the batch equation is printed where something was chosen.
 
     Raises:
         UserError: if a given batch does not divide, or the file cannot be read.
@@ -51,7 +52,7 @@ def with_global_batch(
         run_config = replace(run_config, global_batch=common)
     for world_size in world_sizes:
         resolution = resolve_batch(run_config, world_size, recorded=recorded, policy=policy)
-        if resolution.lines:
+        if resolution.lines and is_said:
             click.echo(resolution.run_config.batch_equation(world_size), err=True)
     return run_config
 

@@ -25,6 +25,8 @@ STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"
 """The record of a prepared dataset; early versions gave a checkpoint's checksums this name too."""
 RUN_CONFIG_FILE = "run.json"
+SWEEP_FILE = "sweep.json"
+"""The record of a sweep; it makes a folder a sweep's, with a run folder for each run."""
 METRICS_FILE, PROGRESS_FILE, LOSS_PLOT = "metrics.jsonl", "progress.json", "loss.png"
 ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "adapter", "checkpoints"
 LOGS_FOLDER, TENSORBOARD_FOLDER = "logs", "tensorboard"
@@ -151,6 +153,7 @@ class Kind(enum.Enum):
     """What a path leads to; the value says it in a message."""
 
     RUN = "a run folder"
+    SWEEP = "the folder of a sweep"
     CHECKPOINT = "a checkpoint"
     CHECKPOINTS = "a folder of checkpoints"
     ADAPTER = "an adapter"
@@ -176,6 +179,8 @@ def kind_of(path: Path) -> Kind:
     names = {entry.name for entry in path.iterdir()}
     if RUN_CONFIG_FILE in names:
         return Kind.RUN
+    if SWEEP_FILE in names:
+        return Kind.SWEEP
     if names & {CHECKSUMS_FILE, OPTIMIZER_FILE} or _holds_checksums(path / MANIFEST_FILE):
         return Kind.CHECKPOINT
     if names & {ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE, EARLY_CONFIG_FILE, EARLY_TENSOR_FILE}:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import RunFolder, kind_of, list_checkpoints
+from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
+from diablo_ds.launcher.sweep_report import describe_sweep
 from diablo_ds.ranks.records import last_log_folder, read_records
 from diablo_ds.training.metrics_file import format_seconds, lowest_heldout, read_metrics
 
@@ -17,11 +18,13 @@ RECENT_STEPS = 50
 
 
 def describe_status(folder: Path) -> str:
-    """Return a run's status as lines of text.
+    """Return the status of a run, or of the runs of a sweep, as lines of text.
 
     Raises:
-        UserError: if the folder is not that of a run.
+        UserError: if the folder is not that of a run or a sweep.
     """
+    if kind_of(folder) is Kind.SWEEP:
+        return describe_sweep(folder)
     files = RunFolder(folder)
     if not files.run_config.is_file():
         if files.logs.is_dir():

@@ -74,3 +74,37 @@ def test_the_help_of_the_launcher_names_every_run_option():
     text = launch.get_help(click.Context(launch))
     for field in dataclasses.fields(RunConfig):
         assert f"--{field.name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep", "learning-rate=1,-2"], "run learning-rate=-2 of the sweep: learning_rate"),
+        (["--sweep", "seed=1,2", "--seed", "3"], "by --sweep or by --seed, not by both"),
+        (["--sweep", "ds-config=nowhere.json"], "nowhere.json"),
+        (["--sweep", "micro-batch=2,3", "--global-batch", "4"], "run micro-batch=3 of the sweep"),
+        (["--sweep", "seed=1,2", "--hostfile", "{hosts}"], "must run on this machine alone"),
+    ],
+)
+def test_a_sweep_with_a_wrong_run_starts_none(options, message, tmp_path):
+    from diablo_ds.cli.launch import launch
+
+    hosts = tmp_path / "hosts"
+    hosts.write_text(hostfile_text(HOSTS))
+    words = [word.format(hosts=hosts) for word in options]
+    result = CliRunner().invoke(launch, [*words, "--output", str(tmp_path / "sweep")])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_each_command_of_a_sweep_is_shown(tmp_path):
+    from diablo_ds.cli.launch import launch
+
+    words = ["--sweep", "seed=1,2", "--gpus-per-node", "1", "--dry-run"]
+    result = CliRunner().invoke(launch, [*words, "--output", str(tmp_path / "sweep")])
+    assert result.exit_code == 0, result.output
+    for seed in (1, 2):
+        assert f"# seed={seed}\n" in result.output
+        assert f"--output {tmp_path}/sweep/seed={seed} --seed {seed}\n" in result.output
+    assert not (tmp_path / "sweep").exists()

@@ -1,0 +1,194 @@
+"""What the runs of a sweep came to, from their folders: a table, and a file that keeps it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.layout import SWEEP_FILE, RunFolder
+from diablo_ds.files.text_table import text_table
+from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
+
+FORMAT = 1
+DONE, RUNNING, STOPPED, NOT_RUN = "done", "running", "stopped", "not run"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of a sweep came to."""
+
+    name: str
+    """Of the run and of its folder in the sweep's."""
+    values: Mapping[str, str]
+    """By the name of the swept option."""
+    status: str
+    """`DONE`, perhaps with more words after it, `RUNNING`, `STOPPED`, `NOT_RUN`, or why it
+    failed."""
+    exit_code: int | None = None
+    """Of its last start by this command; None where there was none."""
+    steps: int = 0
+    """Steps that were taken."""
+    num_steps: int | None = None
+    final_heldout_loss: float | None = None
+    """The last one, in nats per target token."""
+    best_heldout_loss: float | None = None
+    best_step: int | None = None
+    keeps_best: bool = False
+    """Whether the run's adapter is that of the best step, not of the last one."""
+    tokens_per_s: float | None = None
+    """Median over the steps, all ranks together."""
+    peak_memory_bytes: int | None = None
+    """Of rank 0: allocated on a GPU, resident on a CPU."""
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether the run came to its end."""
+        return self.status.startswith(DONE)
+
+    @property
+    def adapter_loss(self) -> float | None:
+        """The held-out loss of the run's adapter."""
+        return self.best_heldout_loss if self.keeps_best else self.final_heldout_loss
+
+
+def read_result(
+    root: Path,
+    name: str,
+    values: Mapping[str, str],
+    status: str,
+    *,
+    exit_code: int | None = None,
+    keeps_best: bool = False,
+) -> Result:
+    """Read what a run came to from its folder; what is not there yet is None.
+
+    Args:
+        root: the sweep's folder.
+        name: of the run.
+        values: of the swept options.
+        status: how the run stands.
+        exit_code: of its last start.
+        keeps_best: whether its adapter is that of the best step.
+    """
+    files = RunFolder(root / name)
+    points, _ = read_metrics(files.metrics)
+    steps = [point for point in points if "loss" in point]
+    heldout = [point["heldout_loss"] for point in points if "heldout_loss" in point]
+    best = lowest_heldout(points)
+    rates = [p["tokens_per_s"] for p in steps if math.isfinite(p.get("tokens_per_s", math.nan))]
+    peaks = [p["memory_bytes"] for p in steps if math.isfinite(p.get("memory_bytes", math.nan))]
+    if status == DONE and files.early_stop():
+        status = f"{DONE}, stopped early"
+    return Result(
+        name=name,
+        values=values,
+        status=status,
+        exit_code=exit_code,
+        steps=int(steps[-1]["step"]) if steps else 0,
+        num_steps=files.num_steps(),
+        final_heldout_loss=heldout[-1] if heldout and math.isfinite(heldout[-1]) else None,
+        best_heldout_loss=None if best is None else best[1],
+        best_step=None if best is None else best[0],
+        keeps_best=keeps_best,
+        tokens_per_s=statistics.median(rates) if rates else None,
+        peak_memory_bytes=int(max(peaks)) if peaks else None,
+    )
+
+
+def best_of(results: Sequence[Result]) -> Result | None:
+    """Return the run that is done and whose adapter has the lowest held-out loss, if any."""
+    losses = [(r.adapter_loss, r) for r in results if r.is_done and r.adapter_loss is not None]
+    return min(losses, key=lambda pair: pair[0], default=(0.0, None))[1]
+
+
+def sweep_table(root: Path, results: Sequence[Result]) -> str:
+    """Return the table of a sweep, and below it its best run."""
+    best = best_of(results)
+    titles = list(results[0].values)
+    header = [
+        "",
+        *titles,
+        "steps",
+        "held-out",
+        "lowest",
+        "at step",
+        "tokens/s",
+        "peak GB",
+        "status",
+    ]
+    rows = [
+        [
+            "*" if result is best else "",
+            *result.values.values(),
+            f"{result.steps}/{result.num_steps}" if result.num_steps else str(result.steps),
+            _number(result.final_heldout_loss, ".4f"),
+            _number(result.best_heldout_loss, ".4f"),
+            _number(result.best_step, "d"),
+            _number(result.tokens_per_s, ",.0f"),
+            _number(None if (b := result.peak_memory_bytes) is None else b / 1e9, ".2f"),
+            result.status,
+        ]
+        for result in results
+    ]
+    left = {*range(len(titles) + 1), len(header) - 1}
+    lines = [text_table([header, *rows], left=left)]
+    if best is not None:
+        lines.append(
+            f"* lowest held-out loss of an adapter, {best.adapter_loss:.4f}: "
+            f"{RunFolder(root / best.name).adapter}"
+        )
+    return "\n".join(lines)
+
+
+def write_sweep(root: Path, command: str, results: Sequence[Result]) -> None:
+    """Write the record of a sweep to its folder, atomically."""
+    best = best_of(results)
+    value = {
+        "format": FORMAT,
+        "command": command,
+        "best": None if best is None else best.name,
+        "runs": [asdict(result) for result in results],
+    }
+    write_json(root / SWEEP_FILE, value)
+
+
+def describe_sweep(root: Path) -> str:
+    """Return how a sweep stands, from its folder alone.
+
+    Raises:
+        UserError: if its record cannot be read.
+    """
+    file = root / SWEEP_FILE
+    record = read_json(file)
+    try:
+        results = [_read_again(root, run) for run in record["runs"]]
+        command = str(record["command"])
+        table = sweep_table(root, results)
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise UserError(
+            f"a sweep's record must list its runs; got other content in {file}"
+        ) from None
+    return f"Sweep {root}\n{table}\nIts command:\n  {command}"
+
+
+def _read_again(root: Path, run: Mapping[str, Any]) -> Result:
+    values = {str(title): str(value) for title, value in run["values"].items()}
+    is_done = RunFolder(root / str(run["name"])).is_done()
+    return read_result(
+        root,
+        str(run["name"]),
+        values,
+        DONE if is_done else str(run["status"]),
+        exit_code=run["exit_code"],
+        keeps_best=bool(run["keeps_best"]),
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

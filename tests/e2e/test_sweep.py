@@ -1,0 +1,33 @@
+"""A sweep by the real commands: its runs, its table, and that the same command skips them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diablo_ds.files.layout import SWEEP_FILE
+from tests.e2e.commands import diablo_ds, losses
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_sweep_trains_every_combination_once(options, tmp_path):
+    root = tmp_path / "sweep"
+    at = options.index("--num-blocks")
+    words = [*options[:at], *options[at + 2 :], "--max-steps", "2", "--gpus-per-node", "1"]
+    words += ["--output", root]
+    done = diablo_ds("launch", "--sweep", "num-blocks=2,4", *words)
+    record = json.loads((root / SWEEP_FILE).read_text())
+    for run in record["runs"]:
+        folder = root / run["name"]
+        assert run["status"] == "done"
+        assert run["final_heldout_loss"] == losses(folder, "heldout_loss")[2]
+        assert list((folder / "tensorboard").glob("events.*"))
+    best = min(record["runs"], key=lambda run: run["final_heldout_loss"])
+    assert record["best"] == best["name"]
+    assert f"{best['name']}/adapter" in done.stderr
+
+    again = diablo_ds("launch", "--sweep", "num-blocks=2,4", *words)
+    assert again.stderr.count("is done already") == 2
+    assert "deepspeed" not in again.stdout + again.stderr
