@@ -84,7 +84,6 @@ def launch(**values: Any) -> None:
         options = from_options(ClusterOptions, values)
         ds_config = from_options(RunFiles, values).ds_config
         cluster = build_cluster(options)
-        os.environ[COMMAND] = given_command()
         if start.min_nodes is not None and (cluster.runner == "local" or not options.max_restarts):
             raise UserError(
                 "min_nodes is for restarts on the hosts of a hostfile; got "
@@ -116,6 +115,7 @@ def _launch(
         return code
     from diablo_ds.launcher import supervisor
 
+    os.environ[COMMAND] = given_command()
     run_config = with_output(asked, reserve=True)
     end = supervisor.run_until_done(
         run_config,
@@ -157,6 +157,7 @@ def _launch_sweep(
         code = _check_hosts(runs[0].run_config, runs[0].ds_config, cluster, start)
     if code is not None:
         return code
+    os.environ[COMMAND] = given_command()
     again = same_command(str(root))
 
     def start_run(run: SweptRun) -> supervisor.RunEnd:
