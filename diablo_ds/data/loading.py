@@ -26,6 +26,8 @@ from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
 
 logger = logging.getLogger("diablo_ds")
 
+_EVALUATED_PARTS = ("heldout", "test", "validation")
+"""Names of the parts of a dataset that a model is judged by, the first that there is."""
 SAMPLES_FOLDER = Path(__file__).parent / "corpora" / "samples"
 
 
@@ -111,14 +113,7 @@ def _load(
             _check_no_rendering(run_config, name)
         table, origin = _load_prepared(Path(name), part, tokenizer, vocab_size)
     else:
-        encoder = RowEncoder(
-            run_config.corpus,
-            run_config.template,
-            tokenizer,
-            run_config.control_tokens,
-            columns=run_config.column,
-            text_length=0 if run_config.text == "row" else run_config.max_length,
-        )
+        encoder = _encoder(run_config, tokenizer)
         own_part = "train" if name == run_config.heldout_data else part
         files = find_raw(name, own_part)
         if part == "train":
@@ -127,6 +122,45 @@ def _load(
         origin = name if own_part == "train" else ", ".join(map(str, files))
     limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
     return replace(Examples.from_table(table, limit, origin), notes=notes)
+
+
+def load_evaluated(
+    run_config: RunConfig, files: Sequence[Path], tokenizer: Tokenizer, vocab_size: int
+) -> Examples:
+    """Load the examples that a model is judged by, from ``run_config.data``.
+
+    Args:
+        run_config: names the data, and the template and limits for them.
+        files: the raw files of the data; of no use where they are a prepared dataset.
+        tokenizer: the model's tokenizer.
+        vocab_size: number of token ids that the model knows.
+
+    Raises:
+        UserError: if a file is missing, empty or malformed, or no example remains.
+    """
+    path = Path(run_config.data)
+    notes: dict[str, int] = {}
+    if _is_prepared(path):
+        _check_no_rendering(run_config, run_config.data)
+        part = next((name for name in _EVALUATED_PARTS if (path / name).is_dir()), "train")
+        table, origin = _load_prepared(path, part, tokenizer, vocab_size)
+    else:
+        encoder = _encoder(run_config, tokenizer)
+        table, notes = _load_raw(run_config.data, files, encoder, vocab_size)
+        origin = ", ".join(map(str, files))
+    limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
+    return replace(Examples.from_table(table, limit, origin), notes=notes)
+
+
+def _encoder(run_config: RunConfig, tokenizer: Tokenizer) -> RowEncoder:
+    return RowEncoder(
+        run_config.corpus,
+        run_config.template,
+        tokenizer,
+        run_config.control_tokens,
+        columns=run_config.column,
+        text_length=0 if run_config.text == "row" else run_config.max_length,
+    )
 
 
 def _is_prepared(path: Path) -> bool:

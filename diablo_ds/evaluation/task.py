@@ -5,12 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from diablo_ds.config.choices import Template
 from diablo_ds.evaluation.question import Question, Verdict
 
 Kind = Literal["generate", "choose", "both", "loss"]
+
+
+class Program(NamedTuple):
+    """An answer that is a program, with what tests it. Neither may be trusted."""
+
+    code: str
+    """What the model wrote, with what the question gave of the program."""
+    test: str
+    """Runs after the code in the same namespace; raises an exception if the code is wrong."""
+    timeout_s: float
+
+    @property
+    def source(self) -> str:
+        """Code and test as one program."""
+        return f"{self.code}\n\n{self.test}\n"
+
+
+class ModelJudge(NamedTuple):
+    """How a model judges the answers of another one."""
+
+    ask: Callable[[Question, str], Question]
+    """Makes a question for the judge, a conversation, of a question and the answer to it."""
+    read: Callable[[str], Verdict]
+    """Reads the judge's verdict; without scores if it said neither."""
+    metrics: tuple[str, ...]
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +59,11 @@ class Task:
     """Reads the questions of a file or folder; raises UserError naming file and line. None for the
     kind "loss", whose data are read as training data are."""
     judge: Callable[[Question, str], Verdict] | None = None
-    """Judges a generated answer. None if none is generated."""
+    """Judges a generated answer. None if none is generated, or if `program` judges it."""
+    program: Callable[[Question, str], Program] | None = None
+    """Builds a program of a generated answer, which is correct if the program's tests pass."""
+    judge_model: ModelJudge | None = None
+    """How another model can judge an answer."""
     max_new_tokens: int = 0
     stops: tuple[str, ...] = ()
     """Texts that end an answer that continues the prompt's text: with the template plain only."""
@@ -42,7 +72,10 @@ class Task:
     temperature: float = 0.0
     """0 for greedy decoding."""
     top_p: float = 1.0
-    runs_code: bool = False
-    """Whether judging runs programs that the model wrote."""
     default_data: Callable[[], Path | None] | None = None
     """Finds the data that an installed package brings; None where it is not installed."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether judging runs programs that the model wrote."""
+        return self.program is not None

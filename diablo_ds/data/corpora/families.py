@@ -47,14 +47,15 @@ def _instruction(row: Fields) -> Exchange:
     return Exchange(text(row, "instruction"), optional_text(row, "input"), text(row, "output"))
 
 
-_ANSWER_OPENING = "the correct answer is "
+ANSWER_OPENING = "the correct answer is "
+"""Begins each response of the commonsense tasks."""
 
 
 def _commonsense(row: Fields) -> Exchange:
     exchange = _instruction(row)
     answer = row.get("answer")
-    if answer is not None and exchange.response.strip() != f"{_ANSWER_OPENING}{answer}":
-        raise RowError(f"field 'output' must be {_ANSWER_OPENING + str(answer)!r}")
+    if answer is not None and exchange.response.strip() != f"{ANSWER_OPENING}{answer}":
+        raise RowError(f"field 'output' must be {ANSWER_OPENING + str(answer)!r}")
     return exchange
 
 
@@ -74,12 +75,21 @@ def _math(row: Fields) -> Exchange:
     return Exchange(text(row, "problem"), "", text(row, "solution"))
 
 
-def _mbpp(row: Fields) -> Exchange:
+def mbpp_instruction(row: Fields) -> str:
+    """Return the instruction of a problem of MBPP: its text and the tests.
+
+    Raises:
+        RowError: if one is missing.
+    """
     tests = row.get("test_list")
     if not isinstance(tests, list) or not all(isinstance(t, str) for t in tests) or not tests:
         raise RowError("field 'test_list' must be a list of texts, at least one")
-    instruction = "\n".join([text(row, "text"), "Your code should pass these tests:", "", *tests])
-    return Exchange(_unix_lines(instruction), "", _unix_lines(text(row, "code")))
+    lines = [text(row, "text"), "Your code should pass these tests:", "", *tests]
+    return _unix_lines("\n".join(lines))
+
+
+def _mbpp(row: Fields) -> Exchange:
+    return Exchange(mbpp_instruction(row), "", _unix_lines(text(row, "code")))
 
 
 def _unix_lines(value: str) -> str:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 from diablo_ds.evaluation.question import Question, Verdict
-from diablo_ds.evaluation.rows import read_questions
 from diablo_ds.evaluation.task import Task
-from diablo_ds.evaluation.tasks._numbers import last_number, number_after
-from diablo_ds.evaluation.tasks._word_problems import is_equal, question_of
-
-ANSWER_OPENING = "The final answer is:"
-"""Begins the final answer in the training data of the template gsm8k."""
+from diablo_ds.evaluation.tasks._numbers import last_number
+from diablo_ds.evaluation.tasks._word_problems import final_number, is_equal, read_word_problems
 
 
-def read(path: Path) -> Iterator[Question]:
-    """Yield the questions of GSM8K's own files, or of others that hold word problems."""
-    return read_questions(path, question_of)
-
-
-def judge(question: Question, answer: str) -> Verdict:
-    """Compare the number after "The final answer is:", else the last one, and the last alone."""
-    last = last_number(answer)
-    found = number_after(answer, ANSWER_OPENING) or last
+def _judge(question: Question, answer: str) -> Verdict:
+    """Compare the number that the published code takes, and the last one of the answer alone."""
+    found = final_number(answer)
     return Verdict(
         found.text if found else None,
         {
             "accuracy": float(is_equal(found, question)),
-            "last_number": float(is_equal(last, question)),
+            "last_number": float(is_equal(last_number(answer), question)),
         },
     )
 
@@ -40,7 +27,7 @@ TASK = Task(
     template="gsm8k",
     trained_templates=("chat", "alpaca"),
     metrics=("accuracy", "last_number"),
-    read=read,
-    judge=judge,
+    read=read_word_problems,
+    judge=_judge,
     max_new_tokens=512,
 )

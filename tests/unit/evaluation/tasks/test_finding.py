@@ -13,8 +13,18 @@ def test_each_task_is_complete(name):
     assert task.version >= 1
     assert task.metrics
     assert (task.read is None) == (task.kind == "loss")
-    assert (task.judge is None) == (task.kind in ("loss", "choose"))
-    assert (task.max_new_tokens == 0) == (task.judge is None)
+    assert (task.max_new_tokens == 0) == (task.kind == "loss")
+    ways = [task.judge, task.program]
+    assert len([way for way in ways if way]) == (0 if task.kind == "loss" else 1)
+    assert task.runs_code == (task.program is not None)
+    assert task.template not in task.trained_templates
+
+
+def test_a_rule_for_answers_is_for_the_task_that_has_rules():
+    assert find_task("jsonl:mine", "regex").name == "jsonl:mine"
+    for name, match in (("gsm8k", "exact"), ("jsonl", "near")):
+        with pytest.raises(UserError, match="match must be one of exact, contains, regex"):
+            find_task(name, match)
 
 
 def test_a_label_gives_a_task_a_name_of_its_own():

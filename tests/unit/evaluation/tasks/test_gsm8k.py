@@ -1,23 +1,17 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.tasks import find_task
+from tests.unit.evaluation.rows import write_rows
 
 GSM8K = find_task("gsm8k")
 
 
-def _write(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def test_questions_are_read_in_each_published_form(tmp_path):
-    path = _write(
+    path = write_rows(
         tmp_path / "a.jsonl",
         {"question": "2 + 3?", "answer": "It is 5.\n#### 5"},
         {"query": "2 - 5?", "response": "It is -3.\n#### -3"},
@@ -42,7 +36,7 @@ def test_questions_are_read_in_each_published_form(tmp_path):
     ],
 )
 def test_a_row_that_is_no_word_problem_is_named(tmp_path, row):
-    path = _write(tmp_path / "a.jsonl", {"question": "1?", "answer": "#### 1"}, row)
+    path = write_rows(tmp_path / "a.jsonl", {"question": "1?", "answer": "#### 1"}, row)
     with pytest.raises(UserError, match=r"got .*a\.jsonl, line 2: "):
         list(GSM8K.read(path))
 
@@ -53,7 +47,7 @@ def test_a_file_without_questions_and_a_folder_of_splits(tmp_path):
         list(GSM8K.read(tmp_path / "empty.jsonl"))
     for split, question in (("train", "a"), ("valid", "b"), ("test", "c")):
         (tmp_path / "set").mkdir(exist_ok=True)
-        _write(tmp_path / "set" / f"{split}.jsonl", {"question": question, "answer": "#### 1"})
+        write_rows(tmp_path / "set" / f"{split}.jsonl", {"question": question, "answer": "#### 1"})
     assert [question.instruction for question in GSM8K.read(tmp_path / "set")] == ["c"]
 
 

@@ -1,0 +1,36 @@
+"""Programs in answers: found in fenced blocks, or the answer itself."""
+
+from __future__ import annotations
+
+import re
+
+TIMEOUT_S = 3.0
+"""Time for a program and its tests, as in the published protocol."""
+SAMPLED_METRICS = ("pass@1", "pass@5", "pass@10")
+_FENCE = re.compile(
+    r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.M | re.S
+)
+_PYTHON = ("", "python", "python3", "py")
+
+
+def defines(code: str, name: str) -> bool:
+    """Return whether a program defines a function or class at its top level."""
+    return bool(re.search(rf"^(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b", code, re.M))
+
+
+def find_code(answer: str, name: str = "") -> str:
+    """Return the program in an answer.
+
+    Args:
+        answer: a program, or text with programs in fenced blocks, of which the last may be open.
+        name: of the function that it must define; the last block that does so is taken, as answers
+            may correct themselves. Without one, or where none does, it is all blocks together.
+
+    Returns:
+        The code; the unchanged answer if it has no block of Python.
+    """
+    found = [m["code"] for m in _FENCE.finditer(answer) if m["language"].lower() in _PYTHON]
+    defining = [code for code in found if name and defines(code, name)]
+    if defining:
+        return defining[-1]
+    return "\n".join(found) if found else answer

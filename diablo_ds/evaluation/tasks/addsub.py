@@ -1,0 +1,7 @@
+"""AddSub: word problems of addition and subtraction."""
+
+from __future__ import annotations
+
+from diablo_ds.evaluation.tasks._word_problems import word_problem_task
+
+TASK = word_problem_task("addsub")
