@@ -13,7 +13,7 @@ import click
 from diablo_ds.cli.cluster import ClusterOptions, build_cluster
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of
-from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
+from diablo_ds.cli.run_options import build_run_config, find_ds_config, run_options
 from diablo_ds.cli.run_start import with_global_batch, with_output
 from diablo_ds.cli.same_command import same_command
 from diablo_ds.config.run import RunConfig
@@ -82,7 +82,7 @@ def launch(**values: Any) -> None:
     with clean_errors(), unblocked("the logs of the ranks have all of theirs"):
         start = from_options(StartOptions, values)
         options = from_options(ClusterOptions, values)
-        ds_config = from_options(RunFiles, values).ds_config
+        ds_config = find_ds_config(values)
         cluster = build_cluster(options)
         if start.min_nodes is not None and (cluster.runner == "local" or not options.max_restarts):
             raise UserError(

@@ -21,7 +21,7 @@ from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
 from diablo_ds.cli.push import push
-from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
+from diablo_ds.cli.run_options import build_run_config, find_ds_config, run_options
 from diablo_ds.cli.slurm import slurm
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.launcher.devices import check_devices
@@ -99,7 +99,7 @@ def train(local_rank: int | None, **values: Any) -> None:
         from diablo_ds.ranks.distributed import is_main_process, world_size
 
         run_config = build_run_config(values, world_size())
-        ds_config = from_options(RunFiles, values).ds_config
+        ds_config = find_ds_config(values)
         asked = from_options(TrainOptions, values)
         if asked.preview:
             from diablo_ds.training.preview import preview_data

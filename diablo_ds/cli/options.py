@@ -15,6 +15,7 @@ import click
 
 from diablo_ds.cli.same_command import keep_words
 from diablo_ds.config.setting import GROUPS, Setting, settings_of
+from diablo_ds.config.suggestion import closest
 
 Settings = TypeVar("Settings")
 _OTHERS = "other options"
@@ -37,7 +38,12 @@ class GroupedCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words of a command line; see `click.Command.parse_args`."""
         keep_words(ctx, args)
-        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        try:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+        except click.NoSuchOption as error:
+            known = [name for parameter in self.get_params(ctx) for name in parameter.opts]
+            near = closest(error.option_name, known) or error.possibilities
+            raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from None
         options = [p for p in order if isinstance(p, click.Option) and not p.multiple]
         if twice := [p for p in dict.fromkeys(options) if options.count(p) > 1]:
             names = ", ".join(sorted({max(p.opts, key=len) for p in twice}))

@@ -51,8 +51,9 @@ COMMANDS: dict[str, tuple[type, ...]] = {
 _NOTES = {
     _TRAIN: "`deepspeed launch/train.py` takes the same options. All but those of the groups "
     "config files and start, and `--gradient-accumulation-steps`, are settings of the run config, "
-    f"which a run saves as `{RUN_CONFIG_FILE}`; `--config` reads such a file, and options override "
-    "it. A setting that is open is chosen when the run starts, for its ranks and their machines.",
+    f"which a run saves as `{RUN_CONFIG_FILE}`; `--config` reads such a file, or one of your own "
+    "([formats](formats.md#run-config-files)), and options override it. "
+    "A setting that is open is chosen when the run starts, for its ranks and their machines.",
     "diablo-ds launch": "All options of `diablo-ds train` too.",
     "diablo-ds slurm": "All options of `diablo-ds train` too.",
     "diablo-ds combine": "Takes each adapter as ADAPTER=WEIGHT.",

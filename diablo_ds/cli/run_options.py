@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,16 @@ from diablo_ds.cli.options import from_options, given_values, options_of
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.run_files import load_run_config
+from diablo_ds.config.run_files import FileSettings, load_settings
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
 
+_RIVALS = (
+    ("num_epochs", "max_steps"),
+    ("micro_batch", "micro_batch_tokens"),
+    ("micro_batch_tokens", "micro_batch"),
+)
+"""An option, and the setting of a file that would act in its place, or contradict it."""
 DEFAULT_DS_CONFIG = DS_CONFIGS / "zero3.json"
 
 
@@ -36,7 +41,7 @@ class RunFiles:
     )
     config: Path | None = setting(
         None,
-        "Run config file (JSON); options override it.",
+        "Run config file: JSON, YAML, or a run folder's; options override it.",
         "config files",
         free_on_resume=True,
     )
@@ -60,6 +65,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
     """Build the run config from a file and the options that were given.
 
+    An option overrides the file, also where it goes under another name there: passes and steps, or
+    the ways to give the batch sizes. What a run recorded of its micro batch holds where it divides.
+
     Args:
         values: parameters of a command with `run_options`.
         world_size: ranks of the run, which gradient_accumulation_steps is for.
@@ -67,20 +75,58 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
     Raises:
         UserError: if the file or a value is wrong.
     """
-    files, given = from_options(RunFiles, values), given_values(RunConfig, values)
-    base = RunConfig() if files.config is None else load_run_config(files.config)
-    accumulation = files.gradient_accumulation_steps
+    given, file = given_values(RunConfig, values), _file_settings(values)
+    accumulation = from_options(RunFiles, values).gradient_accumulation_steps
+    settings = dict(file.settings)
     if accumulation is not None:
-        if given.get("global_batch"):
-            raise UserError(
-                "give global_batch or gradient_accumulation_steps, not both; got "
-                f"global_batch={given['global_batch']}, gradient_accumulation_steps={accumulation}"
-            )
-        if given.get("micro_batch_tokens", base.micro_batch_tokens):
-            raise UserError(
-                "gradient_accumulation_steps has no effect with micro_batch_tokens, where the "
-                "number of micro batches varies; got both; give global_batch instead"
-            )
-        micro_batch = given.get("micro_batch", base.micro_batch) or MOST_MICRO_BATCH
-        given["global_batch"] = micro_batch * accumulation * world_size
-    return dataclasses.replace(base, **given)
+        settings.pop("global_batch", None)
+    elif not given.get("global_batch"):
+        accumulation = file.gradient_accumulation_steps
+    for name, rival in _RIVALS:
+        if given.get(name) and rival not in given:
+            settings.pop(rival, None)
+    settings |= given
+    if accumulation is not None:
+        settings["global_batch"] = _global_batch(settings, accumulation, world_size)
+    elif file.is_record and "micro_batch" not in given and not _divides(settings, world_size):
+        settings.pop("micro_batch", None)
+    return RunConfig(**settings)
+
+
+def find_ds_config(values: Mapping[str, Any]) -> Path:
+    """Return the DeepSpeed config file: as given, else as the run config file has it.
+
+    Args:
+        values: parameters of a command with `run_options`.
+
+    Raises:
+        UserError: if the run config file is wrong.
+    """
+    if "ds_config" in given_values(RunFiles, values):
+        return from_options(RunFiles, values).ds_config
+    return _file_settings(values).ds_config or DEFAULT_DS_CONFIG
+
+
+def _file_settings(values: Mapping[str, Any]) -> FileSettings:
+    config = from_options(RunFiles, values).config
+    return FileSettings({}) if config is None else load_settings(config)
+
+
+def _global_batch(settings: Mapping[str, Any], accumulation: int, world_size: int) -> int:
+    if settings.get("global_batch"):
+        raise UserError(
+            "give global_batch or gradient_accumulation_steps, not both; got "
+            f"global_batch={settings['global_batch']}, gradient_accumulation_steps={accumulation}"
+        )
+    if settings.get("micro_batch_tokens"):
+        raise UserError(
+            "gradient_accumulation_steps has no effect with micro_batch_tokens, where the number "
+            "of micro batches varies; got both; give global_batch instead"
+        )
+    return int(settings.get("micro_batch") or MOST_MICRO_BATCH) * accumulation * world_size
+
+
+def _divides(settings: Mapping[str, Any], world_size: int) -> bool:
+    """Return whether the micro batches of all ranks make up the global batch."""
+    per_micro_step = settings.get("micro_batch", 0) * world_size
+    return not per_micro_step or settings.get("global_batch", 0) % per_micro_step == 0

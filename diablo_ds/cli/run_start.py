@@ -11,8 +11,8 @@ import click
 
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.errors import UserError
-from diablo_ds.files.atomic import read_json
 from diablo_ds.ranks.environment import RankVariables
 
 
@@ -35,7 +35,7 @@ def with_global_batch(
     from diablo_ds.config.batch_resolution import resolve_batch
     from diablo_ds.training.run_folder import recorded_config
 
-    values = read_json(ds_config)
+    values = read_ds_config(ds_config)
     policy = values if isinstance(values, dict) else {}  # the ranks name what is wrong with it
     recorded = recorded_config(run_config)
     if not run_config.global_batch and recorded is not None:

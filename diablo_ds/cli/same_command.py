@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 
 import click
 
 from diablo_ds.ranks.environment import is_secret_name
+from diablo_ds.ranks.masking import hide_secrets
 
 _WORDS = "diablo_ds.words"
 
@@ -21,9 +23,11 @@ def given_command() -> str:
     """Return the present command, quoted for a shell.
 
     A secret that the command line holds is left out: ``--env HF_TOKEN`` takes it from the shell.
+    Any other form of a secret is masked.
     """
     context = click.get_current_context()
-    words = map(_without_secret, context.meta[_WORDS])
+    named = [_without_secret(word) for word in context.meta[_WORDS]]
+    words = hide_secrets(named, os.environ)
     return f"{context.command_path} {shlex.join(words)}".rstrip()
 
 

@@ -14,14 +14,15 @@ from diablo_ds import __version__
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.looking import explain, renamed, status
 from diablo_ds.cli.options import GroupedGroup, from_options, options_of
-from diablo_ds.cli.run_options import RunFiles, build_run_config, run_options
+from diablo_ds.cli.run_options import build_run_config, find_ds_config, run_options
 from diablo_ds.cli.run_start import warn_of_secrets, with_global_batch, with_output
 from diablo_ds.cli.same_command import given_command
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.config.setting import check_settings, setting, settings_of
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
-from diablo_ds.files.atomic import read_json, write_text
+from diablo_ds.files.atomic import write_text
 from diablo_ds.files.layout import LOGS_FOLDER, RunFolder
 from diablo_ds.launcher.cluster import interface_env
 from diablo_ds.launcher.job import Job
@@ -70,7 +71,7 @@ def slurm(context: click.Context, /, **values: Any) -> None:
         return
     with clean_errors():
         job, script = from_options(Job, values), from_options(ScriptOptions, values)
-        ds_config = from_options(RunFiles, values).ds_config
+        ds_config = find_ds_config(values)
         low, high = job.node_range()
         world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
         asked = build_run_config(values, world_sizes[-1])
@@ -82,7 +83,7 @@ def slurm(context: click.Context, /, **values: Any) -> None:
         warn_of_secrets(variables)
         if not (script.submit or script.dry_run):
             _refuse_written_out(variables)
-        read_json(ds_config)  # the ranks look into it; here at least it must be there
+        read_ds_config(ds_config)  # the ranks look into it; here at least it must be there
         request = node_request(job, find_nodes(job.partition))
         click.echo(request.text, err=True)
         if not (script.no_check or script.dry_run):

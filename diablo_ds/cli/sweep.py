@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.cli.options import from_options, given_values
-from diablo_ds.cli.run_options import RunFiles, build_run_config
+from diablo_ds.cli.options import given_values
+from diablo_ds.cli.run_options import RunFiles, build_run_config, find_ds_config
 from diablo_ds.cli.run_start import with_global_batch, with_output
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
@@ -95,7 +95,7 @@ def _build(
 ) -> SweptRun:
     of_run = {**values, **combination.values, "output": str(root / combination.name)}
     with _naming(combination):
-        ds_config = from_options(RunFiles, of_run).ds_config
+        ds_config = find_ds_config(of_run)
         run_config = build_run_config(of_run, world_size)
         run_config = with_output(run_config, reserve=False)
         run_config = with_global_batch(run_config, ds_config, [world_size], is_said=False)

@@ -1,17 +1,21 @@
-"""Run configs as JSON files."""
+"""Run configs as files: JSON, as a run writes it, and JSON or YAML, as a user does."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import Setting, settings_of
 from diablo_ds.config.starts import STARTS
+from diablo_ds.config.suggestion import did_you_mean
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.settings_files import read_settings, settings_file
 from diablo_ds.files.strict_json import key_list
 
 _FORMER_NAMES = {
@@ -26,7 +30,11 @@ _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
 PARENT = "parent"
 """Key of what a run's file records of the adapter that it started from; no setting."""
 DS_CONFIG = "ds_config"
-"""Key of the DeepSpeed config, as its file had it; no setting of the run config."""
+"""Key of the DeepSpeed config, as its file had it; no setting of the run config. A user's file may
+name the file instead."""
+ACCUMULATION = "gradient_accumulation_steps"
+"""Key of the micro batches per rank and step, which a user's file may give instead of the global
+batch."""
 
 
 def save_run_config(
@@ -68,16 +76,16 @@ def load_parent(path: Path) -> dict[str, Any] | None:
 
 
 def load_run_config(path: Path) -> RunConfig:
-    """Read a run config from a JSON file.
+    """Read a run config from a file, JSON or YAML.
 
     Raises:
         UserError: if the file is missing, malformed, or holds an unknown key or an illegal value.
     """
-    return parse_run_config(read_json(path), path)
+    return parse_run_config(read_settings(path), path)
 
 
 def parse_run_config(values: Any, source: Path) -> RunConfig:
-    """Build a run config from the content of a JSON file.
+    """Build a run config from the content of a file.
 
     Args:
         values: what the file holds, which may be anything.
@@ -86,29 +94,117 @@ def parse_run_config(values: Any, source: Path) -> RunConfig:
     Raises:
         UserError: if it is no object, a key is unknown or a value is illegal.
     """
+    return RunConfig(**parse_settings(values, source).settings)
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """What a file gives to a run."""
+
+    settings: dict[str, Any]
+    """Values of the run config, each legal by itself."""
+    ds_config: Path | None = None
+    """The DeepSpeed config file that it names, or itself where it holds the config."""
+    gradient_accumulation_steps: int | None = None
+    is_record: bool = False
+    """Whether a run wrote it, with the values that were chosen for its ranks."""
+
+
+def load_settings(path: Path) -> FileSettings:
+    """Read what a file gives to a run: JSON, YAML, or the `run.json` of a run folder.
+
+    Raises:
+        UserError: if the file is missing, malformed, or holds an unknown key or an illegal value.
+    """
+    return parse_settings(read_settings(path), settings_file(path))
+
+
+def parse_settings(values: Any, source: Path) -> FileSettings:
+    """Return what the content of a file gives to a run.
+
+    Names may have dashes or underscores.
+
+    Args:
+        values: what the file holds, which may be anything.
+        source: the file.
+
+    Raises:
+        UserError: if it is no object, a key is unknown or a value is illegal.
+    """
     if not isinstance(values, dict):
+        raise UserError(f"run config must be an object; got {type(values).__name__} in {source}")
+    values = _with_field_names(values, source)
+    is_record = bool(values.pop(STARTS, None))
+    values.pop(PARENT, None)
+    ds_config, steps = values.pop(DS_CONFIG, None), values.pop(ACCUMULATION, None)
+    if not isinstance(ds_config, dict | str | None) or ds_config == "":
         raise UserError(
-            f"run config must be a JSON object; got {type(values).__name__} in {source}"
+            f"{DS_CONFIG} must be a DeepSpeed config or the path of its file; got {DS_CONFIG}="
+            f"{ds_config!r:.60} in {source}"
         )
-    values = {
-        _FORMER_NAMES.get(name, name): value
-        for name, value in values.items()
-        if name not in (PARENT, STARTS, DS_CONFIG)
-    }
-    known = {field.name for field in dataclasses.fields(RunConfig)}
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise UserError(f"{ACCUMULATION} must be an integer >= 1; got {steps!r:.60} in {source}")
+    settings = {setting.name: setting for setting in settings_of(RunConfig)}
+    _check_known(values, {*settings, DS_CONFIG, ACCUMULATION}, source)
+    values = _present_values({n: _typed(settings[n], value) for n, value in values.items()})
+    for name, value in values.items():
+        try:
+            settings[name].check(value)
+        except UserError as error:
+            raise UserError(f"{error}, in {source}") from None
+    named = Path(ds_config) if isinstance(ds_config, str) else None
+    file = source if isinstance(ds_config, dict) else named
+    return FileSettings(values, file, steps, is_record)
+
+
+def read_ds_config(path: Path) -> Any:
+    """Return the content of a DeepSpeed config file, or that config in a run config file.
+
+    Raises:
+        UserError: if the file cannot be read, or is neither JSON nor YAML.
+    """
+    values = read_settings(path)
+    if isinstance(values, dict):
+        return values.get(DS_CONFIG, values.get(DS_CONFIG.replace("_", "-"), values))
+    return values
+
+
+def _with_field_names(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Return values by the present names of fields, with underscores."""
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        name = _FORMER_NAMES.get(name, name)
+        if name in named:
+            raise UserError(f"each setting must be given once; got {name} twice in {source}")
+        named[name] = value
+    return named
+
+
+def _check_known(values: Mapping[str, Any], known: Collection[str], source: Path) -> None:
     unknown = sorted(values.keys() - known)
-    if unknown:
-        raise UserError(
-            f"run config must have known keys only; got {key_list(unknown)} in {source}; "
-            f"known are {', '.join(sorted(known))}"
-        )
-    for name in ("targets", "column"):
-        if isinstance(values.get(name), list):
-            values = {**values, name: tuple(values[name])}
+    if not unknown:
+        return
+    hint = did_you_mean(unknown[0], known) or f"; known are {', '.join(sorted(known))}"
+    raise UserError(
+        f"run config must have known keys only; got {key_list(unknown)} in {source}{hint}"
+    )
+
+
+def _typed(setting: Setting, value: Any) -> Any:
+    """Return a value of JSON or YAML in the type of its setting, where it stands for one."""
+    if setting.is_repeatable:
+        return tuple(value) if isinstance(value, list) else value
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if setting.kind is str and is_number else value
+
+
+def _present_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values that earlier versions wrote as they are written now."""
     if isinstance(corpus := values.get("corpus"), str):
         values = {**values, "corpus": FORMER_CORPORA.get(corpus, corpus)}
     if values.get("micro_batch_tokens") and values.get("micro_batch") == _FORMER_MICRO_BATCH:
         values = {**values, "micro_batch": 0}
     if isinstance(path := values.get("delta_path"), str):
         values = {**values, "delta_path": _FORMER_DELTA_PATHS.get(path, path)}
-    return RunConfig(**values)
+    return values

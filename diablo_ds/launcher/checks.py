@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.files.atomic import read_json
+from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.files.text_table import text_table
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 from diablo_ds.launcher.hosts import Answer, on_all_hosts
@@ -110,7 +110,7 @@ def table(checks: Sequence[HostCheck]) -> str:
 
 def nvme_folders(ds_config: Path) -> list[str]:
     """Return the folders for NVMe offload that a DeepSpeed config file names."""
-    values = read_json(ds_config)
+    values = read_ds_config(ds_config)
     zero = values.get("zero_optimization") if isinstance(values, dict) else None
     sections = zero.values() if isinstance(zero, dict) else ()
     named = [s.get("nvme_path") for s in sections if isinstance(s, dict)]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.errors import UserError
-from diablo_ds.files.atomic import read_json
 from diablo_ds.model.architecture import BaseSizes
 from diablo_ds.ranks.nodes import UNKNOWN_NODES, NodeSizes
 from diablo_ds.zero.ds_sections import (
@@ -65,7 +65,7 @@ def load_ds_config(path: Path) -> dict[str, Any]:
             a value is none that DeepSpeed takes, or a section has no effect, writes elsewhere or
             would change numbers that the run config owns.
     """
-    values = read_json(path)
+    values = read_ds_config(path)
     if not isinstance(values, dict):
         raise UserError(f"ds_config must be a JSON object; got {type(values).__name__} in {path}")
     owned = {name.split(".")[0] for name in _owned_values_names()}

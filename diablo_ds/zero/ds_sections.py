@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diablo_ds.config.suggestion import did_you_mean
 from diablo_ds.errors import UserError
 from diablo_ds.files.strict_json import key_list
 from diablo_ds.zero.ds_combinations import check_combinations
@@ -148,8 +149,8 @@ def check_known(
     """
     if unknown := sorted(values.keys() - known - {*and_also}):
         raise UserError(
-            f"{what} must have known keys only; got {key_list(unknown)} in {path}; "
-            f"known are {', '.join(sorted(known))}"
+            f"{what} must have known keys only; got {key_list(unknown)} in {path}"
+            + (did_you_mean(unknown[0], known) or f"; known are {', '.join(sorted(known))}")
         )
 
 

@@ -15,7 +15,7 @@ from diablo_ds.adapter.config_file import ConfigFile
 from diablo_ds.adapter.layer_names import TargetRule
 from diablo_ds.adapter.storage import load_adapter_config
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.run_files import load_run_config, save_run_config
+from diablo_ds.config.run_files import load_run_config, load_settings, save_run_config
 from diablo_ds.data.prepare.manifest import load_manifest
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.files.layout import (
@@ -35,6 +35,11 @@ from tests.tokenizers_for_tests import save_metaspace, save_sentencepiece
 
 CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}'
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
+YAML = b"""learning-rate: 1e-4
+targets: [q_proj, 'v_proj']
+ds_config:
+  zero_optimization: {stage: 2, overlap_comm: true}
+"""
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 BASE = BaseSizes(hidden_size=32, total=10_000, layer=2_000, head=1_000)
 ZERO_KEYS = [
@@ -116,6 +121,13 @@ def test_damaged_run_configs(data, folder):
     path = folder / "run.json"
     path.write_bytes(data)
     result_or_user_error(lambda: load_run_config(path))
+
+
+@given(data=mutated([YAML, b"seed: 3\ndata: &a [x]\n"]))
+def test_damaged_run_configs_in_yaml(data, folder):
+    path = folder / "run.yaml"
+    path.write_bytes(data)
+    result_or_user_error(lambda: load_settings(path))
 
 
 def _read_ds_config(path):

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.run_files import load_parent, load_run_config, save_run_config
+from diablo_ds.config.run_files import (
+    load_parent,
+    load_run_config,
+    load_settings,
+    read_ds_config,
+    save_run_config,
+)
 from diablo_ds.errors import UserError
 
 
@@ -67,13 +74,16 @@ def test_a_byte_order_mark_is_no_error_and_utf16_is_named(tmp_path):
 def test_unknown_keys_and_malformed_files_are_named(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"lerning_rate": 1e-4}))
-    with pytest.raises(UserError, match=r"lerning_rate in .*run\.json; known are .*learning_rate"):
+    with pytest.raises(UserError, match=r"lerning_rate in .*run\.json; did you mean learning_rate"):
+        load_run_config(path)
+    path.write_text(json.dumps({"Xyz": 1}))
+    with pytest.raises(UserError, match=r"Xyz in .*run\.json; known are .*learning_rate"):
         load_run_config(path)
     path.write_text('{\n  "seed": 1,\n}')
     with pytest.raises(UserError, match=r"run\.json, line 3, column 1"):
         load_run_config(path)
     path.write_text("[]")
-    with pytest.raises(UserError, match="must be a JSON object"):
+    with pytest.raises(UserError, match="must be an object"):
         load_run_config(path)
     with pytest.raises(UserError, match=r"missing\.json"):
         load_run_config(tmp_path / "missing.json")
@@ -96,3 +106,61 @@ def test_the_former_names_of_the_corpus_auto_are_read(former, tmp_path):
     )
     run_config = load_run_config(tmp_path / "run.json")
     assert (run_config.corpus, run_config.column) == ("auto", ("prompt=Q",))
+
+
+YAML = """\
+# as a user writes it
+learning-rate: 1e-4
+targets: [q_proj, "v_proj"]
+num_blocks: 32
+compile: on
+gradient-accumulation-steps: 4
+ds_config:
+  zero_optimization: {stage: 2}
+"""
+
+
+def test_a_file_of_a_user_may_be_yaml_with_dashes_and_hold_the_deepspeed_config(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(YAML)
+    found = load_settings(path)
+    assert found.settings == {
+        "learning_rate": 1e-4,
+        "targets": ("q_proj", "v_proj"),
+        "num_blocks": "32",
+        "compile": "on",
+    }
+    assert (found.ds_config, found.gradient_accumulation_steps) == (path, 4)
+    assert not found.is_record
+    assert read_ds_config(path) == {"zero_optimization": {"stage": 2}}
+    path.write_text("ds-config: ds_configs/zero2.json\n")
+    assert load_settings(path).ds_config == Path("ds_configs/zero2.json")
+
+
+def test_a_run_folder_stands_for_its_file(tmp_path):
+    starts = [{"version": "1"}]
+    save_run_config(RunConfig(seed=3), tmp_path / "run.json", ds_config={}, starts=starts)
+    found = load_settings(tmp_path)
+    assert (found.settings["seed"], found.is_record) == (3, True)
+    assert found.ds_config == tmp_path / "run.json"
+    assert read_ds_config(tmp_path) == {}
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"must be a run folder; got .*other without run\.json"):
+        load_settings(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning-rate: 1\nlearning_rate: 2", "given once; got learning_rate twice"),
+        ("lr: 1", r"got lr in .*; did you mean learning_rate\?"),
+        ("seed: many", r"seed must be int; got seed='many', in .*mine\.yaml"),
+        ("ds_config: 3", "ds_config must be a DeepSpeed config or the path of its file"),
+        ("gradient_accumulation_steps: 0", "gradient_accumulation_steps must be an integer >= 1"),
+        ("- seed", "must be an object; got list"),
+    ],
+)
+def test_files_of_users_are_checked(text, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_settings(tmp_path / "mine.yaml")
