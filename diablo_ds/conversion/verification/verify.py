@@ -12,7 +12,6 @@ from torch import Tensor
 from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.conversion.progress import Progress
 from diablo_ds.conversion.verification.folders import folder_problems, index_problems
-from diablo_ds.conversion.verification.memory import device_at_hand, free_bytes
 from diablo_ds.conversion.verification.options import Method
 from diablo_ds.conversion.verification.outputs import OutputCheck, compare_outputs
 from diablo_ds.conversion.verification.prompts import PROMPTS
@@ -28,6 +27,7 @@ from diablo_ds.files.layout import MERGE_REPORT_FILE
 from diablo_ds.files.tensor_files import StoredTensor, find_tensors
 from diablo_ds.model.finding import fingerprint
 from diablo_ds.model.weight_names import find_weights
+from diablo_ds.ranks.free_memory import device_at_hand, free_bytes
 
 _MODEL_OVERHEAD = 1.2
 """Memory of a loaded model over that of its weights in fp32, for buffers and a layer's copies."""

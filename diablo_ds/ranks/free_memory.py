@@ -1,4 +1,4 @@
-"""How much memory a comparison of loaded models has."""
+"""How much memory this process can still take."""
 
 from __future__ import annotations
 

@@ -1,0 +1,197 @@
+"""Requests in tokens to answers, on one rank or dealt to several.
+
+    engine = Engine(model, tokenizer.encoder.decode)
+    engine.generate(requests, lambda index, answer: ...)
+
+Every rank has the same requests and gets all answers. Each works on its own part, of which the
+lengths are like those of the others', and after each chunk of requests they exchange what they
+have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from diablo_ds.evaluation.limits import measure_limits
+from diablo_ds.model.attention import takes_lengths
+from diablo_ds.model.batch_generation import generate
+from diablo_ds.model.batch_rules import BatchLimits, BatchRules
+from diablo_ds.model.batching_proof import prove_batching
+from diablo_ds.model.choice_scoring import score_choices
+from diablo_ds.model.example_losses import example_losses
+from diablo_ds.model.forwards import Forwards
+from diablo_ds.model.requests import (
+    ChoiceRequest,
+    ChoiceResult,
+    Generation,
+    GenerationRequest,
+    LossRequest,
+    LossResult,
+)
+from diablo_ds.ranks import distributed
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+BATCHES_PER_CHUNK = 4
+"""Full batches of each rank between two exchanges of answers: at the end of a chunk ranks wait for
+the slowest."""
+
+
+class Engine:
+    """A model that answers requests.
+
+    Every method is collective: every rank must call it with the same requests. Its ``on_result`` is
+    called on every rank with the index of each request and its answer, in any order. Where there is
+    one rank, it is called as soon as an answer is there.
+
+    Args:
+        model: a causal LM of transformers in evaluation mode, or DeepSpeed's engine around it.
+        decode: returns the text of tokens.
+        in_step: whether all ranks have to make the same number of forwards, as under ZeRO-3.
+            Otherwise each rank has a full copy of the model.
+        limits: how large batches may be; by default what the memory allows.
+        rules: how rows of a batch are kept apart; by default it is tried on a tiny model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        in_step: bool = False,
+        limits: BatchLimits | None = None,
+        rules: BatchRules | None = None,
+    ) -> None:
+        self.forwards = Forwards(model, in_step=in_step)
+        self.decode = decode
+        self._limits, self._rules = limits, rules
+        self._proofs: dict[int, BatchRules] = {}
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_result: Callable[[int, Generation], object],
+    ) -> None:
+        """Continue prompts."""
+        lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
+
+        def work(part: Sequence[GenerationRequest], deliver: Callable[[int, Any], object]) -> None:
+            generate(
+                self.forwards,
+                part,
+                self.decode,
+                deliver,
+                limits=self.limits,
+                rules=self.rules(max(lengths)),
+            )
+
+        self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
+
+    def choose(
+        self,
+        requests: Sequence[ChoiceRequest],
+        on_result: Callable[[int, ChoiceResult], object],
+    ) -> None:
+        """Score continuations of prompts."""
+        lengths = [len(r.prompt) + max(map(len, r.continuations)) for r in requests]
+
+        def work(part: Sequence[ChoiceRequest], deliver: Callable[[int, Any], object]) -> None:
+            rules = self.rules(max(lengths))
+            score_choices(self.forwards, part, deliver, limits=self.limits, rules=rules)
+
+        self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
+
+    def losses(
+        self,
+        requests: Sequence[LossRequest],
+        on_result: Callable[[int, LossResult], object],
+    ) -> None:
+        """Compute the losses of examples."""
+        lengths = [len(request.input_ids) for request in requests]
+
+        def work(part: Sequence[LossRequest], deliver: Callable[[int, Any], object]) -> None:
+            rules = self.rules(max(lengths))
+            example_losses(self.forwards, part, deliver, limits=self.limits, rules=rules)
+
+        self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
+
+    # --- how batches are made --------------------------------------------------------------------
+
+    @property
+    def limits(self) -> BatchLimits:
+        """How large batches may be. Collective where the ranks are in step, when first asked."""
+        if self._limits is None:
+            with self.forwards.together():
+                self._limits = measure_limits(self.forwards)
+        return self._limits
+
+    def rules(self, max_length: int) -> BatchRules:
+        """Return how rows of up to ``max_length`` tokens are kept apart. Collective."""
+        if self._rules is not None:
+            return self._rules
+        # A power of two, so that few have to be tried.
+        longest = 1 << (max_length - 1).bit_length()
+        if longest not in self._proofs:
+            model_config = self.forwards.module.config
+            attention = model_config.get_text_config()._attn_implementation or "eager"
+            self._proofs[longest] = distributed.on_main_process(
+                lambda: prove_batching(model_config, attention, longest)
+            )
+        return self._proofs[longest]
+
+    def _rows_at_once(self, lengths: Sequence[int]) -> int:
+        by_memory = self.limits.cache_tokens // max([*lengths, 1])
+        return max(1, min(self.limits.rows, by_memory))
+
+    # --- ranks -----------------------------------------------------------------------------------
+
+    def _deal(
+        self,
+        requests: Sequence[Request],
+        lengths: Sequence[int],
+        work: Callable[[Sequence[Request], Callable[[int, Any], object]], None],
+        on_result: Callable[[int, Any], object],
+        rows_at_once: int,
+    ) -> None:
+        """Give each rank its part of each chunk, and every rank all results."""
+        if not requests:
+            return
+        if distributed.is_alone():
+            with self._prepared():
+                work(requests, on_result)
+            return
+        rank, world_size = distributed.rank(), distributed.world_size()
+        order = sorted(range(len(requests)), key=lambda index: (-lengths[index], index))
+        chunk = world_size * rows_at_once * BATCHES_PER_CHUNK
+        chunk = max(int(row[0]) for row in distributed.gather_floats([chunk], self.forwards.device))
+        for start in range(0, len(order), chunk):
+            mine = order[start : start + chunk][rank::world_size]
+            found: dict[int, Any] = {}
+
+            def deliver(place: int, result: Any, mine: Any = mine, found: Any = found) -> None:
+                found[mine[place]] = result
+
+            with self._prepared(), self.forwards.together():
+                if mine:
+                    work([requests[index] for index in mine], deliver)
+            for results in distributed.gather_objects(found):
+                for index, result in results.items():
+                    on_result(index, result)
+
+    @contextlib.contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Let the model take caches and padding, whatever its training needs."""
+        module = self.forwards.module
+        attention = module.config.get_text_config()._attn_implementation
+        # Layers that were compiled for training would be compiled anew for each length.
+        with contextlib.ExitStack() as undo:
+            if takes_lengths(str(attention)):
+                module.set_attn_implementation("sdpa")
+                undo.callback(module.set_attn_implementation, attention)
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+            yield

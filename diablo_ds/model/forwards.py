@@ -1,0 +1,142 @@
+"""Forwards of a model that is evaluated, by one rank alone or by all ranks in step.
+
+Under ZeRO-3 every forward gathers each layer's weights from all ranks, so that all have to make the
+same number of forwards. Ahead of each the ranks tell one another that they go on; a rank that has
+nothing left makes forwards of an empty batch until all are done. Widths and kinds of the batches
+need not agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diablo_ds.ranks import distributed
+from diablo_ds.ranks.heartbeat import heart
+
+_DONE, _BUSY, _FAILED = 0, 1, 2
+
+
+class Outputs(NamedTuple):
+    """What a forward returns."""
+
+    logits: Tensor
+    """``[batch, keep, vocab]``."""
+    cache: Any
+    """transformers' cache, with the forward's tokens added; None where none was asked for."""
+
+
+class Forwards:
+    """The forwards of a causal LM, which is in evaluation mode.
+
+    Args:
+        model: a model of transformers, or DeepSpeed's engine around it.
+        in_step: whether all ranks have to make the same number of forwards.
+    """
+
+    def __init__(self, model: Any, *, in_step: bool = False) -> None:
+        self.model = model
+        self.module = getattr(model, "module", model)
+        self.device = torch.device(model.device)
+        self.in_step = in_step
+        self._parameters = frozenset(inspect.signature(self.module.forward).parameters)
+        self._is_inside = False
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the model computes no more logits than it is asked for."""
+        return "logits_to_keep" in self._parameters
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        input_ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool = True,
+        keep: int = 0,
+    ) -> Outputs:
+        """Return the logits of a batch. Collective where the ranks are in step.
+
+        Args:
+            input_ids: ``[batch, seq]``, int64, on the model's device.
+            mask: ``[batch, cached + seq]``, 1 for tokens and 0 for padding; None without padding.
+            positions: ``[batch, seq]``, int64.
+            cache: of the tokens before; None for none. It is changed in place.
+            use_cache: whether the forward's own tokens are to be found in a cache afterwards.
+            keep: number of last tokens whose logits are returned; 0 for all.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": use_cache}
+        if mask is not None:
+            inputs["attention_mask"] = mask
+        if positions is not None and "position_ids" in self._parameters:
+            inputs["position_ids"] = positions
+        if cache is not None:
+            inputs["cache" if "cache" in self._parameters else "past_key_values"] = cache
+        if keep and self.keeps_logits:
+            inputs["logits_to_keep"] = keep
+        with self.one_forward():
+            outputs = self.model(**inputs)
+        logits = outputs.logits
+        if keep and logits.shape[1] > keep:
+            logits = logits[:, -keep:]
+        # transformers 5.24 calls it cache, earlier versions past_key_values.
+        name = "cache" if "cache" in outputs else "past_key_values"
+        return Outputs(logits, outputs.get(name) if use_cache else None)
+
+    @contextlib.contextmanager
+    def one_forward(self) -> Iterator[None]:
+        """Make a forward of the model inside. Collective where the ranks are in step."""
+        heart.beat("evaluation")
+        self._tell(_BUSY)
+        self._is_inside = True
+        yield
+        self._is_inside = False  # not after an error: the other ranks wait inside theirs
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Make this rank's forwards inside, and then empty ones until all ranks are done.
+
+        Collective where the ranks are in step.
+
+        Raises:
+            RuntimeError: if another rank fails.
+        """
+        if not self.in_step:
+            yield
+            return
+        try:
+            yield
+        except _OtherRankFailedError:
+            raise
+        except BaseException:
+            if not self._is_inside:
+                distributed.gather_floats([_FAILED], self.device)
+            raise
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        while self._tell(_DONE):
+            with torch.no_grad():
+                self.model(input_ids=token, use_cache=False)
+
+    def _tell(self, state: int) -> bool:
+        """Tell the other ranks what this one does; return whether any goes on."""
+        if not self.in_step:
+            return state == _BUSY
+        states = [int(row[0]) for row in distributed.gather_floats([state], self.device)]
+        if _FAILED in states:
+            raise _OtherRankFailedError(
+                f"an evaluation in step needs all ranks; got a failure on rank "
+                f"{states.index(_FAILED)}"
+            )
+        return _BUSY in states
+
+
+class _OtherRankFailedError(RuntimeError):
+    """Another rank has told of its failure."""
