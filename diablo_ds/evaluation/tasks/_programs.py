@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 TIMEOUT_S = 3.0
 """Time for a program and its tests, as in the published protocol."""
@@ -13,9 +14,11 @@ _FENCE = re.compile(
 _PYTHON = ("", "python", "python3", "py")
 
 
-def defines(code: str, name: str) -> bool:
-    """Return whether a program defines a function or class at its top level."""
-    return bool(re.search(rf"^(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b", code, re.M))
+def definition_start(code: str, name: str) -> int | None:
+    """Return where the last definition of a function or class at the top level begins, if any."""
+    pattern = rf"^(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b"
+    starts = [match.start() for match in re.finditer(pattern, code, re.M)]
+    return starts[-1] if starts else None
 
 
 def find_code(answer: str, name: str = "") -> str:
@@ -30,7 +33,10 @@ def find_code(answer: str, name: str = "") -> str:
         The code; the unchanged answer if it has no block of Python.
     """
     found = [m["code"] for m in _FENCE.finditer(answer) if m["language"].lower() in _PYTHON]
-    defining = [code for code in found if name and defines(code, name)]
-    if defining:
-        return defining[-1]
+    if name:
+        # A block in a list may be indented as a whole.
+        forms = [form for code in found for form in (textwrap.dedent(code), code)]
+        defining = [form for form in forms if definition_start(form, name) is not None]
+        if defining:
+            return defining[-1]
     return "\n".join(found) if found else answer

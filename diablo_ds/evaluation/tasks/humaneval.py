@@ -10,7 +10,12 @@ from diablo_ds.data.corpora.fields import RowError, text
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.rows import Row, read_questions
 from diablo_ds.evaluation.task import Program, Task
-from diablo_ds.evaluation.tasks._programs import SAMPLED_METRICS, TIMEOUT_S, defines, find_code
+from diablo_ds.evaluation.tasks._programs import (
+    SAMPLED_METRICS,
+    TIMEOUT_S,
+    definition_start,
+    find_code,
+)
 
 
 def _find_data() -> Path | None:
@@ -28,7 +33,7 @@ def _read(path: Path) -> Iterator[Question]:
 def _question_of(row: Row) -> Question:
     prompt = text(row.fields, "prompt")
     reference = {name: text(row.fields, name) for name in ("entry_point", "test")}
-    if not defines(prompt, reference["entry_point"]):
+    if definition_start(prompt, reference["entry_point"]) is None:
         raise RowError(
             f"field 'prompt' must define the entry_point {reference['entry_point']!r:.60}"
         )
@@ -43,11 +48,10 @@ def _program(question: Question, answer: str) -> Program:
     name, test = question.reference["entry_point"], question.reference["test"]
     code = find_code(answer, name)
     prompt = question.instruction
-    if defines(code, name):
-        head = prompt[: prompt.rindex(f"def {name}")]
-        code = f"{head}\n{code}"
+    if definition_start(code, name) is None:
+        code = f"{prompt}{code}"
     else:
-        code = prompt + code
+        code = f"{prompt[: definition_start(prompt, name)]}\n{code}"
     return Program(code, f"{test}\ncheck({name})", TIMEOUT_S)
 
 
