@@ -14,7 +14,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import RUNNERS, SSH_RUNNERS, Cluster, Host, read_hostfile
 from diablo_ds.launcher.devices import NAMES as DEVICE_NAMES
 from diablo_ds.launcher.devices import check_devices, count_devices
-from diablo_ds.launcher.rank_settings import LARGEST_PORT, RankSettings
+from diablo_ds.launcher.rank_settings import LARGEST_PORT, RankSettings, count_ranks
 from diablo_ds.ranks.environment import RankVariables, parse_env
 
 
@@ -26,11 +26,20 @@ class ClusterOptions(RankSettings):
         UserError: if a value is illegal.
     """
 
-    hostfile: Path | None = setting(None, "File with a line `name slots=gpus` per host.", "hosts")
+    hostfile: Path | None = setting(None, "File with a line `name slots=ranks` per host.", "hosts")
     nodes: int | None = setting(
         None, "Use only the first n hosts of the hostfile.", "hosts", minimum=1
     )
-    gpus_per_node: int | None = setting(None, "Ranks on each host.", "hosts", minimum=1)
+    gpus_per_node: int | None = setting(
+        None, "GPUs of each host, one rank on each.", "hosts", minimum=1
+    )
+    ranks_per_node: int | None = setting(
+        None,
+        "Ranks on each host: the same number by the name that suits ranks on CPUs.",
+        "hosts",
+        minimum=1,
+        shown_default="the host's slots or GPUs, or 1",
+    )
     runner: str | None = setting(
         None,
         "How DeepSpeed starts ranks on other hosts.",
@@ -49,6 +58,20 @@ class ClusterOptions(RankSettings):
     )
     venv: Path | None = setting(None, "Virtual environment of the ranks.", "environment")
     launcher_args: str = setting("", "Further arguments for pdsh, mpirun or srun.", "environment")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count_ranks(self.gpus_per_node, self.ranks_per_node)
+
+    @property
+    def slots(self) -> int | None:
+        """Ranks on each host; None where it is not said."""
+        return count_ranks(self.gpus_per_node, self.ranks_per_node)
+
+    def slots_text(self) -> str:
+        """Return the number of ranks by the name that it was given by, for messages."""
+        name = "ranks_per_node" if self.gpus_per_node is None else "gpus_per_node"
+        return f"{name}={self.slots}"
 
 
 def build_cluster(options: ClusterOptions) -> Cluster:
@@ -87,12 +110,12 @@ def _local(options: ClusterOptions) -> Cluster:
             f"got no hostfile, SLURM_JOB_NUM_NODES={allocated}; use diablo-ds slurm, or "
             "`scontrol show hostnames` to write a hostfile"
         )
-    return _cluster(options, "local", (Host("localhost", options.gpus_per_node or local_slots()),))
+    return _cluster(options, "local", (Host("localhost", options.slots or local_slots()),))
 
 
 def _of_hostfile(options: ClusterOptions) -> Cluster:
     """Return the hosts of the hostfile that the options choose; raise UserError where it cannot."""
-    hostfile, nodes, gpus_per_node = options.hostfile, options.nodes, options.gpus_per_node
+    hostfile, nodes, slots = options.hostfile, options.nodes, options.slots
     assert hostfile is not None
     hosts = read_hostfile(hostfile)
     if nodes is not None and nodes > len(hosts):
@@ -100,19 +123,19 @@ def _of_hostfile(options: ClusterOptions) -> Cluster:
             f"nodes must be at most the {len(hosts)} hosts of {hostfile}; got nodes={nodes}"
         )
     chosen = hosts[:nodes]
-    if options.runner in ("openmpi", "mpich") and (nodes or gpus_per_node):
+    if options.runner in ("openmpi", "mpich") and (nodes or slots):
         raise UserError(
             f"runner {options.runner} takes all of a hostfile; got nodes={nodes}, "
-            f"gpus_per_node={gpus_per_node}; change the hostfile instead"
+            f"{options.slots_text()}; change the hostfile instead"
         )
-    too_few = [host for host in chosen if host.slots < (gpus_per_node or 1)]
+    too_few = [host for host in chosen if host.slots < (slots or 1)]
     if too_few:
         raise UserError(
-            f"gpus_per_node must be at most a host's slots; got gpus_per_node={gpus_per_node}, "
+            f"a host must have a slot for each of its ranks; got {options.slots_text()}, "
             f"{too_few[0].name} slots={too_few[0].slots} in {hostfile}"
         )
-    if gpus_per_node is not None:
-        chosen = tuple(replace(host, slots=gpus_per_node) for host in chosen)
+    if slots is not None:
+        chosen = tuple(replace(host, slots=slots) for host in chosen)
     return _cluster(options, "no-ssh" if options.no_ssh else options.runner or "pdsh", chosen)
 
 
@@ -122,7 +145,7 @@ def _cluster(options: ClusterOptions, runner: str, hosts: tuple[Host, ...]) -> C
         hosts=hosts,
         hostfile=options.hostfile,
         num_nodes=None if options.hostfile is None else options.nodes,
-        num_gpus=None if options.hostfile is None else options.gpus_per_node,
+        num_gpus=None if options.hostfile is None else options.slots,
         node_rank=options.node_rank,
         master_addr=options.master_addr,
         master_port=options.master_port,

@@ -10,7 +10,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import setting, settings_of
 from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import check_word
-from diablo_ds.launcher.rank_settings import RankSettings
+from diablo_ds.launcher.rank_settings import RankSettings, count_ranks
 from diablo_ds.ranks.environment import secret_assignment
 
 SIGNAL_EARLY_S = 60
@@ -31,11 +31,9 @@ class Job(RankSettings):
     name: str = setting("diablo", "Job name.", "job")
     nodes: str = setting("1", "Nodes of the job: a number, or a range such as 2-4.", "job")
     gpus_per_node: int | None = setting(
-        None, "GPUs of each node, and ranks on it.", "job", minimum=1
+        None, "GPUs of each node, one rank on each.", "job", minimum=1
     )
-    ranks_per_node: int | None = setting(
-        None, "Ranks on each node, where nodes have no GPUs.", "job", minimum=1
-    )
+    ranks_per_node: int | None = setting(None, "Ranks on each node, on CPUs.", "job", minimum=1)
     cpus_per_task: int | None = setting(
         None,
         "CPUs of each node, for all its ranks.",
@@ -78,11 +76,8 @@ class Job(RankSettings):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        if (self.gpus_per_node is None) == (self.ranks_per_node is None):
-            raise UserError(
-                "give gpus_per_node, or ranks_per_node on nodes without GPUs; got "
-                f"gpus_per_node={self.gpus_per_node}, ranks_per_node={self.ranks_per_node}"
-            )
+        if count_ranks(self.gpus_per_node, self.ranks_per_node) is None:
+            raise UserError("give gpus_per_node, or ranks_per_node for ranks on CPUs; got neither")
         for name in ("partition", "account", "time"):
             check_word(name, getattr(self, name))
         if self.mem and not _MEMORY.fullmatch(self.mem):
@@ -143,7 +138,7 @@ class Job(RankSettings):
     @property
     def slots(self) -> int:
         """Ranks on each node."""
-        return self.gpus_per_node or self.ranks_per_node or 1
+        return count_ranks(self.gpus_per_node, self.ranks_per_node) or 1
 
     def node_range(self) -> tuple[int, int]:
         """Return the least and the most nodes.

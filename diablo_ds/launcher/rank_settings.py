@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diablo_ds.config.setting import check_settings, setting
+from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import check_word
 from diablo_ds.ranks.identity import ANY_PORT
 
@@ -43,3 +44,17 @@ class RankSettings:
         check_settings(self)
         for name in ("master_addr", "interface"):
             check_word(name, getattr(self, name))
+
+
+def count_ranks(gpus_per_node: int | None, ranks_per_node: int | None) -> int | None:
+    """Return the ranks of each host by its two names; None where neither is given.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if gpus_per_node and ranks_per_node and gpus_per_node != ranks_per_node:
+        raise UserError(
+            "a GPU takes one rank, so gpus_per_node and ranks_per_node must be equal; got "
+            f"gpus_per_node={gpus_per_node}, ranks_per_node={ranks_per_node}; give one of them"
+        )
+    return gpus_per_node or ranks_per_node

@@ -7,13 +7,15 @@ import pytest
 from click.testing import CliRunner
 
 from diablo_ds.cli.cluster import ClusterOptions, build_cluster
-from diablo_ds.cli.main import train
+from diablo_ds.cli.main import main, train
 from diablo_ds.cli.run_options import build_run_config
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.words import train_words
 from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import Host, hostfile_text
 from tests.unit.launcher.cases import HOSTS, RUN, command, deepspeed_args
+
+_NAMES = ("gpus_per_node", "ranks_per_node")
 
 
 def test_the_options_of_a_command_give_the_same_run_config():
@@ -48,6 +50,25 @@ def test_part_of_a_hostfile_can_be_used(tmp_path):
     assert (args.num_nodes, args.num_gpus) == (2, 3)
     with pytest.raises(UserError, match="node-a slots=4"):
         build_cluster(ClusterOptions(hostfile=path, gpus_per_node=8))
+
+
+def test_the_ranks_of_a_host_have_two_names(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text(hostfile_text(HOSTS))
+    for names in ({"gpus_per_node": 3}, {"ranks_per_node": 3}, dict.fromkeys(_NAMES, 3)):
+        assert build_cluster(ClusterOptions(**names)).hosts == (Host("localhost", 3),)
+        cluster = build_cluster(ClusterOptions(hostfile=path, **names))
+        assert {host.slots for host in cluster.hosts} == {3}
+    with pytest.raises(UserError, match="ranks_per_node=8, node-a slots=4"):
+        build_cluster(ClusterOptions(hostfile=path, ranks_per_node=8))
+
+
+@pytest.mark.parametrize("command", ["launch", "slurm"])
+def test_two_numbers_of_ranks_are_refused(command, tmp_path):
+    options = ["--gpus-per-node", "2", "--ranks-per-node", "3", "--output", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, [command, *options, "--dry-run"])
+    assert result.exit_code == 2
+    assert "must be equal; got gpus_per_node=2, ranks_per_node=3" in result.output
 
 
 @pytest.mark.parametrize(
