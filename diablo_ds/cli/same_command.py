@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from diablo_ds.ranks.environment import is_secret_name
-from diablo_ds.ranks.masking import hide_secrets
+from diablo_ds.ranks.masking import runnable_words
 
 _WORDS = "diablo_ds.words"
 
@@ -26,8 +25,7 @@ def given_command() -> str:
     Any other form of a secret is masked.
     """
     context = click.get_current_context()
-    named = [_without_secret(word) for word in context.meta[_WORDS]]
-    words = hide_secrets(named, os.environ)
+    words = runnable_words(context.meta[_WORDS], os.environ)
     return f"{context.command_path} {shlex.join(words)}".rstrip()
 
 
@@ -39,11 +37,3 @@ def same_command(output: str) -> str:
     """
     has_output = bool(click.get_current_context().params.get("output"))
     return given_command() + ("" if has_output else f" {shlex.join(['--output', output])}")
-
-
-def _without_secret(word: str) -> str:
-    """Return ``NAME`` for ``NAME=VALUE`` with a secret's name, also behind ``--env=``."""
-    option, equals, pair = word.partition("=") if word.startswith("--") else ("", "", word)
-    name, assigns, _ = pair.partition("=")
-    hides = assigns and name.isidentifier() and is_secret_name(name)
-    return f"{option}{equals}{name}" if hides else word

@@ -32,8 +32,10 @@ from diablo_ds.launcher.processes import (
     reader_is_gone,
 )
 from diablo_ds.launcher.rank_output import RankOutput
+from diablo_ds.launcher.start_command import start_command
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED
-from diablo_ds.ranks.heartbeat import DESCRIPTOR, STACKS_SIGNAL
+from diablo_ds.ranks.heartbeat import DESCRIPTOR, RUN_FOLDER, STACKS_SIGNAL
+from diablo_ds.ranks.memory_kills import explain_kill, read_counter
 from diablo_ds.ranks.records import (
     FAILED_FILE,
     STOP_FILE,
@@ -60,10 +62,15 @@ class _Watch:
     limit_s: float = 0.0
     last_beat: float = 0.0
     beats: int = 0
+    run_folder: str = ""
 
     def beat(self, line: str, now: float) -> None:
-        limit, _, self.phase = line.partition(" ")
-        self.limit_s, self.last_beat, self.beats = float(limit), now, self.beats + 1
+        limit, _, text = line.partition(" ")
+        if limit == RUN_FOLDER:
+            self.run_folder = text
+        else:
+            self.limit_s, self.phase, self.last_beat = float(limit), text, now
+        self.beats += 1
 
     def is_late(self, now: float) -> bool:
         return self.limit_s > 0 and now - self.last_beat > self.limit_s
@@ -100,6 +107,7 @@ class Guard:
         self.environment |= self.output.environment()
         # Ignored, as the rank inherits, until the rank has its own handler: see `beating`.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        counter, since = read_counter(), time.monotonic()
         self.process = subprocess.Popen(
             command,
             env=self.environment,
@@ -123,6 +131,9 @@ class Guard:
         code = self.process.returncode
         cause = self.asked_by or describe_exit(code)
         code = 128 - code if code < 0 else code
+        if not self.asked_by and code == 128 + signal.SIGKILL:
+            why = explain_kill(self.process.pid, since, counter)
+            cause = f"{cause}, {why}" if why else cause
         record = replace(
             record,
             ended=time.time(),
@@ -138,6 +149,12 @@ class Guard:
         self._write(record)
         if record.has_failed and self.folder is not None:
             announce_failure(self.folder, self.rank)
+        elif record.has_failed and code > 128:  # it could not say so itself
+            command = start_command(self.environment, self.watch.run_folder)
+            self.output.say(
+                f"rank {self.rank} was {cause}\n"
+                f"After a repair, this continues from the last checkpoint:\n  {command}"
+            )
         self.output.close()
         return code
 

@@ -10,11 +10,14 @@ import faulthandler
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 DESCRIPTOR = "DIABLO_HEARTBEAT_FD"
 """Environment variable with the file descriptor of the guard's pipe."""
 STACKS_SIGNAL = signal.SIGUSR2
 """Makes a rank print the Python stacks of all its threads."""
+RUN_FOLDER = "folder"
+"""Word before the run folder in the guard's pipe, in the place of a beat's limit."""
 START_LIMIT_S = 1800.0
 """How long joining, reading or loading may take: as long as DeepSpeed waits for a rank."""
 
@@ -60,8 +63,17 @@ class Heart:
                 faulthandler.dump_traceback_later(self.limit_s, exit=True)
         else:
             where = f"{phase} of step {self.step}" if self.step else phase
-            with contextlib.suppress(OSError):  # the guard is gone, and this process with it
-                os.write(int(descriptor), f"{self.limit_s:g} {where}\n".encode())
+            _tell(f"{self.limit_s:g} {where}")
+
+    def tell_run_folder(self, folder: Path) -> None:
+        """Tell the guard which folder the run has, for what it says where it cannot go on."""
+        if self.is_beating and DESCRIPTOR in os.environ:
+            _tell(f"{RUN_FOLDER} {folder}")
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # the guard is gone, and this process with it
+        os.write(int(os.environ[DESCRIPTOR]), f"{line}\n".encode(errors="replace"))
 
 
 heart = Heart()

@@ -48,6 +48,27 @@ def hide_secrets(words: Sequence[str], environment: Mapping[str, str]) -> list[s
     return [_hide(word, sorted(values, key=len, reverse=True)) for word in words]
 
 
+def runnable_words(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return a command's words without secrets, so that it can be given again.
+
+    Of an assignment such as ``--env HF_TOKEN=...`` the name is left, which takes the value from the
+    shell; other secrets are hidden as `hide_secrets` does.
+
+    Args:
+        words: the words.
+        environment: variables of the process that the command started.
+    """
+    return hide_secrets(list(map(_without_value, words)), environment)
+
+
+def _without_value(word: str) -> str:
+    """Return ``NAME`` for ``NAME=VALUE`` with a secret's name, also behind ``--env=``."""
+    option, equals, pair = word.partition("=") if word.startswith("--") else ("", "", word)
+    name, assigns, _ = pair.partition("=")
+    hides = assigns and name.isidentifier() and is_secret_name(name)
+    return f"{option}{equals}{name}" if hides else word
+
+
 def _hide(word: str, values: Sequence[str]) -> str:
     for value in values:
         word = word.replace(value, MASK)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diablo_ds.files import trust
 from diablo_ds.files.layout import RANK_RECORDS
+from diablo_ds.ranks.memory_kills import KILLER, log_of_kill
 
 FAILED_FILE = "failed"
 """Made by the first rank that fails; tells the others to stop."""
@@ -24,6 +27,10 @@ WARNING_VARIABLE = "DIABLO_SLURM_WARNING_S"
 STOPPED = "stopped by a signal (SIGSTOP)"
 TAIL_LINES = 25
 RECORD_BYTES = 2048
+_LESS_MEMORY = (
+    "A smaller --micro-batch or --max-length, --recompute, fewer ranks on a host, and on GPUs no "
+    "offload to the CPU take less of the host's memory."
+)
 
 
 @dataclass(frozen=True)
@@ -118,17 +125,28 @@ def describe_failure(folder: Path) -> str:
     failure = first_failure(records)
     if failure is None:
         return f"no rank left a record of its end in {folder}"
-    cause = failure.cause or "vanished, with the process that guarded it: is the host down?"
+    cause = failure.cause or _cause_of_vanishing(failure)
     during = f", in {failure.phase}" if failure.phase else ""
     lines = [
         f"rank {failure.rank} on {failure.host} failed first{during}: {cause}",
         f"Its last lines, from {log_file(folder, failure.rank)}:",
         *(f"  | {line}" for line in last_lines(log_file(folder, failure.rank)) or ["(none)"]),
     ]
+    if KILLER in cause:
+        lines.append(_LESS_MEMORY)
     others = [r for r in records if r is not failure and (r.exit_code is None or r.has_failed)]
     for other in others[:8]:
         lines.append(f"After it: rank {other.rank} on {other.host}: {other.cause or 'vanished'}")
     return "\n".join(lines)
+
+
+def _cause_of_vanishing(record: RankRecord) -> str:
+    """Return what is known of a rank that ended together with its guard."""
+    if record.host == socket.gethostname():
+        since = time.monotonic() - (time.time() - record.started)
+        if log_of_kill(record.pid, since) is not None:
+            return f"killed {KILLER}, together with the process that guarded it, as its log says"
+    return "vanished, with the process that guarded it: is the host down?"
 
 
 def last_lines(path: Path, count: int = TAIL_LINES) -> list[str]:

@@ -98,6 +98,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
         logger.info(prepared.design.fit.text())
     run_config, inputs = prepared.run_config, prepared.inputs
     folder, owner = own_folder(prepared, resources)
+    heart.tell_run_folder(folder)
     position = find_position(prepared, folder)
     record_start(prepared, position, folder)
     if prepared.initial is not None:

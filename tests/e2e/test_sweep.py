@@ -16,7 +16,7 @@ def test_a_sweep_trains_every_combination_once(options, tmp_path):
     root = tmp_path / "sweep"
     at = options.index("--num-blocks")
     words = [*options[:at], *options[at + 2 :], "--max-steps", "2", "--gpus-per-node", "1"]
-    words += ["--output", root]
+    words += ["--skip-checks", "--output", root]
     done = diablo_ds("launch", "--sweep", "num-blocks=2,4", *words)
     record = json.loads((root / SWEEP_FILE).read_text())
     for run in record["runs"]:

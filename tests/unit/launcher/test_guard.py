@@ -229,3 +229,20 @@ def test_without_a_guard_a_hanging_process_ends_itself_with_its_stacks():
     )
     assert done.returncode == 1
     assert "in lost" in done.stderr
+
+
+def test_without_a_log_folder_the_guard_says_how_a_killed_rank_ended_and_how_to_go_on(tmp_path):
+    code = BEAT + (
+        "heartbeat.heart.tell_run_folder('runs/a b'); beat(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    main = (
+        "import os, sys; from diablo_ds.launcher.guard import Guard\n"
+        "environment = {**os.environ, 'DIABLO_COMMAND': 'deepspeed train.py'}\n"
+        f"sys.exit(Guard(environment, None).run([sys.executable, '-c', {code!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", main], capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "rank 0 was killed by SIGKILL" in done.stderr
+    assert "checkpoint:\n  deepspeed train.py --output 'runs/a b'\n" in done.stderr
