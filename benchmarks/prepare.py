@@ -30,12 +30,13 @@ import torch
 from benchmarks.prepare_memory import describe_memory, measure_memory
 from benchmarks.prepare_reading import describe_reading, measure_reading
 from benchmarks.report import table, write_report
+from diablo_ds.data.corpora.chunking import Chunk, split_chunks
 from diablo_ds.data.corpora.encoding import RowEncoder
 from diablo_ds.data.corpora.sources import find_sources
 from diablo_ds.data.length_limit import LengthLimit
-from diablo_ds.data.loading import SAMPLES_FOLDER
-from diablo_ds.data.prepare.chunks import Chunk, ChunkEncoder, split_chunks
+from diablo_ds.data.prepare.chunks import ChunkEncoder
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions
+from diablo_ds.data.run_sources import SAMPLES_FOLDER
 from diablo_ds.data.text import tokenization
 from diablo_ds.data.text.encoders import Encoder
 from diablo_ds.model import finding
@@ -129,9 +130,9 @@ def _chunks(source: str) -> list[Chunk]:
     files, _ = find_sources([source], may_be_tests=True)
     chunks: list[Chunk] = []
     while sum(len(chunk.rows) for chunk in chunks) < MIN_ROWS:
-        again = split_chunks(files, 0, lambda _: None)
+        again = split_chunks(files)
         for chunk in again:
-            chunks.append(chunk._replace(number=len(chunks)))
+            chunks.append(replace(chunk, number=len(chunks)))
             if sum(len(chunk.rows) for chunk in chunks) >= MAX_ROWS:
                 return chunks
     return chunks

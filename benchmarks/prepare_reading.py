@@ -18,7 +18,8 @@ from diablo_ds.adapter.attach import attach
 from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batches import BatchSource, Dealer
-from diablo_ds.data.loading import SAMPLES_FOLDER, load_data
+from diablo_ds.data.loading import load_data
+from diablo_ds.data.run_sources import SAMPLES_FOLDER
 from diablo_ds.data.text import tokenization
 from diablo_ds.model import finding
 from diablo_ds.model.loss import causal_lm_loss
@@ -43,7 +44,7 @@ def measure_reading(steps: int) -> list[dict[str, Any]]:
         subprocess.run([*map(str, command)], check=True)
         for packing in (False, True):
             run_config = RunConfig(
-                data=str(output),
+                data=(str(output),),
                 packing=packing,
                 micro_batch=4,
                 global_batch=8,

@@ -9,6 +9,9 @@ import click
 
 from diablo_ds.cli.main import main
 
+_REPLACED = frozenset({"--data", "--heldout-data"})
+"""Repeatable options of which a test's own, one after the other, replace those of a fixture."""
+
 
 def with_last_options(words: Iterable[Any]) -> list[str]:
     """Return the words with the last of several values of each option that is not repeatable.
@@ -23,14 +26,19 @@ def with_last_options(words: Iterable[Any]) -> list[str]:
             groups.append([word])
         else:
             groups[-1].append(word)
-    last = {_name(group[0]): number for number, group in enumerate(groups)}
+    names = [_name(group[0]) for group in groups]
+    last = {name: number for number, name in enumerate(names)}
+    for name in _REPLACED & last.keys():
+        while last[name] and names[last[name] - 1] == name:
+            last[name] -= 1
     return [
         word
         for number, group in enumerate(groups)
         for word in group
         if not group[0].startswith("--")
-        or _name(group[0]) in repeatable
+        or _name(group[0]) in repeatable - _REPLACED
         or last[_name(group[0])] == number
+        or (_name(group[0]) in _REPLACED and last[_name(group[0])] < number)
     ]
 
 

@@ -37,6 +37,8 @@ DELTA_PATHS = (
     "triton_prefilled",
 )
 DEFAULT_NUM_BLOCKS = "64"
+MAX_BAD_ROWS = 0.01
+"""Share of rows that may fail to fit, by default."""
 Template = Literal["auto", "alpaca", "gsm8k", "plain", "chat"]
 TextForm = Literal["auto", "chunk", "row"]
 """What becomes of texts without a prompt."""

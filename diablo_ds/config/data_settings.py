@@ -8,6 +8,7 @@ import functools
 from dataclasses import dataclass
 
 from diablo_ds.config.choices import (
+    MAX_BAD_ROWS,
     ControlTokens,
     Corpus,
     DataOrder,
@@ -15,19 +16,36 @@ from diablo_ds.config.choices import (
     Template,
     TextForm,
 )
+from diablo_ds.config.mix import parse_mix
 from diablo_ds.config.setting import setting
 
 _data = functools.partial(setting, group="data")
+DEFAULT_DATA = ("default",)
+"""The data that come with the program."""
+RAW_SETTINGS = ("corpus", "column", "text", "template", "control_tokens")
+"""Settings that say how raw files are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """The settings of a run's data; a part of `diablo_ds.config.run.RunConfig`."""
 
-    data: str = _data(
-        "default",
-        "Training data: a prepared dataset, a raw file or folder (JSON, JSONL, CSV, TSV, parquet, "
-        "Arrow, text), or default for the shipped slice of GSM8K.",
+    data: tuple[str, ...] = _data(
+        DEFAULT_DATA,
+        "Training data: a prepared dataset, a raw file, folder, glob or hub name (JSON, JSONL, "
+        "CSV, TSV, parquet, Arrow, text), or NAME=one of them; repeatable.",
+        shown_default="a slice of GSM8K",
+    )
+    mix: tuple[str, ...] = _data(
+        (),
+        "NAME=ROWS or NAME=SHARE to take of a source, at random; all of the others; repeatable.",
+    )
+    max_bad_rows: float = _data(
+        MAX_BAD_ROWS,
+        "Share of rows of raw files that may fail to fit; above it the run is refused.",
+        minimum=0,
+        maximum=1,
+        free_on_resume=True,
     )
     corpus: Corpus = _data(
         "auto", "Family of raw files; auto knows rows by their fields, and asks where it must."
@@ -49,11 +67,16 @@ class DataSettings:
     stream: bool = _data(
         False, "Tokenise raw files while training, in bounded memory; needs max_steps."
     )
-    heldout_data: str = _data(
-        "", "Held-out data in the same form; empty takes the data's own held-out part or a share."
+    heldout_data: tuple[str, ...] = _data(
+        (),
+        "Held-out data in the same forms, instead of the sources' own held-out parts and shares; "
+        "repeatable.",
     )
     heldout_share: float = _data(
-        0.05, "Share of the data held out where it has no part of its own.", minimum=0, maximum=0.5
+        0.05,
+        "Share that is held out of each source without a held-out part of its own.",
+        minimum=0,
+        maximum=0.5,
     )
     allow_changed_data: bool = _data(
         False,
@@ -73,3 +96,12 @@ class DataSettings:
         "How the seed orders a pass: hashed (auto), or seed-plus-epoch as earlier versions did.",
         is_open=True,
     )
+
+    @property
+    def has_default_data(self) -> bool:
+        """Whether the data are those that come with the program."""
+        return self.data == DEFAULT_DATA
+
+    def amounts(self) -> dict[str, int | float]:
+        """Return how much to take of each source that `mix` names; see `parse_mix`."""
+        return parse_mix(self.mix)

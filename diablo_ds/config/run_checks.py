@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diablo_ds.config.choices import check_control_tokens
+from diablo_ds.config.data_settings import DEFAULT_DATA, RAW_SETTINGS
 from diablo_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,14 +28,29 @@ def check_together(run_config: RunConfig) -> None:
         )
     _check_batching(run_config)
     _check_stream(run_config)
+    _check_data(run_config)
+
+
+def _check_data(run_config: RunConfig) -> None:
     check_control_tokens(run_config.control_tokens, run_config.template)
-    for name in ("corpus", "column", "text", "template", "control_tokens", "heldout_data"):
+    run_config.amounts()
+    for name in ("data", "heldout_data"):
+        values = getattr(run_config, name)
+        if not all(values) or (name == "data" and not values):
+            raise UserError(f"{name} must name files, folders or globs; got {name}={values!r}")
+    for name in (*RAW_SETTINGS, "mix", "max_bad_rows", "heldout_data"):
         value = getattr(run_config, name)
-        if run_config.data == "default" and value != getattr(type(run_config), name):
+        if run_config.has_default_data and value != getattr(type(run_config), name):
             raise UserError(
                 f"{name} has no effect on the default data, which has a form and a held-out "
                 f"part; got {name}={value!r}; name the training data too"
             )
+    if set(DEFAULT_DATA) & set(run_config.data) and not run_config.has_default_data:
+        raise UserError(
+            "the default data cannot be mixed with other data; got "
+            f"data={', '.join(run_config.data)}; name "
+            "other files, or prepare the default data's with diablo-ds prepare math"
+        )
 
 
 def _check_recomputation(run_config: RunConfig) -> None:
@@ -81,10 +97,16 @@ def _check_batching(run_config: RunConfig) -> None:
 def _check_stream(run_config: RunConfig) -> None:
     if not run_config.stream:
         return
-    if run_config.data == "default" or not run_config.max_steps:
+    if run_config.has_default_data or not run_config.max_steps:
         raise UserError(
             "stream needs raw files as data, and max_steps, since their number of rows is not "
-            f"known; got data={run_config.data!r}, max_steps={run_config.max_steps}"
+            f"known; got data={', '.join(run_config.data)}, max_steps={run_config.max_steps}"
+        )
+    if len(run_config.data) > 1 or run_config.mix:
+        raise UserError(
+            "a stream reads one source, a file, folder or glob, as the numbers of rows are not "
+            f"known; got data={', '.join(run_config.data)}, mix={', '.join(run_config.mix)}; "
+            "prepare the data first, with diablo-ds prepare"
         )
     for name in ("packing", "group_by_length", "micro_batch_tokens"):
         if getattr(run_config, name):

@@ -23,6 +23,8 @@ _FORMER_NAMES = {
     "checkpointed_layers": "recomputed_layers",
 }
 """Settings that earlier versions wrote under another name."""
+_FORMERLY_ONE = ("data", "heldout_data")
+"""Settings of which earlier versions took one value."""
 _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
@@ -194,6 +196,8 @@ def _check_known(values: Mapping[str, Any], known: Collection[str], source: Path
 def _typed(setting: Setting, value: Any) -> Any:
     """Return a value of JSON or YAML in the type of its setting, where it stands for one."""
     if setting.is_repeatable:
+        if isinstance(value, str) and setting.name in _FORMERLY_ONE:
+            return (value,) if value else ()
         return tuple(value) if isinstance(value, list) else value
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if setting.kind is str and is_number else value

@@ -18,15 +18,13 @@ from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.config.words import shell_text, train_words
+from diablo_ds.conversion.card_data import describe_data, hub_datasets
 from diablo_ds.conversion.public_names import (
     base_hub_name,
-    hub_name,
     public_words,
     without_folders,
 )
-from diablo_ds.data.prepare.manifest import describe, load_manifest
-from diablo_ds.errors import UserError
-from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT, MANIFEST_FILE
+from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT
 
 UNKNOWN_BASE = "BASE_MODEL"
 """What a card says in place of a base that has no name on the hub."""
@@ -100,7 +98,7 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     base = base_hub_name(config.base_model)
-    datasets = _datasets(training) if training is not None else []
+    datasets = hub_datasets(training.run_config, training.data) if training is not None else []
     front: dict[str, Any] = {"base_model": base or None, "datasets": datasets or None}
     if base:
         front["base_model_relation"] = "adapter"
@@ -117,7 +115,11 @@ def model_card(
         _facts(config, num_parameters),
     ]
     if training is not None:
-        sections += [_results(training), _data(training), _training(config, training)]
+        sections += [
+            _results(training),
+            describe_data(training.run_config, training.data),
+            _training(config, training),
+        ]
     if config.parent:
         rows = _lineage(config.parent)
         sections += ["## Lineage", "What the adapter comes from:", _table(rows)]
@@ -212,47 +214,6 @@ def _results(training: Training) -> str:
     return "\n\n".join(lines)
 
 
-def _data(training: Training) -> str:
-    lines = ["## Data"]
-    for part, words in (("train", "Training"), ("heldout", "Held out")):
-        counts = training.data.get(part)
-        if not counts:
-            continue
-        numbers = [f"{counts[n]:,} {n}" for n in ("examples", "tokens") if n in counts]
-        files = sorted({Path(name).name for name in counts.get("files", {})})
-        shown = ", ".join(f"`{name}`" for name in files[:5])
-        more = f" and {len(files) - 5} more files" if len(files) > 5 else ""
-        numbers += [f"read from {shown}{more}"] if files else []
-        lines.append(f"{words}: {'; '.join(numbers)}.")
-    if (manifest := _manifest(training)) is not None:
-        lines.append("The prepared dataset, by its manifest:")
-        lines.append("\n".join(f"- {line}" for line in describe(manifest).splitlines()))
-    return "\n\n".join(lines)
-
-
-def _manifest(training: Training) -> dict[str, Any] | None:
-    folder = Path(training.run_config.data)
-    if not (folder / MANIFEST_FILE).is_file():
-        return None
-    try:
-        return load_manifest(folder)
-    except (UserError, OSError):  # of another program
-        return None
-
-
-def _datasets(training: Training) -> list[str]:
-    """Return the datasets on the hub that were trained on, as far as they are known."""
-    run_config = training.run_config
-    if run_config.data == "default":
-        return ["openai/gsm8k"]
-    manifest = _manifest(training) or {}
-    names = [str(source.get("file", "")) for source in manifest.get("sources", [])]
-    counts: Mapping[str, Any] = training.data.get("train") or {}
-    files = [*names, *counts.get("files", {})]
-    found = [hub_name(name) for name in files if "--" in name]
-    return sorted({*found, hub_name(run_config.data)} - {""})
-
-
 def _training(config: AdapterConfig, training: Training) -> str:
     run_config = training.run_config
     defaults = {s.name: s.default for s in settings_of(RunConfig)}
@@ -283,7 +244,7 @@ def _training(config: AdapterConfig, training: Training) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_shown, value))
     return without_folders(value) if isinstance(value, str) else str(value)
 
 

@@ -13,6 +13,8 @@ DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _CACHED = re.compile(r"(?:^|/)(?:models|datasets)--([^/]+?)--([^/]+)/snapshots/")
 """Folder of a repository in the cache of huggingface_hub."""
 
+_NAMED_PATH = re.compile(r"([^/=~]+=)(.+)", re.DOTALL)
+
 
 def hub_name(name: str) -> str:
     """Return the hub's name of what a user named; empty where it is not known.
@@ -32,7 +34,12 @@ def base_hub_name(base_model: str) -> str:
 
 
 def without_folders(text: str) -> str:
-    """Return a path's last part where it leads out of the working folder, and any other as is."""
+    """Return a path's last part where it leads out of the working folder, and any other as is.
+
+    A name before it, as in NAME=PATH, stays.
+    """
+    if named := _NAMED_PATH.fullmatch(text):
+        return f"{named[1]}{without_folders(named[2])}"
     path = Path(text)
     is_private = path.is_absolute() or text.startswith("~") or ".." in path.parts
     return path.name if is_private else text

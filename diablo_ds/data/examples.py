@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from diablo_ds.data.corpora.encoding import count_rows
-from diablo_ds.data.labels import Example
+from diablo_ds.data.counts import PartCounts, ReadCounts, describe_read
+from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.data.length_limit import LengthLimit
 from diablo_ds.data.packing import Ints, permutation
 from diablo_ds.data.token_table import TokenTable
@@ -28,10 +30,14 @@ class Examples:
     origin: str
     """Where the examples come from, for the user."""
     limit: LengthLimit = field(default_factory=LengthLimit)
-    num_dropped: int = 0
-    num_cut: int = 0
-    notes: Mapping[str, int] = field(default_factory=dict)
-    """Rows of raw files by what was done with them."""
+    dropped: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Tokens of each example that was dropped as too long."""
+    num_rows_dropped: int = 0
+    """Rows of which no example remained."""
+    num_not_in_mix: int = 0
+    """Rows that the mix leaves out."""
+    read: ReadCounts = field(default_factory=ReadCounts)
+    """What came of the rows of the sources."""
 
     @classmethod
     def from_table(cls, table: TokenTable, limit: LengthLimit, origin: str) -> Examples:
@@ -62,15 +68,34 @@ class Examples:
                 f"data must have at least one example of at most {limit.max_length} tokens; got "
                 f"{len(lengths)} examples, {len(too_long)} too long, in {origin}"
             )
-        num_dropped = int(len(lengths) - keep.sum())
+        indices = np.flatnonzero(keep)
         return cls(
             table=table,
-            indices=np.flatnonzero(keep),
+            indices=indices,
             lengths=np.minimum(lengths[keep], limit.max_length),
             origin=origin,
             limit=limit,
-            num_dropped=num_dropped,
-            num_cut=len(too_long) - num_dropped,
+            dropped=lengths[~keep],
+            num_rows_dropped=table.count_source_rows(np.arange(len(table)))
+            - table.count_source_rows(indices),
+        )
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Examples]) -> Examples:
+        """Return the examples of several sources, which have one limit, in one set."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0, *(len(part.table) for part in parts)])
+        return cls(
+            table=TokenTable.concatenated([part.table for part in parts]),
+            indices=np.concatenate([p.indices + n for p, n in zip(parts, starts, strict=False)]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            origin=", ".join(dict.fromkeys(part.origin for part in parts)),
+            limit=parts[0].limit,
+            dropped=np.concatenate([part.dropped for part in parts]),
+            num_rows_dropped=sum(part.num_rows_dropped for part in parts),
+            num_not_in_mix=sum(part.num_not_in_mix for part in parts),
+            read=functools.reduce(operator.add, (part.read for part in parts)),
         )
 
     def __len__(self) -> int:
@@ -102,26 +127,45 @@ class Examples:
             )
         num_heldout = max(1, round(share * len(names)))
         is_heldout = np.isin(rows, permutation(len(names), seed)[:num_heldout])
-        heldout = replace(self._subset(is_heldout), notes={})  # the notes count all rows
-        return self._subset(~is_heldout), heldout
+        heldout = Examples(
+            self.table, self.indices[is_heldout], self.lengths[is_heldout], self.origin, self.limit
+        )  # the counts of what was read stay with the training part
+        return self.subset(~is_heldout), heldout
 
     def num_rows(self) -> int:
         """Return the number of source rows that the examples come from."""
         return self.table.count_source_rows(self.indices)
 
-    def _subset(self, mask: npt.NDArray[np.bool_]) -> Examples:
+    def subset(self, mask: npt.NDArray[np.bool_]) -> Examples:
+        """Return the examples that a mask chooses, ``[examples]``."""
         return replace(self, indices=self.indices[mask], lengths=self.lengths[mask])
 
+    def counts(self) -> PartCounts:
+        """Return what the examples amount to; target tokens are counted where that is cheap."""
+        is_cut = self.table.lengths()[self.indices] > self.limit.max_length
+        num_targets = None
+        if not self.table.is_mapped:
+            num_targets = int(self.table.num_targets()[self.indices[~is_cut]].sum())
+            for index in np.flatnonzero(is_cut):
+                num_targets += int(np.sum(np.array(self[int(index)].labels) != IGNORE_LABEL))
+        return PartCounts(
+            examples=len(self),
+            rows=self.num_rows(),
+            cut=int(is_cut.sum()),
+            tokens=int(self.lengths.sum()),
+            target_tokens=num_targets,
+            longest=int(self.lengths.max(initial=0)),
+        )
+
     def describe(self) -> str:
-        """Return counts as a line of text, with those of dropped and cut examples."""
-        num_rows = self.num_rows()
-        rows = f" of {num_rows:,} rows" if num_rows < len(self) else ""
-        num_tokens = int(self.lengths.sum())
-        text = f"{len(self):,} examples{rows}, {num_tokens:,} tokens from {self.origin}"
-        if self.num_dropped:
-            text += f"; {self.num_dropped:,} longer than max_length dropped"
-        if self.num_cut:
-            text += f"; {self.num_cut:,} longer than max_length cut"
-        for note, number in self.notes.items():
-            text += f"\n  {count_rows(number, note)}"
-        return text
+        """Return counts as lines of text, with those of the rows that were read."""
+        left_out = {
+            "bad": self.read.num_bad,
+            "too long": self.num_rows_dropped,
+            "not in the mix": self.num_not_in_mix,
+        }
+        lines = [f"{self.counts().describe()}; from {self.origin}"]
+        lines += [f"  {line}" for line in describe_read(self.read, left_out)]
+        if len(self.dropped) > self.num_rows_dropped:
+            lines.append(f"  {len(self.dropped):,} too long of the examples of conversations")
+        return "\n".join(lines)

@@ -22,7 +22,7 @@ from diablo_ds.data.fingerprints import (
     digest_stream,
     digest_table,
 )
-from diablo_ds.data.loading import data_files
+from diablo_ds.data.run_sources import data_files
 from diablo_ds.data.streaming import ROWS_TO_CHECK, StreamSource
 from diablo_ds.data.training_batches import TrainingBatches
 from diablo_ds.errors import UserError
@@ -148,7 +148,8 @@ def reconcile(
         left = old.passes - math.floor(made + 1e-9)
         passes = left if left > 0 else min(1.0, run_config.num_epochs)
         now = replace(new, start_step=step, passes=passes)
-        change = f"training data, data={run_config.data!r}: {describe_change(old.train, new.train)}"
+        named = ", ".join(run_config.data)
+        change = f"training data, data={named}: {describe_change(old.train, new.train)}"
         consequence = f"which starts a new pass over the current data after step {step}"
     elif old_heldout.get("fingerprint") != new_heldout.get("fingerprint"):
         change = "held-out data: "

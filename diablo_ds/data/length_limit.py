@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diablo_ds.data.labels import IGNORE_LABEL, Example, has_target
+
+DROPPED_TO_WARN = 0.05
+"""Share of examples that may be dropped as too long without a warning."""
+SHARE_TO_KEEP = 0.99
 
 
 @dataclass(frozen=True)
@@ -55,3 +61,23 @@ class LengthLimit:
         """Return the number of start tokens: a chat template may write none."""
         count = len(self.start_ids)
         return count if tuple(example.input_ids[:count]) == self.start_ids else 0
+
+
+def warn_of_dropped(num_kept: int, dropped: Sequence[int], max_length: int) -> str:
+    """Return a warning if many examples are dropped as too long; empty if not.
+
+    Args:
+        num_kept: examples that are kept.
+        dropped: tokens of each one that is dropped.
+        max_length: the limit, in tokens.
+    """
+    total = num_kept + len(dropped)
+    if len(dropped) <= DROPPED_TO_WARN * total:
+        return ""
+    rank = math.ceil(SHARE_TO_KEEP * total)  # of the length to keep, counted from 1
+    longest = sorted(dropped)[max(rank - num_kept, 1) - 1]
+    return (
+        f"{len(dropped):,} of {total:,} examples ({len(dropped) / total:.1%}) are dropped, as they "
+        f"are longer than max_length={max_length}; --max-length {longest} would keep "
+        f"{SHARE_TO_KEEP:.0%} of them, --overlong cut-completion or cut-prompt would cut them"
+    )

@@ -1,40 +1,51 @@
-"""Run config to examples: from a prepared dataset, or from raw files tokenised in memory."""
+"""Run config to examples: from prepared datasets, and from raw files tokenised in memory."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes
-from diablo_ds.data.corpora.reading import read_rows
-from diablo_ds.data.corpora.sources import choose_heldout, find_sources
-from diablo_ds.data.dataset_files import is_tokenised
+from diablo_ds.data.bad_rows import BadRows
+from diablo_ds.data.corpora.encoding import RowEncoder
+from diablo_ds.data.corpora.sources import SourceFile
+from diablo_ds.data.counts import ReadCounts
 from diablo_ds.data.examples import Examples
-from diablo_ds.data.labels import Example
-from diablo_ds.data.length_limit import LengthLimit
+from diablo_ds.data.length_limit import LengthLimit, warn_of_dropped
+from diablo_ds.data.mixing import Spans, mix_sources
 from diablo_ds.data.prepare.manifest import count_examples, load_manifest
+from diablo_ds.data.raw_table import tokenise_files
+from diablo_ds.data.run_sources import (
+    HELDOUT,
+    TRAIN,
+    DataSource,
+    find_heldout_sources,
+    find_train_sources,
+    with_default_files,
+)
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
+from diablo_ds.files.layout import MANIFEST_FILE
 
 logger = logging.getLogger("diablo_ds")
 
 _EVALUATED_PARTS = ("heldout", "test", "validation")
 """Names of the parts of a dataset that a model is judged by, the first that there is."""
-SAMPLES_FOLDER = Path(__file__).parent / "corpora" / "samples"
 
 
 def load_data(
     run_config: RunConfig, tokenizer: Tokenizer, vocab_size: int
 ) -> tuple[Examples, Examples | None]:
     """Load the training examples and the held-out ones, as the run config names them.
+
+    Sources are mixed first. Then a share is held out of those without a held-out part, unless
+    held-out data are named.
 
     Args:
         run_config: names the data, and the template and limits for them.
@@ -44,90 +55,46 @@ def load_data(
     Raises:
         UserError: if a file is missing, empty or malformed, or no example remains.
     """
-    run_config = _with_default_files(run_config)
-    train = _load(run_config.data, "train", run_config, tokenizer, vocab_size)
-    if heldout := load_heldout(run_config, tokenizer, vocab_size):
-        return train, heldout
-    if run_config.heldout_share:
-        return train.split(run_config.heldout_share, run_config.seed)
-    return train, None
+    reader = _Reader.of(run_config, tokenizer, vocab_size)
+    sources = find_train_sources(run_config)
+    say_skipped(sources, has_heldout=not reader.run_config.heldout_data)
+    loaded = [reader.load(source, TRAIN) for source in sources]
+    heldout = reader.load_heldout(sources)
+    reader.say_bad_rows()
+    mixed = mix_sources(loaded, run_config.amounts(), run_config.seed)
+    dropped = [int(length) for examples, _ in loaded for length in examples.dropped]
+    num_kept = sum(len(examples) for examples, _ in loaded)
+    if text := warn_of_dropped(num_kept, dropped, run_config.max_length):
+        logger.warning(text)
+    both = list(zip(mixed, sources, strict=True))
+    without = [examples for examples, source in both if not source.has_heldout]
+    if without and run_config.heldout_share and not reader.run_config.heldout_data:
+        rest, share = Examples.concatenated(without).split(
+            run_config.heldout_share, run_config.seed
+        )
+        mixed = [rest, *(examples for examples, source in both if source.has_heldout)]
+        heldout.append(share)
+    train = Examples.concatenated(mixed)
+    if not len(train):
+        raise UserError(
+            f"data must have at least one example; got none that mix={', '.join(run_config.mix)} "
+            "takes"
+        )
+    return train, Examples.concatenated(heldout) if heldout else None
 
 
 def load_heldout(run_config: RunConfig, tokenizer: Tokenizer, vocab_size: int) -> Examples | None:
     """Load the held-out examples that are stored apart, if there are any; see `load_data`."""
-    if run_config.heldout_data:
-        return _load(run_config.heldout_data, "heldout", run_config, tokenizer, vocab_size)
-    name = run_config.data
-    if _is_prepared(Path(name)):
-        has_part = (Path(name) / "heldout").is_dir()
-    else:
-        has_part = name != "default" and bool(find_raw(name, "heldout"))
-    return _load(name, "heldout", run_config, tokenizer, vocab_size) if has_part else None
-
-
-def data_files(run_config: RunConfig, part: str) -> list[Path]:
-    """Return the files that the training ("train") or held-out data ("heldout") come from.
-
-    Raises:
-        UserError: if there are none.
-    """
-    run_config = _with_default_files(run_config)
-    name = run_config.data
-    if part == "heldout" and run_config.heldout_data:
-        name = run_config.heldout_data
-    if not _is_prepared(Path(name)):
-        own_part = part if name == run_config.data else "train"
-        return find_raw(name, own_part) or find_raw(name)
-    own = Path(name) / part
-    return sorted((own if own.is_dir() else Path(name)).rglob("*.arrow"))
-
-
-def find_raw(name: str, part: str = "train") -> list[Path]:
-    """Return the files of raw data, or of their held-out part, which may have none.
-
-    Raises:
-        UserError: if there are no files of raw data.
-    """
-    try:
-        sources, skipped = find_sources([name])
-        return choose_heldout(skipped)[0] if part == "heldout" else [s.path for s in sources]
-    except UserError as error:
-        raise UserError(
-            f"data must be an existing file or folder; got data={name!r}: {error}"
-        ) from None
-
-
-def unknown_token(token: int, vocab_size: int) -> str:
-    """Return the message for a token id that the model does not know."""
-    return (
-        f"token ids must be below the model's vocabulary size; got {token}, vocab_size={vocab_size}"
-    )
-
-
-def _load(
-    name: str, part: str, run_config: RunConfig, tokenizer: Tokenizer, vocab_size: int
-) -> Examples:
-    notes: dict[str, int] = {}
-    if _is_prepared(Path(name)):
-        if part == "train":
-            _check_no_rendering(run_config, name)
-        table, origin = _load_prepared(Path(name), part, tokenizer, vocab_size)
-    else:
-        encoder = _encoder(run_config, tokenizer)
-        own_part = "train" if name == run_config.heldout_data else part
-        files = find_raw(name, own_part)
-        if part == "train":
-            say_skipped(name, has_heldout=not run_config.heldout_data)
-        table, notes = _load_raw(name, files, encoder, vocab_size)
-        origin = name if own_part == "train" else ", ".join(map(str, files))
-    limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
-    return replace(Examples.from_table(table, limit, origin), notes=notes)
+    reader = _Reader.of(run_config, tokenizer, vocab_size)
+    heldout = reader.load_heldout(find_train_sources(run_config))
+    reader.say_bad_rows()
+    return Examples.concatenated(heldout) if heldout else None
 
 
 def load_evaluated(
     run_config: RunConfig, files: Sequence[Path], tokenizer: Tokenizer, vocab_size: int
 ) -> Examples:
-    """Load the examples that a model is judged by, from ``run_config.data``.
+    """Load the examples that a model is judged by, from ``run_config.data``; each row must fit.
 
     Args:
         run_config: names the data, and the template and limits for them.
@@ -138,130 +105,140 @@ def load_evaluated(
     Raises:
         UserError: if a file is missing, empty or malformed, or no example remains.
     """
-    path = Path(run_config.data)
-    notes: dict[str, int] = {}
-    if _is_prepared(path):
-        _check_no_rendering(run_config, run_config.data)
-        part = next((name for name in _EVALUATED_PARTS if (path / name).is_dir()), "train")
-        table, origin = _load_prepared(path, part, tokenizer, vocab_size)
+    reader = replace(_Reader.of(run_config, tokenizer, vocab_size), bad_rows=BadRows(0.0))
+    if files:
+        named = tuple(SourceFile(path.stem, path) for path in files)
+        source = DataSource("", ", ".join(map(str, files)), None, named)
+        part = TRAIN
     else:
-        encoder = _encoder(run_config, tokenizer)
-        table, notes = _load_raw(run_config.data, files, encoder, vocab_size)
-        origin = ", ".join(map(str, files))
-    limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
-    return replace(Examples.from_table(table, limit, origin), notes=notes)
+        (source,) = find_train_sources(run_config)
+        folder = source.prepared or Path()
+        part = next((name for name in _EVALUATED_PARTS if (folder / name).is_dir()), TRAIN)
+    examples = reader.load(source, part).examples
+    reader.say_bad_rows()
+    return examples
 
 
-def _encoder(run_config: RunConfig, tokenizer: Tokenizer) -> RowEncoder:
-    return RowEncoder(
-        run_config.corpus,
-        run_config.template,
-        tokenizer,
-        run_config.control_tokens,
-        columns=run_config.column,
-        text_length=0 if run_config.text == "row" else run_config.max_length,
-    )
+def say_skipped(sources: Sequence[DataSource], *, has_heldout: bool) -> None:
+    """Name the files of raw data that a run does not read.
+
+    Args:
+        sources: the training data.
+        has_heldout: whether their own held-out parts are read.
+    """
+    for source in sources:
+        unread = () if has_heldout else (file.path for file in source.heldout)
+        for path in (*unread, *source.skipped):
+            logger.info(f"Not read, as it looks like test data or notes: {path}")
 
 
-def _is_prepared(path: Path) -> bool:
-    """Return whether data are a dataset; raise UserError if a run wrote them."""
-    kind = kind_of(path)
-    if kind in (Kind.RUN, Kind.CHECKPOINT, Kind.ADAPTER):
-        raise UserError(
-            f"data must be a prepared dataset or raw files; got data={str(path)!r}, {kind.value}"
+class _Loaded(NamedTuple):
+    examples: Examples
+    spans: Spans
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What all sources of a run are read with."""
+
+    run_config: RunConfig
+    tokenizer: Tokenizer
+    vocab_size: int
+    encoder: RowEncoder
+    bad_rows: BadRows
+    limit: LengthLimit
+
+    @classmethod
+    def of(cls, run_config: RunConfig, tokenizer: Tokenizer, vocab_size: int) -> _Reader:
+        run_config = with_default_files(run_config)
+        return cls(
+            run_config,
+            tokenizer,
+            vocab_size,
+            RowEncoder.from_settings(run_config, tokenizer, family=run_config.corpus),
+            BadRows(run_config.max_bad_rows),
+            LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids),
         )
-    return is_tokenised(path)
+
+    def load(self, source: DataSource, part: str) -> _Loaded:
+        """Load a part of a source."""
+        if source.prepared is not None:
+            table, read, origin = self._load_prepared(source.prepared, part, source.name)
+            rows = table.source_rows(np.arange(len(table)))
+            spans: Spans = [(source.name, int(rows.max(initial=-1)) + 1)]
+        else:
+            files = source.heldout if part == HELDOUT else source.train
+            table, read, spans = self._load_raw(files, source.given)
+            origin = ", ".join(str(f.path) for f in files) if part == HELDOUT else source.given
+        examples = Examples.from_table(table, self.limit, origin)
+        return _Loaded(replace(examples, read=read), spans)
+
+    def load_heldout(self, sources: Sequence[DataSource]) -> list[Examples]:
+        """Load the held-out data that are named or, if none are, the sources' own."""
+        if named := find_heldout_sources(self.run_config):
+            parts = [
+                (source, HELDOUT if source.prepared and source.has_heldout else TRAIN)
+                for source in named
+            ]
+        else:
+            parts = [(source, HELDOUT) for source in sources if source.has_heldout]
+        return [self.load(source, part).examples for source, part in parts]
+
+    def say_bad_rows(self) -> None:
+        """Name skipped rows; raise UserError if there are too many."""
+        for line in self.bad_rows.finish():
+            logger.warning(line)
+
+    def _load_raw(
+        self, files: Sequence[SourceFile], given: str
+    ) -> tuple[TokenTable, ReadCounts, Spans]:
+        raw = tokenise_files(files, self.encoder, self.bad_rows)
+        if not raw.examples:
+            self.bad_rows.finish()  # bad rows are the reason, if there are any
+            raise UserError(f"data must have at least one row; got none in {given}")
+        table = TokenTable.from_examples(raw.examples, raw.rows)
+        check_vocabulary(table.largest_id(), self.vocab_size, given)
+        return table, raw.counts(self.encoder), raw.spans
+
+    def _load_prepared(
+        self, path: Path, part: str, name: str
+    ) -> tuple[TokenTable, ReadCounts, str]:
+        """Open a part of a prepared dataset."""
+        manifest = load_manifest(path) if (path / MANIFEST_FILE).is_file() else None
+        table = TokenTable.load(path, part)
+        templates = {}
+        if manifest is None:  # of another program
+            table.check_tokens(str(path))
+            largest_id = table.largest_id()
+        else:
+            if not self.tokenizer.reads_as(manifest["tokenizer"]["probe"]):
+                raise UserError(
+                    "prepared dataset must be made with the model's tokenizer; got "
+                    f"{manifest['tokenizer']['name']} in {path}, which splits text into other "
+                    "tokens"
+                )
+            described = manifest["parts"].get(part, {"rows": 0, "tokens": 0, "largest_id": 0})
+            found = {
+                "rows": table.count_source_rows(np.arange(len(table))),
+                "examples": len(table),
+                "tokens": int(table.lengths().sum()),
+            }
+            recorded = {**described, "examples": count_examples(described)}
+            recorded = {name: recorded[name] for name in found}
+            if found != recorded:
+                raise UserError(
+                    f"prepared dataset must match its {MANIFEST_FILE}; got {found} instead of "
+                    f"{recorded} in {path / part}; prepare it again"
+                )
+            largest_id = described["largest_id"]
+            templates = manifest["templates"]
+        check_vocabulary(largest_id, self.vocab_size, str(path))
+        num_rows = table.count_source_rows(np.arange(len(table)))
+        return table, ReadCounts({name: num_rows}, templates=templates), f"{path} ({part})"
 
 
-def _check_no_rendering(run_config: RunConfig, name: str) -> None:
-    """Raise UserError if a setting for raw text is given with data that are tokenised already."""
-    names = ("corpus", "column", "text", "template", "control_tokens")
-    values = {setting: getattr(run_config, setting) for setting in names}
-    given = [f"{k}={v!r}" for k, v in values.items() if v != getattr(RunConfig, k)]
-    if given:
-        raise UserError(
-            "corpus, column, text, template and control_tokens have no effect on a prepared "
-            "dataset; got "
-            f"{', '.join(given)}, data={name!r}"
-        )
-
-
-def _load_prepared(
-    path: Path, part: str, tokenizer: Tokenizer, vocab_size: int
-) -> tuple[TokenTable, str]:
-    """Open a part of a prepared dataset; return it and its description."""
-    manifest = load_manifest(path) if (path / MANIFEST_FILE).is_file() else None
-    table = TokenTable.load(path, part)
-    if manifest is None:  # of another program
-        table.check_tokens(str(path))
-        largest_id = table.largest_id()
-    else:
-        if not tokenizer.reads_as(manifest["tokenizer"]["probe"]):
-            raise UserError(
-                "prepared dataset must be made with the model's tokenizer; got "
-                f"{manifest['tokenizer']['name']} in {path}, which splits text into other tokens"
-            )
-        described = manifest["parts"].get(part, {"rows": 0, "tokens": 0, "largest_id": 0})
-        found = {
-            "rows": table.count_source_rows(np.arange(len(table))),
-            "examples": len(table),
-            "tokens": int(table.lengths().sum()),
-        }
-        recorded = {**described, "examples": count_examples(described)}
-        recorded = {name: recorded[name] for name in found}
-        if found != recorded:
-            raise UserError(
-                f"prepared dataset must match its {MANIFEST_FILE}; got {found} instead of "
-                f"{recorded} in {path / part}; prepare it again"
-            )
-        largest_id = described["largest_id"]
-    _check_vocabulary(largest_id, vocab_size, str(path))
-    return table, f"{path} ({part})"
-
-
-def say_skipped(name: str, *, has_heldout: bool) -> None:
-    """Name the files of a folder of raw data that a run does not read."""
-    skipped = find_sources([name])[1]
-    for path in choose_heldout(skipped)[1] if has_heldout else skipped:
-        logger.info(f"Not read, as it looks like test data or notes: {path}")
-
-
-def _load_raw(
-    name: str, files: Sequence[Path], encoder: RowEncoder, vocab_size: int
-) -> tuple[TokenTable, dict[str, int]]:
-    """Read and tokenise raw files, of which every row must fit; count their notes too."""
-    examples: list[Example] = []
-    rows: list[int] = []
-    num_rows = 0
-    notes: Counter[str] = Counter()
-    for path in files:
-        results = encoder.encode(list(read_rows(path)))
-        notes.update(count_notes(results))
-        for result in results:
-            accepted = _accept(result, path)
-            examples += accepted
-            if isinstance(result, Encoded) and result.is_joined:
-                rows += range(num_rows, num_rows + len(accepted))
-                num_rows += len(accepted)
-            else:
-                rows += [num_rows] * len(accepted)
-                num_rows += 1
-    if not examples:
-        raise UserError(f"data must have at least one row; got none in {name}")
-    table = TokenTable.from_examples(examples, rows)
-    _check_vocabulary(table.largest_id(), vocab_size, name)
-    return table, dict(sorted(notes.items()))
-
-
-def _accept(result: Encoded | Rejected, path: Path) -> tuple[Example, ...]:
-    if isinstance(result, Rejected):
-        raise UserError(
-            f"each row must fit its corpus; got {path}, line {result.line}: {result.reason}"
-        )
-    return result.examples
-
-
-def _check_vocabulary(largest_id: int, vocab_size: int, origin: str) -> None:
+def check_vocabulary(largest_id: int, vocab_size: int, origin: str) -> None:
+    """Raise UserError if a token id is none that the model knows."""
     if largest_id >= vocab_size:
         raise UserError(
             f"{unknown_token(largest_id, vocab_size)} in {origin}; was it made for another "
@@ -269,14 +246,8 @@ def _check_vocabulary(largest_id: int, vocab_size: int, origin: str) -> None:
         )
 
 
-def _with_default_files(run_config: RunConfig) -> RunConfig:
-    """Return the run config with the shipped samples in place of the default data."""
-    if run_config.data != "default":
-        return run_config
-    folder = SAMPLES_FOLDER / "gsm8k"
-    return replace(
-        run_config,
-        data=str(folder / "train.jsonl"),
-        heldout_data=str(folder / "heldout.jsonl"),
-        corpus="math",
+def unknown_token(token: int, vocab_size: int) -> str:
+    """Return the message for a token id that the model does not know."""
+    return (
+        f"token ids must be below the model's vocabulary size; got {token}, vocab_size={vocab_size}"
     )

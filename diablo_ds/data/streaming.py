@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.data.bad_rows import BadRows
 from diablo_ds.data.batches import BatchRow, Dealer, MicroBatch
 from diablo_ds.data.corpora.encoding import Encoded, Rejected, RowEncoder, count_notes, count_rows
 from diablo_ds.data.corpora.raw_rows import RawRow
 from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.data.labels import Example
-from diablo_ds.data.length_limit import LengthLimit
-from diablo_ds.data.loading import find_raw, say_skipped, unknown_token
+from diablo_ds.data.length_limit import LengthLimit, warn_of_dropped
+from diablo_ds.data.loading import say_skipped, unknown_token
 from diablo_ds.data.packing import pass_seed, permutation
+from diablo_ds.data.run_sources import TRAIN, find_train_sources
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
 
@@ -60,7 +62,7 @@ class StreamSource:
     _rows: Iterator[tuple[Path, RawRow]] = field(default_factory=lambda: iter(()))
 
     def check(self) -> None:
-        """Raise UserError unless most of the first rows fit."""
+        """Look at the first rows: raise UserError if too many do not fit, or are too long."""
         rows = [row for _, row in zip(range(ROWS_TO_CHECK), self.rows_in_order(), strict=False)]
         if not rows:
             raise UserError(f"data must have at least one row; got none in {self.files[0]}")
@@ -70,11 +72,10 @@ class StreamSource:
             for (path, _), result in zip(rows, results, strict=True)
             if isinstance(result, Rejected)
         ]
-        if 2 * len(rejected) > len(rows):
-            raise UserError(
-                f"rows of a stream must fit its corpus; got {len(rejected)} of the first "
-                f"{len(rows)} that do not, such as {rejected[0]}"
-            )
+        bad_rows = BadRows(self.run_config.max_bad_rows)
+        bad_rows.add(len(rows), len(rejected), rejected)
+        bad_rows.finish()  # each rank names those that it skips, when it comes to them
+        self._warn_of_dropped([row for _, row in rows])
         for note, number in count_notes(results).items():
             logger.info(f"Of the first {len(rows)} rows, {count_rows(number, note)}")
             self.notes[note] = 0
@@ -85,6 +86,14 @@ class StreamSource:
                 f"data must have examples of at most {self.limit.max_length} tokens; got only "
                 f"longer ones among the first {len(rows)} rows of {self.files[0]}"
             )
+
+    def _warn_of_dropped(self, rows: Sequence[RawRow]) -> None:
+        results = [r for r in self.encoder.encode(rows) if isinstance(r, Encoded)]
+        examples = [example for result in results for example in result.examples]
+        dropped = [len(e.input_ids) for e in examples if self.limit.fit(e) is None]
+        num_kept = len(examples) - len(dropped)
+        if text := warn_of_dropped(num_kept, dropped, self.limit.max_length):
+            logger.warning(f"Of the first rows, {text}")
 
     def describe(self) -> str:
         """Return where the rows come from, as a line of text."""
@@ -190,17 +199,17 @@ def open_stream(
     Raises:
         UserError: if there is no such file, or most of the rows do not fit.
     """
-    encoder = RowEncoder(
-        run_config.corpus,
-        run_config.template,
-        tokenizer,
-        run_config.control_tokens,
-        last_answer_only=True,  # a step is a set of rows, each with one sequence
-        columns=run_config.column,
+    (source,) = find_train_sources(run_config)
+    if source.prepared is not None:
+        raise UserError(
+            f"stream reads raw files; got the prepared dataset data={source.given!r}; leave "
+            "--stream out"
+        )
+    encoder = RowEncoder.from_settings(
+        run_config, tokenizer, family=run_config.corpus, in_stream=True
     )
     limit = LengthLimit(run_config.max_length, run_config.overlong, tokenizer.start_ids)
-    files = find_raw(run_config.data)
-    say_skipped(run_config.data, has_heldout=not run_config.heldout_data)
-    stream = StreamSource(files, run_config, encoder, limit, dealer, vocab_size)
+    say_skipped([source], has_heldout=not run_config.heldout_data)
+    stream = StreamSource(source.files(TRAIN), run_config, encoder, limit, dealer, vocab_size)
     stream.check()
     return stream

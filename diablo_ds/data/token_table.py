@@ -27,14 +27,18 @@ class TokenTable:
     Args:
         chunks: offsets ``[rows + 1]``, token ids and labels, both flat, of consecutive rows.
         source_rows: the source row of each, ``[rows]``; None if no two share one.
+        is_mapped: whether the arrays are on disk.
     """
 
     def __init__(
         self,
         chunks: Sequence[tuple[npt.NDArray[Any], Tokens, Tokens]],
         source_rows: Ints | None = None,
+        *,
+        is_mapped: bool = False,
     ) -> None:
         self._source_rows = source_rows
+        self.is_mapped = is_mapped
         self._chunks = [chunk for chunk in chunks if len(chunk[0]) > 1]
         ends = np.cumsum([len(offsets) - 1 for offsets, _, _ in self._chunks])
         self._starts: list[int] = [0, *ends.tolist()]
@@ -70,6 +74,14 @@ class TokenTable:
         rows = self.source_rows(indices)
         return len(rows) if self._source_rows is None else len(np.unique(rows))
 
+    def num_targets(self) -> Ints:
+        """Return the number of tokens with loss of each row; reads everything."""
+        parts = [
+            np.add.reduceat(labels[: o[-1]] != IGNORE_LABEL, o[:-1], dtype=np.int64)
+            for o, _, labels in self._chunks
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
     def last_targets(self) -> frozenset[int]:
         """Return the last labels of up to `ROWS_FOR_ENDS` rows, spread evenly over the table."""
         step = max(1, len(self) // ROWS_FOR_ENDS)
@@ -94,6 +106,23 @@ class TokenTable:
         ids, labels = flat
         rows = None if source_rows is None else np.array(source_rows, np.int64)
         return cls([(offsets, ids, labels)], rows)
+
+    @classmethod
+    def concatenated(cls, tables: Sequence[TokenTable]) -> TokenTable:
+        """Return the rows of several tables in one, without a copy of their tokens."""
+        if len(tables) == 1:
+            return tables[0]
+        rows, start = [], 0
+        for table in tables:
+            own = table.source_rows(np.arange(len(table)))
+            rows.append(own + start)
+            start += int(own.max(initial=-1)) + 1
+        shared = any(table._source_rows is not None for table in tables)
+        return cls(
+            [chunk for table in tables for chunk in table._chunks],
+            np.concatenate(rows) if shared else None,
+            is_mapped=any(table.is_mapped for table in tables),
+        )
 
     @classmethod
     def load(cls, path: Path, part: str) -> TokenTable:
@@ -129,7 +158,7 @@ class TokenTable:
                 "input_ids and labels must be lists of 32-bit integers, of equal lengths in each "
                 f"row; got {path}: {error}"
             ) from None
-        table = cls(chunks, _source_rows(columns, path))
+        table = cls(chunks, _source_rows(columns, path), is_mapped=True)
         if not table.lengths().all():
             raise UserError(f"each example must have a token; got one without any in {path}")
         return table

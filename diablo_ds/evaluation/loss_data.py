@@ -53,7 +53,7 @@ def load_loss_examples(
             with a prepared dataset, or no example remains.
     """
     run_config = RunConfig(
-        data=str(path),
+        data=(str(path),),
         template=template,
         corpus=corpus,
         column=column,

@@ -15,9 +15,10 @@ from diablo_ds.data.corpora.fields import RowError
 from diablo_ds.data.corpora.prompts import Request, encode_prompts
 from diablo_ds.data.corpora.raw_rows import Unreadable, parse
 from diablo_ds.data.corpora.reading import read_rows
+from diablo_ds.data.corpora.sources import split_name
 from diablo_ds.data.dataset_files import is_tokenised
-from diablo_ds.data.loading import data_files
 from diablo_ds.data.prepare.manifest import load_manifest
+from diablo_ds.data.run_sources import data_files
 from diablo_ds.data.text.templates import PROMPTS
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
@@ -45,11 +46,12 @@ def trained_template(run_config: RunConfig) -> TrainedTemplate:
     """Return the template that a run's training data were rendered with."""
     if run_config.template != AUTO:
         return TrainedTemplate(run_config.template, True)
-    if run_config.data == "default":
+    if run_config.has_default_data:
         return TrainedTemplate("gsm8k", False)  # which the default data are
     try:
-        if is_tokenised(Path(run_config.data)):
-            return _template_of_dataset(Path(run_config.data))
+        folder = Path(split_name(run_config.data[0])[1]).expanduser()
+        if is_tokenised(folder):
+            return _template_of_dataset(folder)
         return TrainedTemplate(_template_of_rows(run_config), False)
     except (UserError, RowError, OSError, StopIteration, IndexError):
         return TrainedTemplate(AUTO, False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import read_ds_config
+from diablo_ds.data.corpora.sources import split_name
 from diablo_ds.files.text_table import text_table
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 from diablo_ds.launcher.hosts import Answer, on_all_hosts
@@ -128,7 +129,8 @@ def _port(cluster: Cluster, host: Host) -> int:
 
 def _local_paths(run_config: RunConfig) -> list[str]:
     """Return the files and folders of a run that must be the same on all hosts."""
-    named = [run_config.model, *run_config.data.split(","), run_config.heldout_data]
+    data = (split_name(text)[1] for text in (*run_config.data, *run_config.heldout_data))
+    named = [run_config.model, *data]
     if adapter := find_initial_adapter(run_config):
         named.append(str(adapter))
     return [str(Path(name).resolve()) for name in named if name and Path(name).exists()]

@@ -43,7 +43,7 @@ def _describe_run(folder: Path) -> str:
     lines = [
         f"Run {folder}{', done' if files.is_done() else ''}",
         f"  model        {run_config.model}",
-        f"  data         {run_config.data}",
+        f"  data         {', '.join(run_config.data)}",
     ]
     if early_stop := files.early_stop():
         lines.append(f"  stopped      {early_stop}")

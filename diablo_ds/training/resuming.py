@@ -195,7 +195,7 @@ def _identify(
         if other is not None and other != identity:
             raise UserError(
                 f"data must be the same on every host; got different data on {host} and on "
-                f"{first_host}, data={run_config.data!r}"
+                f"{first_host}, data={', '.join(run_config.data)}"
             )
     return identity
 

@@ -42,7 +42,7 @@ SETTINGS = {
     "batch sizes that do not divide": {"micro_batch": 3},
     "examples that are all too long": {"max_length": 3},
     "no such model": {"model": "./nowhere"},
-    "no such data": {"data": "nowhere.jsonl"},
+    "no such data": {"data": ("nowhere.jsonl",)},
 }
 """Settings of a run config that cannot be trained with."""
 POLICIES = {
@@ -70,7 +70,7 @@ class _Cases:
         self.ds_config.write_text(json.dumps(ZERO_3))
         self.config = RunConfig(
             model=str(save_model(folder / "model")),
-            data=str(write_pairs(folder / "pairs.jsonl")),
+            data=(str(write_pairs(folder / "pairs.jsonl")),),
             num_blocks="4",
             micro_batch=2,
             global_batch=4,

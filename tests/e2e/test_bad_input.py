@@ -84,10 +84,10 @@ def test_a_row_that_cannot_be_text_does_not_end_a_stream(options, tmp_path):
     rows[9] = "[" * 100_000
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(rows))
-    parts = ["each row must fit its corpus", f"{path}, line 6", "surrogate"]
+    parts = ["must be at most max_bad_rows=0.01; got 3 of 12", f"{path}, line 6", "surrogate"]
     _fails(options, "--data", path, parts=parts)
-    run = ["--data", path, "--stream", "--max-steps", 4, "--output", tmp_path / "run"]
-    result = forked.diablo_ds("train", *options, *run)
+    run = ["--data", path, "--stream", "--max-bad-rows", 0.25, "--max-steps", 4]
+    result = forked.diablo_ds("train", *options, *run, "--output", tmp_path / "run")
     assert "rows of the stream skipped" in result.stderr
 
 

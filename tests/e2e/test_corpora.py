@@ -94,7 +94,7 @@ def prepared(request, tmp_path_factory):
 
 def test_packing_wastes_less_than_three_percent(prepared):
     tokenizer = load_tokenizer(find_tokenizer("default"))
-    config = RunConfig(data=str(prepared), packing=True)
+    config = RunConfig(data=(str(prepared),), packing=True)
     examples, _ = load_data(config, tokenizer, 49152)
     for micro_batch, global_batch in ((1, 8), (4, 8), (8, 64)):
         config = replace(config, micro_batch=micro_batch, global_batch=global_batch)

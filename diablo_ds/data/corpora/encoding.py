@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from diablo_ds.config.choices import AUTO, CHAT, PLAIN
+from diablo_ds.config.reading import ReadingSettings
 from diablo_ds.data.corpora.chats import unused_keys
 from diablo_ds.data.corpora.columns import parse_columns, with_field_names
 from diablo_ds.data.corpora.documents import JOINED, cut_documents
@@ -89,6 +90,33 @@ class RowEncoder:
                 f"one of {', '.join(PROMPTS)}"
             )
         parse_columns(self.columns)
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: ReadingSettings,
+        tokenizer: Tokenizer,
+        *,
+        family: str,
+        in_stream: bool = False,
+    ) -> RowEncoder:
+        """Return the encoder that the settings of a run or of a preparation ask for.
+
+        Args:
+            settings: how raw files are read.
+            tokenizer: the model's.
+            family: one of `FAMILIES`.
+            in_stream: whether each row must stay one sequence, as a step is a set of rows.
+        """
+        return cls(
+            family,
+            settings.template,
+            tokenizer,
+            settings.control_tokens,
+            last_answer_only=in_stream,
+            columns=settings.column,
+            text_length=0 if in_stream or settings.text == "row" else settings.max_length,
+        )
 
     @cached_property
     def _columns(self) -> dict[str, str]:

@@ -18,6 +18,8 @@ from diablo_ds.data.corpora.chats import VARIABLES
 from diablo_ds.data.corpora.fields import Exchange, Fields, RowError, optional_text, text
 from diablo_ds.data.text.conversations import Conversation
 
+UNKNOWN_LICENCE = "not known; see the corpus's own terms"
+
 
 class RowKind(NamedTuple):
     """One kind of rows, recognised by its fields."""
@@ -30,7 +32,8 @@ class RowKind(NamedTuple):
     read: Callable[[Fields], Exchange | Conversation]
     """Reads a row; raises RowError."""
     licence: str
-    """What is known about the public corpus's licence, for the manifest."""
+    """The public corpus with these rows and its licence, for the manifest; that it is not known
+    where the rows of many corpora have these fields."""
     others: tuple[str, ...] = ()
     """Fields that are read where a row has them."""
     accepts: Callable[[Fields], bool] = lambda row: True
@@ -154,10 +157,8 @@ def _has_final_number(row: Fields) -> bool:
     return isinstance(row["answer"], str) and bool(_FINAL_NUMBER.search(row["answer"]))
 
 
-_UNKNOWN = "not known; see the corpus's own terms"
+_UNKNOWN = UNKNOWN_LICENCE
 _LLM_ADAPTERS = "LLM-Adapters: Apache-2.0, data ODC-By 1.0; each task keeps its own licence"
-_CODE_ALPACA = "CodeAlpaca: CC BY-NC 4.0; others with these fields have their own"
-_ALPACA = "Alpaca and safety-tuned-llamas: CC BY-NC 4.0; others with these fields have their own"
 
 _CHAT = ("tools", "functions", VARIABLES)
 
@@ -173,16 +174,16 @@ FAMILIES: dict[str, tuple[RowKind, ...]] = {
             "metamathqa", ("query", "response"), "alpaca", _query("response"), "MetaMathQA: MIT"
         ),
         RowKind("math", ("problem", "solution"), "alpaca", _math, "MATH: MIT"),
-        RowKind("math10k", ("instruction", "output"), "alpaca", _instruction, _LLM_ADAPTERS),
+        RowKind("math10k", ("instruction", "output"), "alpaca", _instruction, _UNKNOWN),
     ),
     "code": (
         RowKind("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, "MBPP: CC BY 4.0"),
         RowKind("codefeedback", ("query", "answer"), "alpaca", _query("answer"), _UNKNOWN),
-        RowKind("codealpaca", ("instruction", "output"), "alpaca", _instruction, _CODE_ALPACA),
+        RowKind("codealpaca", ("instruction", "output"), "alpaca", _instruction, _UNKNOWN),
         RowKind("messages", ("messages",), "chat", read_conversation, _UNKNOWN),
     ),
     "safety": (
-        RowKind("alpaca", ("instruction", "output"), "alpaca", _instruction, _ALPACA),
+        RowKind("alpaca", ("instruction", "output"), "alpaca", _instruction, _UNKNOWN),
         RowKind("advbench", ("goal", "target"), "alpaca", _harmful_goal, "AdvBench: MIT"),
         RowKind("refusals", ("prompt", "refusal"), "alpaca", _pair("refusal"), _UNKNOWN),
         RowKind("responses", ("prompt", "response"), "alpaca", _pair("response"), _UNKNOWN),
@@ -202,7 +203,7 @@ FAMILIES: dict[str, tuple[RowKind, ...]] = {
             _is_chat_pair,
         ),
         RowKind("pairs", ("prompt", "completion"), "plain", _pair("completion"), _UNKNOWN),
-        RowKind("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, "MBPP: CC BY 4.0"),
+        RowKind("mbpp", ("text", "code", "test_list"), "alpaca", _mbpp, _UNKNOWN),
         RowKind(
             "instruction-chats",
             ("instruction", "output"),

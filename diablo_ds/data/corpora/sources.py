@@ -42,8 +42,9 @@ def find_sources(
     """Find the files that source options name.
 
     Args:
-        texts: each a file, folder, glob or hub name, or name=one of them. Without a name, a file
-            called train is named after its task's folder, any other after itself.
+        texts: each a file, folder, glob or hub name, or NAME=one of them. Without a name, a file
+            called train is named after its task's folder, a text file among others after the folder
+            that was given or that it is in, any other file after itself.
         may_be_tests: whether a folder may contain only test files.
 
     Returns:
@@ -56,9 +57,8 @@ def find_sources(
     sources: list[SourceFile] = []
     skipped: list[Path] = []
     for text in texts:
-        name, equals, rest = text.partition("=")
-        named = bool(name and equals) and "/" not in name and not Path(text).exists()
-        files, held_back = _find_files(rest if named else text)
+        name, rest = split_name(text)
+        files, held_back = _find_files(rest)
         if not files and not (held_back and may_be_tests):
             note = f"; {len(held_back)} files look like test data: name them to use them"
             raise UserError(
@@ -66,12 +66,19 @@ def find_sources(
                 f"{note if held_back else ''}"
             )
         skipped += held_back
-        sources += [SourceFile(name if named else _default_name(file), file) for file in files]
+        sources += [SourceFile(name or _default_name(file, rest), file) for file in files]
     if twice := sorted(
         {str(s.path) for s in sources if [t.path for t in sources].count(s.path) > 1}
     ):
         raise UserError(f"each source file must be named once; got {twice[0]} twice")
     return sources, skipped
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Return the name in NAME=SOURCE, empty where there is none, and the source."""
+    name, equals, rest = text.partition("=")
+    named = bool(name and equals) and "/" not in name and not Path(text).exists()
+    return (name, rest) if named else ("", text)
 
 
 def choose_heldout(skipped: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -184,7 +191,16 @@ def _is_named(path: Path, pattern: re.Pattern[str]) -> bool:
     return any(pattern.fullmatch(word) for word in re.split(r"[ _-]", text))
 
 
-def _default_name(path: Path) -> str:
+def _default_name(path: Path, given: str = "") -> str:
+    """Return the name of a file's rows; see `find_sources`.
+
+    Args:
+        path: the file.
+        given: what it was found by, if that is known.
+    """
+    if given and format_of(path) in TEXT_FORMATS and not Path(given).expanduser().is_file():
+        is_pattern = glob.has_magic(given)
+        return path.resolve().parent.name if is_pattern else Path(given).resolve().name
     stem = re.sub(r"-\d+-of-\d+$", "", _stem(path))
     folder = path.resolve().parent.name  # a bare file name has no parent
     is_split = stem.startswith("train") or _is_for_evaluation(Path(stem)) or stem == "data"

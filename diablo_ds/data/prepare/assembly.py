@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from diablo_ds.data.corpora.families import FAMILIES
 from diablo_ds.data.corpora.sources import SourceFile
+from diablo_ds.data.counts import sum_counts, templates_of
 from diablo_ds.data.dataset_files import write_part_names
 from diablo_ds.data.prepare import selection, writing
 from diablo_ds.data.prepare.chunk_files import (
@@ -90,7 +90,7 @@ def assemble(
         }
         manifest["rows_left_out"].update(skipped[ROWS])
         if by_row:
-            num_too_long = sum(count.num_too_long for count in counts)
+            num_too_long = sum(len(count.too_long) for count in counts)
             manifest[EXAMPLES_LEFT_OUT] = {"too_long": num_too_long, **skipped[EXAMPLES]}
         write_json(temporary / MANIFEST_FILE, manifest)
     return manifest
@@ -147,10 +147,10 @@ def _describe(
     sources: Sequence[SourceFile],
     counts: Sequence[ChunkCounts],
 ) -> dict[str, Any]:
-    seen = _sum(count.kinds for count in counts)
+    seen = sum_counts(count.kinds for count in counts)
     kinds = [kind for kind in FAMILIES[options.family] if kind.name in seen]
-    dropped = _sum(count.dropped for count in counts)
-    rows_in = _sum({sources[count.file].name: count.num_rows} for count in counts)
+    dropped = sum_counts(count.dropped for count in counts)
+    rows_in = sum_counts({sources[count.file].name: count.num_rows} for count in counts)
     return {
         **inputs,
         "tokenizer": {
@@ -164,18 +164,15 @@ def _describe(
         "licences": [options.licence]
         if options.licence
         else sorted({kind.licence for kind in kinds}),
-        "templates": {
-            kind.name: kind.template if options.template == "auto" else options.template
-            for kind in kinds
-        },
+        "templates": templates_of(options.family, seen, options.template),
         "rows_in": rows_in,
         "rows_left_out": {
             "bad": sum(count.num_rejected for count in counts),
-            "bad_reasons": _sum(count.reasons for count in counts),
+            "bad_reasons": sum_counts(count.reasons for count in counts),
             "too_long": dropped.pop(TOO_LONG, 0),
             "in_tests": dropped,
         },
-        "notes": _sum(count.notes for count in counts),
+        "notes": sum_counts(count.notes for count in counts),
         "bad_rows": bad_row_lines(counts, sources)[:MAX_SHOWN],
     }
 
@@ -183,14 +180,7 @@ def _describe(
 def bad_row_lines(counts: Iterable[ChunkCounts], sources: Sequence[SourceFile]) -> list[str]:
     """Return file, line and reason of the first bad rows of each chunk."""
     return [
-        f"{sources[count.file].path}, line {line}: {reason}"
+        f"{sources[file].path}, line {line}: {reason}"
         for count in counts
-        for line, reason in count.shown
+        for file, line, reason in count.shown
     ]
-
-
-def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for counter in counters:
-        total.update(counter)
-    return dict(sorted(total.items()))

@@ -42,16 +42,19 @@ class ChunkCounts(NamedTuple):
     """What became of a chunk's rows; small, and stored in its file."""
 
     file: int
+    """The first row's source file."""
     num_rows: int
     num_rejected: int
     reasons: dict[str, int]
     """Rejected rows by the rule they broke."""
-    shown: list[tuple[int, str]]
-    """Line and reason of the first rejected rows."""
+    shown: list[tuple[int, int, str]]
+    """File, line and reason of the first rejected rows."""
     dropped: dict[str, int]
     """Good rows of which no example is kept, by reason."""
-    num_too_long: int
-    """Examples dropped as longer than the limit; a row of several may keep others."""
+    num_kept: int
+    """Examples within the limit, or cut to it."""
+    too_long: list[int]
+    """Tokens of each example dropped as longer than the limit; a row of several may keep others."""
     kinds: dict[str, int]
     """Good rows by the name of their kind."""
     notes: dict[str, int]

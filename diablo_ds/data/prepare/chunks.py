@@ -1,7 +1,7 @@
-"""Chunks: pieces of the source files, tokenised one by one, each into a file of its own.
+"""Chunks of the source files, tokenised one by one, each into a file of its own.
 
-A chunk depends only on the source, never on the number of processes. So the result does not depend
-on it either, and an interrupted run continues with the chunks that are there.
+So the result does not depend on the number of processes, and an interrupted run continues with the
+chunks that are there.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from diablo_ds.data.corpora.chunking import Chunk
 from diablo_ds.data.corpora.encoding import Encoded, Rejected, RowEncoder
-from diablo_ds.data.corpora.raw_rows import RawRow
-from diablo_ds.data.corpora.reading import read_rows
-from diablo_ds.data.corpora.sources import SourceFile
 from diablo_ds.data.length_limit import LengthLimit
 from diablo_ds.data.prepare.chunk_files import (
     ChunkCounts,
@@ -29,49 +26,9 @@ from diablo_ds.data.prepare.chunk_files import (
 )
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions
 
-ROWS_PER_CHUNK = 1000
-CHARACTERS_PER_CHUNK = 2_000_000
 MAX_SHOWN = 20
 """Rejected rows that a chunk and the manifest list one by one; all are counted."""
 TOO_LONG = "longer than max_length"
-
-
-class Chunk(NamedTuple):
-    """Consecutive rows of one source file."""
-
-    number: int
-    file: int
-    """Index of the source file among all."""
-    rows: list[RawRow]
-
-
-def split_chunks(
-    sources: Sequence[SourceFile], limit: int, on_bytes: Callable[[int], object]
-) -> Iterator[Chunk]:
-    """Cut source files into chunks, in bounded memory.
-
-    Args:
-        sources: files, read in this order.
-        limit: rows to read per source name; 0 for all.
-        on_bytes: called with the number of bytes of each read.
-    """
-    number = 0
-    num_read: Counter[str] = Counter()
-    for file, source in enumerate(sources):
-        rows: list[RawRow] = []
-        size = 0
-        for row in read_rows(source.path, on_bytes):
-            if limit and num_read[source.name] == limit:
-                break
-            num_read[source.name] += 1
-            rows.append(row)
-            size += row.size()
-            if len(rows) == ROWS_PER_CHUNK or size >= CHARACTERS_PER_CHUNK:
-                yield Chunk(number, file, rows)
-                number, rows, size = number + 1, [], 0
-        if rows:
-            yield Chunk(number, file, rows)
-            number += 1
 
 
 class ChunkEncoder:
@@ -109,7 +66,7 @@ class ChunkEncoder:
         encoded = [result for result in results if isinstance(result, Encoded)]
         dropped: Counter[str] = Counter()
         kept: list[KeptExample] = []
-        num_too_long = 0
+        too_long: list[int] = []
         compare = len(self._tests) > 0 and chunk.file >= self._num_heldout_files
         number = -1
         for row in encoded:
@@ -123,11 +80,12 @@ class ChunkEncoder:
             for example in row.examples:
                 if row.is_joined and example is not row.examples[0]:
                     number += 1
-                if (short := self._limit.fit(example)) is not None:
+                if (short := self._limit.fit(example)) is None:
+                    too_long.append(len(example.input_ids))
+                else:
                     is_cut = len(short.input_ids) < len(example.input_ids)
                     fitting.append(KeptExample(short, is_cut, number))
             kept += fitting
-            num_too_long += len(row.examples) - len(fitting)
             if not fitting and not row.is_joined:
                 dropped[TOO_LONG] += 1
         counts = ChunkCounts(
@@ -135,9 +93,14 @@ class ChunkEncoder:
             num_rows=len(results),
             num_rejected=len(rejected),
             reasons=Counter(row.reason.split(": ")[0] for row in rejected),
-            shown=[(row.line, row.reason) for row in rejected[:MAX_SHOWN]],
+            shown=[
+                (file, row.line, row.reason)
+                for file, row in zip(chunk.files, results, strict=True)
+                if isinstance(row, Rejected)
+            ][:MAX_SHOWN],
             dropped=dropped,
-            num_too_long=num_too_long,
+            num_kept=len(kept),
+            too_long=too_long,
             kinds=Counter(row.kind for row in encoded),
             notes=Counter(note for row in encoded for note in row.notes),
         )

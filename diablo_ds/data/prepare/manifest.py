@@ -9,8 +9,9 @@ from typing import Any
 
 from diablo_ds import __version__
 from diablo_ds.config.choices import FORMER_CORPORA
-from diablo_ds.data.corpora.encoding import count_rows
+from diablo_ds.data.corpora.families import UNKNOWN_LICENCE
 from diablo_ds.data.corpora.sources import SourceFile
+from diablo_ds.data.counts import PartCounts, ReadCounts, describe_read, listed
 from diablo_ds.data.text.conversations import EACH_ANSWER
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, sha256_file, write_json
@@ -94,6 +95,7 @@ _SHAPE = {
         "in_tests": {...: _COUNT},
     },
     "licences": [_TEXT],
+    "templates": {...: _TEXT},
     "notes": {...: _COUNT},
     "parts": {...: {**_PART, "length_histogram": {"bin_width": _COUNT, "counts": [_COUNT]}}},
 }
@@ -119,7 +121,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
-        manifest.setdefault("notes", {})  # of an earlier version
+        for name in ("notes", "templates"):  # not in those of earlier versions
+            manifest.setdefault(name, {})
         options = manifest.get("options")
         if isinstance(options, dict) and isinstance(options.get("family"), str):
             options["family"] = FORMER_CORPORA.get(options["family"], options["family"])
@@ -202,34 +205,46 @@ def without_paths(inputs: dict[str, Any]) -> dict[str, Any]:
 def describe(manifest: dict[str, Any]) -> str:
     """Return the manifest's counts as lines of text."""
     skipped = manifest["rows_left_out"]
-    rows_in = sum(manifest["rows_in"].values())
-    lines = [f"{rows_in:,} rows read: " + _list(manifest["rows_in"])]
-    numbers = {
+    left_out = {
         "bad": skipped["bad"],
         "too long": skipped["too_long"],
         **skipped["in_tests"],
         "duplicates": skipped["duplicates"],
         "not in the mix": skipped["not_in_mix"],
     }
-    if shown := {name: number for name, number in numbers.items() if number}:
-        lines.append(f"{sum(shown.values()):,} skipped: " + _list(shown))
+    read = ReadCounts(manifest["rows_in"], notes=manifest["notes"], templates=manifest["templates"])
+    lines = describe_read(read, left_out)
     if EXAMPLES_LEFT_OUT in manifest:
         counts = manifest[EXAMPLES_LEFT_OUT]
         numbers = {name.replace("_", " "): number for name, number in counts.items() if number}
         if numbers:
-            lines.append(f"Skipped examples, several for some conversations: {_list(numbers)}")
-    lines += [count_rows(number, note) for note, number in manifest["notes"].items()]
-    for part, described in manifest["parts"].items():
-        cut = f", {described['cut']:,} cut" if described["cut"] else ""
-        rows = f" of {described['rows']:,} rows" if "examples" in described else ""
-        lines.append(
-            f"{part}: {count_examples(described):,} examples{rows}{cut}, "
-            f"{described['tokens']:,} tokens, {described['target_tokens']:,} of them targets; "
-            f"longest {described['longest']:,}"
-        )
-    lines.append("Licence: " + "; ".join(manifest["licences"]))
+            lines.append(f"Skipped examples, several for some conversations: {listed(numbers)}")
+    lines += [
+        f"{part}: {count_part(described).describe()}"
+        for part, described in manifest["parts"].items()
+    ]
+    lines.append(_describe_licences(manifest))
     return "\n".join(lines)
 
 
-def _list(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{number:,} {name}" for name, number in numbers.items())
+def count_part(part: Mapping[str, Any]) -> PartCounts:
+    """Return the counts of a part, as a manifest describes it."""
+    return PartCounts(
+        examples=count_examples(part),
+        rows=part["rows"],
+        cut=part["cut"],
+        tokens=part["tokens"],
+        target_tokens=part["target_tokens"],
+        longest=part["longest"],
+    )
+
+
+def _describe_licences(manifest: Mapping[str, Any]) -> str:
+    """Return what is known of the licence: as it was given, or that of corpora with such rows."""
+    licences: list[str] = manifest["licences"]
+    options = manifest.get("options")
+    known = [licence for licence in licences if licence != UNKNOWN_LICENCE]
+    if not known or (isinstance(options, dict) and options.get("licence")):
+        return f"Licence: {'; '.join(licences)}"
+    others = "; of other rows not known" if len(known) < len(licences) else ""
+    return f"Licence, by the fields of the rows: {'; '.join(known)}{others}"

@@ -10,12 +10,14 @@ from typing import Any
 from diablo_ds.config.choices import (
     AUTO,
     CORPORA,
+    MAX_BAD_ROWS,
     ControlTokens,
     Overlong,
     Template,
     TextForm,
     check_control_tokens,
 )
+from diablo_ds.config.mix import parse_mix
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
 from diablo_ds.errors import UserError
 
@@ -61,7 +63,7 @@ class PrepareOptions:
         0.0, "Share of rows to hold out, at random.", "sources", minimum=0, maximum=0.5
     )
     max_bad_rows: float = setting(
-        0.01,
+        MAX_BAD_ROWS,
         "Share of rows that may fail to fit the corpus; above it the run fails.",
         "sources",
         minimum=0,
@@ -119,20 +121,7 @@ class PrepareOptions:
         Raises:
             UserError: if one is malformed.
         """
-        amounts: dict[str, int | float] = {}
-        for text in self.mix:
-            name, _, amount = text.rpartition("=")
-            try:
-                value = int(amount) if amount.isdecimal() else float(amount)
-            except ValueError:
-                value = -1
-            if not name or name in amounts or value < 0 or (isinstance(value, float) and value > 1):
-                raise UserError(
-                    "mix must be NAME=ROWS or NAME=SHARE with a share from 0.0 to 1.0, once for "
-                    f"each name; got mix={text!r}"
-                )
-            amounts[name] = value
-        return amounts
+        return parse_mix(self.mix)
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that decide what comes out, for the manifest."""

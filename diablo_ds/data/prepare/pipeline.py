@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.data.bad_rows import BadRows
+from diablo_ds.data.corpora.chunking import split_chunks
 from diablo_ds.data.corpora.encoding import RowEncoder
 from diablo_ds.data.corpora.sources import (
     TEXT_FORMATS,
@@ -20,10 +22,10 @@ from diablo_ds.data.corpora.sources import (
     format_of,
     name_sources,
 )
-from diablo_ds.data.length_limit import LengthLimit
+from diablo_ds.data.length_limit import LengthLimit, warn_of_dropped
 from diablo_ds.data.prepare.assembly import assemble, bad_row_lines
 from diablo_ds.data.prepare.chunk_files import ChunkCounts
-from diablo_ds.data.prepare.chunks import ChunkEncoder, split_chunks
+from diablo_ds.data.prepare.chunks import ChunkEncoder
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions, load_questions
 from diablo_ds.data.prepare.manifest import (
     FILE_TIMES,
@@ -46,10 +48,6 @@ from diablo_ds.files.layout import MANIFEST_FILE
 from diablo_ds.files.ownership import FolderOwner, claim
 from diablo_ds.ranks.byte_progress import byte_progress
 
-MIN_ROWS_TO_JUDGE = 10_000
-"""Rows to read before an excess of bad rows ends the run early."""
-MAX_NAMED = 5
-"""Bad rows that are printed; the manifest lists more."""
 INPUTS_FILE = "inputs.json"
 
 
@@ -197,65 +195,37 @@ def _encode_all(
     work: Path,
 ) -> None:
     """Tokenise every chunk that has no file yet."""
+    limit = LengthLimit(options.max_length, options.overlong, tokenizer.start_ids)
     encoder = ChunkEncoder(
-        RowEncoder(
-            options.family,
-            options.template,
-            tokenizer,
-            options.control_tokens,
-            columns=options.column,
-            text_length=0 if options.text == "row" else options.max_length,
-        ),
-        LengthLimit(options.max_length, options.overlong, tokenizer.start_ids),
+        RowEncoder.from_settings(options, tokenizer, family=options.family),
+        limit,
         ExcludedQuestions(load_questions(source.path for source in excluded)),
         num_heldout_files,
         work,
     )
-    judge = _Judge(options, sources)
+    bad_rows, finished = BadRows(options.max_bad_rows), []
     with byte_progress("Tokenising", sum(source.path.stat().st_size for source in sources)) as bar:
-        chunks = split_chunks(sources, options.limit, bar.update)
+        chunks = split_chunks(sources, num_heldout_files, options.limit, bar.update)
         for counts in encode_chunks(encoder, chunks, options.num_proc):
-            judge.add(counts)
-    judge.finish()
+            finished.append(counts)
+            bad_rows.add(counts.num_rows, counts.num_rejected, bad_row_lines([counts], sources))
+            _check_lengths(options, finished)
+    if not finished:
+        raise UserError(f"source must have at least one row; got none in {sources[-1].path}")
+    for line in bad_rows.finish():
+        say(line)
+    num_kept = sum(counts.num_kept for counts in finished)
+    dropped = [length for counts in finished for length in counts.too_long]
+    if text := warn_of_dropped(num_kept, dropped, options.max_length):
+        say(f"Warning: {text}")
 
 
-class _Judge:
-    """Counts bad rows as chunks are finished, and ends the run if there are too many."""
-
-    def __init__(self, options: PrepareOptions, sources: Sequence[SourceFile]) -> None:
-        self._options = options
-        self._sources = sources
-        self._num_rows = 0
-        self._num_bad = 0
-        self._first: list[str] = []
-
-    def add(self, counts: ChunkCounts) -> None:
-        self._num_rows += counts.num_rows
-        self._num_bad += counts.num_rejected
-        self._first += bad_row_lines([counts], self._sources)
-        if self._options.overlong == "error" and (too_long := counts.num_too_long):
-            raise UserError(
-                f"each example must fit max_length; got {too_long} longer than "
-                f"max_length={self._options.max_length} among the first {self._num_rows} rows; "
-                "raise it, or set overlong to drop, cut-prompt or cut-completion"
-            )
-        if self._num_rows >= MIN_ROWS_TO_JUDGE:
-            self._check()
-
-    def finish(self) -> None:
-        if not self._num_rows:
-            raise UserError(
-                f"source must have at least one row; got none in {self._sources[-1].path}"
-            )
-        self._check()
-        for line in self._first[:MAX_NAMED]:
-            say(f"Skipped: {line}")
-
-    def _check(self) -> None:
-        allowed = self._options.max_bad_rows
-        if self._num_bad > allowed * self._num_rows:
-            raise UserError(
-                f"the share of bad rows must be at most max_bad_rows={allowed}; got "
-                f"{self._num_bad} of {self._num_rows} rows:\n  "
-                + "\n  ".join(self._first[:MAX_NAMED])
-            )
+def _check_lengths(options: PrepareOptions, finished: Sequence[ChunkCounts]) -> None:
+    """Raise UserError if an example is too long where none may be."""
+    if options.overlong == "error" and (too_long := finished[-1].too_long):
+        num_rows = sum(counts.num_rows for counts in finished)
+        raise UserError(
+            f"each example must fit max_length; got {len(too_long)} longer than "
+            f"max_length={options.max_length} among the first {num_rows} rows; raise it, or set "
+            "overlong to drop, cut-prompt or cut-completion"
+        )

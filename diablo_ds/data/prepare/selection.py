@@ -17,7 +17,7 @@ from diablo_ds.errors import UserError
 
 Mask = npt.NDArray[np.bool_]
 """Chosen examples of a chunk, ``[examples]``."""
-RowNumbers = npt.NDArray[np.int32]
+RowNumbers = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 """The row of its chunk of each example, ``[examples]``, in ascending order."""
 EXAMPLES_PER_PASS = 4_000_000
 """Examples that are compared in memory at a time, about 150 bytes each."""

@@ -14,8 +14,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.data.corpora.chunking import Chunk
 from diablo_ds.data.prepare.chunk_files import ChunkCounts
-from diablo_ds.data.prepare.chunks import Chunk, ChunkEncoder, encode_in_worker, start_worker
+from diablo_ds.data.prepare.chunks import ChunkEncoder, encode_in_worker, start_worker
 from diablo_ds.data.text import tokenization
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError

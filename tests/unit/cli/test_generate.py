@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     (folder / "run").mkdir()
     diablo_ds.save(model, folder / "run" / "adapter")
     data = write_pairs(folder / "pairs.jsonl")
-    save_run_config(RunConfig(model=str(base), data=str(data)), folder / "run" / "run.json")
+    save_run_config(RunConfig(model=str(base), data=(str(data),)), folder / "run" / "run.json")
     return folder
 
 
@@ -107,9 +107,9 @@ def test_an_answer_ends_at_the_adapters_own_tokens(folder):
 @pytest.mark.parametrize(
     ("settings", "template", "origin"),
     [
-        ({"data": "default"}, "gsm8k", "of the training data"),
-        ({"template": "alpaca", "data": "gone.jsonl"}, "alpaca", "as trained"),
-        ({"data": "gone.jsonl"}, "plain", "since the run's is not known"),
+        ({"data": ("default",)}, "gsm8k", "of the training data"),
+        ({"template": "alpaca", "data": ("gone.jsonl",)}, "alpaca", "as trained"),
+        ({"data": ("gone.jsonl",)}, "plain", "since the run's is not known"),
     ],
 )
 def test_the_template_is_that_of_the_training(settings, template, origin, folder):

@@ -182,8 +182,8 @@ def test_a_required_option_that_is_missing_is_named(command):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("train --data a --data b", "--data"),
-        ("train --data=a --data b --model c", "--data"),
+        ("train --model a --model b", "--model"),
+        ("train --model=a --data b --model c", "--model"),
         ("train --packing --no-packing", "--packing"),
         ("train --ds_config a --ds-config a", "--ds-config"),
         ("prepare --source a --output x --output y", "--output"),
@@ -208,3 +208,5 @@ def test_the_options_of_a_fixture_are_replaced_by_those_of_a_test():
     words = "train --data a --no-packing --targets x --ds_config z --data b --packing --targets y"
     expected = "train --targets x --data b --packing --targets y --ds-config 3 --seed -1"
     assert with_last_options([*words.split(), "--ds-config", 3, "--seed", -1]) == expected.split()
+    words = "train --data a --seed 1 --data b --data c --mix b=1 --mix c=2"
+    assert with_last_options(words.split()) == words.replace("--data a ", "").split()

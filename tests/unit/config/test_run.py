@@ -20,7 +20,7 @@ from diablo_ds.errors import UserError
         ("seed", 2**63),
         ("model", "a\0b"),
         ("output", "runs/a\nb"),
-        ("data", "caf\udce9.jsonl"),
+        ("data", ("caf\udce9.jsonl",)),
         ("targets", ("q_proj", "\x1b[2J")),
         ("dropout", 1.0),
         ("schedule", "step"),

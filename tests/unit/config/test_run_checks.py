@@ -7,7 +7,7 @@ import pytest
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 
-STREAM = {"stream": True, "data": "rows.jsonl", "max_steps": 5}
+STREAM = {"stream": True, "data": ("rows.jsonl",), "max_steps": 5}
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,12 @@ STREAM = {"stream": True, "data": "rows.jsonl", "max_steps": 5}
         ({"packing": True, "group_by_length": True}, "no effect with packing"),
         ({"micro_batch": 2, "micro_batch_tokens": 600}, "not both"),
         ({"micro_batch_tokens": 100}, "must hold the longest example"),
-        ({"heldout_data": "x.jsonl"}, "heldout_data has no effect"),
+        ({"heldout_data": ("x.jsonl",)}, "heldout_data has no effect"),
         ({"corpus": "math"}, "corpus has no effect"),
         ({"template": "chat"}, "template has no effect"),
         ({"control_tokens": "read", "template": "chat"}, "needs the template plain"),
         ({"num_epochs": 0.0}, "max_steps or num_epochs"),
-        ({**STREAM, "data": "default"}, "stream needs raw files"),
+        ({**STREAM, "data": ("default",)}, "stream needs raw files"),
         ({**STREAM, "max_steps": 0}, "and max_steps"),
         ({**STREAM, "packing": True}, "packing needs the lengths"),
         ({**STREAM, "overlong": "error"}, "overlong must not be error"),

@@ -102,10 +102,11 @@ def test_the_record_of_an_initial_adapter_is_no_setting(tmp_path):
 @pytest.mark.parametrize("former", ["", "jsonl"])
 def test_the_former_names_of_the_corpus_auto_are_read(former, tmp_path):
     (tmp_path / "run.json").write_text(
-        json.dumps({"data": "d", "corpus": former, "column": ["prompt=Q"]})
+        json.dumps({"data": "d", "heldout_data": "", "corpus": former, "column": ["prompt=Q"]})
     )
     run_config = load_run_config(tmp_path / "run.json")
     assert (run_config.corpus, run_config.column) == ("auto", ("prompt=Q",))
+    assert (run_config.data, run_config.heldout_data) == (("d",), ())
 
 
 YAML = """\

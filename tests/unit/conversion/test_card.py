@@ -28,7 +28,7 @@ CONFIG = AdapterConfig(
 
 def _training(tmp_path, **changes) -> Training:
     values = {
-        "data": str(tmp_path / "deep" / "pairs.jsonl"),
+        "data": (str(tmp_path / "deep" / "pairs.jsonl"),),
         "output": str(tmp_path / "run"),
         "num_blocks": "4",
         "global_batch": 6,
@@ -88,7 +88,7 @@ def test_a_base_without_a_name_on_the_hub_is_left_open(tmp_path):
 
 def test_the_default_base_and_data_have_names_on_the_hub(tmp_path):
     config = AdapterConfig("default", "f", {"a": 2})
-    front = ModelCard(model_card(config, 1, _training(tmp_path, data="default"))).data
+    front = ModelCard(model_card(config, 1, _training(tmp_path, data=("default",)))).data
     assert front.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert front.datasets == ["openai/gsm8k"]
 
@@ -146,10 +146,12 @@ def test_a_prepared_dataset_is_told_of_by_its_manifest(tmp_path):
         "parts": {"train": {**part, "length_histogram": {"bin_width": 1, "counts": [7]}}},
     }
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(manifest))
-    text = model_card(CONFIG, 1, _training(tmp_path, data=str(tmp_path)))
+    text = model_card(CONFIG, 1, _training(tmp_path, data=(str(tmp_path),)))
     assert "- 9 rows read: 5 pairs, 4 own" in text
-    assert "- Licence: pairs: MIT" in text
+    assert "- Licence, by the fields of the rows: pairs: MIT" in text
     assert str(tmp_path) not in text
     assert ModelCard(text).data.datasets == ["org/pairs"]
     (tmp_path / MANIFEST_FILE).write_text("{}")  # of another program
-    assert "by its manifest" not in model_card(CONFIG, 1, _training(tmp_path, data=str(tmp_path)))
+    assert "by its manifest" not in model_card(
+        CONFIG, 1, _training(tmp_path, data=(str(tmp_path),))
+    )

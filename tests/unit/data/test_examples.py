@@ -16,7 +16,7 @@ from tests.tiny import tiny_examples, tiny_tokenizer, write_pairs
 
 def _load(path, vocab_size=264, **changes):
     defaults = {"heldout_share": 0.25, "max_length": 100}
-    config = RunConfig(**{"data": str(path), **defaults, **changes})
+    config = RunConfig(**{"data": (str(path),), **defaults, **changes})
     return loading.load_data(config, tiny_tokenizer(), vocab_size)
 
 
@@ -38,7 +38,7 @@ def test_rows_of_one_example_each_are_split_as_examples(tmp_path):
         order = permutation(20, seed)
         assert heldout.indices.tolist() == sorted(order[:5])
         assert train.indices.tolist() == sorted(order[5:])
-    assert " rows" not in train.describe()
+    assert train.describe().startswith("15 examples, ")
 
 
 def _rows(*lengths):
@@ -54,13 +54,15 @@ def test_what_is_cut_on_access_has_the_length_that_was_counted():
         examples = Examples.from_table(table, LengthLimit(5, overlong), "test")
         assert examples.lengths.tolist() == lengths
         assert [len(example.input_ids) for example in examples] == lengths
-        assert (examples.num_dropped, examples.num_cut) == (num_dropped, num_cut)
+        assert (len(examples.dropped), examples.counts().cut) == (num_dropped, num_cut)
 
 
 def test_examples_of_one_row_are_split_off_together():
     examples = Examples.from_table(_rows(1, 2, 3, 4, 5), LengthLimit(9), "test")
     assert examples.num_rows() == 3
-    assert examples.describe() == "5 examples of 3 rows, 15 tokens from test"
+    assert examples.describe() == (
+        "5 examples of 3 rows, 15 tokens, 15 of them targets; longest 5; from test"
+    )
     for seed in range(5):
         train, heldout = examples.split(0.4, seed)
         assert set(train.table.source_rows(train.indices)).isdisjoint(

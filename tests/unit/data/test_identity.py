@@ -22,7 +22,7 @@ def data(tmp_path) -> Path:
 
 
 def _config(data: Path, **changes) -> RunConfig:
-    return RunConfig(data=str(data), global_batch=4, micro_batch=2, **changes)
+    return RunConfig(data=(str(data),), global_batch=4, micro_batch=2, **changes)
 
 
 def _sources(config: RunConfig):
@@ -135,7 +135,7 @@ def test_with_a_number_of_steps_that_stays(data):
 
 def test_held_out_data_that_changed_leave_the_training_where_it_was(data, tmp_path):
     heldout = write_pairs(tmp_path / "h.jsonl", 6, seed=3)
-    config = _config(data, heldout_data=str(heldout))
+    config = _config(data, heldout_data=(str(heldout),))
     old = _identity(config)
     _cut_to(heldout, 4)
     with pytest.raises(UserError, match="held-out data: 6 examples, now 4"):

@@ -10,13 +10,14 @@ from diablo_ds.data import loading
 from diablo_ds.data.corpora import text_files
 from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.data.labels import Example
+from diablo_ds.data.run_sources import data_files
 from diablo_ds.errors import UserError
 from tests.tiny import encode_pairs, tiny_tokenizer, write_pairs
 
 
 def _load(path, vocab_size=264, **changes):
     defaults = {"heldout_share": 0.25, "max_length": 100}
-    config = RunConfig(**{"data": str(path), **defaults, **changes})
+    config = RunConfig(**{"data": (str(path),), **defaults, **changes})
     return loading.load_data(config, tiny_tokenizer(), vocab_size)
 
 
@@ -61,7 +62,7 @@ def test_overlong_examples_are_counted(tmp_path):
     def lengths(overlong):
         examples, _ = _load(path, heldout_share=0.0, max_length=10, overlong=overlong)
         assert [len(example.input_ids) for example in examples] == examples.lengths.tolist()
-        return examples.lengths.tolist(), examples.num_dropped, examples.num_cut
+        return examples.lengths.tolist(), len(examples.dropped), examples.counts().cut
 
     assert lengths("drop") == ([6], 2, 0)
     # The third row's prompt alone fills the length: cut at the end, it would have no target.
@@ -69,7 +70,7 @@ def test_overlong_examples_are_counted(tmp_path):
     # The second row's completion alone is too long.
     assert lengths("cut-prompt") == ([6, 10], 1, 1)
     examples, _ = _load(path, heldout_share=0.0, max_length=10)
-    assert "2 longer than max_length dropped" in examples.describe()
+    assert "2 skipped: 2 too long" in examples.describe()
     with pytest.raises(UserError, match=r"2 longer than max_length=10 .* row 2 with 24 tokens"):
         _load(path, max_length=10, overlong="error")
     with pytest.raises(UserError, match="at least one example of at most 3 tokens"):
@@ -183,11 +184,9 @@ def test_the_splits_of_a_folder_are_training_and_held_out_data(form, tmp_path, c
     assert _pairs_of(heldout) == ["d?d!"]
     assert "validation" in heldout.describe()
     assert "Not read, as it looks like test data" in caplog.text
-    config = RunConfig(data=str(folder))
-    assert [p.parent.name + p.name for p in loading.data_files(config, "heldout")] != []
-    assert set(loading.data_files(config, "heldout")).isdisjoint(
-        loading.data_files(config, "train")
-    )
+    config = RunConfig(data=(str(folder),))
+    assert [p.parent.name + p.name for p in data_files(config, "heldout")] != []
+    assert set(data_files(config, "heldout")).isdisjoint(data_files(config, "train"))
 
 
 def test_a_saved_dataset_is_read_without_its_caches(tmp_path):

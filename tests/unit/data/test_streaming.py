@@ -30,8 +30,9 @@ def _write(path, count=ROWS, bad=()):
 
 
 def _stream(path, rank=0, world_size=1, vocab_size=257, **changes):
-    options = {"global_batch": 4, "micro_batch": 2, "max_steps": 100, "max_length": 30, **changes}
-    config = RunConfig(data=str(path), stream=True, **options)
+    options = {"global_batch": 4, "micro_batch": 2, "max_steps": 100, "max_length": 30}
+    options = {**options, "max_bad_rows": 0.5, **changes}
+    config = RunConfig(data=(str(path),), stream=True, **options)
     tokenizer = tiny_tokenizer()
     return open_stream(config, tokenizer, Dealer(config, 256, rank, world_size), vocab_size)
 
@@ -139,7 +140,9 @@ def test_data_that_hardly_fits_is_refused_at_the_start(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(UserError, match="at least one row; got none"):
         _stream(tmp_path / "empty.jsonl")
-    with pytest.raises(UserError, match=r"got 11 of the first 20 that do not, such as .*line 1: "):
+    with pytest.raises(
+        UserError, match=r"max_bad_rows=0.5; got 11 of 20 rows that do not fit:\n .*line 1: "
+    ):
         _stream(_write(tmp_path / "bad.jsonl", 20, bad=[*range(9), 15]), max_length=30)
     with pytest.raises(UserError, match="examples of at most 4 tokens"):
         _stream(_write(tmp_path / "d.jsonl"), max_length=4)
@@ -166,7 +169,7 @@ def test_a_conversation_is_one_sequence_of_a_step(tmp_path, caplog):
     rows = [{"messages": [asked, {"role": "assistant", "content": "a"}] * n} for n in (1, 2, 3, 4)]
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    config = RunConfig(data=str(path), stream=True, max_steps=9, global_batch=4, micro_batch=2)
+    config = RunConfig(data=(str(path),), stream=True, max_steps=9, global_batch=4, micro_batch=2)
     with caplog.at_level("INFO", "diablo_ds"):
         stream = open_stream(config, load_tokenizer(folder), Dealer(config, 0, 0, 1), 10**6)
     assert f"3 rows: {LAST_ANSWER}" in caplog.text

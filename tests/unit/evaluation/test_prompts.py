@@ -112,12 +112,12 @@ ROWS = {
 @pytest.mark.parametrize(
     ("settings", "template", "origin"),
     [
-        ({"data": "pairs.jsonl", "template": "plain"}, "plain", "as trained"),
-        ({"data": "default"}, "gsm8k", "of the task"),
-        ({"data": "chats.jsonl"}, "chat", "of the training data"),
-        ({"data": "alpaca.jsonl"}, "alpaca", "of the training data"),
-        ({"data": "pairs.jsonl"}, "gsm8k", "of the task"),
-        ({"data": "gone.jsonl"}, "gsm8k", "of the task"),
+        ({"data": ("pairs.jsonl",), "template": "plain"}, "plain", "as trained"),
+        ({"data": ("default",)}, "gsm8k", "of the task"),
+        ({"data": ("chats.jsonl",)}, "chat", "of the training data"),
+        ({"data": ("alpaca.jsonl",)}, "alpaca", "of the training data"),
+        ({"data": ("pairs.jsonl",)}, "gsm8k", "of the task"),
+        ({"data": ("gone.jsonl",)}, "gsm8k", "of the task"),
     ],
 )
 def test_the_template_follows_the_training(
@@ -158,7 +158,7 @@ def test_the_template_follows_a_prepared_dataset(
         **options,
     )
     pipeline.prepare(prepared, find_tokenizer)
-    run_config = RunConfig(data=str(tmp_path / "out"))
+    run_config = RunConfig(data=(str(tmp_path / "out"),))
     found = choose_task_template(find_task("gsm8k"), "auto", run_config, tokenizers[0])
     assert found == (template, origin)
     # diablo-ds generate asks as the dataset's rows were asked, too.

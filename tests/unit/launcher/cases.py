@@ -12,7 +12,7 @@ from diablo_ds.launcher.job import Job
 
 RUN = RunConfig(
     output="runs/x",
-    data="a b.jsonl",
+    data=("a b.jsonl",),
     targets=("re:.*(q|v)_proj$", "model.layers.*.mlp.up_proj"),
     learning_rate=3e-4,
     packing=True,

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from diablo_ds.data.prepare import chunks, pipeline
+from diablo_ds.data.corpora import chunking
+from diablo_ds.data.prepare import pipeline
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.model.finding import find_tokenizer
@@ -18,7 +19,7 @@ def tokenizer_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 10)
+    monkeypatch.setattr(chunking, "ROWS_PER_CHUNK", 10)
 
 
 @pytest.fixture

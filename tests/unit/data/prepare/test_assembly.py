@@ -97,7 +97,7 @@ def test_a_held_out_share_is_of_complete_conversations(prepare_chats, tmp_path, 
 def test_training_holds_out_full_conversations(is_prepared, prepare_chats, tmp_path, tokenizers):
     manifest = prepare_chats(CHATS)
     data = tmp_path / ("out" if is_prepared else "d.jsonl")
-    config = RunConfig(data=str(data), heldout_share=0.25)
+    config = RunConfig(data=(str(data),), heldout_share=0.25)
     both = load_data(config, load_tokenizer(tokenizers / "qwen3"), 1000)
     train, heldout = (set(_conversations(part, tokenizers)) for part in both)
     assert (len(train), len(heldout)) == (30, 10)
@@ -108,7 +108,7 @@ def test_training_holds_out_full_conversations(is_prepared, prepare_chats, tmp_p
 
 def test_one_conversation_cannot_be_split(tmp_path, tokenizers):
     (tmp_path / "d.jsonl").write_text(json.dumps(CHATS[3]))
-    config = RunConfig(data=str(tmp_path / "d.jsonl"), heldout_share=0.25)
+    config = RunConfig(data=(str(tmp_path / "d.jsonl"),), heldout_share=0.25)
     with pytest.raises(UserError, match="at least 2 rows to hold some out; got 1 in"):
         load_data(config, load_tokenizer(tokenizers / "qwen3"), 1000)
 
@@ -162,7 +162,7 @@ def test_a_dataset_of_an_older_version_is_read_unless_it_split_conversations(
     for part in manifest["parts"].values():
         part["rows"] = part.pop("examples")
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    config = RunConfig(data=str(tmp_path / "out"))
+    config = RunConfig(data=(str(tmp_path / "out"),))
     tokenizer = load_tokenizer(tokenizers / "qwen3")
     for use in (
         lambda: prepare_chats(CHATS, val_share=0.1),

@@ -14,7 +14,9 @@ from tests.unit.data.prepare.preparing import pairs, read_files, write_rows
 def test_a_chunk_comes_back_as_it_was_written(tmp_path):
     examples = [Example([1, 2], [-100, 2]), Example([3], [3]), Example([1, 2], [-100, 2])]
     kept = [KeptExample(e, is_cut=i == 1, row=i // 2) for i, e in enumerate(examples)]
-    counts = ChunkCounts(0, 3, 1, {"rule": 1}, [(7, "rule: x")], {}, 0, {"pairs": 2}, {"note": 1})
+    counts = ChunkCounts(
+        0, 3, 1, {"rule": 1}, [(1, 7, "rule: x")], {}, 3, [9], {"pairs": 2}, {"note": 1}
+    )
     path = chunk_files.chunk_file(tmp_path, 4)
     chunk_files.write_chunk(path, kept, counts)
     table = chunk_files.read_chunk(path)
@@ -31,7 +33,7 @@ def test_a_chunk_comes_back_as_it_was_written(tmp_path):
 
 
 def test_an_empty_chunk_can_be_read(tmp_path):
-    counts = ChunkCounts(0, 0, 0, {}, [], {}, 0, {}, {})
+    counts = ChunkCounts(0, 0, 0, {}, [], {}, 0, [], {}, {})
     path = chunk_files.chunk_file(tmp_path, 0)
     chunk_files.write_chunk(path, [], counts)
     assert chunk_files.digests(chunk_files.read_chunk(path)).shape == (0, 2)
@@ -64,7 +66,7 @@ def test_chunks_of_an_older_version_are_made_again(prepare, tmp_path, monkeypatc
         with pa.ipc.open_stream(file.read_bytes()) as reader:
             table = reader.read_all().drop_columns("row")
         counts = json.loads(table.schema.metadata[b"counts"])
-        del counts["num_too_long"]
+        del counts["too_long"]
         table = table.replace_schema_metadata({"counts": json.dumps(counts)})
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
             out.write_table(table)

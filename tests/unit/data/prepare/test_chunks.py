@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from diablo_ds.data.corpora.chunking import split_chunks
 from diablo_ds.data.corpora.sources import SourceFile
-from diablo_ds.data.prepare.chunks import split_chunks
 from tests.unit.data.prepare.preparing import pairs, read_texts, write_rows
 
 
@@ -13,7 +13,7 @@ def test_chunks_end_with_their_file_and_at_a_number_of_rows(tmp_path):
         for name, count in (("one", 23), ("two", 4))
     ]
     num_bytes = []
-    chunks = list(split_chunks(sources, 0, num_bytes.append))
+    chunks = list(split_chunks(sources, on_bytes=num_bytes.append))
     assert [(c.number, c.file, len(c.rows)) for c in chunks] == [
         (0, 0, 10),
         (1, 0, 10),
@@ -21,7 +21,7 @@ def test_chunks_end_with_their_file_and_at_a_number_of_rows(tmp_path):
         (3, 1, 4),
     ]
     assert sum(num_bytes) == sum(source.path.stat().st_size for source in sources)
-    limited = split_chunks(sources, 12, int)
+    limited = split_chunks(sources, limit=12)
     assert [len(chunk.rows) for chunk in limited] == [10, 2, 4]
 
 

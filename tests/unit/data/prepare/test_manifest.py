@@ -118,10 +118,10 @@ def test_what_was_done_with_chats_is_counted(prepare, tmp_path):
     assert f"1 row: {EACH_ANSWER}" in describe(manifest)
     assert read_files(tmp_path / "out1") == read_files(tmp_path / "out2")
     # Raw rows in training give the same examples, and say the same.
-    config = RunConfig(data=str(path), heldout_share=0.0)
+    config = RunConfig(data=(str(path),), heldout_share=0.0)
     raw, _ = load_data(config, load_tokenizer(Path(tokenizer)), 1000)
     assert len(raw) == 11
-    assert raw.notes == manifest["notes"]
+    assert raw.read.notes == manifest["notes"]
     assert f"1 row: {EACH_ANSWER}" in raw.describe()
     unique = dict.fromkeys((tuple(e.input_ids), tuple(e.labels)) for e in raw)
     table = TokenTable.load(tmp_path / "out1", "train")

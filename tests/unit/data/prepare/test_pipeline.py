@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.data import bad_rows
 from diablo_ds.data.loading import load_data
 from diablo_ds.data.prepare import chunks, pipeline
 from diablo_ds.data.text.tokenization import load_tokenizer
@@ -171,7 +172,7 @@ def test_too_many_bad_rows_end_the_run_with_their_places(prepare, tmp_path):
 
 
 def test_too_many_bad_rows_do_not_wait_for_the_end(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "MIN_ROWS_TO_JUDGE", 30)
+    monkeypatch.setattr(bad_rows, "MIN_ROWS_TO_JUDGE", 30)
     path = write_rows(tmp_path / "d.jsonl", [{"prompt": "a"}] * 5 + pairs(500))
     with pytest.raises(UserError, match="got 5 of 30 rows"):
         prepare(path)
@@ -192,6 +193,6 @@ def test_a_bare_sentencepiece_model_prepares_too(prepare, tmp_path):
 def test_a_dataset_of_another_tokenizer_is_not_trained_on(prepare, tmp_path, tokenizer_folder):
     other = save_bytelevel(tmp_path / "other")
     prepare(write_rows(tmp_path / "d.jsonl", pairs(5)), tokenizer=str(other))
-    config = RunConfig(data=str(tmp_path / "out"))
+    config = RunConfig(data=(str(tmp_path / "out"),))
     with pytest.raises(UserError, match=r"must be made with the model's tokenizer; got .*other"):
         load_data(config, load_tokenizer(tokenizer_folder), 1000)

@@ -22,7 +22,7 @@ def test_rows_come_out_in_their_order_and_train_as_they_are(prepare, tmp_path, t
     assert part.features["input_ids"].feature.dtype == "int32"
     tokenizer = load_tokenizer(tokenizer_folder)
     both = [
-        load_data(RunConfig(data=str(d), heldout_share=0.0), tokenizer, 264)[0]
+        load_data(RunConfig(data=(str(d),), heldout_share=0.0), tokenizer, 264)[0]
         for d in (path, tmp_path / "out")
     ]
     for one, other, row in zip(*both, part, strict=True):
@@ -46,7 +46,7 @@ def test_rows_are_cut_alike_wherever_that_happens(prepare, tmp_path, overlong):
     prepare(path, tokenizer=str(folder), output="cut", **limits)
     prepare(path, tokenizer=str(folder), output="long")
     raw, cut, long = (
-        load_data(RunConfig(data=str(data), heldout_share=0.0, **limits), tokenizer, 1000)[0]
+        load_data(RunConfig(data=(str(data),), heldout_share=0.0, **limits), tokenizer, 1000)[0]
         for data in (path, tmp_path / "cut", tmp_path / "long")
     )
     assert len(raw) == len(cut) == len(long) == (11 if overlong == "cut-prompt" else 9)

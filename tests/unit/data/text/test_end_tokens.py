@@ -27,7 +27,7 @@ def ends(tmp_path):
         path.write_text("\n".join(map(json.dumps, rows)))
         if generation:
             (tmp_path / "model" / "generation_config.json").write_text(json.dumps(generation))
-        train, _ = load_data(RunConfig(data=str(path), heldout_share=0.0), tokenizer, 1000)
+        train, _ = load_data(RunConfig(data=(str(path),), heldout_share=0.0), tokenizer, 1000)
         config = LlamaConfig(eos_token_id=texts["<|endoftext|>"])
         found = find_end_tokens(tokenizer, train.table.last_targets(), tmp_path / "model", config)
         return found, generation_config(found, tmp_path / "model"), texts
