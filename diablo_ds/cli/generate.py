@@ -31,8 +31,8 @@ def generate(**values: Any) -> None:
         prompts = list(options.prompt) or ([] if options.file is None else [_read(options.file)])
         from diablo_ds.adapter.finding import find_adapter
         from diablo_ds.adapter.storage import load_adapter_config
-        from diablo_ds.conversion.merging.inputs import find_base
         from diablo_ds.generation.answering import load_answering
+        from diablo_ds.model.finding import find_base
 
         adapter = find_adapter(options.adapter)
         base = find_base(options.base, load_adapter_config(adapter).base_model, options.adapter)

@@ -49,8 +49,7 @@ def verify(**values: Any) -> None:
         options = from_options(VerifyOptions, values)
         from diablo_ds.adapter.finding import find_adapter
         from diablo_ds.adapter.storage import load_adapter_config
-        from diablo_ds.conversion.merging.inputs import find_base
-        from diablo_ds.model.finding import find_model
+        from diablo_ds.model.finding import find_base, find_model
 
         adapter = find_adapter(options.adapter)
         base = find_base(options.base, load_adapter_config(adapter).base_model, options.adapter)

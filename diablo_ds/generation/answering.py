@@ -12,9 +12,8 @@ import torch
 
 from diablo_ds.adapter.attach import without_deltas
 from diablo_ds.api.functions import load
-from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
+from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE, read_end_ids
 from diablo_ds.data.text.tokenization import Tokenizer, load_tokenizer
-from diablo_ds.files.atomic import read_json
 from diablo_ds.generation.options import GenerateOptions
 from diablo_ds.generation.prompts import choose_template, encode_prompt, run_of
 from diablo_ds.model.generation import stream_greedily
@@ -101,8 +100,8 @@ def load_answering(options: GenerateOptions, adapter: Path, base: Path) -> Answe
     model = load(base, adapter, force=options.force).eval()
     if torch.cuda.is_available():
         model.to("cuda")
-    base_ends = _ends(base / GENERATION_CONFIG_FILE) or {tokenizer.end_id}
-    ends = _ends(adapter / GENERATION_CONFIG_FILE) or {*base_ends, tokenizer.end_id}
+    base_ends = read_end_ids(base / GENERATION_CONFIG_FILE) or {tokenizer.end_id}
+    ends = read_end_ids(adapter / GENERATION_CONFIG_FILE) or {*base_ends, tokenizer.end_id}
     return Answering(
         model,
         tokenizer,
@@ -112,10 +111,3 @@ def load_answering(options: GenerateOptions, adapter: Path, base: Path) -> Answe
         frozenset(base_ends),
         options.max_new_tokens,
     )
-
-
-def _ends(path: Path) -> set[int]:
-    """Return the end tokens that a generation config names, if there is one."""
-    value = read_json(path) if path.is_file() else {}
-    ends = value.get("eos_token_id") if isinstance(value, dict) else None
-    return {i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int}

@@ -89,7 +89,7 @@ class _Generator:
         waiting = sorted(rows, key=lambda row: (len(row.request.prompt), row.index))
         if not self.rules.caches:
             for row in waiting:
-                while not self._take([row], self._logits_of_all([row])):
+                while not self._take([row], self._logits_of_all([row]))[0]:
                     pass
             return
         while waiting or self.batch.rows:

@@ -50,6 +50,29 @@ def find_model(name: str, cache: str = "", *, shared: bool = False) -> Path:
     return folder
 
 
+def find_base(given: str, recorded: str, adapter: Path) -> Path:
+    """Return the folder of an adapter's base.
+
+    Args:
+        given: name or folder that the user gave; empty for none.
+        recorded: the one in the adapter's config.
+        adapter: the adapter's path, for the error.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if given:
+        return find_model(given)
+    if not recorded:
+        raise UserError("a base must be given where the adapter records none; give it by --base")
+    try:
+        return find_model(recorded)
+    except UserError as error:
+        raise UserError(
+            f"{error}; that is the base which {adapter} records; give it by --base"
+        ) from None
+
+
 def lasting_name(name: str) -> str:
     """Return a model's name as it can be written down: a folder's from the root of the file system.
 

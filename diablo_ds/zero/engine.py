@@ -72,6 +72,11 @@ class Engine:
         return self._ds_engine.module
 
     @property
+    def model(self) -> Any:
+        """What makes forwards: DeepSpeed's engine around the Hugging Face model."""
+        return self._ds_engine
+
+    @property
     def device(self) -> torch.device:
         """The device of this rank."""
         return torch.device(self._ds_engine.device)

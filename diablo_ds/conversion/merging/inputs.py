@@ -15,7 +15,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.tensor_files import StoredTensor, find_tensors
 from diablo_ds.model.architecture import read_config_values
 from diablo_ds.model.checkpoint_contents import check_stored_dtypes
-from diablo_ds.model.finding import find_model, fingerprint
+from diablo_ds.model.finding import find_base, fingerprint
 from diablo_ds.model.weight_names import find_weights
 
 logger = logging.getLogger("diablo_ds")
@@ -60,29 +60,6 @@ def find_inputs(options: MergeOptions) -> MergeInputs:
     check_covered(deltas.config, covered, map(_module, matrices))
     layer_of = {name: layer for layer, name in names.items()}
     return MergeInputs(base, found, tensors, adapter, deltas, layer_of)
-
-
-def find_base(given: str, recorded: str, adapter: Path) -> Path:
-    """Return the folder of an adapter's base.
-
-    Args:
-        given: name or folder that the user gave; empty for none.
-        recorded: the one in the adapter's config.
-        adapter: the adapter's path, for the error.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if given:
-        return find_model(given)
-    if not recorded:
-        raise UserError("a base must be given where the adapter records none; give it by --base")
-    try:
-        return find_model(recorded)
-    except UserError as error:
-        raise UserError(
-            f"{error}; that is the base which {adapter} records; give it by --base"
-        ) from None
 
 
 def _module(weight: str) -> str:

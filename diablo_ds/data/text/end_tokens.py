@@ -80,3 +80,10 @@ def _generation_config(model_folder: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{GENERATION_CONFIG_FILE} must be a JSON object; got {path}")
     return value
+
+
+def read_end_ids(path: Path) -> set[int]:
+    """Return the end tokens that a generation config names; none where there is no such file."""
+    value = read_json(path) if path.is_file() else {}
+    ends = value.get("eos_token_id") if isinstance(value, dict) else None
+    return {i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int}

@@ -189,7 +189,7 @@ def test_unequal_threads_are_told():
 
 _PROBE = (
     "import json, time, torch\n"
-    "from diablo_ds.training.machine import measure_bf16_factor\n"
+    "from diablo_ds.model.bf16_speed import measure_bf16_factor\n"
     "torch.set_num_threads(2)\n"
     "factors = [measure_bf16_factor(width) for width in (32, 576, 4096)]\n"
     "print(json.dumps([*factors, torch.get_num_threads()]))"

@@ -1,0 +1,64 @@
+"""Answers of several ranks, with full copies or with shards, are those of one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diablo_ds.evaluation.models import open_models
+from diablo_ds.model.batch_rules import BatchLimits
+from diablo_ds.zero.joining import init_process_group
+from tests.answers import answers, save_base_and_adapter
+from tests.distributed.runner import run_distributed
+
+pytestmark = pytest.mark.distributed
+
+NAMES = ("base", "tuned", "base")
+SMALL = BatchLimits(cache_tokens=150, forward_tokens=60, logit_rows=60, rows=2)
+
+
+def _answers_of_all(
+    base: Path, adapter: Path, placement: str, limits: BatchLimits | None
+) -> list[dict[str, Any]]:
+    """Ask base, adapter, and the base once more."""
+    models = open_models(base=str(base), adapters=[adapter], precision="fp32", placement=placement)
+    assert any("sharded over 2 ranks" in note for note in models.notes) == (placement == "sharded")
+    found = []
+    for name in NAMES:
+        with models.use(name) as model:
+            model.engine._limits = limits
+            found.append(answers(model.engine))
+    return found
+
+
+def _ask(rank: int, base: Path, adapter: Path, folder: Path) -> None:
+    init_process_group()
+    for placement, limits in (("copies", None), ("sharded", SMALL)):
+        found = _answers_of_all(base, adapter, placement, limits)
+        (folder / f"{placement}-{rank}.json").write_text(json.dumps(found))
+
+
+def test_ranks_answer_as_one_process_does(tmp_path):
+    base, adapter = save_base_and_adapter(tmp_path)
+    alone = json.loads(json.dumps(_answers_of_all(base, adapter, "auto", None)))
+    assert alone[0] == alone[2]
+    assert alone[0]["generate"] != alone[1]["generate"]
+    run_distributed(_ask, 2, tmp_path, base, adapter, tmp_path)
+    for placement in ("copies", "sharded"):
+        for rank in range(2):
+            found = json.loads((tmp_path / f"{placement}-{rank}.json").read_text())
+            for mine, other in zip(found, alone, strict=True):
+                assert mine["generate"] == other["generate"]
+                _check_close(mine["choose"], other["choose"], "log_likelihoods")
+                _check_close(mine["losses"], other["losses"], "nats")
+            if placement == "sharded":
+                assert found[0] == found[2]
+
+
+def _check_close(mine: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> None:
+    for one, two in zip(mine, other, strict=True):
+        assert one.pop(key) == pytest.approx(two[key], abs=1e-4)
+        assert one.items() <= two.items()
