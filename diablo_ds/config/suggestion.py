@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 _OF_OTHERS = {
     "base_model": "model",
+    "batch_size": "global_batch",
     "dataset": "data",
     "dataset_path": "data",
     "datasets": "data",

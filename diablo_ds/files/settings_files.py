@@ -38,7 +38,8 @@ def read_settings(path: Path) -> Any:
     file = settings_file(path)
     if file.suffix.lower() not in YAML_SUFFIXES:
         return read_json(file)
+    data = read_bytes(file)
     try:
-        return yaml_files.loads(read_bytes(file))
+        return yaml_files.loads(data)
     except UserError as error:
         raise UserError(f"file must be valid YAML; got {file}: {error}") from None

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 
 from diablo_ds.ranks.software import code_digest
+from diablo_ds.ranks.source_commit import BUILT_FILE
 from tests.e2e.commands import ROOT, environment, losses
 from tests.tiny import save_model
 from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.e2e
-PARTS = ("diablo_ds", "ds_configs", "launch", "pyproject.toml", "README.md", "LICENSE")
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+PARTS = ("diablo_ds", "ds_configs", "launch", *FILES)
+COMMIT_FILE = f"diablo_ds/{BUILT_FILE}"
 
 
 def _run(command: list[Any], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +51,9 @@ def _copy(folder: Path) -> Path:
         else:
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(path, folder / name, symlinks=True, ignore=ignored)
+    identity = ["-c", "user.name=me", "-c", "user.email=me@localhost"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all"]):
+        _run(["git", *words], folder)
     return folder
 
 
@@ -108,20 +114,25 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
         for name in names
         if "__pycache__" not in folder
     }
-    assert _names(wheel) == found
+    assert _names(wheel) == found | {COMMIT_FILE}
     assert {"diablo_ds/config/ds_configs/zero3.json", "diablo_ds/launcher/script/train.py"} <= found
 
 
-def test_the_commands_work_in_an_empty_folder(installed, model, tmp_path):
+def test_the_commands_work_in_an_empty_folder(installed, source, model, tmp_path):
     command, (packages,) = installed / "bin" / "diablo-ds", installed.glob("lib/python*/*-packages")
     script = packages / "diablo_ds" / "launcher" / "script" / "train.py"
     ds_config = packages / "diablo_ds" / "config" / "ds_configs" / "zero3.json"
     options = ["--model", model, "--num-blocks", "4", "--max-steps", "1", "--max-length", "1024"]
 
-    code = "import diablo_ds.ranks.software as s; print(s.__file__, s.code_digest())"
-    where, digest = _run([installed / "bin" / "python", "-c", code], tmp_path).stdout.split()
-    assert Path(where).is_relative_to(packages)
-    assert digest == code_digest()
+    code = (
+        "import diablo_ds.ranks.software as s; import diablo_ds.ranks.source_commit as c; "
+        "print(s.__file__, s.code_digest(), *c.find_commit())"
+    )
+    found = _run([installed / "bin" / "python", "-c", code], tmp_path).stdout.split()
+    assert Path(found[0]).is_relative_to(packages)
+    assert found[1] == code_digest()
+    head = _run(["git", "rev-parse", "HEAD"], source).stdout.strip()
+    assert found[2:] == [head, "False"]
 
     launch = _run([command, "launch", "--dry-run", *options], tmp_path).stdout
     assert f" {script} --ds_config {ds_config} " in launch

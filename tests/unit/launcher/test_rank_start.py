@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from diablo_ds.launcher.rank_start import _given_command
 from diablo_ds.ranks.records import read_records
 from tests.e2e.commands import environment
 
@@ -53,3 +54,13 @@ rank_start.find_identity = lambda environment: Identity(launcher="x", world_size
     (record,) = read_records(tmp_path / "logs")
     assert (record.exit_code, record.has_failed) == (code, True)
     assert "wrong" in (tmp_path / "logs" / "rank-00000.log").read_text()
+
+
+def test_the_command_that_started_the_ranks_is_told_without_secrets(monkeypatch):
+    words = ["launch/train.py", "--local_rank=1", "--env", "HF_TOKEN=hf_secret", "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", words)
+    found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "CROSS_SIZE": "1"}
+    found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    shown = "launch/train.py --env 'HF_TOKEN=***' --seed 3"
+    assert _given_command(found) == f"deepspeed {shown}"
+    assert _given_command({}) == f"python {shown}"
