@@ -9,23 +9,9 @@ from typing import Literal, NamedTuple
 
 from diablo_ds.config.choices import Template
 from diablo_ds.evaluation.question import Question, Verdict
+from diablo_ds.evaluation.sandbox.program import Program
 
 Kind = Literal["generate", "choose", "both", "loss"]
-
-
-class Program(NamedTuple):
-    """An answer that is a program, with what tests it. Neither may be trusted."""
-
-    code: str
-    """What the model wrote, with what the question gave of the program."""
-    test: str
-    """Runs after the code in the same namespace; raises an exception if the code is wrong."""
-    timeout_s: float
-
-    @property
-    def source(self) -> str:
-        """Code and test as one program."""
-        return f"{self.code}\n\n{self.test}\n"
 
 
 class ModelJudge(NamedTuple):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 
-TIMEOUT_S = 3.0
-"""Time for a program and its tests, as in the published protocol."""
 SAMPLED_METRICS = ("pass@1", "pass@5", "pass@10")
 _FENCE = re.compile(
     r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.M | re.S

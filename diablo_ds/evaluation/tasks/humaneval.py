@@ -9,13 +9,9 @@ from pathlib import Path
 from diablo_ds.data.corpora.fields import RowError, text
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.rows import Row, read_questions
-from diablo_ds.evaluation.task import Program, Task
-from diablo_ds.evaluation.tasks._programs import (
-    SAMPLED_METRICS,
-    TIMEOUT_S,
-    definition_start,
-    find_code,
-)
+from diablo_ds.evaluation.sandbox.program import Program
+from diablo_ds.evaluation.task import Task
+from diablo_ds.evaluation.tasks._programs import SAMPLED_METRICS, definition_start, find_code
 
 
 def _find_data() -> Path | None:
@@ -51,8 +47,10 @@ def _program(question: Question, answer: str) -> Program:
     if definition_start(code, name) is None:
         code = f"{prompt}{code}"
     else:
-        code = f"{prompt[: definition_start(prompt, name)]}\n{code}"
-    return Program(code, f"{test}\ncheck({name})", TIMEOUT_S)
+        code = f"{prompt[: definition_start(prompt, name)]}
+{code}"
+    return Program(code, f"{test}
+check({name})", setup=prompt, entry_point=name)
 
 
 TASK = Task(

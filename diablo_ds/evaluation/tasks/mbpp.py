@@ -10,8 +10,9 @@ from diablo_ds.data.corpora.families import mbpp_instruction
 from diablo_ds.data.corpora.fields import Fields, RowError, optional_text
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.rows import Row, read_questions
-from diablo_ds.evaluation.task import Program, Task
-from diablo_ds.evaluation.tasks._programs import SAMPLED_METRICS, TIMEOUT_S, find_code
+from diablo_ds.evaluation.sandbox.program import Program
+from diablo_ds.evaluation.task import Task
+from diablo_ds.evaluation.tasks._programs import SAMPLED_METRICS, find_code
 
 
 def _read(path: Path) -> Iterator[Question]:
@@ -40,7 +41,7 @@ def _texts(row: Fields, field: str) -> list[str]:
 
 
 def _program(question: Question, answer: str) -> Program:
-    return Program(find_code(answer), "\n".join(question.reference["tests"]), TIMEOUT_S)
+    return Program(find_code(answer), "\n".join(question.reference["tests"]))
 
 
 TASK = Task(

@@ -37,7 +37,7 @@ PROBLEM = {
 
 def _passes(program):
     try:
-        exec(compile(program.source, "program", "exec"), {})
+        exec(compile(f"{program.source}\n{program.tests}", "program", "exec"), {})
     except Exception:
         return False
     return True

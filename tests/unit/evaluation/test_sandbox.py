@@ -1,0 +1,325 @@
+"""Programs that mean harm, and those that are right, behind the walls of this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from diablo_ds.errors import UserError
+from diablo_ds.evaluation.sandbox import walled
+from diablo_ds.evaluation.sandbox import walls as walls_module
+from diablo_ds.evaluation.sandbox.program import Limits, Program
+from diablo_ds.evaluation.sandbox.running import check_program, check_programs
+from diablo_ds.evaluation.sandbox.walls import WALLS, Walls, check_walls, find_walls
+
+pytestmark = pytest.mark.slow
+
+LIMITS = Limits(wall_s=60.0)
+TESTS = "assert answer(2) == 4\nassert answer(3) == 9\n"
+RIGHT = "def answer(x):\n    return x * x\n"
+
+
+def _sets() -> list[tuple[str, ...]]:
+    """The walls that are tried: all, and each that keeps files out by itself."""
+    return [tuple(WALLS), ("namespaces",), ("landlock",)]
+
+
+@pytest.fixture(params=_sets(), ids="+".join)
+def walls(request):
+    standing = find_walls().names
+    names = tuple(name for name in request.param if name in standing)
+    if len(request.param) == 1 and not names:
+        pytest.skip(f"this kernel has no {request.param[0]}")
+    if not find_walls().keep_files:
+        pytest.skip("no wall of this machine keeps files out of reach")
+    return Walls(names, True, True)
+
+
+@pytest.fixture
+def all_walls():
+    if not find_walls().names:
+        pytest.skip("this machine has no walls")
+    return find_walls()
+
+
+def run(source, walls, tests=TESTS, limits=LIMITS, **more):
+    return check_program(Program(source, tests, **more), walls, limits)
+
+
+def test_what_is_right_passes_and_what_is_wrong_does_not(walls):
+    assert run(RIGHT, walls) == run(RIGHT, walls)
+    assert run(RIGHT, walls).passed
+    wrong = run("def answer(x):\n    return 4\n", walls)
+    assert not wrong.passed
+    assert wrong.reason == "assert answer(3) == 9: AssertionError"
+
+
+FORGERIES = {
+    "exits": "import sys\nsys.exit(0)",
+    "exits at once": "import os\nos._exit(0)",
+    "exits when called": "import os\ndef answer(x):\n    os._exit(0)",
+    "is equal to everything": (
+        "class Any(int):\n    def __eq__(self, other):\n        return True\n"
+        "def answer(x):\n    return Any(0)"
+    ),
+    "returns an object": (
+        "class Any:\n    def __eq__(self, other):\n        return True\n"
+        "    def __reduce__(self):\n        return (eval, ('4',))\n"
+        "def answer(x):\n    return Any()"
+    ),
+    "replaces the checker": (
+        "import sys, builtins, gc\n"
+        "builtins.AssertionError = type('E', (BaseException,), {})\n"
+        "for m in list(sys.modules.values()):\n"
+        "    for name in ('check', 'answer', 'exec', 'compile'):\n"
+        "        try:\n            setattr(m, name, lambda *a, **k: True)\n"
+        "        except Exception:\n            pass\n"
+        "def answer(x):\n    return 4"
+    ),
+    "writes a verdict": (
+        "import os, json\n"
+        "for fd in range(3, 64):\n"
+        "    try:\n        os.write(fd, json.dumps({'reason': ''}).encode())\n"
+        "    except OSError:\n        pass\n"
+        "def answer(x):\n    return 4"
+    ),
+    "sends what runs code": (
+        "import os, pickle, struct\n"
+        "class Bad:\n    def __reduce__(self):\n        return (os._exit, (0,))\n"
+        "data = pickle.dumps(('value', Bad()))\n"
+        "for fd in range(3, 64):\n"
+        "    try:\n        os.write(fd, struct.pack('<I', len(data)) + data)\n"
+        "    except OSError:\n        pass\n"
+    ),
+    "raises what ends processes": "def answer(x):\n    raise SystemExit(0)",
+    "defines nothing": "x = 1",
+    "is no Python": "def answer(x:",
+}
+
+
+@pytest.mark.parametrize("source", FORGERIES.values(), ids=FORGERIES)
+def test_no_program_passes_without_solving(source, all_walls):
+    outcome = run(source, all_walls)
+    assert not outcome.passed
+    assert outcome.reason
+
+
+def test_the_tests_use_the_helpers_of_the_question(all_walls):
+    tests = "assert abs(helper(answer(1))) < 1\n"
+    setup = "def helper(x):\n    return x\ndef answer(x):\n    '''To be written.'''\n"
+    fake = "def helper(x):\n    return 0\ndef answer(x):\n    return 7\n"
+    assert not run(fake, all_walls, tests, setup=setup, entry_point="answer").passed
+    right = "def answer(x):\n    return x - x\n"
+    assert run(right, all_walls, tests, setup=setup, entry_point="answer").passed
+
+
+def test_objects_of_a_program_are_used_across(all_walls):
+    source = (
+        "import math\nfrom collections import Counter\n"
+        "class Node:\n    def __init__(self, value):\n        self.value, self.next = value, None\n"
+        "def total(node):\n    return node.value + (total(node.next) if node.next else 0)\n"
+        "def count(text):\n    return Counter(text)\n"
+        "def squares(n):\n    return (i * i for i in range(n))\n"
+        "def fails():\n    raise ValueError('no')\n"
+    )
+    tests = (
+        "first = Node(1)\nfirst.next = Node(2)\nassert total(first) == 3\n"
+        "assert count('aab') == {'a': 2, 'b': 1}\n"
+        "assert list(squares(3)) == [0, 1, 4]\nassert math.pi > 3\n"
+        "try:\n    fails()\nexcept ValueError as error:\n    assert str(error) == 'no'\n"
+        "else:\n    raise AssertionError\n"
+    )
+    assert run(source, all_walls, tests).reason == ""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "while True:\n    pass",
+        "import time\ntime.sleep(1000)",
+        "def answer(x):\n    while True:\n        pass",
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True:\n    pass",
+    ],
+    ids=["loop", "sleep", "loop in the call", "ignores the limit"],
+)
+def test_an_endless_program_is_ended(source, all_walls):
+    outcome = run(source, all_walls, limits=Limits(cpu_s=1, wall_s=5.0))
+    assert not outcome.passed
+    assert "1 s of computation" in outcome.reason or "longer than 5 s" in outcome.reason
+
+
+def test_a_fork_bomb_is_ended_with_all_its_processes(walls):
+    source = (
+        "import os, time\n"
+        "def bomb():\n"
+        "    while True:\n"
+        "        try:\n            os.fork()\n"
+        "        except OSError:\n            time.sleep(0.05)\n"
+        "try:\n    os.setsid()\nexcept OSError:\n    pass\n"
+        "for _ in range(3):\n    os.fork()\n"
+        "time.sleep(60)\n"
+    )
+    if "namespaces" in walls.names:  # without them only a user who is not root is limited
+        source = source.replace("for _ in range(3):\n    os.fork()\n", "bomb()\n")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, source, walls, limits=Limits(cpu_s=2, wall_s=4.0))
+        while not running.done() and _num_walled() < 8:
+            time.sleep(0.02)
+        assert not running.done()
+        outcome = running.result()
+    assert not outcome.passed
+    deadline = time.monotonic() + 60
+    while _num_walled() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _num_walled() == 0
+
+
+def _num_walled():
+    """Return how many processes that this one had started for programs are left."""
+    mine = f"diablo-program-{os.getpid()}-"
+    found = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    found += mine.encode() in file.read()
+            except OSError:
+                pass
+    return found
+
+
+def test_a_memory_bomb_is_an_error_of_the_program(walls):
+    outcome = run("data = bytearray(8 << 30)", walls)
+    assert not outcome.passed
+    assert "MemoryError" in outcome.reason
+
+
+def test_a_flood_of_output_is_cut(all_walls):
+    outcome = run("while True:\n    print('x' * 100000)", all_walls)
+    assert not outcome.passed
+    assert "printed more than" in outcome.reason
+    assert len(outcome.output) <= 2000
+
+
+def test_a_large_file_is_refused(walls):
+    source = "with open('large', 'wb') as file:\n    file.write(bytes(64 << 20))\n"
+    outcome = run(source, walls)
+    assert not outcome.passed
+    assert "OSError" in outcome.reason or "SIGXFSZ" in outcome.reason
+
+
+def test_nothing_of_the_home_folder_and_the_environment_is_seen(walls, tmp_path, monkeypatch):
+    home = os.path.expanduser("~")
+    secret = tmp_path / "token"
+    secret.write_text("very secret")
+    monkeypatch.setenv("SECRET_TOKEN", "very secret")
+    source = (
+        "import os\n"
+        "def read(path):\n"
+        "    try:\n        with open(path, 'rb') as file:\n"
+        "            return file.read().decode()\n"
+        "    except OSError as error:\n        return type(error).__name__\n"
+        "def environment():\n    return dict(os.environ)\n"
+        "def parents():\n"
+        "    return [read(f'/proc/{pid}/environ') for pid in ('self', os.getppid(), 1)]\n"
+        "def entries(path):\n"
+        "    try:\n        return os.listdir(path)\n"
+        "    except OSError:\n        return []\n"
+    )
+    tests = (
+        f"assert 'secret' not in read({str(secret)!r})\n"
+        "assert 'SECRET_TOKEN' not in environment()\n"
+        "assert not any('SECRET' in text for text in parents())\n"
+        f"assert all(entry in {str(walled.readable())!r} for entry in entries({home!r}))\n"
+        "assert set(entries('/etc')) <= {'ld.so.cache', 'localtime'}\n"
+    )
+    assert run(source, walls, tests).reason == ""
+
+
+def test_nothing_is_written_outside_its_folder(walls, tmp_path):
+    target = tmp_path / "written"
+    source = (
+        "import os\n"
+        "def write(path):\n"
+        "    try:\n        with open(path, 'w') as file:\n            file.write('x')\n"
+        "        return True\n"
+        "    except OSError:\n        return False\n"
+        "def own():\n    return write('own')\n"
+        "library = os.path.dirname(os.__file__)\n"
+    )
+    tests = (
+        f"assert own()\nassert not write({str(target)!r})\n"
+        f"assert not write({str(tmp_path.parent / 'x')!r})\n"
+        "assert not write(library + '/written')\nassert not write('/dev/shm/written')\n"
+    )
+    assert run(source, walls, tests).reason == ""
+    assert not target.exists()
+
+
+def test_no_socket_reaches_anything(walls):
+    with socket.socket() as server, socket.socket(socket.AF_UNIX) as local:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        local.bind(f"\0diablo-{os.getpid()}")
+        local.listen()
+        source = (
+            "import socket\n"
+            "def reaches(family, address):\n"
+            "    try:\n"
+            "        with socket.socket(family) as client:\n"
+            "            client.settimeout(2)\n            client.connect(address)\n"
+            "        return True\n"
+            "    except OSError:\n        return False\n"
+            "def local(name):\n    return reaches(socket.AF_UNIX, name)\n"
+            "def net(*address):\n    return reaches(socket.AF_INET, address)\n"
+        )
+        tests = (
+            f"assert not net('127.0.0.1', {server.getsockname()[1]})\n"
+            f"assert not local('\\0diablo-{os.getpid()}')\n"
+        )
+        assert run(source, walls, tests).reason == ""
+
+
+def test_no_other_process_is_killed(walls):
+    with subprocess.Popen(["sleep", "300"]) as victim:
+        source = (
+            "import os, signal\n"
+            f"for pid in (os.getppid(), {os.getpid()}, {victim.pid}, -1):\n"
+            "    try:\n        os.kill(pid, signal.SIGKILL)\n"
+            "    except OSError:\n        pass\n" + RIGHT
+        )
+        outcome = run(source, walls)
+        assert victim.poll() is None
+        victim.kill()
+    assert outcome.passed or "ended before" in outcome.reason
+
+
+def test_programs_are_told_apart_and_stay_in_order(all_walls):
+    sources = [RIGHT if i % 2 else "def answer(x):\n    return 0\n" for i in range(6)]
+    seen = []
+    outcomes = check_programs(
+        (Program(source, TESTS) for source in sources), all_walls, LIMITS, on_outcome=seen.append
+    )
+    assert [outcome.passed for outcome in outcomes] == [False, True] * 3
+    assert seen == outcomes
+
+
+def test_the_walls_that_stand_are_said(all_walls):
+    text = all_walls.describe()
+    for name in all_walls.names:
+        assert WALLS[name] in text
+
+
+def test_without_walls_programs_are_refused_unless_that_is_asked_for(monkeypatch):
+    none = Walls((), False, False, ("namespaces (not permitted)",))
+    monkeypatch.setattr(walls_module, "find_walls", lambda: none)
+    with pytest.raises(UserError, match="--weak-sandbox"):
+        check_walls(may_be_weak=False)
+    assert check_walls(may_be_weak=True) is none
+    assert run(RIGHT, none).passed
+    assert not run("import sys\nsys.exit(0)", none).passed
