@@ -47,10 +47,8 @@ def _program(question: Question, answer: str) -> Program:
     if definition_start(code, name) is None:
         code = f"{prompt}{code}"
     else:
-        code = f"{prompt[: definition_start(prompt, name)]}
-{code}"
-    return Program(code, f"{test}
-check({name})", setup=prompt, entry_point=name)
+        code = f"{prompt[: definition_start(prompt, name)]}\n{code}"
+    return Program(code, f"{test}\ncheck({name})", setup=prompt, entry_point=name)
 
 
 TASK = Task(
