@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diablo_ds
 from diablo_ds.evaluation.sandbox.program import Limits
 
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from diablo_ds.evaluation.sandbox.inside import main; main()"
 )
-_ROOT = Path(__file__).parents[3]
+_IMPORTED_FROM = Path(diablo_ds.__file__).parents[1]
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -87,7 +88,7 @@ def start(
         **more,
     }
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _START, str(_ROOT), json.dumps(settings)],
+        [sys.executable, "-I", "-S", "-c", _START, str(_IMPORTED_FROM), json.dumps(settings)],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
