@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
 """Names that earlier versions gave to delta paths."""
+_INPUTS = ("model", "data", "heldout_data", "init_adapter")
+"""Settings that name files to read."""
 PARENT = "parent"
 """Key of what a run's file records of the adapter that it started from; no setting."""
 DS_CONFIG = "ds_config"
@@ -136,7 +139,7 @@ def parse_settings(values: Any, source: Path) -> FileSettings:
     if not isinstance(values, dict):
         raise UserError(f"run config must be an object; got {type(values).__name__} in {source}")
     values = _with_field_names(values, source)
-    is_record = bool(values.pop(STARTS, None))
+    starts = values.pop(STARTS, None)
     values.pop(PARENT, None)
     ds_config, steps = values.pop(DS_CONFIG, None), values.pop(ACCUMULATION, None)
     if not isinstance(ds_config, dict | str | None) or ds_config == "":
@@ -156,7 +159,31 @@ def parse_settings(values: Any, source: Path) -> FileSettings:
             raise UserError(f"{error}, in {source}") from None
     named = Path(ds_config) if isinstance(ds_config, str) else None
     file = source if isinstance(ds_config, dict) else named
-    return FileSettings(values, file, steps, is_record)
+    return FileSettings(_found_inputs(values, starts), file, steps, bool(starts))
+
+
+def _found_inputs(values: dict[str, Any], starts: Any) -> dict[str, Any]:
+    """Return a record's values with inputs that are only found from where the run was started.
+
+    Args:
+        values: settings by name.
+        starts: the record's entries, which may be anything.
+    """
+    last = starts[-1] if isinstance(starts, list) and starts else None
+    folder = last.get("working_folder") if isinstance(last, dict) else None
+    if not isinstance(folder, str):
+        return values
+
+    def found(path: str) -> str:
+        there = os.path.join(folder, path)
+        is_only_there = path and not os.path.exists(path) and os.path.exists(there)
+        return there if is_only_there else path
+
+    inputs = {name: values[name] for name in _INPUTS if name in values}
+    return values | {
+        name: tuple(map(found, value)) if isinstance(value, tuple) else found(value)
+        for name, value in inputs.items()
+    }
 
 
 def read_ds_config(path: Path) -> Any:

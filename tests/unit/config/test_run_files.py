@@ -165,3 +165,18 @@ def test_files_of_users_are_checked(text, message, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_settings(tmp_path / "mine.yaml")
+
+
+def test_a_record_finds_its_inputs_from_another_working_folder(tmp_path, monkeypatch):
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder, names in ((there, ("pairs.jsonl", "both.jsonl")), (here, ("both.jsonl",))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    run_config = RunConfig(data=("pairs.jsonl", "both.jsonl"), model="org/name")
+    starts = [{"working_folder": str(there)}]
+    save_run_config(run_config, there / "run.json", starts=starts)
+    monkeypatch.chdir(here)
+    found = load_settings(there).settings
+    assert found["data"] == (f"{there}/pairs.jsonl", "both.jsonl")
+    assert found["model"] == "org/name"
