@@ -135,7 +135,7 @@ def _launch_sweep(
     """Show, check or start the runs of a sweep; return the exit code."""
     from diablo_ds.cli.sweep import build_runs, read_axes, sweep_folder
     from diablo_ds.launcher import supervisor
-    from diablo_ds.launcher.sweep import Sweep, SweptRun
+    from diablo_ds.launcher.sweep import Sweep, SweptRun, check_targets_of
 
     if cluster.runner != "local":
         raise UserError(
@@ -155,6 +155,8 @@ def _launch_sweep(
             _say_hidden(cluster)
             return 0
         code = _check_hosts(runs[0].run_config, runs[0].ds_config, cluster, start)
+        if code is None and not start.skip_checks:
+            check_targets_of(runs, cluster)
     if code is not None:
         return code
     os.environ[COMMAND] = given_command()

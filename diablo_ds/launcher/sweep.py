@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from diablo_ds.config.sweep import Axis, Combination
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
 from diablo_ds.files.layout import SWEEP_FILE, Kind, RunFolder, kind_of
+from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.launcher.launcher_output import say
 from diablo_ds.launcher.supervisor import RunEnd
 from diablo_ds.launcher.sweep_report import (
@@ -24,6 +27,7 @@ from diablo_ds.launcher.sweep_report import (
     write_sweep,
 )
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
+from diablo_ds.training import checking
 from diablo_ds.training.run_folder import load_recorded
 
 
@@ -61,6 +65,31 @@ def check_sweep_folder(root: Path) -> None:
             "output of a sweep must be a folder that is new, empty or a sweep's; got "
             f"output={str(root)!r}, {kind.value}; choose another --output"
         )
+
+
+def check_targets_of(runs: Sequence[SweptRun], cluster: Cluster) -> None:
+    """Make sure that the base models have the targets and block counts of all runs to come.
+
+    That is asked of the ranks' Python; where it has no answer, each run finds out by itself.
+
+    Raises:
+        UserError: if a run has none.
+    """
+    open_runs = [(run.name, run.run_config) for run in runs if not run.is_done()]
+    if not open_runs:
+        return
+    say(f"Checking the targets and block counts of {len(open_runs)} runs ...")
+    done = subprocess.run(
+        [*cluster.python(), "-m", checking.MODULE],
+        input=checking.runs_as_json(open_runs),
+        env={**os.environ, **cluster.env, **cluster.hidden_env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    if done.returncode == EXIT_USER_ERROR and done.stdout:
+        raise UserError(done.stdout.strip())
 
 
 class Sweep:

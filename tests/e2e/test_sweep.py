@@ -7,7 +7,7 @@ import json
 import pytest
 
 from diablo_ds.files.layout import SWEEP_FILE
-from tests.e2e.commands import diablo_ds, losses
+from tests.e2e.commands import assert_user_error, diablo_ds, losses
 
 pytestmark = pytest.mark.e2e
 
@@ -31,3 +31,11 @@ def test_a_sweep_trains_every_combination_once(options, tmp_path):
     again = diablo_ds("launch", "--sweep", "num-blocks=2,4", *words)
     assert again.stderr.count("is done already") == 2
     assert "deepspeed" not in again.stdout + again.stderr
+
+
+def test_a_sweep_with_a_block_count_that_does_not_divide_starts_no_run(options, tmp_path):
+    at = options.index("--num-blocks")
+    words = [*options[:at], *options[at + 2 :], "--output", tmp_path / "sweep"]
+    refused = diablo_ds("launch", "--sweep", "num-blocks=4,5", *words, check=False)
+    assert_user_error(refused, "run num-blocks=5 of the sweep: num_blocks must divide")
+    assert not (tmp_path / "sweep").exists()
