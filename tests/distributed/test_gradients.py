@@ -19,7 +19,7 @@ from tests.tiny import save_model
 
 pytestmark = pytest.mark.distributed
 STAGES = ("zero0.json", "zero1.json", "zero2.json", "zero3.json", "zero3_offload.json")
-REPEATS = 6
+REPEATS = 3
 ONE_ROW = dataclasses.replace(CONFIG, precision="bf16", weight_decay=0.0, micro_batch=1)
 FOUR_ROWS = dataclasses.replace(ONE_ROW, micro_batch=4)
 Gradients = dict[str, Tensor]
@@ -81,7 +81,7 @@ def _measure(rank: int, folder: Path, output: Path) -> None:
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    model = save_model(folder / "model")
+    model = save_model(folder / "model", num_hidden_layers=1)
     run_distributed(_measure, 2, folder, model, folder / "errors.json")
     return json.loads((folder / "errors.json").read_text())
 
@@ -89,9 +89,9 @@ def errors(tmp_path_factory):
 @pytest.mark.parametrize("ds_file", STAGES)
 def test_many_micro_batches_lose_nothing_in_bf16(ds_file, errors):
     found = errors[ds_file]
-    assert found["num_micro_steps"] == 72
+    assert found["num_micro_steps"] == 36
     assert found["fp32"] < 1e-6
     # What the same sum loses in the model's dtype, so that the line above says something.
-    assert found["bf16"] > 5e-3
+    assert found["bf16"] > 2e-3
     # A micro batch's own gradient is rounded to bf16 once, whatever its size.
     assert found["large"] < 5e-3

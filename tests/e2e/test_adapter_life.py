@@ -27,7 +27,7 @@ from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.start import start_engine
 from tests import forked
 from tests.distributed.runner import run_distributed
-from tests.e2e.commands import ZERO3, deepspeed, environment, losses
+from tests.e2e.commands import ZERO3, environment, losses
 from tests.tiny import save_model, write_pairs
 from tests.waiting import WAIT_S
 
@@ -119,7 +119,7 @@ def run(base, heldout, tmp_path_factory) -> Path:
         f"--output {folder} --num-blocks 4 --micro-batch 4 --global-batch 8 --precision fp32 "
         f"--max-steps {NUM_STEPS} --learning-rate 0.05"
     )
-    deepspeed(*options.split(), num_ranks=2)
+    forked.ranks(*options.split())
     return folder
 
 

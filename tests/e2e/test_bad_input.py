@@ -11,14 +11,14 @@ import pytest
 
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE
 from tests import forked
-from tests.e2e.commands import ROOT, assert_user_error, deepspeed, diablo_ds, losses
+from tests.e2e.commands import ROOT, assert_user_error, deepspeed, losses
 from tests.tiny import save_model
 
 pytestmark = pytest.mark.e2e
 
 
-def _fails(options, *changes, parts, command="train", program=forked.diablo_ds):
-    assert_user_error(program(command, *options, *changes, check=False), *parts)
+def _fails(options, *changes, parts, command="train"):
+    assert_user_error(forked.diablo_ds(command, *options, *changes, check=False), *parts)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_wrong_run_config_keys_are_named(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"modle": "x"}))
     parts = ["known keys only", "modle", str(path)]
-    _fails([], "--config", path, parts=parts, program=diablo_ds)
+    _fails([], "--config", path, parts=parts)
 
 
 def test_a_row_that_cannot_be_text_does_not_end_a_stream(options, tmp_path):
@@ -156,7 +156,7 @@ def test_inspecting_nothing_is_named(tmp_path):
         (tmp_path / "nowhere", "nowhere, which does not exist"),
         (tmp_path, "path must be a run folder, a checkpoint, an adapter or a prepared dataset"),
     ):
-        _fails([], path, command="inspect", parts=[part], program=diablo_ds)
+        _fails([], path, command="inspect", parts=[part])
 
 
 def test_under_the_launcher_one_message_and_all_ranks_end(options, tmp_path):

@@ -106,6 +106,7 @@ def test_packing_wastes_less_than_three_percent(prepared):
         assert 1 - num_tokens / sum(batch.input_ids.numel() for batch in batches) < 0.03
 
 
+@pytest.mark.parametrize("prepared", ["math"], indirect=True, scope="module")
 def test_real_files_train_smollm2_under_zero3_on_two_ranks(prepared, tmp_path):
     """Short examples, small batches, the last layers: 6 steps of the real model on two cores."""
     options = ["--ds_config", ZERO3, "--data", prepared, "--output", tmp_path / "run"]

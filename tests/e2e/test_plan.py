@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.e2e.commands import ROOT, diablo_ds, environment
+from tests.e2e.commands import ROOT, environment
+from tests.forked import diablo_ds
 from tests.tiny import save_model, write_pairs
 
 pytestmark = pytest.mark.e2e

@@ -32,7 +32,7 @@ interpreter._patch_lang_tensor = _patch_tensor_for_numpy
 COMBINATIONS = [
     *((case, torch.bfloat16) for case in CASES),
     *((case, torch.float32) for case in CASES if case.in_block < 128),  # slow
-    *((case, torch.float16) for case in CASES[:4]),
+    *((case, torch.float16) for case in CASES[2:4]),
 ]
 
 
@@ -103,10 +103,11 @@ def test_offsets_beyond_two_to_the_31(tmp_path):
     assert not x.any()
 
 
+# Every two of the three together, not all three.
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("block", [(9, 24), (64, 100), (200, 40)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_both_gradients_in_one_launch_equal_two(block, accumulate, dtype):
+def test_both_gradients_in_one_launch_equal_two(block, accumulate):
+    dtype = torch.float16 if accumulate == (block == (64, 100)) else torch.float32
     tokens, num_blocks = 600, 2
     x, grad_y = (_integers(tokens, num_blocks * width).to(dtype) for width in block)
     delta = _integers(num_blocks, *block).to(dtype)
