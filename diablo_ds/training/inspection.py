@@ -67,7 +67,7 @@ def _start_line(start: Mapping[str, Any]) -> str:
     hosts = [host["name"] for host in start.get("hosts", ()) if "name" in host]
     facts = [
         f"after step {start['start_step']}" if start.get("start_step") else "",
-        f"{start['world_size']} ranks" if "world_size" in start else "",
+        f"world size {start['world_size']}" if "world_size" in start else "",
         f"on {', '.join(hosts)}" if hosts else "",
         f"commit {start['commit'][:12]}" if start.get("commit") else "",
     ]
