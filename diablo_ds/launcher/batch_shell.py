@@ -10,6 +10,10 @@ if [ -z "${{{name}+set}}" ]; then
     exit {user_error}
 fi"""
 
+OWN_MEMORY = """\
+# Of the job in whose shell this one was submitted: srun refuses them beside this one's memory.
+unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU"""
+
 EXIT_IF_DONE = """\
 if {is_done}; then
     echo "$run_folder is done."

@@ -44,6 +44,11 @@ class NodeRequest:
     has_cpus_per_task: bool = False
     """Whether the job asks for a number of CPUs per task."""
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether the job asks for memory per node here."""
+        return any(option.startswith("--mem=") for option in self.options)
+
 
 def find_nodes(partition: str) -> list[Node]:
     """Return the nodes of a partition, as `sinfo` shows them; none where it shows none.

@@ -99,6 +99,7 @@ def build_script(
         f"cd {shlex.quote(str(folder))}",
         *job.setup,
         "set -u",  # not before: modules and conda use variables that are not set
+        *([batch_shell.OWN_MEMORY] if request.has_memory else []),
         *(
             batch_shell.INHERITED.format(name=name, user_error=EXIT_USER_ERROR)
             for name in inherited

@@ -110,6 +110,14 @@ def test_a_job_names_the_variables_that_it_inherits_and_holds_no_value():
     assert "--env B_KEY" not in text
 
 
+def test_a_job_that_asks_for_memory_drops_what_another_jobs_shell_says_of_it():
+    run = dataclasses.replace(RUN, micro_batch=1)
+    asks = build_script(run, DEFAULT_DS_CONFIG, make_job(mem="9G"), {}, Path("/"))
+    per_cpu = make_job(sbatch_option=("--mem-per-cpu=1G",))
+    assert "unset SLURM_MEM_PER_CPU" in asks
+    assert "unset" not in build_script(run, DEFAULT_DS_CONFIG, per_cpu, {}, Path("/"))
+
+
 @pytest.mark.parametrize(("port", "word"), [(0, "0"), (12345, "12345")])
 def test_ranks_choose_the_port_of_a_job_unless_it_is_given(port, word):
     text = _script(dataclasses.replace(RUN, micro_batch=1), master_port=port)
