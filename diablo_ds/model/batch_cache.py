@@ -165,8 +165,10 @@ def drop_columns(cache: Any, count: int) -> None:
         return
     for layer in cache.layers:
         kind = _kind(layer)
-        if kind == "plain":
+        if isinstance(layer, _roomy_layer()):
             layer.drop_columns(count)
+        elif kind == "plain":
+            layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
         elif kind == "sliding":
             layer.cumulative_length -= count
             stored = min(layer.cumulative_length, layer.sliding_window - 1)

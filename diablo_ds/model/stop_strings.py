@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-_EXTRA_TOKENS = 4
+_EXTRA_TOKENS = 5
 """Besides a token for each byte of a stop string, for tokens without any text of their own."""
 
 
@@ -37,8 +37,9 @@ class StopStrings:
         """Return the text up to the first stop string; None as long as there is none."""
         if not self._stops:
             return None
-        # Most of the time the last tokens tell that there is none.
-        tail = self._decode(tokens[-self._window :])
+        # Most of the time the last tokens tell that there is none. Some tokenizers decode the first
+        # without its space.
+        tail = self._decode([*self._before, *tokens[-self._window :]][-self._window :])
         if not any(stop in tail for stop in self._stops):
             return None
         text = self.text(tokens)
