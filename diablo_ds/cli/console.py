@@ -35,6 +35,8 @@ def run_command(command: click.Command) -> None:
         command()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if terminal.lost_reader():
+        terminal.discard_output()  # what is buffered cannot be written any more
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
         sys.exit(code)
@@ -94,7 +96,13 @@ class clean_errors:  # noqa: N801 - reads as a statement
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        """Replace errors that a user can act on by a message; the others keep their traceback."""
+        """Replace errors that a user can act on by a message; the others keep their traceback.
+
+        Where the reader of the output, such as head, has seen enough, the command ends quietly.
+        """
+        if isinstance(error, BrokenPipeError) and terminal.lost_reader():
+            terminal.discard_output()
+            sys.exit(0)
         if error is not None and is_reported(error):
             if isinstance(error, IdentityError):  # nothing tells which one is rank 0
                 click.echo(f"Error: {error}", err=True)

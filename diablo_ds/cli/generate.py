@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,14 +37,11 @@ def generate(**values: Any) -> None:
         base = find_base(options.base, load_adapter_config(adapter).base_model, options.adapter)
         answering = load_answering(options, adapter, base)
         click.echo(f"Template {answering.template}, {answering.origin}.", err=True)
-        try:
-            if options.chat:
-                _chat(answering, options.compare_base)
-            for prompt in prompts:
-                messages = [{"role": "user", "content": prompt}]
-                _answer(answering, messages, messages if options.compare_base else None)
-        except BrokenPipeError:  # the reader, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if options.chat:
+            _chat(answering, options.compare_base)
+        for prompt in prompts:
+            messages = [{"role": "user", "content": prompt}]
+            _answer(answering, messages, messages if options.compare_base else None)
 
 
 def _chat(answering: Answering, compare_base: bool) -> None:

@@ -45,6 +45,22 @@ def shows_progress() -> bool:
     return sys.stderr.isatty() or bool(os.environ.get(TERMINAL))
 
 
+def lost_reader() -> list[int]:
+    """Return which of stdout and stderr are pipes that nobody reads any more."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)  # errors are always reported
+    return [descriptor for descriptor, event in poll.poll(0) if event & select.POLLERR]
+
+
+def discard_output() -> None:
+    """Let what is still written to a pipe without a reader lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in lost_reader():
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 class Outlet:
     """Writes from a thread of its own, so that neither a slow reader nor an error holds up a run.
 

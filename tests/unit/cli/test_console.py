@@ -88,3 +88,46 @@ def test_waiting_threads_share_their_core_unless_told_otherwise(monkeypatch, giv
             click.Command("x", callback=lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
         )
     assert seen == [expected]
+
+
+PIPED = """
+import os, sys
+import click
+from diablo_ds.cli.console import clean_errors, run_command
+from diablo_ds.cli.main import main
+
+@main.command("talk")
+def talk():
+    with clean_errors():
+        for _ in range(100_000):
+            click.echo("a line of text")
+
+for words in [[name, "--help"] for name in main.commands] + [["--help"], ["talk"]]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 1)
+        os.close(reading)
+        os.close(writing)
+        sys.argv = ["diablo-ds", *words]
+        run_command(main)
+    os.close(writing)
+    if words == ["talk"]:
+        assert os.read(reading, 1) == b"a"
+    os.close(reading)
+    _, status = os.waitpid(child, 0)
+    print(*words, os.waitstatus_to_exitcode(status), flush=True)
+"""
+"""Every command, with output that nobody reads, or, like head, reads no further."""
+
+
+def test_a_reader_that_leaves_ends_every_command_quietly():
+    result = subprocess.run(
+        [sys.executable, "-c", PIPED], check=False, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    codes = dict(line.rsplit(" ", 1) for line in result.stdout.splitlines())
+    assert codes.pop("talk") == "0"
+    assert set(codes.values()) <= {"0", "1"}  # the help of click's says 1
+    assert "train --help" in codes
