@@ -19,7 +19,9 @@ def choose_task_template(
     """Return the template of a task's prompts for one model, and where it is from, for the user.
 
     In this order: what the user gives; what the user gave for the training; that of the training
-    data, where the task follows it; that of the task.
+    data, where the task follows it; that of the task. Losses of different models are of the same
+    tokens, so that their training does not matter: it is what the user gives, or "auto" for that of
+    each row.
 
     Args:
         task: whose questions are asked.
@@ -31,6 +33,8 @@ def choose_task_template(
         UserError: if the template is chat, and the tokenizer has none.
     """
     template, origin = given, "as given"
+    if task.kind == "loss" and given == AUTO:
+        return AUTO, "of each row"
     if template == AUTO and run_config is not None:
         trained, is_given = trained_template(run_config)
         if is_given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from diablo_ds.evaluation.rows import Row, instruction_of, read_questions
 from diablo_ds.evaluation.task import Task
 from diablo_ds.evaluation.tasks._math_equality import check_installed, compare
 
-_BOXES = ("\\boxed", "\\fbox")
+_SOLUTIONS = ("solution", "output", "response")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile(r"(?<!\\)[{}]")
 
 
 def _read(path: Path) -> Iterator[Question]:
@@ -36,34 +39,17 @@ def _question_of(row: Row) -> Question:
     return Question(row.number, instruction, context, reference=reference)
 
 
-_SOLUTIONS = ("solution", "output", "response")
-
-
 def last_boxed(text: str) -> str | None:
     """Return the content of the last LaTeX box of a text, if there is one that ends."""
-    starts = sorted(
-        (start for box in _BOXES for start in _occurrences(text, f"{box}{{")), reverse=True
-    )
-    return next(filter(None, (_in_braces(text, start) for start in starts)), None)
-
-
-def _occurrences(text: str, part: str) -> Iterator[int]:
-    start = text.find(part)
-    while start >= 0:
-        yield start + len(part)
-        start = text.find(part, start + 1)
-
-
-def _in_braces(text: str, start: int) -> str | None:
-    """Return the text up to the brace that closes the one before ``start``."""
-    depth = 1
-    for end in range(start, len(text)):
-        if text[end - 1] == "\\":
-            continue
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if not depth:
-            return text[start:end]
-    return None
+    boxes = {match.end() for match in _BOX.finditer(text)}
+    open_braces: list[int] = []
+    last: tuple[int, int] | None = None
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            open_braces.append(brace.end())
+        elif open_braces and (start := open_braces.pop()) in boxes:
+            last = max(last or (0, 0), (start, brace.start()))
+    return text[slice(*last)].strip() or None if last else None
 
 
 def _judge(question: Question, answer: str) -> Verdict:

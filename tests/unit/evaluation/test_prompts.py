@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.corpora.encoding import Encoded, RowEncoder
 from diablo_ds.data.corpora.raw_rows import RawRow
+from diablo_ds.data.corpora.reading import read_rows
 from diablo_ds.data.labels import IGNORE_LABEL
 from diablo_ds.data.prepare import pipeline
 from diablo_ds.data.prepare.options import PrepareOptions
@@ -20,7 +22,10 @@ from diablo_ds.generation.prompts import choose_template
 from diablo_ds.model.finding import find_tokenizer
 from tests.chat_templates import FAMILIES
 from tests.tokenizers_for_tests import save_bytelevel, save_chat, save_metaspace
+from tests.unit.evaluation.corpora import corpus
 
+NUM_ROWS = 100
+"""Of each file of the public corpora; all rows of a file have one form."""
 QUESTION, CONTEXT = "what is  12 + 30?", "def add(a, b):\n    return a + b"
 ANSWERS = ("the answer is 42", "42", "\n A: it is 42", " 42 \n", "<|end|> is text")
 EXCHANGES = (
@@ -85,6 +90,38 @@ def test_a_conversation_is_asked_as_it_was_trained(family, tmp_path):
             assert prompt == trained, (answer, tokenizer.encoder.decode(prompt))
 
 
+@pytest.mark.parametrize(
+    ("task", "file", "family"),
+    [
+        ("boolq", "llm-adapters/dataset/boolq/test.json", "commonsense"),
+        ("hellaswag", "llm-adapters/dataset/hellaswag/test.json.gz", "commonsense"),
+        ("arc_easy", "llm-adapters/dataset/ARC-Easy/test.json.gz", "commonsense"),
+        ("gsm8k", "gsm8k/test.jsonl", "math"),
+        ("multiarith", "llm-adapters/dataset/MultiArith/test.json", "math"),
+        ("aqua", "llm-adapters/dataset/AQuA/test.json", "math"),
+        ("math", "math/MATH_test.rebuilt.jsonl.gz", "math"),
+        ("mbpp", "mbpp/mbpp.jsonl", "code"),
+        ("safety", "safety/advbench/harmful_behaviors.csv", "safety"),
+    ],
+)
+def test_prompts_of_published_rows_are_those_of_training(task, file, family, tokenizers):
+    if task == "math":
+        pytest.importorskip("math_verify", reason="the package math-verify is not installed")
+    path, tokenizer, task = corpus(file), tokenizers[0], find_task(task)
+    questions = list(islice(task.read(path), NUM_ROWS))
+    encoder = RowEncoder(family, "auto", tokenizer)
+    trained = encoder.encode(list(islice(read_rows(path), NUM_ROWS)))
+    prompts = encode_questions(questions, task.template, tokenizer)
+    choices = encode_choices(questions, task.template, tokenizer)
+    assert len(prompts) == len(trained) == NUM_ROWS
+    for question, prompt, answers, row in zip(questions, prompts, choices, trained, strict=True):
+        ids, labels = row.examples[0]
+        num_prompt = labels.index(next(label for label in labels if label != IGNORE_LABEL))
+        assert prompt == tuple(ids[:num_prompt])
+        if question.choices:
+            assert answers[question.correct] == tuple(ids[num_prompt:-1])
+
+
 def test_choices_are_the_tokens_that_follow_the_prompt(tokenizers, tmp_path):
     choices = tuple(f"the correct answer is answer{n}" for n in (1, 2))
     question = Question("1", QUESTION, choices=choices)
@@ -134,6 +171,9 @@ def test_the_template_follows_the_training(
     given = choose_task_template(task, "alpaca", run_config, tokenizer)
     assert given == ("alpaca", "as given")
     assert choose_task_template(task, "auto", None, tokenizer) == ("gsm8k", "of the task")
+    loss = find_task("loss")
+    assert choose_task_template(loss, "auto", run_config, tokenizer) == ("auto", "of each row")
+    assert choose_task_template(loss, "plain", run_config, tokenizer) == ("plain", "as given")
 
 
 @pytest.mark.parametrize(
