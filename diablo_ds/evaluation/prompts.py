@@ -12,6 +12,10 @@ from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.task import Task
 from diablo_ds.generation.prompts import check_template, trained_template
 
+_SPLIT = ("alpaca", "gsm8k")
+"""Templates whose answers are tokenised apart from the prompt, so that they depend on it in no
+way; other answers are encoded once for each question."""
+
 
 def choose_task_template(
     task: Task, given: str, run_config: RunConfig | None, tokenizer: Tokenizer
@@ -69,9 +73,18 @@ def encode_choices(
         UserError: if the template does not accept a question.
     """
     pairs = [(_request(q), choice) for q in questions for choice in q.choices]
+    if template in _SPLIT:
+        pairs = list({choice: (request, choice) for request, choice in pairs}.values())
     ends = tokenizer.control.ids | {tokenizer.end_id}
-    answers = (pair.answer for pair in encode_completed(pairs, template, tokenizer))
-    return [tuple(_without(ends, next(answers)) for _ in q.choices) for q in questions]
+    encoded = [
+        _without(ends, completed.answer)
+        for completed in encode_completed(pairs, template, tokenizer)
+    ]
+    if template in _SPLIT:
+        by_choice = dict(zip((choice for _, choice in pairs), encoded, strict=True))
+        return [tuple(by_choice[choice] for choice in q.choices) for q in questions]
+    rest = iter(encoded)
+    return [tuple(next(rest) for _ in q.choices) for q in questions]
 
 
 def _without(ends: frozenset[int], answer: tuple[int, ...]) -> tuple[int, ...]:
