@@ -81,7 +81,7 @@ def _points(folder: Path, name: str) -> set[int]:
 
 
 def test_a_run_stopped_again_and_again_equals_an_undisturbed_one(model, tmp_path):
-    data, heldout = write_pairs(tmp_path / "a.jsonl", 40), write_pairs(tmp_path / "b.jsonl", 300)
+    data, heldout = write_pairs(tmp_path / "a.jsonl", 40), write_pairs(tmp_path / "b.jsonl", 100)
     text = (
         f"--ds_config {ZERO3} --model {model} --data {data} "
         f"--heldout-data {heldout} --num-blocks 4 --micro-batch 1 --global-batch 80 "
