@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from diablo_ds.config.choices import Template
+from diablo_ds.config.choices import PLAIN, Template
 from diablo_ds.evaluation.question import Question, Verdict
 from diablo_ds.evaluation.sandbox.program import Program
 
@@ -52,7 +52,7 @@ class Task:
     """How another model can judge an answer."""
     max_new_tokens: int = 0
     stops: tuple[str, ...] = ()
-    """Texts that end an answer that continues the prompt's text: with the template plain only."""
+    """Texts that end an answer which continues the prompt's text; see `stops_for`."""
     num_samples: int = 1
     """Answers generated per question."""
     temperature: float = 0.0
@@ -65,3 +65,10 @@ class Task:
     def runs_code(self) -> bool:
         """Whether judging runs programs that the model wrote."""
         return self.program is not None
+
+    def stops_for(self, template: str) -> tuple[str, ...]:
+        """Return the texts that end an answer; none but where it continues the prompt's text.
+
+        An answer of its own may begin with what ends a continuation, such as a fenced block.
+        """
+        return self.stops if template == PLAIN else ()

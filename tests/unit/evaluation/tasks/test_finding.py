@@ -37,3 +37,9 @@ def test_a_label_gives_a_task_a_name_of_its_own():
 def test_an_unknown_task_is_an_error_with_a_hint(name, hint):
     with pytest.raises(UserError, match=f"must be a known one; got task='.*'; .*{hint}"):
         find_task(name)
+
+
+def test_only_continuations_end_at_stops():
+    task = find_task("humaneval")
+    assert "\ndef" in task.stops_for("plain")
+    assert task.stops_for("chat") == task.stops_for("alpaca") == ()
