@@ -121,8 +121,4 @@ def echo_error(text: str) -> None:
 
 def _is_main_process() -> bool:
     """Return whether this is rank 0, or a command that has no ranks."""
-    if not is_announced():
-        return True
-    from diablo_ds.ranks.distributed import is_main_process
-
-    return is_main_process()
+    return not is_announced() or os.environ.get("RANK") == "0"

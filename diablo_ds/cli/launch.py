@@ -24,6 +24,8 @@ from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
 from diablo_ds.ranks.masking import COMMAND, given_command
 from diablo_ds.ranks.terminal import unblocked
+from diablo_ds.training.extending import describe_done
+from diablo_ds.training.run_folder import recorded_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,9 @@ def _launch(
 ) -> int:
     """Show, check or start a run; return the exit code."""
     run_config = with_output(asked, reserve=False)
+    if not start.check and (done := describe_done(run_config)):
+        click.echo(done)
+        return 0
     if start.dry_run:
         click.echo(_command_text(run_config, ds_config, cluster, start.log_folder))
         _say_hidden(cluster)
@@ -185,7 +190,10 @@ def _command_text(
 
     logs = log_folder or RunFolder(Path(run_config.output)).logs
     folder = log_folders.next_log_folder(logs, cluster)
-    words = deepspeed_command.build_command(run_config, ds_config, cluster, folder)
+    recorded = recorded_config(run_config.output)
+    words = deepspeed_command.build_command(
+        run_config, ds_config, cluster, folder, recorded=recorded
+    )
     return shell_text(words, deepspeed_command.launcher_env(cluster))
 
 

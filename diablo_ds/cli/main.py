@@ -29,6 +29,7 @@ from diablo_ds.ranks.exit_codes import EXIT_STOPPED
 from diablo_ds.ranks.heartbeat import DESCRIPTOR
 from diablo_ds.ranks.identity import announce
 from diablo_ds.ranks.terminal import unblocked
+from diablo_ds.training.extending import describe_done
 
 
 def entry_point() -> None:
@@ -70,7 +71,7 @@ class TrainOptions:
     """
 
     dry_run: bool = setting(
-        False, "Print what would run, and train nothing.", "start", free_on_resume=True
+        False, "Print what would run, and train nothing.", "start", on_resume="free"
     )
     preview: int = setting(
         0,
@@ -78,7 +79,7 @@ class TrainOptions:
         "[[...]], and train nothing.",
         "start",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
 
     def __post_init__(self) -> None:
@@ -96,23 +97,21 @@ def train(local_rank: int | None, **values: Any) -> None:
         check_devices(os.environ, identity.local_size or 1)
         if identity.rank == 0:
             click.echo(identity.describe(), err=True)
-        from diablo_ds.ranks.distributed import is_main_process, world_size
-
-        run_config = build_run_config(values, world_size())
+        run_config = build_run_config(values, identity.world_size)
         ds_config = find_ds_config(values)
         asked = from_options(TrainOptions, values)
         if asked.preview:
             from diablo_ds.training.preview import preview_data
 
-            text = preview_data(run_config, asked.preview) if is_main_process() else ""
-            echo(text)
+            echo(preview_data(run_config, asked.preview) if identity.rank == 0 else "")
+            return
+        if done := describe_done(run_config):
+            echo(done)
             return
         if asked.dry_run:
             from diablo_ds.training.dry_run import describe_run
 
-            text = describe_run(run_config, ds_config)
-            if is_main_process():
-                echo(text)
+            echo(describe_run(run_config, ds_config))
             return
         from diablo_ds.ranks.stopping import Stopped
         from diablo_ds.training.train import train as train_function

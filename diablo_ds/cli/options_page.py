@@ -20,7 +20,7 @@ from diablo_ds.cli.slurm import ScriptOptions
 from diablo_ds.config.choices import CORPORA
 from diablo_ds.config.continuation import FREE_CHOICES
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.setting import GROUPS, Setting, settings_of
+from diablo_ds.config.setting import GROUPS, OnResume, Setting, settings_of
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification.options import VerifyOptions
 from diablo_ds.data.prepare.options import PrepareOptions
@@ -53,7 +53,9 @@ _NOTES = {
     "config files and start, and `--gradient-accumulation-steps`, are settings of the run config, "
     f"which a run saves as `{RUN_CONFIG_FILE}`; `--config` reads such a file, or one of your own "
     "([formats](formats.md#run-config-files)), and options override it. "
-    "A setting that is open is chosen when the run starts, for its ranks and their machines.",
+    "A setting that is open is chosen when the run starts, for its ranks and their machines. "
+    "Where the output folder holds a run, what is left out of the settings that may not change, or "
+    "for the steps to come only, is as that run has it ([formats](formats.md#extending-a-run)).",
     "diablo-ds launch": "All options of `diablo-ds train` too.",
     "diablo-ds slurm": "All options of `diablo-ds train` too.",
     "diablo-ds combine": "Takes each adapter as ADAPTER=WEIGHT.",
@@ -61,6 +63,7 @@ _NOTES = {
     "diablo-ds push": "Takes an adapter, a checkpoint, or the folder of a run that is done.",
     "diablo-ds prepare CORPUS": f"CORPUS is one of {', '.join(CORPORA)}.",
 }
+_ON_RESUME: dict[OnResume, str] = {"fixed": "no", "ahead": "for the steps to come", "free": "yes"}
 _INTRODUCTION = """# Options
 
 Made from the settings themselves by `python -m diablo_ds.cli.options_page > docs/options.md`.
@@ -126,7 +129,7 @@ def _on_resume(setting: Setting) -> str:
     if setting.name in FREE_CHOICES:
         groups = (", ".join(sorted(group)) for group in FREE_CHOICES[setting.name])
         return f"only among {', or among '.join(groups)}"
-    return "yes" if setting.free_on_resume else "no"
+    return _ON_RESUME[setting.on_resume]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 from diablo_ds.cli.options import from_options, given_values, options_of
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.choices import DS_CONFIGS
+from diablo_ds.config.continuation import left_out_values
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import FileSettings, load_settings
 from diablo_ds.config.setting import check_settings, setting
@@ -37,13 +38,13 @@ class RunFiles:
         "DeepSpeed config file: ZeRO stage, offload, communication.",
         "config files",
         shown_default="zero3.json",
-        free_on_resume=True,
+        on_resume="free",
     )
     config: Path | None = setting(
         None,
         "Run config file: JSON, YAML, or a run folder's; options override it.",
         "config files",
-        free_on_resume=True,
+        on_resume="free",
     )
     gradient_accumulation_steps: int | None = setting(
         None,
@@ -67,6 +68,8 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
 
     An option overrides the file, also where it goes under another name there: passes and steps, or
     the ways to give the batch sizes. What a run recorded of its micro batch holds where it divides.
+    Where the output folder holds a run, what is left out is as that run has it, but for settings
+    that may change freely.
 
     Args:
         values: parameters of a command with `run_options`.
@@ -90,7 +93,15 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
         settings["global_batch"] = _global_batch(settings, accumulation, world_size)
     elif file.is_record and "micro_batch" not in given and not _divides(settings, world_size):
         settings.pop("micro_batch", None)
-    return RunConfig(**settings)
+    return RunConfig(**(_left_out(settings) | settings))
+
+
+def _left_out(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that were not given, as the run has them that the output folder holds."""
+    from diablo_ds.training.run_folder import recorded_config
+
+    recorded = recorded_config(str(settings.get("output", "")))
+    return {} if recorded is None else left_out_values(recorded, settings)
 
 
 def find_ds_config(values: Mapping[str, Any]) -> Path:

@@ -37,7 +37,7 @@ def with_global_batch(
 
     values = read_ds_config(ds_config)
     policy = values if isinstance(values, dict) else {}  # the ranks name what is wrong with it
-    recorded = recorded_config(run_config)
+    recorded = recorded_config(run_config.output)
     if not run_config.global_batch and recorded is not None:
         run_config = replace(run_config, global_batch=recorded.global_batch)
     if not run_config.global_batch:

@@ -30,6 +30,8 @@ from diablo_ds.launcher.node_share import find_nodes, node_request
 from diablo_ds.launcher.slurm import Origin, build_script
 from diablo_ds.launcher.submission import submit
 from diablo_ds.ranks.environment import MASK, RankVariables, parse_env
+from diablo_ds.training.extending import describe_done
+from diablo_ds.training.run_folder import recorded_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,9 @@ def slurm(context: click.Context, /, **values: Any) -> None:
         world_sizes = [nodes * job.slots for nodes in range(low, high + 1)]
         asked = build_run_config(values, world_sizes[-1])
         run_config = with_output(asked, reserve=False, for_later=True)
+        if done := describe_done(run_config):
+            click.echo(done)
+            return
         swept, _, runs = job.sweep_runs(run_config)
         if swept not in ("micro_batch", "global_batch"):  # of which each run has its own
             run_config = with_global_batch(run_config, ds_config, world_sizes)
@@ -103,6 +108,7 @@ def slurm(context: click.Context, /, **values: Any) -> None:
             Path.cwd(),
             request=request,
             inherited=tuple(variables.hidden),
+            recorded=recorded_config(run_config.output),
             origin=Origin(
                 command=given_command(),
                 version=__version__,

@@ -81,7 +81,7 @@ class DataSettings:
     allow_changed_data: bool = _data(
         False,
         "Resume although the data changed, with a new pass over the data as they are now.",
-        free_on_resume=True,
+        on_resume="free",
     )
     max_length: int = _data(512, "Longest example, in tokens.", minimum=2)
     overlong: Overlong = _data("drop", "What to do with longer examples; error stops the run.")

@@ -29,6 +29,7 @@ _model = functools.partial(setting, group="model")
 _adapter = functools.partial(setting, group="adapter")
 _batch = functools.partial(setting, group="batch")
 _optimizer = functools.partial(setting, group="optimizer")
+_update = functools.partial(setting, group="optimizer", on_resume="ahead")
 _speed = functools.partial(setting, group="memory and speed")
 _run = functools.partial(setting, group="run")
 
@@ -50,7 +51,7 @@ class RunConfig(DataSettings):
     cache_folder: str = _model(
         "",
         "Folder for the converted default model; empty for the user's cache folder.",
-        free_on_resume=True,
+        on_resume="free",
     )
     init_adapter: str = _adapter(
         "",
@@ -86,13 +87,13 @@ class RunConfig(DataSettings):
         "that divides the global batch.",
         minimum=0,
         is_open=True,
-        free_on_resume=True,
+        on_resume="free",
     )
     micro_batch_tokens: int = _batch(
         0,
         "Tokens of a micro batch, padding included, instead of micro_batch; 0 for off.",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
     global_batch: int = _batch(
         0,
@@ -102,17 +103,23 @@ class RunConfig(DataSettings):
         is_open=True,
     )
     num_epochs: float = _batch(
-        1.0, "Passes over the training data; max_steps overrides it.", minimum=0, maximum=LARGEST
+        1.0,
+        "Passes over the training data; max_steps overrides it.",
+        minimum=0,
+        maximum=LARGEST,
+        on_resume="ahead",
     )
-    max_steps: int = _batch(0, "Optimizer steps; 0 derives them from num_epochs.", minimum=0)
-    learning_rate: float = _optimizer(2e-3, "Peak learning rate of AdamW.", minimum=0)
-    schedule: Schedule = _optimizer("linear", "Learning-rate schedule after warm-up.")
-    warmup_steps: int = _optimizer(3, "Steps of linear warm-up.", minimum=0)
-    weight_decay: float = _optimizer(0.0, "AdamW's decoupled weight decay.", minimum=0)
+    max_steps: int = _batch(
+        0, "Optimizer steps; 0 derives them from num_epochs.", minimum=0, on_resume="ahead"
+    )
+    learning_rate: float = _update(2e-3, "Peak learning rate of AdamW.", minimum=0)
+    schedule: Schedule = _update("linear", "Learning-rate schedule after warm-up.")
+    warmup_steps: int = _update(3, "Steps of linear warm-up.", minimum=0)
+    weight_decay: float = _update(0.0, "AdamW's decoupled weight decay.", minimum=0)
     beta1: float = _optimizer(0.9, "AdamW's decay of the first moment.", minimum=0, maximum=1)
     beta2: float = _optimizer(0.999, "AdamW's decay of the second moment.", minimum=0, maximum=1)
     epsilon: float = _optimizer(1e-8, "AdamW's epsilon.", minimum=0)
-    max_grad_norm: float = _optimizer(
+    max_grad_norm: float = _update(
         1.0, "Gradient norm to clip to, over all deltas; 0 for no clipping.", minimum=0
     )
     precision: str = _speed(
@@ -128,76 +135,76 @@ class RunConfig(DataSettings):
         "for packed rows on a GPU the one that needs no mask (varlen).",
         choices=ATTENTIONS,
         is_open=True,
-        free_on_resume=True,
+        on_resume="free",
     )
     compile: str = _speed(
         "auto",
         "Compile decoder layers and loss with torch.compile; auto does so on a GPU.",
         choices=COMPILE,
         is_open=True,
-        free_on_resume=True,
+        on_resume="free",
     )
     recompute: bool | None = _speed(
         None,
         "Recompute activations in the backward (gradient checkpointing).",
         shown_default="from 1 billion parameters on",
-        free_on_resume=True,
+        on_resume="free",
     )
-    reentrant: bool = _speed(False, "Recompute in the re-entrant form.", free_on_resume=True)
+    reentrant: bool = _speed(False, "Recompute in the re-entrant form.", on_resume="free")
     recomputed_layers: int = _speed(
         0,
         "Decoder layers to recompute, spread evenly; 0 for all of them.",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
     keep_attention: bool = _speed(
         False,
         "Keep the attention output of recomputed layers: more memory, less to recompute.",
-        free_on_resume=True,
+        on_resume="free",
     )
     memory_budget: float = _speed(
         0.0,
         "GB (1e9 bytes) that a rank may take: recompute as few layers as fit in it; 0 for off.",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
-    output: str = _run("", "Run folder; empty makes a new one under runs/.", free_on_resume=True)
+    output: str = _run("", "Run folder; empty makes a new one under runs/.", on_resume="free")
     shared_folders: bool = _run(
         False,
         "Accept folders for output, logs, cache and compiled ops that others own or can write.",
-        free_on_resume=True,
+        on_resume="free",
     )
     seed: int = _run(0, "Seed of data order and dropout.", minimum=0, maximum=2**63 - 1)
-    log_every: int = _run(1, "Steps between TensorBoard points.", minimum=1, free_on_resume=True)
+    log_every: int = _run(1, "Steps between TensorBoard points.", minimum=1, on_resume="free")
     eval_every: int = _run(
         0,
         "Steps between held-out evaluations; 0 for a quarter of the run.",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
     save_every: int = _run(
         0,
         "Steps between checkpoints; 0 for a quarter of the run.",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
-    keep_last: int = _run(2, "Checkpoints to keep.", minimum=1, free_on_resume=True)
+    keep_last: int = _run(2, "Checkpoints to keep.", minimum=1, on_resume="free")
     keep_best: bool = _run(
         False,
         "Keep the checkpoint with the lowest held-out loss too; it becomes the run's adapter.",
-        free_on_resume=True,
+        on_resume="free",
     )
     patience: int = _run(
         0,
         "Stop after this many held-out evaluations in a row without a lower loss; 0 for never.",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
     hang_timeout: int = _run(
         600,
         "Seconds without progress after which a rank counts as hung; 0 for never.",
         minimum=0,
-        free_on_resume=True,
+        on_resume="free",
     )
 
     def __post_init__(self) -> None:
@@ -228,18 +235,19 @@ class RunConfig(DataSettings):
             f"{self.accumulation_steps(world_size)} x world size {world_size}"
         )
 
-    def num_steps(self, per_pass: int) -> int:
+    def num_steps(self, per_pass: int, lag: int = 0) -> int:
         """Return the optimizer steps of the run; the last one may hold fewer sequences.
 
         Args:
             per_pass: sequences in one pass over the data.
+            lag: sequences that an earlier last step had fewer than a global batch.
         """
         if self.max_steps:
             return self.max_steps
-        return max(1, -(-self.num_sequences(per_pass) // self.global_batch))
+        return max(1, -(-(self.num_sequences(per_pass) + lag) // self.global_batch))
 
-    def num_sequences(self, per_pass: int) -> int:
+    def num_sequences(self, per_pass: int, lag: int = 0) -> int:
         """Return how many sequences the run sees, counting repeats."""
         if self.max_steps:
-            return self.max_steps * self.global_batch
+            return self.max_steps * self.global_batch - lag
         return max(1, round(self.num_epochs * per_pass))

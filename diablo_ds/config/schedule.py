@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from diablo_ds.config.choices import SCHEDULES
+from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 
 
@@ -30,6 +31,19 @@ def lr_factor(schedule: str, step: int, *, num_steps: int, warmup_steps: int) ->
     if schedule == "constant":
         return 1.0
     raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}; got schedule={schedule!r}")
+
+
+def learning_rate(run_config: RunConfig, step: int, num_steps: int) -> float:
+    """Return the learning rate of a step, a function of the settings and the steps of the run.
+
+    Args:
+        run_config: the run config.
+        step: the step about to be taken, counted from 0.
+        num_steps: number of steps in the run.
+    """
+    return run_config.learning_rate * lr_factor(
+        run_config.schedule, step, num_steps=num_steps, warmup_steps=run_config.warmup_steps
+    )
 
 
 def describe_warmup(num_steps: int, warmup_steps: int) -> str:

@@ -42,6 +42,10 @@ Group = Literal[
 GROUPS: tuple[Group, ...] = typing.get_args(Group)
 """In the order in which help texts and documents show them."""
 
+OnResume = Literal["fixed", "ahead", "free"]
+"""Whether a run may continue with another value: not, since that makes another run; for the steps
+to come; or freely, since it changes no number beyond rounding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -57,8 +61,7 @@ class Setting:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     """Legal texts; empty for any. The choices of a `Literal` field are taken from its type."""
-    free_on_resume: bool = False
-    """Whether a run may continue with another value."""
+    on_resume: OnResume = "fixed"
     is_open: bool = False
     """Whether the default leaves the value to be chosen when a run starts."""
     shown_default: str = ""
@@ -148,7 +151,7 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
-    free_on_resume: bool = False,
+    on_resume: OnResume = "fixed",
     is_open: bool = False,
     shown_default: str = "",
 ) -> Any:
@@ -161,7 +164,7 @@ def setting(
         above=above,
         maximum=maximum,
         choices=choices,
-        free_on_resume=free_on_resume,
+        on_resume=on_resume,
         is_open=is_open,
         shown_default=shown_default,
     )

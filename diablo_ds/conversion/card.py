@@ -82,6 +82,8 @@ class Training:
     """Counts and files of "train" and "heldout", as checkpoints keep them."""
     has_plot: bool = False
     """Whether the loss curve lies beside the card."""
+    changes: Sequence[str] = ()
+    """Settings that changed on the way, and after which step."""
 
 
 def model_card(
@@ -214,6 +216,14 @@ def _results(training: Training) -> str:
     return "\n\n".join(lines)
 
 
+def _changes(training: Training) -> list[str]:
+    """Return a paragraph on settings that were others in earlier steps, if any."""
+    if not training.changes:
+        return []
+    entries = "\n".join(f"- {entry}" for entry in training.changes)
+    return [f"Settings changed on the way:\n\n{entries}"]
+
+
 def _training(config: AdapterConfig, training: Training) -> str:
     run_config = training.run_config
     defaults = {s.name: s.default for s in settings_of(RunConfig)}
@@ -232,6 +242,7 @@ def _training(config: AdapterConfig, training: Training) -> str:
         f"{training.num_steps} steps on {ranks}. The command, with every setting that is not the "
         "default, and paths without their folders:",
         f"```sh\n{shell_text([*command, '--ds_config', ds_config, *words])}\n```",
+        *_changes(training),
         "<details><summary>All settings</summary>",
         _table(settings, ("setting", "value")),
         "</details>",

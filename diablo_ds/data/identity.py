@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import BatchSource
+from diablo_ds.data.batch_source import BatchSource
 from diablo_ds.data.corpora.encoding import Rejected
 from diablo_ds.data.fingerprints import (
     describe_files,
@@ -39,6 +39,11 @@ class DataIdentity:
     """Step after which the first pass over these data began: 0, or that of a change."""
     passes: float = 0.0
     """Total passes that the run makes over these data; not used if `max_steps` is set."""
+    num_epochs: float | None = None
+    """Passes of the run that were asked for when this was written; None in an early version."""
+    lag: int | None = None
+    """Sequences by which the data are behind full global batches, see `TrainingBatches`; None in an
+    early version."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields in the form that a checkpoint saves."""
@@ -47,6 +52,8 @@ class DataIdentity:
             "heldout": None if self.heldout is None else dict(self.heldout),
             "start_step": self.start_step,
             "passes": self.passes,
+            "num_epochs": self.num_epochs,
+            "lag": self.lag,
         }
 
     @classmethod
@@ -63,14 +70,15 @@ class DataIdentity:
         """
         train, heldout = values.get("train"), values.get("heldout")
         start_step, passes = values.get("start_step"), values.get("passes")
+        num_epochs, lag = values.get("num_epochs"), values.get("lag")
         good = (
             _is_part(train)
             and (heldout is None or _is_part(heldout))
             and type(start_step) is int
             and 0 <= start_step <= step
-            and isinstance(passes, int | float)
-            and math.isfinite(passes)
-            and passes >= 0
+            and _is_count(passes)
+            and (num_epochs is None or _is_count(num_epochs))
+            and (lag is None or (type(lag) is int and lag >= 0))
         )
         if not good:
             raise UserError(
@@ -80,7 +88,20 @@ class DataIdentity:
         assert isinstance(train, dict)
         assert isinstance(start_step, int)
         assert isinstance(passes, int | float)
-        return cls(train, heldout, start_step, float(passes))
+        return cls(train, heldout, start_step, float(passes), num_epochs, lag)
+
+    def with_lag(self, step: int, global_batch: int) -> DataIdentity:
+        """Return the same with the lag that an early version did not write.
+
+        Args:
+            step: of the checkpoint, of a run whose steps come from its passes.
+            global_batch: sequences per step.
+        """
+        if self.lag is not None or "sequences" not in self.train:
+            return self
+        total = max(1, round(self.passes * self.train["sequences"]))
+        missing = (step - self.start_step) * global_batch - total
+        return replace(self, lag=missing if 0 < missing < global_batch else 0)
 
 
 def identify(
@@ -100,6 +121,8 @@ def identify(
         if heldout is None
         else _describe_examples(heldout, run_config, "heldout", table_digests),
         passes=run_config.num_epochs,
+        num_epochs=run_config.num_epochs,
+        lag=0,
     )
 
 
@@ -139,13 +162,18 @@ def reconcile(
     Raises:
         UserError: if something changed and ``run_config`` does not allow it.
     """
-    now = replace(new, start_step=old.start_step, passes=old.passes)
+    lag, asked = old.lag or 0, old.num_epochs
+    if asked is None:
+        asked = run_config.num_epochs if old.start_step else old.passes
+    passes = max(0.0, old.passes + run_config.num_epochs - asked)
+    now = replace(new, start_step=old.start_step, passes=passes, lag=lag)
     old_heldout, new_heldout = old.heldout or {}, new.heldout or {}
     if old.train["fingerprint"] != new.train["fingerprint"]:
         made = 0.0
         if old.train.get("sequences"):
-            made = (step - old.start_step) * run_config.global_batch / old.train["sequences"]
-        left = old.passes - math.floor(made + 1e-9)
+            seen = (step - old.start_step) * run_config.global_batch - lag
+            made = seen / old.train["sequences"]
+        left = passes - math.floor(made + 1e-9)
         passes = left if left > 0 else min(1.0, run_config.num_epochs)
         now = replace(new, start_step=step, passes=passes)
         named = ", ".join(run_config.data)
@@ -209,6 +237,10 @@ def _changed_files(old: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[
             lines.append(f"{name} has different content")
     more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
     return ", ".join(lines[:5]) + more
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
 def _is_part(value: Any) -> bool:

@@ -104,9 +104,14 @@ class StreamSource:
         """Optimizer steps after which a run on this stream ends, counted from its start."""
         return self.start_step + self.run_config.max_steps
 
-    def starting_at(self, step: int, run_config: RunConfig) -> Self:
+    def starting_at(self, step: int, run_config: RunConfig, lag: int = 0) -> Self:
         """Return the same stream, beginning after ``step`` steps of the run."""
+        assert not lag, "every step of a stream is a full global batch"
         return replace(self, run_config=run_config, start_step=step)
+
+    def lag_after(self, step: int) -> int:
+        """Return 0: every step of a stream is a full global batch."""
+        return 0
 
     def step(self, step: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of a step of the run, counted from 0."""

@@ -21,12 +21,21 @@ class TrainingBatches(Protocol):
         """Yield this rank's micro batches of a step of the run, counted from 0."""
         ...
 
-    def starting_at(self, step: int, run_config: RunConfig) -> Self:
+    def starting_at(self, step: int, run_config: RunConfig, lag: int = 0) -> Self:
         """Return the same data, with a first pass that begins after ``step`` steps of the run.
 
         Args:
             step: steps that the run has taken on other data.
             run_config: the run config, with the passes or steps that are left.
+            lag: as `lag_after` returned it.
+        """
+        ...
+
+    def lag_after(self, step: int) -> int:
+        """Return the sequences by which the data are behind ``step`` full global batches.
+
+        The last step of a run may have fewer sequences. Where such a run is extended, no sequence
+        is skipped: the next step begins with the one after.
         """
         ...
 

@@ -37,11 +37,6 @@ OWNER_FOLDER = ".owner"
 """Tells which process writes to the folder that it lies in."""
 RANK_RECORDS = "rank-*.json"
 """Pattern of the files in a log folder that tell how ranks ended."""
-SHELL_IS_DONE = f"""\
-{{ [ -e "$run_folder/{ADAPTER_FOLDER}/{ADAPTER_CONFIG_FILE}" ] ||
-    [ -e "$run_folder/{ADAPTER_FOLDER}/{EARLY_CONFIG_FILE}" ]; }} &&
-    grep -qs '"done": true' "$run_folder/{PROGRESS_FILE}\""""
-"""What `RunFolder.is_done` asks, for a shell."""
 _STEP_NAME = re.compile(r"step-([0-9]{1,18})")
 
 
@@ -92,7 +87,13 @@ class RunFolder:
         return self.path / ADAPTER_FOLDER
 
     def write_progress(
-        self, num_steps: int, start_step: int, *, done: bool, early_stop: str = ""
+        self,
+        num_steps: int,
+        start_step: int,
+        *,
+        done: bool,
+        early_stop: str = "",
+        evals_without_better: int | None = None,
     ) -> None:
         """Write down how far the run goes; called as a start begins to train, and at the end.
 
@@ -101,14 +102,22 @@ class RunFolder:
             start_step: where this start began.
             done: whether the run is done.
             early_stop: why it is, where it stopped before its last step.
+            evals_without_better: evaluations since the best one, where the run is done.
         """
         values = {"num_steps": num_steps, "start_step": start_step, "done": done}
-        write_json(self.progress, values | ({"early_stop": early_stop} if early_stop else {}))
+        optional = {"early_stop": early_stop, "evals_without_better": evals_without_better}
+        given = {name: value for name, value in optional.items() if value not in ("", None)}
+        write_json(self.progress, values | given)
 
     def num_steps(self) -> int | None:
         """Return the number of steps of the run; None where that is not known."""
         number = self._progress().get("num_steps")
         return number if type(number) is int and number > 0 else None
+
+    def evals_without_better(self) -> int | None:
+        """Return the evaluations since the best one of a run that is done; None if not known."""
+        number = self._progress().get("evals_without_better")
+        return number if type(number) is int and number >= 0 else None
 
     def early_stop(self) -> str:
         """Return why a run that is done stopped before its last step; empty where it did not."""

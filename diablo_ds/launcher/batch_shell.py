@@ -14,12 +14,6 @@ OWN_MEMORY = """\
 # Of the job in whose shell this one was submitted: srun refuses them beside this one's memory.
 unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU"""
 
-EXIT_IF_DONE = """\
-if {is_done}; then
-    echo "$run_folder is done."
-    exit 0
-fi"""
-
 START = """\
 job_name={job_name}
 logs="$run_folder/{logs}/$job_name-${{SLURM_RESTART_COUNT:-0}}"

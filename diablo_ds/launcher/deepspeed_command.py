@@ -23,15 +23,18 @@ def build_command(
     log_folder: Path,
     *,
     hidden_file: Path | None = None,
+    recorded: RunConfig | None = None,
 ) -> list[str]:
     """Return the words of the `deepspeed` command that starts a run on a cluster.
 
     Args:
-        run_config: the run config; every field that is not at its default becomes an option.
+        run_config: the run config; every field that is not at its default becomes an option,
+            and every one that changes.
         ds_config: DeepSpeed config file.
         cluster: where the run goes.
         log_folder: for one log and one record per rank; shared by all hosts.
         hidden_file: in it, with the variables that must not be on a command line.
+        recorded: the run config of the run that is continued.
 
     Raises:
         UserError: if the global batch does not divide, or a value cannot pass through the runner.
@@ -46,7 +49,7 @@ def build_command(
         script += ["--venv", str(cluster.venv)]
     if cluster.wrap:
         script += ["--wrap", cluster.wrap]
-    script += train_words(run_config)
+    script += train_words(run_config, recorded)
     if cluster.runner == "pdsh":
         _check_remote_folder(Path.cwd())
         script = [_for_remote_shell(word) for word in script]

@@ -10,7 +10,7 @@ from pathlib import Path
 from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.words import train_words
-from diablo_ds.files.layout import LOGS_FOLDER, SHELL_IS_DONE
+from diablo_ds.files.layout import LOGS_FOLDER
 from diablo_ds.launcher import batch_shell
 from diablo_ds.launcher.deepspeed_command import SCRIPT, shown_path
 from diablo_ds.launcher.job import Job
@@ -60,6 +60,7 @@ def build_script(
     request: NodeRequest | None = None,
     inherited: Sequence[str] = (),
     origin: Origin | None = None,
+    recorded: RunConfig | None = None,
 ) -> str:
     """Return the text of a batch script.
 
@@ -79,6 +80,7 @@ def build_script(
         inherited: names of variables that they get from where the job is submitted; their values
             are not in the script.
         origin: where the script comes from.
+        recorded: the run config of the run that is continued.
 
     Raises:
         UserError: if the global batch does not divide over the ranks, or a folder's name cannot
@@ -91,6 +93,7 @@ def build_script(
             resolve_batch(each, nodes * job.slots)
     request = request or node_request(job, ())
     origin = origin or Origin()
+    command = _command(run_config, ds_config, job, env, field, recorded)
     sections = [
         "#!/bin/bash",
         *origin.lines(),
@@ -105,10 +108,6 @@ def build_script(
             for name in inherited
         ),
         *_run_folder_lines(run_config, field, values),
-    ]
-    if not run_config.allow_changed_data:  # with changed data a finished run is continued
-        sections.append(batch_shell.EXIT_IF_DONE.format(is_done=SHELL_IS_DONE))
-    sections += [
         batch_shell.START.format(
             job_name=batch_shell.ARRAY_JOB_NAME if values else batch_shell.JOB_NAME,
             logs=LOGS_FOLDER,
@@ -122,7 +121,7 @@ def build_script(
             cpus=batch_shell.ASKED_CPUS if request.has_cpus_per_task else batch_shell.NODE_CPUS,
         ),
         batch_shell.RUN_ONCE.format(
-            command=shlex.quote(_command(run_config, ds_config, job, env, field)),
+            command=shlex.quote(command),
             restarts="restarts=0\n" if job.max_restarts else "",
         ),
         batch_shell.END.format(
@@ -154,7 +153,12 @@ def _run_folder_lines(run_config: RunConfig, field: str, values: Sequence[str]) 
 
 
 def _command(
-    run_config: RunConfig, ds_config: Path, job: Job, env: Mapping[str, str], field: str
+    run_config: RunConfig,
+    ds_config: Path,
+    job: Job,
+    env: Mapping[str, str],
+    field: str,
+    recorded: RunConfig | None,
 ) -> str:
     """Return what each node runs, as a line for bash."""
     words: list[str] = [
@@ -181,7 +185,7 @@ def _command(
     for name, value in env.items():
         words += ["--env", f"{name}={value}"]
     swept = {field: getattr(RunConfig(), field)} if field else {}
-    words += train_words(replace(run_config, output="", **swept))
+    words += train_words(replace(run_config, output="", **swept), recorded)
     words += ["--output", Variable("run_folder")]
     if field:
         words += [f"--{field.replace('_', '-')}", Variable("value")]

@@ -23,6 +23,7 @@ from diablo_ds.ranks.environment import (
     write_hidden,
 )
 from diablo_ds.ranks.masking import COMMAND
+from diablo_ds.training.run_folder import recorded_config
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ def prepared_start(
             if is_local and not cluster.wrap:  # containers may each have a /tmp of their own
                 store = stack.enter_context(tempfile.TemporaryDirectory(prefix="diablo-ds-"))
                 environment |= {STORE_FILE: str(Path(store) / "store")}
-        command = build_command(run_config, ds_config, cluster, folder, hidden_file=hidden_file)
+        command = build_command(
+            run_config,
+            ds_config,
+            cluster,
+            folder,
+            hidden_file=hidden_file,
+            recorded=recorded_config(run_config.output),
+        )
         shown = launcher_env(cluster, exports_file)
         yield Start(command, {**environment, **shown}, shown, hidden_file)

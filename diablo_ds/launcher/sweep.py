@@ -12,7 +12,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.sweep import Axis, Combination
 from diablo_ds.errors import UserError
 from diablo_ds.files import trust
-from diablo_ds.files.layout import SWEEP_FILE, Kind, RunFolder, kind_of
+from diablo_ds.files.layout import SWEEP_FILE, Kind, kind_of
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.launcher.launcher_output import say
 from diablo_ds.launcher.supervisor import RunEnd
@@ -28,7 +28,7 @@ from diablo_ds.launcher.sweep_report import (
 )
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.training import checking
-from diablo_ds.training.run_folder import load_recorded
+from diablo_ds.training.extending import describe_done
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,7 @@ class SweptRun:
 
     def is_done(self) -> bool:
         """Return whether the run came to the end that is asked for."""
-        files = RunFolder(Path(self.run_config.output))
-        if not (files.is_done() and files.run_config.is_file()):
-            return False
-        recorded = load_recorded(files.run_config)
-        return all(
-            getattr(recorded, name) == getattr(self.run_config, name)
-            for name in ("max_steps", "num_epochs")
-        )
+        return bool(describe_done(self.run_config))
 
 
 def check_sweep_folder(root: Path) -> None:

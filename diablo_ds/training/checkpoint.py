@@ -73,6 +73,11 @@ class Checkpoint:
     """What the run remembers of its held-out evaluations."""
 
     @property
+    def lag(self) -> int:
+        """Sequences by which the data are behind full global batches."""
+        return 0 if self.data is None else self.data.get("lag") or 0
+
+    @property
     def masters(self) -> dict[str, Tensor]:
         """The deltas by name, fp32."""
         return {name: state["master"] for name, state in self.state.items()}
@@ -109,7 +114,7 @@ def save_checkpoint(
             {
                 "format": CHECKPOINT_FORMAT,
                 "step": checkpoint.step,
-                "examples_seen": checkpoint.step * checkpoint.global_batch,
+                "examples_seen": checkpoint.step * checkpoint.global_batch - checkpoint.lag,
                 "global_batch": checkpoint.global_batch,
                 "seed": checkpoint.seed,
                 "num_optimizer_steps": checkpoint.num_optimizer_steps,

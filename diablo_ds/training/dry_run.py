@@ -67,7 +67,10 @@ def describe_run(run_config: RunConfig, ds_config_file: Path) -> str:
 
 def _start_text(prepared: Prepared, position: Position) -> str:
     if position.checkpoint is not None:
-        return f"\ncontinues after step {position.start_step} of {position.num_steps}"
+        text = f"\ncontinues after step {position.start_step} of {position.num_steps}"
+        if position.changes:
+            text += f"\n{position.describe_changes(prepared.run_config, prepared.folder)}"
+        return text
     return "" if prepared.initial is None else f"\n{prepared.initial.describe()}"
 
 

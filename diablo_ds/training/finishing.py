@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.adapter.storage import load_adapter, save_adapter
+from diablo_ds.config.continuation import describe_ahead
+from diablo_ds.config.starts import load_starts
 from diablo_ds.conversion.card import Training, base_licence, model_card
 from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.errors import UserError
@@ -100,6 +102,7 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
             history=history,
             data=run.data.as_json(),
             has_plot=bool(plot),
+            changes=describe_ahead(load_starts(files.run_config)),
         )
         card = model_card(
             adapter_config,
@@ -111,7 +114,13 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         if plot:
             beside[LOSS_PLOT] = plot
         save_adapter(files.adapter, masters, adapter_config, beside)
-        files.write_progress(run.num_steps, run.start_step, done=True, early_stop=early_stop)
+        files.write_progress(
+            run.num_steps,
+            run.start_step,
+            done=True,
+            early_stop=early_stop,
+            evals_without_better=evaluations.num_without_better,
+        )
         losses = list(heldout.values())
         first, last = (losses[0], losses[-1]) if losses else (None, None)
         last_loss = next((p["loss"] for p in reversed(history) if "loss" in p), None)

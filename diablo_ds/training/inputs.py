@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.schedule import describe_warmup
-from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.batch_source import BatchSource
+from diablo_ds.data.batches import Dealer
 from diablo_ds.data.loading import load_data, load_heldout
 from diablo_ds.data.streaming import open_stream
 from diablo_ds.data.text.end_tokens import EndTokens, find_end_tokens

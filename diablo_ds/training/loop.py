@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from diablo_ds.config.schedule import lr_factor
+from diablo_ds.config.schedule import learning_rate
 from diablo_ds.errors import NonFiniteError, UserError
 from diablo_ds.files.layout import RunFolder, checkpoint_folder
 from diablo_ds.ranks import distributed
@@ -115,13 +115,13 @@ class Loop:
         needs_start = bool(run.run_config.keep_best or run.run_config.init_adapter)
         if step == 0 and needs_start and self.saved < 0:
             self._save()
-        if self._is_evaluated(step) and self.evaluations.last_step != step:
+        if self.evaluations.last_step != step:
             is_known = step > 0 and not run.has_other_heldout
             loss = self.reports.heldout_loss(step) if is_known else None
-            if loss is None:
-                self._evaluate(step)
-            else:
+            if loss is not None:  # also where evaluations were at other steps before
                 self.evaluations = self.evaluations.including(step, loss)
+            elif self._is_evaluated(step):
+                self._evaluate(step)
         if run.run_config.keep_best and run.has_checkpoint:
             self.evaluations = with_intact_best(run, self.evaluations)
 
@@ -154,10 +154,7 @@ class Loop:
     def _take_step(self, step: int) -> None:
         run = self.run
         config = run.run_config
-        factor = lr_factor(
-            config.schedule, step, num_steps=run.num_steps, warmup_steps=config.warmup_steps
-        )
-        learning_rate = config.learning_rate * factor
+        rate = learning_rate(config, step, run.num_steps)
         torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
 
         start = time.perf_counter()
@@ -165,7 +162,7 @@ class Loop:
             result = train_step(
                 run.engine,
                 self.exchange.micro_batches,
-                learning_rate,
+                rate,
                 totals=self.exchange.totals,
                 boundaries=self.training,
                 message=self.exchange.message,
@@ -177,7 +174,7 @@ class Loop:
 
         values = {
             "loss": result.loss,
-            "learning_rate": learning_rate,
+            "learning_rate": rate,
             "grad_norm": result.grad_norm,
             "tokens_per_s": result.num_tokens / seconds,
             "step_s": seconds,
@@ -216,7 +213,7 @@ def save(run: Run, step: int, evaluations: Evaluations) -> None:
         adapter=adapter,
         state=state.deltas,
         loss_scaler=state.scaler,
-        data=run.data.as_json(),
+        data=dataclasses.replace(run.data, lag=run.train_batches.lag_after(step)).as_json(),
         evaluations=evaluations,
     )
     best_step = evaluations.best_step if run.run_config.keep_best else None

@@ -169,7 +169,7 @@ def _read_settings(
     policy = distributed.on_every_rank(lambda: load_ds_config(ds_config_file))
     given = {**dataclasses.asdict(run_config), "DeepSpeed config": json.dumps(policy)}
     distributed.check_same(given)
-    recorded = distributed.on_main_process(lambda: recorded_config(run_config))
+    recorded = distributed.on_main_process(lambda: recorded_config(run_config.output))
     resolve_batch(run_config, distributed.world_size(), recorded=recorded, policy=policy)
 
     def check_support() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from diablo_ds.adapter.layer import delta_shapes
 from diablo_ds.adapter.storage import check_adapter
+from diablo_ds.config.continuation import changes_ahead
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import BatchSource
+from diablo_ds.config.starts import Change
+from diablo_ds.data.batch_source import BatchSource
 from diablo_ds.data.identity import DataIdentity, identify, reconcile
 from diablo_ds.data.training_batches import TrainingBatches
 from diablo_ds.errors import UserError
@@ -21,6 +23,7 @@ from diablo_ds.ranks.log import logger
 from diablo_ds.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from diablo_ds.training.content_checks import check_tensors
 from diablo_ds.training.evaluations import Evaluations
+from diablo_ds.training.extending import check_effect, check_length, describe_changes
 from diablo_ds.training.preparing import Prepared
 from diablo_ds.training.run_folder import own_run_folder
 
@@ -58,6 +61,8 @@ class Position:
     """Optimizer steps of the run, those before the checkpoint included."""
     has_other_heldout: bool = False
     """Whether the checkpoint's run was evaluated on other held-out data."""
+    changes: tuple[Change, ...] = ()
+    """Settings that change for the steps to come."""
 
     @property
     def start_step(self) -> int:
@@ -71,6 +76,12 @@ class Position:
             return Evaluations()
         return self.checkpoint.evaluations
 
+    def describe_changes(self, run_config: RunConfig, folder: Path) -> str:
+        """Return what changes for the steps to come, at least one setting, as lines of text."""
+        return describe_changes(
+            self.changes, run_config, folder, step=self.start_step, num_steps=self.num_steps
+        )
+
 
 def find_position(prepared: Prepared, folder: Path) -> Position:
     """Load the latest checkpoint that is intact and fits the run, and find its place in the data.
@@ -83,14 +94,18 @@ def find_position(prepared: Prepared, folder: Path) -> Position:
 
     Raises:
         UserError: if a checkpoint is there and none fits the run, the data changed without
-            `allow_changed_data`, or hosts see different data.
+            `allow_changed_data`, hosts see different data, or settings change without effect.
     """
     checkpoint = _find_checkpoint(prepared, folder)
-    inputs = prepared.inputs
+    inputs, recorded = prepared.inputs, prepared.recorded
     batches, data, num_steps = place_data(
-        prepared.run_config, inputs.train, inputs.heldout, checkpoint
+        prepared.run_config, inputs.train, inputs.heldout, checkpoint, recorded
     )
-    return Position(checkpoint, batches, data, num_steps, _has_other_heldout(checkpoint, data))
+    changes = [] if recorded is None else changes_ahead(recorded, prepared.run_config)
+    if checkpoint is not None:
+        check_effect(changes, checkpoint.step, num_steps)
+    other_heldout = _has_other_heldout(checkpoint, data)
+    return Position(checkpoint, batches, data, num_steps, other_heldout, tuple(changes))
 
 
 def _has_other_heldout(checkpoint: Checkpoint | None, data: DataIdentity) -> bool:
@@ -106,6 +121,7 @@ def place_data(
     train: TrainingBatches,
     heldout: BatchSource | None,
     checkpoint: Checkpoint | None,
+    recorded: RunConfig | None = None,
 ) -> tuple[TrainingBatches, DataIdentity, int]:
     """Compare the data with those of the checkpoint, and find where the run continues in them.
 
@@ -116,12 +132,14 @@ def place_data(
         train: training data.
         heldout: held-out data, if any.
         checkpoint: where the run continues, if anywhere.
+        recorded: the run config of the run that is continued.
 
     Returns:
         The training data as the run takes them, their identity, and the run's optimizer steps.
 
     Raises:
-        UserError: if they changed without `allow_changed_data`, or hosts see different data.
+        UserError: if they changed without `allow_changed_data`, hosts see different data, or the
+            run is given fewer steps than it has taken.
     """
     identity = _identify(run_config, train, heldout)
     step = 0 if checkpoint is None else checkpoint.step
@@ -129,10 +147,14 @@ def place_data(
         logger.info("An older version wrote the checkpoint: whether the data changed is not known")
     elif checkpoint is not None and checkpoint.data is not None:
         old = DataIdentity.from_json(checkpoint.data, step, Path())
+        if recorded is not None and not recorded.max_steps:
+            old = old.with_lag(step, run_config.global_batch)
         identity, change = reconcile(old, identity, run_config, step)
         if change:
             logger.warning(change)
     batches, num_steps = _starting_at(run_config, train, identity)
+    if recorded is not None:
+        check_length(changes_ahead(recorded, run_config), step, num_steps)
     if step > num_steps:
         logger.warning(
             f"The run has taken {step} steps already; its data or settings make {num_steps}, so it "
@@ -204,12 +226,12 @@ def _starting_at(
     run_config: RunConfig, batches: TrainingBatches, identity: DataIdentity
 ) -> tuple[TrainingBatches, int]:
     """Return the data with their passes from a step on, and the optimizer steps of the run."""
-    start = identity.start_step
-    if not start:
+    start, lag = identity.start_step, identity.lag or 0
+    if not start and not lag:
         return batches, batches.num_steps
     left = max(run_config.max_steps - start, 0)
-    if run_config.max_steps and not left:
+    if not left and (run_config.max_steps or not identity.passes):
         return batches, start
     rest = dataclasses.replace(run_config, num_epochs=identity.passes, max_steps=left)
-    batches = batches.starting_at(start, rest)
+    batches = batches.starting_at(start, rest, lag)
     return batches, batches.num_steps

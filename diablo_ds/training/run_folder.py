@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.adapter.finding import find_adapter
-from diablo_ds.config.continuation import differing_fields, repair_fields
+from diablo_ds.config.continuation import can_start_from, differing_fields, repair_fields
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config, save_run_config
 from diablo_ds.config.starts import StartRecord, load_starts
@@ -155,6 +155,11 @@ def _new_names(run_config: RunConfig) -> Iterator[Path]:
         yield Path("runs") / f"{name}-{number}"
 
 
+def check_run_folder(run_config: RunConfig) -> None:
+    """Raise UserError if the output folder holds another run or other files, or is a file."""
+    _refuse_other_content(run_config, Path(run_config.output))
+
+
 def _refuse_other_content(run_config: RunConfig, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output must be a folder; got a file: output={run_config.output!r}")
@@ -174,18 +179,30 @@ def _refuse_other_content(run_config: RunConfig, folder: Path) -> None:
         raise UserError(
             f"output folder must not hold another run; got output={run_config.output!r} with "
             f"{'; '.join(differing)}; to resume that run, {repair_fields(recorded, run_config)}; "
-            "for a new run, choose another --output"
+            f"for a new run, choose another --output{_from_its_adapter(recorded, run_config)}"
         )
 
 
-def recorded_config(run_config: RunConfig) -> RunConfig | None:
-    """Return the run config that the output folder holds, as it was chosen; None where it is new.
+def _from_its_adapter(recorded: RunConfig, run_config: RunConfig) -> str:
+    """Say how a new run goes on from what a run has learnt, where it can."""
+    files = RunFolder(Path(run_config.output))
+    if not can_start_from(recorded, run_config):
+        return ""
+    for path in (files.path, *list_checkpoints(files.checkpoints)[:1]):
+        with contextlib.suppress(UserError):
+            find_adapter(path)
+            return f", and --init-adapter {path} to start from what that run has learnt"
+    return ""
+
+
+def recorded_config(output: str) -> RunConfig | None:
+    """Return the run config that an output folder holds, as it was chosen; None where it is new.
 
     Raises:
         UserError: if it cannot be read.
     """
-    path = RunFolder(Path(run_config.output)).run_config
-    return load_recorded(path) if run_config.output and path.is_file() else None
+    path = RunFolder(Path(output)).run_config
+    return load_recorded(path) if output and path.is_file() else None
 
 
 def load_recorded(path: Path) -> RunConfig:

@@ -13,7 +13,7 @@ import torch
 from diablo_ds.adapter.attach import load_deltas
 from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import BatchSource
+from diablo_ds.data.batch_source import BatchSource
 from diablo_ds.data.identity import DataIdentity
 from diablo_ds.data.text.end_tokens import generation_config
 from diablo_ds.data.training_batches import TrainingBatches
@@ -101,6 +101,8 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     heart.tell_run_folder(folder)
     position = find_position(prepared, folder)
     record_start(prepared, position, folder)
+    if position.changes:
+        logger.info(position.describe_changes(run_config, folder))
     if prepared.initial is not None:
         logger.info(f"The run {prepared.initial.describe()}")
     logger.info(inputs.describe(run_config, distributed.world_size(), position.num_steps))

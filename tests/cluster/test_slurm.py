@@ -113,7 +113,7 @@ def test_a_chain_and_an_array_run_to_their_ends_on_the_cpus_they_asked_for(
     assert len(chain) == 2
     for job in (*chain, array):
         assert slurm.wait_for(job, ("COMPLETED", "FAILED")) == "COMPLETED"
-    assert "is done." in _slurm_log(tmp_path / "chain")
+    assert "is done: " in _slurm_log(tmp_path / "chain")
     for value in ("1e-3", "2e-3"):
         assert (tmp_path / "array" / f"learning_rate-{value}" / "adapter").is_dir()
     assert slurm.job_field(chain[0], "NumCPUs") == "1"

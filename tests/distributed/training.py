@@ -14,7 +14,8 @@ from torch import Tensor
 from diablo_ds.adapter.attach import attach
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.schedule import lr_factor
-from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.batch_source import BatchSource
+from diablo_ds.data.batches import Dealer
 from diablo_ds.data.examples import Examples
 from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.model.base import read_base

@@ -84,7 +84,10 @@ def test_the_best_is_kept_patience_ends_the_run_and_resuming_changes_neither(uns
         assert torch.equal(delta, best.masters[name]), name
 
     before = (whole / "metrics.jsonl").read_bytes()
-    assert f"Done: {LAST} steps." in forked.diablo_ds("train", *unsteady, "--output", whole).stdout
+    result = forked.diablo_ds("train", *unsteady, "--output", whole)
+    assert f"is done, stopped early {early}" in result.stdout
+    assert "with --patience above 2, or 0, extends it" in result.stdout
+    assert "Loading" not in result.stderr
     assert (whole / "metrics.jsonl").read_bytes() == before
 
     for after, without_evaluation in ((10, False), (BEST, False), (20, False), (20, True)):

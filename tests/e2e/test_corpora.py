@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.batch_source import BatchSource
+from diablo_ds.data.batches import Dealer
 from diablo_ds.data.loading import load_data
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.model.finding import find_tokenizer

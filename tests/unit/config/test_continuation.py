@@ -4,25 +4,51 @@ import dataclasses
 
 import pytest
 
-from diablo_ds.config.continuation import differing_fields, repair_fields
+from diablo_ds.config.continuation import (
+    can_start_from,
+    changes_ahead,
+    describe_ahead,
+    differing_fields,
+    left_out_values,
+    repair_fields,
+)
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 
 
-def test_only_settings_that_change_numbers_forbid_resuming():
+def test_only_settings_that_make_another_run_forbid_resuming():
     old = RunConfig()
     assert differing_fields(old, RunConfig(micro_batch=2, save_every=5, output="x")) == []
+    assert differing_fields(old, RunConfig(max_steps=7, learning_rate=1e-4)) == []
     assert differing_fields(old, RunConfig(seed=1)) == ["seed: 0, now 1"]
 
 
 def test_a_refused_setting_names_the_option_that_resumes():
     old = RunConfig(learning_rate=1e-3, targets=("q_proj", "re:up|down"), packing=True)
     new = RunConfig(seed=1, max_steps=9)
-    assert repair_fields(old, new) == (
-        "leave out --max-steps --seed and give --packing --targets q_proj --targets 're:up|down' "
-        "--learning-rate 0.001"
+    assert repair_fields(old, new) == "leave out --packing --targets --seed"
+    assert not can_start_from(old, new)
+    assert can_start_from(RunConfig(), RunConfig(seed=1, data="rows.jsonl"))
+
+
+def test_changes_for_the_steps_to_come_are_told_with_both_values():
+    old, new = RunConfig(max_steps=8), RunConfig(max_steps=16, schedule="cosine", keep_last=9)
+    told = [change.text() for change in changes_ahead(old, new)]
+    assert told == [
+        "max_steps 8 -> 16",
+        "schedule linear -> cosine",
+    ]
+
+
+def test_what_is_left_out_is_as_the_run_has_it_but_for_a_start_s_own_settings():
+    recorded = RunConfig(
+        seed=3, max_steps=8, learning_rate=1e-4, keep_best=True, global_batch=6, data="a.jsonl"
     )
-    assert repair_fields(RunConfig(recompute=True), RunConfig()) == ""
+    values = left_out_values(recorded, {"data", "schedule"})
+    assert (values["seed"], values["max_steps"], values["learning_rate"]) == (3, 8, 1e-4)
+    assert not {"data", "schedule", "keep_best", "global_batch", "allow_changed_data"} & set(values)
+    # A number of epochs would have no effect beside the number of steps that the run had.
+    assert "max_steps" not in left_out_values(recorded, {"num_epochs"})
 
 
 @pytest.mark.parametrize("setting", settings_of(RunConfig), ids=lambda setting: setting.name)
@@ -44,4 +70,13 @@ def test_a_setting_says_itself_whether_it_may_change(setting):
     if setting.name == "stream":  # which needs it
         old["max_steps"] = new["max_steps"] = 5
     differing = differing_fields(RunConfig(**old), RunConfig(**new))
-    assert (differing == []) == setting.free_on_resume
+    assert (differing == []) == (setting.on_resume != "fixed")
+    changed = [change.field for change in changes_ahead(RunConfig(**old), RunConfig(**new))]
+    assert changed == [setting.name] * (setting.on_resume == "ahead")
+
+
+def test_the_record_of_starts_tells_what_changed_for_the_steps_to_come():
+    changes = [{"field": "keep_last", "old": 2, "new": 3}]
+    extended = [*changes, {"field": "max_steps", "old": 8, "new": 12}]
+    starts = [{"start_step": 0}, {"changes": changes}, {"start_step": 8, "changes": extended}]
+    assert describe_ahead(starts) == ["after step 8: max_steps: 8 -> 12"]

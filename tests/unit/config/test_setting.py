@@ -26,7 +26,7 @@ class Example:
     share: float = setting(0.5, "A share.", "run", above=0, maximum=1)
     size: int | None = setting(None, "A size.", "run", minimum=2, shown_default="all")
     names: tuple[str, ...] = setting((), "Names.", "run")
-    flag: bool = setting(False, "A flag.", "run", free_on_resume=True)
+    flag: bool = setting(False, "A flag.", "run", on_resume="free")
     left: int = setting(0, "A number that may be open.", "run", minimum=0, is_open=True)
     other: int = 3
 

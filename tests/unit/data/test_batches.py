@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from transformers import AttentionInterface
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import PAD_TO_MULTIPLE, BatchSource, Dealer, collate
+from diablo_ds.data.batch_source import BatchSource
+from diablo_ds.data.batches import PAD_TO_MULTIPLE, Dealer, collate
 from diablo_ds.data.examples import Examples, TokenTable
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.model.attention import attends_by_variable_length

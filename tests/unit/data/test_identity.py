@@ -4,10 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.batch_source import BatchSource
+from diablo_ds.data.batches import Dealer
 from diablo_ds.data.identity import DataIdentity, identify, reconcile
 from diablo_ds.data.loading import load_data
 from diablo_ds.data.streaming import open_stream
@@ -146,6 +148,58 @@ def test_held_out_data_that_changed_leave_the_training_where_it_was(data, tmp_pa
     assert "cannot be compared" in text
 
 
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize("longer", [{"num_epochs": 3}, {"max_steps": 25}])
+def test_an_extension_goes_on_with_the_next_example(longer, is_early, data, monkeypatch):
+    _cut_to(data, 38)  # 10 steps of 4, the last one of 2
+    config = _config(data, heldout_share=0.0)
+    train, heldout = _sources(config)
+    assert train.num_steps == 10
+    assert [train.lag_after(step) for step in (0, 9, 10)] == [0, 0, 2]
+    identity = dataclasses.replace(_identity(config), lag=train.lag_after(10))
+    if is_early:  # whose version wrote neither
+        identity = dataclasses.replace(identity, lag=None, num_epochs=None)
+    same, _, num_steps = place_data(config, train, heldout, _Checkpoint(10, identity), config)
+    assert (num_steps, same.lag_after(10)) == (10, 2)
+
+    later = dataclasses.replace(config, **longer)
+    train, heldout = _sources(later)
+    checkpoint = _Checkpoint(10, identity)
+    source, identity, num_steps = place_data(later, train, heldout, checkpoint, config)
+    assert num_steps == (later.max_steps or -(-(3 * 38 + 2) // 4))
+    assert identity.lag == 2
+    asked: list[int] = []
+    monkeypatch.setattr(
+        BatchSource, "_sequence", lambda self, position: asked.append(position) or np.array([0])
+    )
+    for step in range(10, num_steps):
+        list(source.step(step))
+    end = 3 * 38 if "num_epochs" in longer else 25 * 4 - 2
+    assert asked == list(range(38, end))
+    # From a checkpoint before the short step it is as if the run had been longer from the start.
+    checkpoint = _Checkpoint(8, dataclasses.replace(identity, lag=0, num_epochs=1.0, passes=1.0))
+    source, identity, _ = place_data(later, train, heldout, checkpoint, config)
+    assert source.lag_after(9) == 0
+
+
+def test_more_passes_count_on_top_where_the_data_changed_before(data):
+    config = _config(data, num_epochs=2, heldout_share=0.0, allow_changed_data=True)
+    identity = dataclasses.replace(_identity(config), start_step=13, passes=1.0)
+    longer = dataclasses.replace(config, num_epochs=4)
+    now, _ = reconcile(identity, _identity(longer), longer, 15)
+    assert (now.start_step, now.passes, now.num_epochs) == (13, 3, 4)
+    again, _ = reconcile(now, _identity(longer), longer, 17)
+    assert again == now
+
+
+def test_a_run_is_not_given_fewer_steps_than_it_has_taken(data):
+    config = _config(data, num_epochs=2, heldout_share=0.0)
+    train, heldout = _sources(dataclasses.replace(config, num_epochs=1))
+    checkpoint = _Checkpoint(13, _identity(config))
+    with pytest.raises(UserError, match=r"at least the 13 .* num_epochs: 2 -> 1"):
+        place_data(train.run_config, train, heldout, checkpoint, config)
+
+
 def _cut_to(path, count):
     path.write_text("".join(_rows(path)[:count]))
 
@@ -170,6 +224,9 @@ def test_the_identity_survives_json_and_garbage_is_refused(data):
         ("start_step", 1.0),
         ("passes", "x"),
         ("passes", -1),
+        ("num_epochs", "x"),
+        ("lag", -1),
+        ("lag", 1.5),
         ("passes", float("nan")),
         ("train", values["train"] | {"examples": "many"}),
         ("train", values["train"] | {"files": {"x": 1}}),

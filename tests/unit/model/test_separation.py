@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import BatchSource, Dealer
+from diablo_ds.data.batch_source import BatchSource
+from diablo_ds.data.batches import Dealer
 from diablo_ds.data.examples import Examples, TokenTable
 from diablo_ds.data.labels import Example
 from diablo_ds.data.masks import EXAMPLES, NONE

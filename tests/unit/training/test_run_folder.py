@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -78,14 +79,29 @@ def test_a_refused_run_leaves_the_folder_to_the_next(tmp_path):
 def test_a_run_of_an_earlier_version_keeps_its_order_of_data(tmp_path):
     config = RunConfig(output=str(tmp_path / "run"))
     _begin(RunConfig(output=config.output, data_order="hashed")).release()
-    assert recorded_config(config).data_order == "hashed"
+    assert recorded_config(config.output).data_order == "hashed"
     file = tmp_path / "run" / "run.json"
     values = json.loads(file.read_text())
     values.pop("data_order")
     file.write_text(json.dumps(values))
-    recorded = recorded_config(config)
+    recorded = recorded_config(config.output)
     assert recorded.data_order == "seed-plus-epoch"
     assert keep_recorded(config, recorded).data_order == "seed-plus-epoch"
     choose_run_folder(config)
     with pytest.raises(UserError, match="data_order: 'seed-plus-epoch', now 'hashed'"):
         choose_run_folder(RunConfig(output=config.output, data_order="hashed"))
+
+
+def test_a_refused_run_says_how_a_new_one_starts_from_the_adapter(tmp_path):
+    config = RunConfig(output=str(tmp_path / "run"))
+    _begin(config).release()
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(UserError, match=r"leave out --seed; .* another --output$"):
+        choose_run_folder(other)
+    adapter = tmp_path / "run" / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"--init-adapter {tmp_path}/run to start from what"):
+        choose_run_folder(other)
+    with pytest.raises(UserError, match=r"another --output$"):
+        choose_run_folder(dataclasses.replace(config, targets=("q_proj",)))
