@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.config.words import shell_text, train_words
 from diablo_ds.conversion.card_data import describe_data, hub_datasets
+from diablo_ds.conversion.markdown import markdown_table
 from diablo_ds.conversion.public_names import (
     base_hub_name,
     public_words,
@@ -124,7 +125,7 @@ def model_card(
         ]
     if config.parent:
         rows = _lineage(config.parent)
-        sections += ["## Lineage", "What the adapter comes from:", _table(rows)]
+        sections += ["## Lineage", "What the adapter comes from:", markdown_table(rows)]
     sections += ["## Use", _USE.format(base=base or UNKNOWN_BASE)]
     if not base:
         sections.append(
@@ -197,7 +198,7 @@ def _facts(config: AdapterConfig, num_parameters: int) -> str:
         rows.append(("optimizer steps", str(config.step)))
     if config.heldout_loss is not None:
         rows.append(("held-out loss", f"{config.heldout_loss:.4f} nats per target token"))
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _results(training: Training) -> str:
@@ -212,16 +213,10 @@ def _results(training: Training) -> str:
     for title, points in (("held-out loss", heldout), ("training loss", losses)):
         if points:
             rows = ((f"{step:.0f}", _number(loss)) for step, loss in points)
-            lines.append(_table(rows, ("optimizer step", f"{title}, nats per target token")))
+            lines.append(
+                markdown_table(rows, ("optimizer step", f"{title}, nats per target token"))
+            )
     return "\n\n".join(lines)
-
-
-def _changes(training: Training) -> list[str]:
-    """Return a paragraph on settings that were others in earlier steps, if any."""
-    if not training.changes:
-        return []
-    entries = "\n".join(f"- {entry}" for entry in training.changes)
-    return [f"Settings changed on the way:\n\n{entries}"]
 
 
 def _training(config: AdapterConfig, training: Training) -> str:
@@ -236,15 +231,16 @@ def _training(config: AdapterConfig, training: Training) -> str:
         for setting in settings_of(RunConfig)
         if setting.name not in _OF_MACHINE
     )
+    changes = "\n".join(f"- {change}" for change in training.changes)
     ranks = f"{training.world_size} ranks" if training.world_size > 1 else "one rank"
     lines = [
         "## Training",
         f"{training.num_steps} steps on {ranks}. The command, with every setting that is not the "
         "default, and paths without their folders:",
         f"```sh\n{shell_text([*command, '--ds_config', ds_config, *words])}\n```",
-        *_changes(training),
+        *(["Settings changed on the way:", changes] if changes else []),
         "<details><summary>All settings</summary>",
-        _table(settings, ("setting", "value")),
+        markdown_table(settings, ("setting", "value")),
         "</details>",
     ]
     if config.library_versions:
@@ -261,12 +257,3 @@ def _shown(value: Any) -> str:
 
 def _number(loss: float) -> str:
     return f"{loss:.4f}" if math.isfinite(loss) else "not finite"
-
-
-def _table(rows: Iterable[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
-    cells = [head, ("---", "---"), *rows]
-    return "\n".join(f"| {a} | {b} |" for a, b in (map(_cell, row) for row in cells))
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

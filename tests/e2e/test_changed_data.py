@@ -42,6 +42,7 @@ def test_changed_data_are_refused_and_taken_knowingly(options, tmp_path):
     data.write_text("".join(data.read_text().splitlines(keepends=True)[:8]))
     for checkpoint in (folder / "checkpoints").iterdir():
         _forget_the_data(checkpoint)
+    shutil.rmtree(folder / "adapter")
     result = diablo_ds("train", *options)
     assert "whether the data changed is not known" in result.stderr
     assert "has taken 11 steps already; its data or settings make 2" in result.stderr

@@ -35,8 +35,8 @@ def test_changes_for_the_steps_to_come_are_told_with_both_values():
     old, new = RunConfig(max_steps=8), RunConfig(max_steps=16, schedule="cosine", keep_last=9)
     told = [change.text() for change in changes_ahead(old, new)]
     assert told == [
-        "max_steps 8 -> 16",
-        "schedule linear -> cosine",
+        "max_steps: 8 -> 16",
+        "schedule: linear -> cosine",
     ]
 
 
