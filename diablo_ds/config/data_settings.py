@@ -45,7 +45,7 @@ class DataSettings:
         "Share of rows of raw files that may fail to fit; above it the run is refused.",
         minimum=0,
         maximum=1,
-        free_on_resume=True,
+        on_resume="free",
     )
     corpus: Corpus = _data(
         "auto", "Family of raw files; auto knows rows by their fields, and asks where it must."
