@@ -28,7 +28,7 @@ def test_a_refused_setting_names_the_option_that_resumes():
     new = RunConfig(seed=1, max_steps=9)
     assert repair_fields(old, new) == "leave out --packing --targets --seed"
     assert not can_start_from(old, new)
-    assert can_start_from(RunConfig(), RunConfig(seed=1, data="rows.jsonl"))
+    assert can_start_from(RunConfig(), RunConfig(seed=1, data=("rows.jsonl",)))
 
 
 def test_changes_for_the_steps_to_come_are_told_with_both_values():
@@ -42,7 +42,7 @@ def test_changes_for_the_steps_to_come_are_told_with_both_values():
 
 def test_what_is_left_out_is_as_the_run_has_it_but_for_a_start_s_own_settings():
     recorded = RunConfig(
-        seed=3, max_steps=8, learning_rate=1e-4, keep_best=True, global_batch=6, data="a.jsonl"
+        seed=3, max_steps=8, learning_rate=1e-4, keep_best=True, global_batch=6, data=("a.jsonl",)
     )
     values = left_out_values(recorded, {"data", "schedule"})
     assert (values["seed"], values["max_steps"], values["learning_rate"]) == (3, 8, 1e-4)

@@ -12,7 +12,7 @@ from diablo_ds.config.run_files import save_run_config
 from diablo_ds.config.setting import settings_of
 from diablo_ds.config.sweep import combinations, parse_axes
 from diablo_ds.errors import UserError
-from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, SWEEP_FILE, RunFolder
+from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, SWEEP_FILE, RunFolder, checkpoint_folder
 from diablo_ds.launcher.status import describe_status
 from diablo_ds.launcher.supervisor import RunEnd
 from diablo_ds.launcher.sweep import Sweep, SweptRun, check_sweep_folder
@@ -42,6 +42,7 @@ class _Starts:
 def _finish(run: SweptRun, heldout_loss: float) -> None:
     files = RunFolder(Path(run.run_config.output))
     files.adapter.mkdir(parents=True)
+    checkpoint_folder(files.checkpoints, 2).mkdir(parents=True)
     (files.adapter / ADAPTER_CONFIG_FILE).write_text("{}")
     save_run_config(run.run_config, files.run_config)
     files.write_progress(2, 0, done=True)
