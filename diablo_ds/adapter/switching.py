@@ -1,8 +1,8 @@
 """An adapter put on a model for a while, without changing the model's layers.
 
-Where the weights are wide enough its deltas are added to them, which costs no time in a forward;
-the blocks that change are kept and put back bit for bit. Otherwise hooks add each delta's product
-to the output of its layer, so that small deltas do not vanish in the rounding of a weight.
+Its deltas are added to the weights, which costs no time in a forward; the blocks that change are
+kept and put back bit for bit. Where a layer's weight cannot take its delta, hooks add the delta's
+product to the layer's output.
 """
 
 from __future__ import annotations
