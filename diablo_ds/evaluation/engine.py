@@ -33,11 +33,12 @@ from diablo_ds.model.requests import (
     LossResult,
 )
 from diablo_ds.ranks import distributed
+from diablo_ds.ranks.log import logger
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
-BATCHES_PER_CHUNK = 4
+BATCHES_PER_CHUNK = 2
 """Full batches of each rank between two exchanges of answers: at the end of a chunk ranks wait for
 the slowest."""
 
@@ -142,6 +143,8 @@ class Engine:
             self._proofs[longest] = distributed.on_main_process(
                 lambda: prove_batching(model_config, attention, longest)
             )
+            if reason := self._proofs[longest].describe():
+                logger.info(f"Answers of {model_config.model_type} take longer: {reason}")
         return self._proofs[longest]
 
     def _rows_at_once(self, lengths: Sequence[int]) -> int:

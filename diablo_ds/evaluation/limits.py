@@ -8,7 +8,7 @@ from diablo_ds.model.batch_cache import cache_bytes
 from diablo_ds.model.batch_rules import BatchLimits
 from diablo_ds.model.forwards import Forwards
 from diablo_ds.ranks import distributed
-from diablo_ds.ranks.free_memory import free_bytes
+from diablo_ds.ranks.free_memory import free_device_bytes
 
 CACHE_SHARE, LOGITS_SHARE, FORWARD_SHARE = 0.5, 0.1, 0.1
 """Shares of the free memory for the cache, for logits and for what a layer computes. While rows
@@ -33,7 +33,7 @@ def measure_limits(forwards: Forwards) -> BatchLimits:
     vocab_size, element = outputs.logits.shape[-1], outputs.logits.element_size()
     has_layers = hasattr(outputs.cache, "layers")
     token_bytes = cache_bytes(outputs.cache) / _PROBE_TOKENS if has_layers else 0.0
-    free = free_bytes(forwards.device)
+    free = free_device_bytes(forwards.device)
     if device_type == "cpu":
         free //= distributed.local_world_size()
     inner = max(int(getattr(config, "intermediate_size", 0) or 0), 4 * int(config.hidden_size))

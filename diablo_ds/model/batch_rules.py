@@ -22,6 +22,16 @@ class BatchRules:
     pads_right: bool = True
     """Whether padding on the right, not masked, changes nothing; else rows have equal lengths."""
 
+    def describe(self) -> str:
+        """Return a clause for the user about what makes answers slower; empty for nothing."""
+        if not self.caches:
+            return "its cache changes them, so that all tokens are put through for each new one"
+        if not self.pads_left:
+            return "padding changes them, so that only prompts of equal length share a batch"
+        if not self.extends:
+            return "its cache takes one token at a time, so that choices do not share their prompt"
+        return ""
+
 
 @dataclass(frozen=True)
 class BatchLimits:

@@ -16,10 +16,18 @@ def device_at_hand() -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that this process can still take, on a GPU or in main memory."""
+    """Return the bytes of weights that this process can still load to a GPU or main memory."""
+    # They pass through main memory.
+    return min(free_device_bytes(device), _free_main_memory())
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Return the bytes that this process can still take on a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return min(int(free), _free_main_memory())  # weights pass through main memory
+        # What PyTorch has taken and does not use.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + kept
     return _free_main_memory()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers as hf
@@ -10,7 +12,9 @@ from diablo_ds.adapter.targets import DEFAULT_TARGETS
 from diablo_ds.evaluation.engine import Engine
 from diablo_ds.model.architecture import build_model
 from diablo_ds.model.batch_rules import BatchLimits, BatchRules
-from tests.answers import answers, spread
+from diablo_ds.model.forwards import Forwards
+from diablo_ds.model.requests import ChoiceRequest
+from tests.answers import answers, choice_requests, generation_requests, spread
 from tests.tiny import tiny_tokenizer
 
 SHAPE = {
@@ -113,6 +117,52 @@ def test_a_family_answers_alike_in_batches_of_every_size(family):
     _check_close(answers(with_cache), alone)
     for limits in SIZES.values():
         _check_close(answers(_engine(config, limits, BatchRules())), alone)
+
+
+class _Watched(Forwards):
+    """Forwards that note their batches: rows, tokens of a row, columns with those in the cache."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.seen = []
+
+    def __call__(self, input_ids, **options):
+        mask = options.get("mask")
+        columns = input_ids.shape[1] if mask is None else mask.shape[1]
+        self.seen.append((*input_ids.shape, columns))
+        return super().__call__(input_ids, **options)
+
+
+def test_batches_keep_to_their_limits_and_are_full():
+    limits = BatchLimits(cache_tokens=300, forward_tokens=80, logit_rows=80, rows=8)
+    engine = _engine(_config("llama"), limits, BatchRules())
+    engine.forwards = _Watched(engine.forwards.model)
+    answered = []
+    requests = [replace(r, end_ids=frozenset()) for r in generation_requests(30)]
+    engine.generate(requests, lambda index, answer: answered.append(index))
+    assert sorted(answered) == list(range(30))
+    for rows, tokens, columns in engine.forwards.seen:
+        assert rows == 1 or rows * tokens <= limits.forward_tokens
+        assert rows * columns <= limits.cache_tokens
+        assert rows <= limits.rows
+    steps = [rows for rows, tokens, _ in engine.forwards.seen if tokens == 1]
+    assert sum(steps) / len(steps) > 4  # rows that end make room for others
+    engine.forwards.seen.clear()
+    engine.choose(choice_requests(30), lambda index, answer: None)
+    for rows, tokens, columns in engine.forwards.seen:
+        assert rows == 1 or (rows * tokens <= 80 and rows * columns <= 300)
+
+
+def test_a_prompt_is_put_through_once_for_all_its_choices():
+    engine = _engine(_config("llama"), SIZES[16], BatchRules())
+    engine.forwards = _Watched(engine.forwards.model)
+    prompt = tuple(range(5, 25))
+    engine.choose([ChoiceRequest(prompt, ((30, 31), (30, 32)))], lambda index, answer: None)
+    assert engine.forwards.seen == [(1, 21, 21)]  # one forward, with the token that they share
+    engine.forwards.seen.clear()
+    choices = ((30, 31, 32), (33, 34), (35,))
+    engine.choose([ChoiceRequest(prompt, choices)], lambda index, answer: None)
+    assert engine.forwards.seen == [(1, 20, 20), (2, 2, 22)]
 
 
 @pytest.mark.parametrize("kind", OTHERS)
