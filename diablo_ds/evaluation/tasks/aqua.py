@@ -47,9 +47,15 @@ def _judge(question: Question, answer: str) -> Verdict:
     """Take the first letter after the last "answer is", else the last letter on its own."""
     openings = list(_OPENING.finditer(answer))
     after = _LETTER.search(answer, openings[-1].end()) if openings else None
-    letters = _LETTER.findall(answer)
-    extracted = after[1] if after else letters[-1] if letters else None
+    extracted = after[1] if after else _last_letter(answer)
     return Verdict(extracted, {"accuracy": float(extracted == question.reference)})
+
+
+def _last_letter(answer: str) -> str | None:
+    """Return the last letter on its own, unless it ends a list of the choices."""
+    letters = "".join(_LETTER.findall(answer))
+    is_list = len(letters) > 2 and letters[-3:] in _LETTERS
+    return letters[-1] if letters and not is_list else None
 
 
 TASK = Task(

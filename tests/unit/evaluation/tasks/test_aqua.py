@@ -44,6 +44,8 @@ def test_a_row_without_a_letter_is_named(row, tmp_path):
         ("Answer: **B**", "B"),
         ("A man has 3 apples", None),
         ("(A) is 1 and (B) is 2, so (B)", "B"),
+        ("(A) 1 (B) 2 (C) 3 (D) 4 (E) 5", None),
+        ("A. 1\nB. 2\nC. 3\nD. 4\nE. 5\nThus C", "C"),
         ("ABC", None),
         ("", None),
     ],
