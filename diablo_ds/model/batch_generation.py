@@ -86,7 +86,9 @@ class _Generator:
         self.batch = _Batch()
 
     def run(self, rows: list[_Row]) -> None:
-        waiting = sorted(rows, key=lambda row: (len(row.request.prompt), row.index))
+        waiting = sorted(
+            rows, key=lambda row: (len(row.request.prompt), row.request.prompt, row.index)
+        )
         if not self.rules.caches:
             for row in waiting:
                 while not self._take([row], self._logits_of_all([row]))[0]:
@@ -134,33 +136,36 @@ class _Generator:
     def _next_group(self, waiting: list[_Row], running: list[_Row]) -> list[_Row]:
         """Take rows of similar length for one forward from those that wait, the longest first."""
         group: list[_Row] = []
+        num_prompts = 0  # several samples of one are put through once
         while waiting:
             row = waiting[-1]
             width = len((group or [row])[0].request.prompt)
+            is_new = not group or group[-1].request.prompt != row.request.prompt
             most = max(r.most for r in (row, *running, *group))
             count = 1 + len(group) + len(running)
             if count > 1 and (count > self.limits.rows or count * most > self.limits.cache_tokens):
                 break
-            if group and (len(group) + 1) * width > self.limits.forward_tokens:
+            if group and (num_prompts + is_new) * width > self.limits.forward_tokens:
                 break
             is_equal = len(row.request.prompt) == width
             if not self.rules.pads_left and not is_equal:
                 break
             group.append(waiting.pop())
+            num_prompts += is_new
         return group
 
     def _prefill(self, rows: list[_Row]) -> _Batch:
-        ids, mask, positions = left_padded(
-            [row.request.prompt for row in rows], self.forwards.device
+        prompts = list(dict.fromkeys(row.request.prompt for row in rows))
+        ids, mask, positions = left_padded(prompts, self.forwards.device)
+        logits, cache = self.forwards(
+            ids, mask=mask if self.rules.pads_left else None, positions=positions, keep=1
         )
-        outputs = self.forwards(
-            ids,
-            mask=mask if self.rules.pads_left else None,
-            positions=positions,
-            keep=1,
-        )
-        batch = _Batch(rows, outputs.cache, ids.shape[1])
-        self._leave(batch, self._take(rows, outputs.logits[:, -1]))
+        if len(prompts) < len(rows):
+            places = torch.tensor([prompts.index(row.request.prompt) for row in rows])
+            places = places.to(logits.device)
+            logits, cache = logits[places], batch_cache.with_rows(cache, places)
+        batch = _Batch(rows, cache, ids.shape[1])
+        self._leave(batch, self._take(rows, logits[:, -1]))
         return batch
 
     # --- a token for each row --------------------------------------------------------------------

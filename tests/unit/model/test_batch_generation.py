@@ -13,7 +13,7 @@ from diablo_ds.evaluation.engine import Engine
 from diablo_ds.model.architecture import build_model
 from diablo_ds.model.batch_rules import BatchLimits, BatchRules
 from diablo_ds.model.forwards import Forwards
-from diablo_ds.model.requests import ChoiceRequest
+from diablo_ds.model.requests import ChoiceRequest, GenerationRequest
 from tests.answers import answers, choice_requests, generation_requests, spread
 from tests.tiny import tiny_tokenizer
 
@@ -151,6 +151,23 @@ def test_batches_keep_to_their_limits_and_are_full():
     engine.choose(choice_requests(30), lambda index, answer: None)
     for rows, tokens, columns in engine.forwards.seen:
         assert rows == 1 or (rows * tokens <= 80 and rows * columns <= 300)
+
+
+def test_a_prompt_is_put_through_once_for_all_its_samples():
+    first, second = (request.prompt for request in generation_requests(2))
+    samples = [
+        GenerationRequest(prompt, 12, temperature=1.0, seed=seed)
+        for seed in range(4)
+        for prompt in (first, second)
+    ]
+    alone, together = (_engine(_config("llama"), n, BatchRules()) for n in (ONE, SIZES[16]))
+    together.forwards = _Watched(together.forwards.model)
+    expected, found = {}, {}
+    alone.generate(samples, expected.__setitem__)
+    together.generate(samples, found.__setitem__)
+    assert found == expected
+    assert len({answer.tokens for answer in found.values()}) == 8
+    assert [seen[0] for seen in together.forwards.seen[:2]] == [2, 8]
 
 
 def test_a_prompt_is_put_through_once_for_all_its_choices():
