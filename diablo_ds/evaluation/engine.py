@@ -124,6 +124,13 @@ class Engine:
     # --- how batches are made --------------------------------------------------------------------
 
     @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest row that the model was made for; None where its config has none."""
+        text = self.forwards.module.config.get_text_config()
+        length = getattr(text, "max_position_embeddings", None)
+        return length if isinstance(length, int) and length > 0 else None
+
+    @property
     def limits(self) -> BatchLimits:
         """How large batches may be. Collective where the ranks are in step, when first asked."""
         if self._limits is None:

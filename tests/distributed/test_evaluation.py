@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from diablo_ds.evaluation.engine import Engine
 from diablo_ds.evaluation.models import open_models
-from diablo_ds.model.batch_rules import BatchLimits
+from diablo_ds.model.batch_rules import BatchLimits, BatchRules
 from diablo_ds.zero.joining import init_process_group
-from tests.answers import answers, save_base_and_adapter
+from tests.answers import answers, generation_requests, save_base_and_adapter, spread
 from tests.distributed.runner import run_distributed
+from tests.tiny import build_model
 
 pytestmark = pytest.mark.distributed
 
@@ -56,6 +58,25 @@ def test_ranks_answer_as_one_process_does(tmp_path):
                 _check_close(mine["losses"], other["losses"], "nats")
             if placement == "sharded":
                 assert found[0] == found[2]
+
+
+def _fail_on_one(rank: int) -> None:
+    """One rank fails between two forwards; the others end with a sentence, none waits forever."""
+
+    def decode(ids: Any) -> str:
+        if rank == 1:
+            raise ValueError("unreadable")
+        return ""
+
+    engine = Engine(spread(build_model()), decode, in_step=True, limits=SMALL, rules=BatchRules())
+    expected = {0: (RuntimeError, "got a failure on rank 1"), 1: (ValueError, "unreadable")}
+    error, message = expected[rank]
+    with pytest.raises(error, match=message):
+        engine.generate(generation_requests(), lambda index, answer: None)
+
+
+def test_a_failure_between_forwards_ends_all_ranks(tmp_path):
+    run_distributed(_fail_on_one, 2, tmp_path)
 
 
 def _check_close(mine: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> None:

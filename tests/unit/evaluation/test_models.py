@@ -57,6 +57,7 @@ def test_an_adapter_names_its_base_and_the_ends_of_its_answers(folders, tmp_path
     with models.use("tuned") as model:
         assert model.end_ids == {3, 4, 5, 256}
         assert (model.adapter, model.base) == (adapter, base)
+        assert model.engine.max_length == 128
     with models.use("base") as model:
         assert model.end_ids == {3, 4}
 
