@@ -37,7 +37,7 @@ def load_loss_examples(
     Of a prepared dataset they are those of its held-out part, or all if it has none; of a folder of
     raw files those of the test files, or of those for validation. Texts without a prompt are joined
     and cut to ``max_length``. The end of other examples that are longer is cut off, and those
-    without a target before it are dropped; the result counts both.
+    without a target before it are dropped: `Examples.counts` and ``dropped`` count them.
 
     Args:
         path: of the data.

@@ -37,7 +37,7 @@ def test_the_tests_of_a_folder_are_read_and_long_rows_are_counted(tmp_path):
     write_rows(tmp_path / "test.jsonl", *_pairs("ab", "a" * 14, "a" * 16))
     examples = _load(tmp_path)
     assert _texts(examples) == ["abc<|end|>", "ab"]
-    assert (examples.num_cut, examples.num_dropped) == (1, 1)
+    assert (examples.counts().cut, [*examples.dropped]) == (1, [20])
     assert loss_files(tmp_path) == [tmp_path / "test.jsonl"]
 
 
@@ -46,7 +46,7 @@ def test_all_tokens_of_a_text_are_scored(tmp_path):
     (tmp_path / "text.txt").write_text(text)
     examples = _load(tmp_path / "text.txt")
     assert "".join(_texts(examples)) == text + "<|end|>"
-    assert examples.num_cut == examples.num_dropped == 0
+    assert examples.counts().cut == len(examples.dropped) == 0
 
 
 def test_settings_of_raw_data(tmp_path):
