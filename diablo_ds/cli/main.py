@@ -13,6 +13,7 @@ import click
 from diablo_ds import __version__
 from diablo_ds.cli.adapters import combine, diff, import_
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
+from diablo_ds.cli.evaluate import evaluate
 from diablo_ds.cli.generate import generate
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
@@ -51,6 +52,7 @@ for _command in (
     status,
     explain,
     inspect,
+    evaluate,
     generate,
     merge,
     verify,

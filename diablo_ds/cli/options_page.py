@@ -24,6 +24,7 @@ from diablo_ds.config.setting import GROUPS, OnResume, Setting, settings_of
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification.options import VerifyOptions
 from diablo_ds.data.prepare.options import PrepareOptions
+from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.files.layout import RUN_CONFIG_FILE
 from diablo_ds.generation.options import GenerateOptions
 from diablo_ds.launcher.job import Job
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds plan": (PlanOptions, Shape, Assumptions),
     "diablo-ds prepare CORPUS": (PrepareOptions,),
     "diablo-ds prepare": (PreviewOptions,),
+    "diablo-ds evaluate": (EvaluateOptions,),
     "diablo-ds generate": (GenerateOptions,),
     "diablo-ds merge": (MergeOptions,),
     "diablo-ds verify": (VerifyOptions,),
@@ -58,6 +60,7 @@ _NOTES = {
     "for the steps to come only, is as that run has it ([formats](formats.md#extending-a-run)).",
     "diablo-ds launch": "All options of `diablo-ds train` too.",
     "diablo-ds slurm": "All options of `diablo-ds train` too.",
+    "diablo-ds evaluate": "`deepspeed launch/evaluate.py` takes the same options.",
     "diablo-ds combine": "Takes each adapter as ADAPTER=WEIGHT.",
     "diablo-ds import": "Takes the file, `adapter.chkpt`.",
     "diablo-ds push": "Takes an adapter, a checkpoint, or the folder of a run that is done.",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE, read_end_ids
 from diablo_ds.data.text.tokenization import Tokenizer, load_tokenizer
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.engine import Engine
+from diablo_ds.evaluation.model_names import BASE, model_names
 from diablo_ds.evaluation.placement import choose_placement, choose_precision
 from diablo_ds.files.layout import Kind, kind_of
 from diablo_ds.generation.prompts import run_of
@@ -39,9 +41,6 @@ from diablo_ds.model.pretrained import hide_progress_bars
 from diablo_ds.ranks import distributed
 from diablo_ds.zero.inference import deltas_in_shards, shard_for_inference
 from diablo_ds.zero.loading import load_weights
-
-BASE = "base"
-"""The name of the base model beside its adapters."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +128,13 @@ class Models:
         """
         entry = self._entries[name]
         loaded = self._load(entry.folder)
-        base_ends = read_end_ids(entry.folder / GENERATION_CONFIG_FILE)
-        ends = base_ends or {loaded.tokenizer.end_id}
-        run_config = None
-        if entry.adapter is not None:
-            ends = ends | read_end_ids(entry.adapter / GENERATION_CONFIG_FILE)
-            ends.add(loaded.tokenizer.end_id)
-            run_config = run_of(entry.adapter)
+        run_config = None if entry.adapter is None else run_of(entry.adapter)
         with self._with_deltas(loaded, entry.tensors):
             yield LoadedModel(
                 name,
                 loaded.engine,
                 loaded.tokenizer,
-                frozenset(ends),
+                self.end_ids(name),
                 entry.folder,
                 entry.adapter,
                 run_config,
@@ -155,6 +148,36 @@ class Models:
         """Return the run config of the run that trained a model's adapter, where it is known."""
         adapter = self._entries[name].adapter
         return None if adapter is None else run_of(adapter)
+
+    def end_ids(self, name: str) -> frozenset[int]:
+        """Return the tokens that end a model's answers; see `LoadedModel`."""
+        entry = self._entries[name]
+        tokenizer = load_tokenizer(entry.folder)
+        ends = read_end_ids(entry.folder / GENERATION_CONFIG_FILE) or {tokenizer.end_id}
+        if entry.adapter is not None:
+            ends |= {*read_end_ids(entry.adapter / GENERATION_CONFIG_FILE), tokenizer.end_id}
+        return frozenset(ends)
+
+    def text_config(self, name: str) -> Any:
+        """Return transformers' config of a model's text part."""
+        return self._bases[self._entries[name].folder].shapes.config.get_text_config()
+
+    def digest(self, name: str) -> str:
+        """Return a hash that tells a model's weights from others': of its base and its deltas."""
+        entry = self._entries[name]
+        digest = hashlib.sha256(fingerprint(entry.folder).encode())
+        for key, tensor in sorted(entry.tensors.items()):
+            digest.update(f"{key}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model's weights: of its base, or of the merged model."""
+        return self._entries[name].folder
+
+    def adapter(self, name: str) -> Path | None:
+        """Return the folder of a model's adapter, if it has one."""
+        return self._entries[name].adapter
 
     def close(self) -> None:
         """Let go of all weights."""
@@ -237,7 +260,7 @@ def _find_entries(
     base: str, adapters: Sequence[Path], include_base: bool, force: bool
 ) -> tuple[dict[str, tuple[_Entry, AdapterConfig | None]], list[Path]]:
     """Return the models by name, each with its adapter's config, and the folders of weights."""
-    names = _names(adapters)
+    names = model_names(adapters)
     with_deltas: dict[str, tuple[_Entry, AdapterConfig | None]] = {}
     merged: dict[str, tuple[_Entry, AdapterConfig | None]] = {}
     folder = find_model(base) if base else None
@@ -265,18 +288,3 @@ def _find_entries(
         found[BASE] = _Entry(folder), None
     found |= with_deltas | merged
     return found, list(dict.fromkeys(entry.folder for entry, _ in found.values()))
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each path: its last part, or as many of them as tell it from the others."""
-    parts = [[p for p in path.expanduser().absolute().parts if p != "/"] for path in paths]
-    parts = [p[:-1] if len(p) > 1 and p[-1] == "adapter" else p for p in parts]
-    parts = [[p for p in own if p != "checkpoints"] for own in parts]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UserError(f"each adapter must be given once; got {path} twice")
-    for count in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(own[-max(count, 1 + own[-1].startswith("step-")) :]) for own in parts]
-        if len({BASE, *names}) == 1 + len(names):
-            return names
-    return [str(path) for path in paths]

@@ -33,6 +33,10 @@ LOGS_FOLDER, TENSORBOARD_FOLDER = "logs", "tensorboard"
 MERGE_RECORD_FILE = "merge_progress.json"
 """What a merge that is not done was made from, and which of its files are complete."""
 MERGE_REPORT_FILE = "merge_report.json"
+EVALUATION_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.jsonl"
+"""What an evaluation asks whom, which makes a folder an evaluation's; and all answers so far."""
+RESULTS_FILE, REPORT_FILE = "results.json", "report.md"
+"""An evaluation's scores, for programs and for people."""
 OWNER_FOLDER = ".owner"
 """Tells which process writes to the folder that it lies in."""
 RANK_RECORDS = "rank-*.json"
@@ -167,6 +171,7 @@ class Kind(enum.Enum):
     CHECKPOINTS = "a folder of checkpoints"
     ADAPTER = "an adapter"
     DATASET = "a prepared dataset"
+    EVALUATION = "the folder of an evaluation"
     LOGS = "a folder of the ranks' logs"
     BASE_MODEL = "a base model"
     PLAN = "a plan's folder"
@@ -196,6 +201,8 @@ def kind_of(path: Path) -> Kind:
         return Kind.ADAPTER
     if names & {MANIFEST_FILE, "dataset_dict.json", "dataset_info.json"}:
         return Kind.DATASET
+    if EVALUATION_FILE in names:
+        return Kind.EVALUATION
     if "config.json" in names:
         return Kind.BASE_MODEL
     if "plan.json" in names:

