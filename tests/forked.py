@@ -21,6 +21,7 @@ import types
 from collections.abc import Mapping
 from multiprocessing import connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -47,10 +48,16 @@ def diablo_ds(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str
     return Command(*args).result(check)
 
 
-def ranks(*args: Any, num_ranks: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
+def ranks(
+    *args: Any,
+    num_ranks: int = 2,
+    check: bool = True,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.CompletedProcess[str]:
     """Run `diablo-ds train` on forked ranks, as a launcher of this machine starts them."""
     port = free_port()
-    result = Command("train", *args, num_ranks=num_ranks, port=port).result(check)
+    command = Command("train", *args, num_ranks=num_ranks, port=port, variables=variables)
+    result = command.result(check)
     assert not list(Path("/dev/shm").glob(f"deepspeed*_{port}_*")), "memory is left behind"
     return result
 
@@ -62,20 +69,27 @@ class Command:
         args: words after `diablo-ds`.
         num_ranks: how many processes; for 0 one that is no rank.
         port: where rank 0 listens.
+        variables: of their environment, besides the tests' own.
     """
 
-    def __init__(self, *args: Any, num_ranks: int = 0, port: int = 0) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        num_ranks: int = 0,
+        port: int = 0,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.words = ["diablo-ds", *with_last_options(args)]
         self._folder = tempfile.TemporaryDirectory(prefix="forked-")
         self._outputs = [os.path.join(self._folder.name, name) for name in ("stdout", "stderr")]
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks}
-        place["LOCAL_SIZE"] = num_ranks
-        numbers = [place | {"RANK": n, "LOCAL_RANK": n} for n in range(num_ranks)] or [{}]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks}
+        shared["LOCAL_SIZE"] = num_ranks
+        numbers = [shared | {"RANK": n, "LOCAL_RANK": n} for n in range(num_ranks)] or [{}]
         context = multiprocessing.get_context(start_method())
         self.processes = []
         for values in numbers:
-            variables = environment() | {name: str(value) for name, value in values.items()}
-            arguments = (self.words, variables, self._outputs)
+            place = {name: str(value) for name, value in values.items()}
+            arguments = (self.words, environment() | place | dict(variables), self._outputs)
             process = context.Process(target=_run, args=arguments)
             process.start()
             self.processes.append(process)

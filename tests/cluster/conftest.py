@@ -26,13 +26,13 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshHosts]:
 
 @pytest.fixture(scope="session")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run long enough to be broken: some 40 steps of a few tenths of a second."""
+    """A run long enough to be broken: 40 steps of some tenth of a second."""
     folder = tmp_path_factory.mktemp("run")
     sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
     model = save_model(folder / "model", **sizes)
     data = write_pairs(folder / "pairs.jsonl", 60)
     text = (
-        f"--model {model} --data {data} --num-blocks 4 --micro-batch 2 --global-batch 16 "
+        f"--model {model} --data {data} --num-blocks 4 --micro-batch 2 --global-batch 8 "
         "--max-steps 40 --save-every 10 --eval-every 10 --learning-rate 0.002 --dropout 0.1 "
         "--precision fp32 --hang-timeout 120"
     )
@@ -43,5 +43,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def undisturbed(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run on two ranks, left alone."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    ranks("--ds_config", ZERO3, *options, "--output", folder)
+    # As in the runs that are compared with it.
+    on_cpus = {"DS_ACCELERATOR": "cpu"}
+    ranks("--ds_config", ZERO3, *options, "--output", folder, variables=on_cpus)
     return folder

