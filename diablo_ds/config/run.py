@@ -24,6 +24,7 @@ from diablo_ds.config.choices import (
 )
 from diablo_ds.config.data_settings import DataSettings
 from diablo_ds.config.setting import LARGEST, check_settings, setting
+from diablo_ds.config.task_settings import TaskSettings
 
 _model = functools.partial(setting, group="model")
 _adapter = functools.partial(setting, group="adapter")
@@ -35,7 +36,7 @@ _run = functools.partial(setting, group="run")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(DataSettings):
+class RunConfig(DataSettings, TaskSettings):
     """Settings of one training run. Field by field the same as the options of `diablo-ds train`.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from diablo_ds.config.choices import check_control_tokens
 from diablo_ds.config.data_settings import DEFAULT_DATA, RAW_SETTINGS
+from diablo_ds.config.task_settings import OF_TASKS
 from diablo_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check_together(run_config: RunConfig) -> None:
     _check_batching(run_config)
     _check_stream(run_config)
     _check_data(run_config)
+    _check_tasks(run_config)
 
 
 def _check_data(run_config: RunConfig) -> None:
@@ -51,6 +53,24 @@ def _check_data(run_config: RunConfig) -> None:
             f"data={', '.join(run_config.data)}; name "
             "other files, or prepare the default data's with diablo-ds prepare math"
         )
+
+
+def _check_tasks(run_config: RunConfig) -> None:
+    names = run_config.eval_task_names
+    if run_config.eval_tasks and not names:
+        raise UserError(f"eval_tasks must name tasks; got eval_tasks={run_config.eval_tasks!r}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"eval_tasks must name each task once; got {name!r} twice; name it {name}:LABEL "
+                "for other data"
+            )
+    for name in OF_TASKS:
+        value = getattr(run_config, name)
+        if value != getattr(type(run_config), name) and not names:
+            raise UserError(
+                f"{name} has no effect without eval_tasks; got {name}={value!r} and no tasks"
+            )
 
 
 def _check_recomputation(run_config: RunConfig) -> None:

@@ -30,7 +30,7 @@ _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
 """Names that earlier versions gave to delta paths."""
-_INPUTS = ("model", "data", "heldout_data", "init_adapter")
+_INPUTS = ("model", "data", "heldout_data", "init_adapter", "eval_task_data")
 """Settings that name files to read."""
 PARENT = "parent"
 """Key of what a run's file records of the adapter that it started from; no setting."""
@@ -174,10 +174,12 @@ def _found_inputs(values: dict[str, Any], starts: Any) -> dict[str, Any]:
     if not isinstance(folder, str):
         return values
 
-    def found(path: str) -> str:
-        there = os.path.join(folder, path)
-        is_only_there = path and not os.path.exists(path) and os.path.exists(there)
-        return there if is_only_there else path
+    def found(text: str) -> str:
+        for name, equals, path in (("", "", text), text.partition("=")):  # a path, or NAME=PATH
+            there = os.path.join(folder, path)
+            if path and not os.path.exists(path) and os.path.exists(there):
+                return f"{name}{equals}{there}"
+        return text
 
     inputs = {name: values[name] for name in _INPUTS if name in values}
     return values | {

@@ -38,6 +38,7 @@ Group = Literal[
     "optimizer",
     "memory and speed",
     "run",
+    "task scores",
 ]
 GROUPS: tuple[Group, ...] = typing.get_args(Group)
 """In the order in which help texts and documents show them."""

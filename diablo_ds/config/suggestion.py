@@ -25,6 +25,7 @@ _OF_OTHERS = {
     "sample_packing": "packing",
     "save_steps": "save_every",
     "eval_steps": "eval_every",
+    "tasks": "eval_tasks",
     "sequence_len": "max_length",
     "target_modules": "targets",
     "train_batch_size": "global_batch",

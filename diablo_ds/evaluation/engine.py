@@ -57,6 +57,7 @@ class Engine:
             Otherwise each rank has a full copy of the model.
         limits: how large batches may be; by default what the memory allows.
         rules: how rows of a batch are kept apart; by default it is tried on a tiny model.
+        is_stopping: see `diablo_ds.model.forwards.Forwards`.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Engine:
         in_step: bool = False,
         limits: BatchLimits | None = None,
         rules: BatchRules | None = None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.forwards = Forwards(model, in_step=in_step)
+        self.forwards = Forwards(model, in_step=in_step, is_stopping=is_stopping)
         self.decode = decode
         self._limits, self._rules = limits, rules
         self._proofs: dict[int, BatchRules] = {}
@@ -80,6 +82,7 @@ class Engine:
     ) -> None:
         """Continue prompts."""
         lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
+        rules = self._rules_for(lengths)
 
         def work(part: Sequence[GenerationRequest], deliver: Callable[[int, Any], object]) -> None:
             generate(
@@ -88,7 +91,7 @@ class Engine:
                 self.decode,
                 deliver,
                 limits=self.limits,
-                rules=self.rules(max(lengths)),
+                rules=rules,
             )
 
         self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
@@ -100,9 +103,9 @@ class Engine:
     ) -> None:
         """Score continuations of prompts."""
         lengths = [len(r.prompt) + max(map(len, r.continuations)) for r in requests]
+        rules = self._rules_for(lengths)
 
         def work(part: Sequence[ChoiceRequest], deliver: Callable[[int, Any], object]) -> None:
-            rules = self.rules(max(lengths))
             score_choices(self.forwards, part, deliver, limits=self.limits, rules=rules)
 
         self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
@@ -114,9 +117,9 @@ class Engine:
     ) -> None:
         """Compute the losses of examples."""
         lengths = [len(request.input_ids) for request in requests]
+        rules = self._rules_for(lengths)
 
         def work(part: Sequence[LossRequest], deliver: Callable[[int, Any], object]) -> None:
-            rules = self.rules(max(lengths))
             example_losses(self.forwards, part, deliver, limits=self.limits, rules=rules)
 
         self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
@@ -138,6 +141,11 @@ class Engine:
                 self._limits = measure_limits(self.forwards)
         return self._limits
 
+    def renew_limits(self) -> None:
+        """Measure again how large batches may be, in powers of two. Collective."""
+        with self._prepared(), self.forwards.together():
+            self._limits = measure_limits(self.forwards).in_powers_of_two()
+
     def rules(self, max_length: int) -> BatchRules:
         """Return how rows of up to ``max_length`` tokens are kept apart. Collective."""
         if self._rules is not None:
@@ -153,6 +161,10 @@ class Engine:
             if reason := self._proofs[longest].describe():
                 logger.info(f"Answers of {model_config.model_type} take longer: {reason}")
         return self._proofs[longest]
+
+    def _rules_for(self, lengths: Sequence[int]) -> BatchRules:
+        """Ask for the rules on every rank, also on those that get no part of the requests."""
+        return self.rules(max(lengths)) if lengths else BatchRules()
 
     def _rows_at_once(self, lengths: Sequence[int]) -> int:
         by_memory = self.limits.cache_tokens // max([*lengths, 1])

@@ -130,7 +130,8 @@ def _port(cluster: Cluster, host: Host) -> int:
 def _local_paths(run_config: RunConfig) -> list[str]:
     """Return the files and folders of a run that must be the same on all hosts."""
     data = (split_name(text)[1] for text in (*run_config.data, *run_config.heldout_data))
-    named = [run_config.model, *data]
+    tasks = (text.partition("=")[2] for text in run_config.eval_task_data)
+    named = [run_config.model, *data, *tasks]
     if adapter := find_initial_adapter(run_config):
         named.append(str(adapter))
     return [str(Path(name).resolve()) for name in named if name and Path(name).exists()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ class BatchLimits:
     """Positions whose logits are there at once."""
     rows: int
     """Rows whose answers are generated at once."""
+
+    def in_powers_of_two(self) -> BatchLimits:
+        """Return the limits rounded down, so that a little less memory makes no other batches."""
+        values = dataclasses.asdict(self)
+        return BatchLimits(**{name: 1 << (n.bit_length() - 1) for name, n in values.items()})
 
 
 def left_padded(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
+from diablo_ds.ranks.stopping import StopAgreed
 
-_DONE, _BUSY, _FAILED = 0, 1, 2
+_DONE, _BUSY, _FAILED, _STOPPING = 0, 1, 2, 3
 
 
 class Outputs(NamedTuple):
@@ -37,13 +38,23 @@ class Forwards:
     Args:
         model: a model of transformers, or DeepSpeed's engine around it.
         in_step: whether all ranks have to make the same number of forwards.
+        is_stopping: tells ahead of each forward whether this rank was asked to stop. Where there
+            are several ranks, they have to be in step.
+
+    Every forward may raise StopAgreed, on all ranks at the same one, where a rank is to stop.
     """
 
-    def __init__(self, model: Any, *, in_step: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        in_step: bool = False,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.model = model
         self.module = getattr(model, "module", model)
         self.device = torch.device(model.device)
-        self.in_step = in_step
+        self.in_step, self._is_stopping = in_step, is_stopping
         self._parameters = frozenset(inspect.signature(self.module.forward).parameters)
         self._is_inside = False
 
@@ -108,13 +119,14 @@ class Forwards:
 
         Raises:
             RuntimeError: if another rank fails.
+            StopAgreed: if a rank is to stop.
         """
         if not self.in_step:
             yield
             return
         try:
             yield
-        except _OtherRankFailedError:
+        except (_OtherRankFailedError, StopAgreed):
             raise
         except BaseException:
             if not self._is_inside:
@@ -122,11 +134,16 @@ class Forwards:
             raise
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         while self._tell(_DONE):
+            heart.beat("evaluation")
             with torch.no_grad():
                 self.model(input_ids=token, use_cache=False)
 
     def _tell(self, state: int) -> bool:
         """Tell the other ranks what this one does; return whether any goes on."""
+        if self._is_stopping():
+            if not self.in_step:
+                raise StopAgreed
+            state = _STOPPING
         if not self.in_step:
             return state == _BUSY
         states = [int(row[0]) for row in distributed.gather_floats([state], self.device)]
@@ -135,6 +152,8 @@ class Forwards:
                 f"an evaluation in step needs all ranks; got a failure on rank "
                 f"{states.index(_FAILED)}"
             )
+        if _STOPPING in states:
+            raise StopAgreed
         return _BUSY in states
 
 

@@ -48,6 +48,8 @@ def describe_run(run_config: RunConfig, ds_config_file: Path) -> str:
     num_deltas = sum(delta.numel() for delta in deltas.values())
     expected = choose_placement(model, deltas, design.ds_config)
     data = prepared.inputs.describe(run_config, world_size, position.num_steps)
+    if prepared.tasks is not None:
+        data += f"\n{prepared.tasks.describe()}"
     return "\n\n".join(
         [
             "\n".join(["Chosen:", *(f"  {line}" for line in prepared.resolution.lines)]),

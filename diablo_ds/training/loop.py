@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from functools import partial
 
 import torch
 
@@ -18,9 +19,11 @@ from diablo_ds.ranks.stopping import Boundaries, GraceWarning, StopRequests
 from diablo_ds.training.checkpoint import Checkpoint, save_checkpoint, verify_checkpoint
 from diablo_ds.training.evaluations import Evaluations, interval
 from diablo_ds.training.exchange import Exchange
+from diablo_ds.training.metrics import Reporter
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run
 from diablo_ds.training.step import evaluate, train_step
+from diablo_ds.training.task_scores import open_task_scores
 from diablo_ds.zero.traffic import counting_traffic
 
 
@@ -40,6 +43,7 @@ class Loop:
         self.evaluations = run.evaluations
         self.eval_every = interval(run.run_config.eval_every, run.num_steps)
         self.save_every = interval(run.run_config.save_every, run.num_steps)
+        self.eval_task_every = interval(run.run_config.eval_task_every, run.num_steps)
         device, self.warning = run.engine.device, GraceWarning()
         self.training = Boundaries(requests, device, warning=self.warning)
         self.evaluation = Boundaries(requests, device)
@@ -50,6 +54,12 @@ class Loop:
             failure=lambda: reports.error,
         )
         self.is_verified = False
+        self.task_scores = open_task_scores(
+            run.tasks,
+            run.engine,
+            lambda: bool(requests.signal_name),
+            weak_sandbox=run.run_config.weak_sandbox,
+        )
 
     def run_steps(self) -> None:
         """Take the steps that are left, or as many as patience lasts for.
@@ -84,6 +94,7 @@ class Loop:
             self.exchange.check()
             if self._is_evaluated(done):
                 self._evaluate(done)
+            self._score_tasks(done)
         if self.is_out_of_patience:
             self._stop_early()
 
@@ -122,6 +133,7 @@ class Loop:
                 self.evaluations = self.evaluations.including(step, loss)
             elif self._is_evaluated(step):
                 self._evaluate(step)
+        self._score_tasks(step)
         if run.run_config.keep_best and run.has_checkpoint:
             self.evaluations = with_intact_best(run, self.evaluations)
 
@@ -140,9 +152,33 @@ class Loop:
         norms = run.engine.delta_norms()
         self.reports.write(lambda reporter: reporter.delta_norms(step, norms))
 
+    def _score_tasks(self, step: int, *, is_last: bool = False) -> None:
+        """Ask the tasks that are due after a step and have no scores of it yet."""
+        scores, num_steps = self.task_scores, self.run.num_steps
+        is_due = step % self.eval_task_every == 0 or step == num_steps or is_last
+        if scores is None or not is_due:
+            return
+        known = self.reports.scored_tasks(step)
+        for given in scores.inputs:
+            name = given.task.name
+            if name not in known:
+                total = len(given.items)
+
+                def show(count: int, name: str = name, total: int = total) -> None:
+                    asking = partial(
+                        Reporter.asking, step=step, name=name, count=count, total=total
+                    )
+                    self.reports.write(asking)
+
+                show(0)
+                found, seconds = scores.score(given, show)
+                record = partial(Reporter.task, step=step, name=name, scores=found, seconds=seconds)
+                self.reports.write(record)
+
     def _stop_early(self) -> None:
         if self.saved < self.finished:
             self._save()
+        self._score_tasks(self.finished, is_last=True)
         self.reports.write(lambda reporter: reporter.stopped_early(self.finished, self.evaluations))
 
     def _save(self) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from diablo_ds.config.continuation import FREE_ON_RESUME
 from diablo_ds.config.run import RunConfig
+from diablo_ds.evaluation.statistics import Estimate
 from diablo_ds.files.atomic import new_file, write_text
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
@@ -25,6 +26,10 @@ from diablo_ds.training.metrics_file import format_point, format_seconds, read_m
 
 STOPPED_EARLY = "stopped_early"
 """Field of the point that says that patience ended the run; cut where the run continues."""
+
+
+TASK_PREFIX = "task/"
+"""Before the names of a task and a metric, in the names of scores."""
 
 
 class Reporter:
@@ -146,6 +151,40 @@ class Reporter:
             p["heldout_loss"] for p in self.history if p["step"] == step and "heldout_loss" in p
         ]
         return found[-1] if found else None
+
+    def asking(self, step: int, name: str, count: int, total: int) -> None:
+        """Say how many of the answers of a task there are, since all of them may take long."""
+        self.log(f"step {step}/{self.num_steps}  asking the task {name}: {count} of {total} ...")
+
+    def task(self, step: int, name: str, scores: Mapping[str, Estimate], seconds: float) -> None:
+        """Record the scores of a task.
+
+        Args:
+            step: steps taken.
+            name: of the task.
+            scores: by metric.
+            seconds: that the task took.
+        """
+        prefix = f"{TASK_PREFIX}{name}/"
+        values = {f"{prefix}{metric}": found.score for metric, found in scores.items()}
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
+        count = max((found.n for found in scores.values()), default=0)
+        self._write({"step": step, **values, f"{prefix}n": float(count)})
+        shown = "  ".join(
+            f"{metric} {found.score:.4f} [{found.interval.low:.4f}, {found.interval.high:.4f}]"
+            for metric, found in scores.items()
+        )
+        self.log(
+            f"step {step}/{self.num_steps}  {name}: {shown}  (n={count}, {format_seconds(seconds)})"
+        )
+
+    def scored_tasks(self, step: int) -> set[str]:
+        """Return the tasks of which scores are recorded of a step."""
+        names = (name for p in self.history if p["step"] == step for name in p)
+        tasks = (name.removeprefix(TASK_PREFIX) for name in names if name.startswith(TASK_PREFIX))
+        return {task.rpartition("/")[0] for task in tasks}
 
     def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
         """Record the norm of each delta, and their distribution.

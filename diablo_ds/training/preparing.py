@@ -40,6 +40,7 @@ from diablo_ds.training.inputs import Inputs, load_inputs
 from diablo_ds.training.machine import look_at_machines
 from diablo_ds.training.resolution import resolve_run
 from diablo_ds.training.run_folder import choose_run_folder, find_initial_adapter, recorded_config
+from diablo_ds.training.task_inputs import TaskInputs, find_tasks, read_tasks
 from diablo_ds.zero import support
 from diablo_ds.zero.ds_config import load_ds_config, zero_stage
 from diablo_ds.zero.joining import import_deepspeed
@@ -55,6 +56,8 @@ class Prepared:
     """What was chosen for open settings, and why."""
     base: Base
     inputs: Inputs
+    tasks: TaskInputs | None
+    """What the model is asked while it is trained."""
     design: Design
     adapter: AdapterConfig
     initial: InitialAdapter | None
@@ -136,6 +139,7 @@ def prepare_run(
     check_evaluated(run_config, num_steps, has_heldout=inputs.heldout is not None)
     described = inputs.describe(run_config, distributed.world_size(), num_steps)
     distributed.check_same({"data": described}, "host")
+    tasks = _read_tasks(run_config, base, inputs)
     design = design_model(
         run_config, base.shapes, settings.policy, ds_config_file, device.type, num_blocks
     )
@@ -153,6 +157,7 @@ def prepare_run(
         resolution=resolution,
         base=base,
         inputs=inputs,
+        tasks=tasks,
         design=design,
         adapter=adapter,
         initial=initial,
@@ -169,6 +174,7 @@ def _read_settings(
     policy = distributed.on_every_rank(lambda: load_ds_config(ds_config_file))
     given = {**dataclasses.asdict(run_config), "DeepSpeed config": json.dumps(policy)}
     distributed.check_same(given)
+    distributed.on_every_rank(lambda: find_tasks(run_config))
     recorded = distributed.on_main_process(lambda: recorded_config(run_config.output))
     resolve_batch(run_config, distributed.world_size(), recorded=recorded, policy=policy)
 
@@ -228,6 +234,18 @@ def _read_lineage(
     return distributed.on_main_process(
         lambda: (saved_num_blocks(files.checkpoints), load_parent(files.run_config))
     )
+
+
+def _read_tasks(run_config: RunConfig, base: Base, inputs: Inputs) -> TaskInputs | None:
+    """Read what the model is asked while it is trained, the same on every host."""
+    if not run_config.eval_tasks:
+        return None
+    heart.beat("reading tasks")
+    tasks = distributed.on_every_rank(lambda: read_tasks(run_config, base, inputs.ends.all))
+    digests = {} if tasks is None else {t.task.name: t.digest[:12] for t in tasks.tasks}
+    named = {f"data of the task {name} (their digest)": digest for name, digest in digests.items()}
+    distributed.check_same(named, "host")
+    return tasks
 
 
 def _resolve(settings: _Settings, base: Base) -> tuple[Resolution, Separation]:

@@ -48,6 +48,12 @@ class Reports:
             lambda: None if self._reporter is None else self._reporter.heldout_loss(step)
         )
 
+    def scored_tasks(self, step: int) -> set[str]:
+        """Return the tasks of which scores are recorded of a step. Collective."""
+        return distributed.on_main_process(
+            lambda: set() if self._reporter is None else self._reporter.scored_tasks(step)
+        )
+
     @property
     def history(self) -> list[dict[str, float]]:
         """All points of the run; empty except on rank 0."""

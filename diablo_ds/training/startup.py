@@ -30,6 +30,7 @@ from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.preparing import Prepared, prepare_run
 from diablo_ds.training.resuming import find_position, own_folder
 from diablo_ds.training.start_record import record_start
+from diablo_ds.training.task_inputs import TaskInputs
 from diablo_ds.zero.engine import Engine, EngineState
 from diablo_ds.zero.joining import init_process_group
 from diablo_ds.zero.start import start_engine
@@ -53,6 +54,8 @@ class Run:
     """As it was given."""
     generation_config: dict[str, Any]
     """What generates with the adapter needs to know: above all, where to stop."""
+    tasks: TaskInputs | None = None
+    """What the model is asked while it is trained."""
     start_step: int = 0
     has_checkpoint: bool = False
     """Whether the run folder has the checkpoint of the start step."""
@@ -106,6 +109,8 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     if prepared.initial is not None:
         logger.info(f"The run {prepared.initial.describe()}")
     logger.info(inputs.describe(run_config, distributed.world_size(), position.num_steps))
+    if prepared.tasks is not None:
+        logger.info(prepared.tasks.describe())
     if inputs.first_example:
         logger.info(f"The first example, with loss in [[...]]:\n{inputs.first_example:.2000}")
     return Run(
@@ -120,6 +125,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
         base_folder=prepared.base.folder,
         ds_config_file=ds_config_file,
         generation_config=generation_config(inputs.ends, prepared.base.folder),
+        tasks=prepared.tasks,
         start_step=position.start_step,
         has_checkpoint=position.checkpoint is not None,
         evaluations=position.evaluations,

@@ -64,7 +64,8 @@ class Engine:
         self.deltas = dict(deltas)
         """The trainable parameters by name."""
         self.placement = list(placement)
-        self._evaluation_record: Any = None
+        self._evaluation_records: dict[str, Any] = {}
+        self._training_peak_bytes = 0
 
     @property
     def module(self) -> Any:
@@ -90,7 +91,8 @@ class Engine:
     def peak_memory_bytes(self) -> int:
         """This rank's peak memory: allocated on a GPU, resident on a CPU."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            peak = torch.cuda.max_memory_allocated(self.device)
+            return max(peak, self._training_peak_bytes)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @property
@@ -180,15 +182,39 @@ class Engine:
     # --- evaluation ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Put the model into evaluation mode, without changing how ZeRO-3 trains. Collective."""
+    def evaluating(self, what: str = "loss") -> Iterator[None]:
+        """Put the model into evaluation mode, without changing how ZeRO-3 trains. Collective.
+
+        Args:
+            what: names evaluations whose forwards go through the modules in the same order.
+        """
         self._ds_engine.eval()
         try:
-            with evaluation_record(self._ds_engine, self._evaluation_record) as record:
-                self._evaluation_record = record
+            known = self._evaluation_records.get(what)
+            with evaluation_record(self._ds_engine, known) as record:
+                self._evaluation_records[what] = record
                 yield
         finally:
             self._ds_engine.train()
+
+    @contextlib.contextmanager
+    def with_free_memory(self) -> Iterator[None]:
+        """Leave what training does not need now of a GPU's memory to what is inside.
+
+        It does not count for `peak_memory_bytes`, which is the memory that training needs; on a CPU
+        it does.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        peak = self.peak_memory_bytes
+        torch.cuda.empty_cache()
+        try:
+            yield
+        finally:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._training_peak_bytes = peak
 
     def delta_norms(self) -> dict[str, float]:
         """Return the Frobenius norm of each delta on rank 0; empty on other ranks.

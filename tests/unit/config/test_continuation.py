@@ -14,6 +14,7 @@ from diablo_ds.config.continuation import (
 )
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
+from diablo_ds.config.task_settings import OF_TASKS
 
 
 def test_only_settings_that_make_another_run_forbid_resuming():
@@ -69,6 +70,8 @@ def test_a_setting_says_itself_whether_it_may_change(setting):
     new = {**old, setting.name: value}
     if setting.name == "stream":  # which needs it
         old["max_steps"] = new["max_steps"] = 5
+    if setting.name in OF_TASKS:
+        old["eval_tasks"] = new["eval_tasks"] = ("humaneval",)
     differing = differing_fields(RunConfig(**old), RunConfig(**new))
     assert (differing == []) == (setting.on_resume != "fixed")
     changed = [change.field for change in changes_ahead(RunConfig(**old), RunConfig(**new))]

@@ -173,10 +173,17 @@ def test_a_record_finds_its_inputs_from_another_working_folder(tmp_path, monkeyp
         folder.mkdir()
         for name in names:
             (folder / name).touch()
-    run_config = RunConfig(data=("pairs.jsonl", "both.jsonl"), model="org/name")
+    run_config = RunConfig(
+        data=("pairs.jsonl", "mine=pairs.jsonl", "both.jsonl"),
+        model="org/name",
+        eval_tasks=("jsonl",),
+        eval_task_data=("jsonl=pairs.jsonl",),
+    )
     starts = [{"working_folder": str(there)}]
     save_run_config(run_config, there / "run.json", starts=starts)
     monkeypatch.chdir(here)
     found = load_settings(there).settings
-    assert found["data"] == (f"{there}/pairs.jsonl", "both.jsonl")
+    pairs = f"{there}/pairs.jsonl"
+    assert found["data"] == (pairs, f"mine={pairs}", "both.jsonl")
+    assert found["eval_task_data"] == (f"jsonl={pairs}",)
     assert found["model"] == "org/name"
