@@ -11,11 +11,6 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diablo_ds.evaluation import items as asked
-from diablo_ds.evaluation.models import open_models
-from diablo_ds.evaluation.prompts import encode_questions
-from diablo_ds.evaluation.task_data import read_first
-from diablo_ds.evaluation.tasks import find_task
 from diablo_ds.ranks.free_port import free_port
 from tests import forked
 from tests.cluster.watching import assert_same_run
@@ -44,7 +39,7 @@ def questions(tmp_path_factory) -> dict[str, Path]:
     ]
     boolq = [
         {
-            "instruction": f"Is {n} even?",
+            "instruction": f"Is {n} even? Answer format: true/false",
             "input": "",
             "output": f"the correct answer is {answer}",
             "answer": answer,
@@ -107,21 +102,14 @@ def test_a_run_with_tasks_equals_one_without_also_when_stopped(options, question
     assert_same_run(stopped, scored)
     assert _scores(stopped) == scores
 
-    # The answers are those of the saved adapter.
-    task = find_task("jsonl")
-    first = read_first(task, questions["jsonl"], 5)
-    with open_models(adapters=[scored], include_base=False, precision="fp32") as models:
-        (name,) = models.names
-        with models.use(name) as model:
-            prompts = encode_questions(first, "plain", model.tokenizer)
-            items = asked.generation_items(
-                name, task, first, prompts, "plain", model.tokenizer, end_ids=model.end_ids
-            )
-            found = {}
-            asked.ask(model.engine, items, lambda item, result: found.update({item.key: result}))
-    verdicts = [asked.verdict_of(task, item, found[item.key]) for item in items]
-    accuracy = sum(v.scores["accuracy"] for v in verdicts if v is not None) / len(verdicts)
-    assert scores["task/jsonl/accuracy"][8] == pytest.approx(accuracy)
+    # They are the scores of the saved adapter, whose deltas are merged there.
+    words = ["--task", "jsonl,boolq", "--limit", "5", "--skip-base", "--precision", "fp32"]
+    paths = [w for item in questions.items() for w in ("--data", "=".join(map(str, item)))]
+    words += ["--adapter", str(scored), *paths]
+    forked.diablo_ds("evaluate", *words, "--output", tmp_path / "evaluated")
+    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())["results"]
+    found = {f"task/{r['task']}/{r['metric']}": r["score"] for r in results}
+    assert found == {name: scores[name][8] for name in SCORES[:-1]}
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_help_shows_the_groups_of_a_run():
         "Optimizer",
         "Memory and speed",
         "Run",
+        "Task scores",
         "Other options",
     ]
 
