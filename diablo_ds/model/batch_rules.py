@@ -20,6 +20,8 @@ class BatchRules:
     """Whether tokens after the prompt can be put through the model alone, with a cache."""
     extends: bool = True
     """Whether several of them can be at once."""
+    shares_opening: bool = True
+    """Whether padding between a cache that rows share and their own tokens changes nothing."""
     pads_right: bool = True
     """Whether padding on the right, not masked, changes nothing; else rows have equal lengths."""
 

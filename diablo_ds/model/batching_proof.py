@@ -35,14 +35,19 @@ def prove_batching(model_config: Any, attention: str, max_length: int) -> BatchR
     try:
         small = SmallModel(model_config, attention, max_length)
     except UserError:
-        return BatchRules(pads_left=False, caches=False, extends=False, pads_right=False)
+        return BatchRules(
+            pads_left=False, caches=False, extends=False, shares_opening=False, pads_right=False
+        )
     forwards = Forwards(small.model)
     pads_left = _holds(lambda: _difference_in_steps(forwards, small, padded=True))
     caches = pads_left or _holds(lambda: _difference_in_steps(forwards, small, padded=False))
+    extends = caches and _holds(lambda: _difference_at_once(forwards, small, padded=pads_left))
+    shares = pads_left and extends and _holds(lambda: _difference_behind_opening(forwards, small))
     return BatchRules(
         pads_left=pads_left,
         caches=caches,
-        extends=caches and _holds(lambda: _difference_at_once(forwards, small, padded=pads_left)),
+        extends=extends,
+        shares_opening=shares,
         pads_right=_holds(lambda: small.difference(PADDED)),
     )
 
@@ -109,6 +114,32 @@ def _difference_at_once(forwards: Forwards, small: SmallModel, *, padded: bool) 
     logits, _ = forwards(ids, mask=mask, positions=lengths - 1, cache=cache)
     steps = range(1, _NUM_STEPS)
     return max(_worst(small, rows, logits[:, step - 1], step=step) for step in steps)
+
+
+@torch.no_grad()
+def _difference_behind_opening(forwards: Forwards, small: SmallModel) -> float:
+    """Put an opening through once, two rows of unequal length behind it, then one more token."""
+    tokens, alone = small.examples[_LEFT].input_ids, small.alone[_LEFT]
+    opening = len(tokens) // 3
+    lengths = torch.tensor([[len(tokens) - 2], [len(tokens) - 2 - _NUM_STEPS]])
+    mask = torch.ones(1, opening, dtype=torch.int64)
+    first = torch.tensor([tokens[:opening]])
+    cache = forwards(first, mask=mask, positions=torch.arange(opening)[None], keep=1).cache
+    cache = batch_cache.with_rows(cache, torch.tensor([0, 0]))
+    ids, own, positions = left_padded(
+        [tokens[opening:length] for length in lengths[:, 0].tolist()], forwards.device
+    )
+    mask = torch.cat([mask.expand(2, -1), own], dim=1)
+    logits, cache = forwards(ids, mask=mask, positions=positions + opening, cache=cache)
+    last = torch.tensor([[tokens[length]] for length in lengths[:, 0].tolist()])
+    mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+    more, _ = forwards(last, mask=mask, positions=lengths, cache=cache, keep=1)
+    worst = 0.0
+    for row, length in enumerate(lengths[:, 0].tolist()):
+        known = torch.cat([logits[row, own[row] == 1], more[row, -1:]]).float().log_softmax(dim=-1)
+        for column, place in enumerate(range(opening + 1, length + 2)):
+            worst = max(worst, distance(-known[column, tokens[place]], alone[place - 1]))
+    return worst
 
 
 def _num_prompt(small: SmallModel, member: int) -> int:

@@ -2,7 +2,8 @@
 
 What all continuations of a prompt begin with is put through together with it. It predicts the first
 token in which they differ, so that choices of a single token need no other forward. What follows
-that token is put through in a second one, with the cache of the first.
+that token is put through in a second one, with the cache of the first. What all prompts begin with,
+such as a template's, is put through once for all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ from diablo_ds.model import batch_cache
 from diablo_ds.model.batch_rules import BatchLimits, BatchRules, grouped, left_padded
 from diablo_ds.model.forwards import Forwards
 from diablo_ds.model.requests import ChoiceRequest, ChoiceResult
+
+LEAST_OPENING = 8
+"""Tokens that all prompts begin with, from which on they are put through apart."""
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What all prefixes begin with, put through the model."""
+
+    length: int
+    cache: Any = None
+    """Of one row; None where the length is 0."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +71,36 @@ def score_choices(
         _score_alone(forwards, requests, on_result, limits, rules)
         return
     prefixes = [_prefix(request) for request in requests]
+    opening = _put_opening(forwards, prefixes) if rules.shares_opening else _Opening(0)
+    widest = max((len(prefix.tokens) for prefix in prefixes), default=1)
     groups = grouped(
-        [len(prefix.tokens) for prefix in prefixes],
+        [len(prefix.tokens) - opening.length for prefix in prefixes],
         [prefix.num_logits for prefix in prefixes],
         limits,
         equal_lengths=not rules.pads_left,
+        most_rows=max(1, limits.cache_tokens // widest),
     )
     for group in groups:
-        results = _score_group(forwards, [prefixes[index] for index in group], limits, rules)
+        members = [prefixes[index] for index in group]
+        results = _score_group(forwards, members, limits, rules, opening)
         for index, result in zip(group, results, strict=True):
             on_result(index, result)
+
+
+def _put_opening(forwards: Forwards, prefixes: Sequence[_Prefix]) -> _Opening:
+    """Put through what several prefixes begin with, up to where logits are needed of any."""
+    if len(prefixes) < 2:
+        return _Opening(0)
+    first = min(prefixes, key=lambda prefix: prefix.tokens).tokens
+    last = max(prefixes, key=lambda prefix: prefix.tokens).tokens
+    common = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    )
+    length = min(common, *(len(prefix.tokens) - prefix.num_logits for prefix in prefixes))
+    if length < LEAST_OPENING:
+        return _Opening(0)
+    ids, mask, positions = left_padded([first[:length]], forwards.device)
+    return _Opening(length, forwards(ids, mask=mask, positions=positions, keep=1).cache)
 
 
 def _prefix(request: ChoiceRequest) -> _Prefix:
@@ -78,10 +111,20 @@ def _prefix(request: ChoiceRequest) -> _Prefix:
 
 
 def _score_group(
-    forwards: Forwards, prefixes: Sequence[_Prefix], limits: BatchLimits, rules: BatchRules
+    forwards: Forwards,
+    prefixes: Sequence[_Prefix],
+    limits: BatchLimits,
+    rules: BatchRules,
+    opening: _Opening,
 ) -> list[ChoiceResult]:
     device = forwards.device
-    ids, mask, positions = left_padded([prefix.tokens for prefix in prefixes], device)
+    own = [prefix.tokens[opening.length :] for prefix in prefixes]
+    ids, mask, positions = left_padded(own, device)
+    cache = None
+    if opening.length:
+        mask = torch.cat([mask.new_ones(len(prefixes), opening.length), mask], dim=1)
+        rows = torch.zeros(len(prefixes), dtype=torch.int64, device=device)
+        cache = batch_cache.with_rows(opening.cache, rows)
     keep = max(prefix.num_logits for prefix in prefixes)
     # Suffixes of several tokens, as (prefix, choice); the last token predicts nothing.
     longer = [
@@ -93,8 +136,9 @@ def _score_group(
     outputs = forwards(
         ids,
         mask=mask if rules.pads_left else None,
-        positions=positions,
-        use_cache=bool(longer),
+        positions=positions + opening.length,
+        cache=cache,
+        use_cache=bool(longer or opening.length),
         keep=keep,
     )
     scores = _Scores(prefixes)
@@ -125,15 +169,8 @@ def _score_suffixes(
 ) -> None:
     """Add what follows the first token of each suffix, with the cache of the prefixes.
 
-    Args:
-        forwards: of the model.
-        cache: of the prefixes.
-        mask: ``[prefixes, columns]`` of the cache.
-        lengths: tokens of each prefix.
-        longer: the suffixes, as (prefix, choice).
-        scores: added to.
-        limits: how large batches may be.
-        rules: how rows of a batch are kept apart.
+    ``mask`` is of that cache, ``[prefixes, columns]``, ``lengths`` has the tokens of each prefix,
+    and ``longer`` the suffixes, as (prefix, choice).
     """
     inputs = [scores.prefixes[row].suffixes[choice][:-1] for row, choice in longer]
     widths = list(map(len, inputs))

@@ -77,7 +77,9 @@ OTHERS = {
 }
 ONE = BatchLimits(cache_tokens=1, forward_tokens=1, logit_rows=1, rows=1)
 """One row at a time."""
-ALONE = BatchRules(pads_left=False, caches=False, extends=False, pads_right=False)
+ALONE = BatchRules(
+    pads_left=False, caches=False, extends=False, shares_opening=False, pads_right=False
+)
 """And no cache."""
 SIZES = {
     4: BatchLimits(cache_tokens=10_000, forward_tokens=60, logit_rows=60, rows=4),
@@ -113,10 +115,13 @@ def test_a_family_answers_alike_in_batches_of_every_size(family):
     alone = answers(_engine(config, ONE, ALONE))
     assert len({tuple(row["tokens"]) for row in alone["generate"]}) > 3
     with_cache = _engine(config, ONE)
-    assert with_cache.rules(64) == BatchRules()  # nothing keeps this family from being batched
+    rules = with_cache.rules(64)
+    # Nothing keeps this family from being batched; windows count padded columns.
+    has_windows = getattr(config, "sliding_window", None) is not None
+    assert rules == BatchRules(shares_opening=not has_windows)
     _check_close(answers(with_cache), alone)
     for limits in SIZES.values():
-        _check_close(answers(_engine(config, limits, BatchRules())), alone)
+        _check_close(answers(_engine(config, limits, rules)), alone)
 
 
 class _Watched(Forwards):
@@ -180,6 +185,25 @@ def test_a_prompt_is_put_through_once_for_all_its_choices():
     choices = ((30, 31, 32), (33, 34), (35,))
     engine.choose([ChoiceRequest(prompt, choices)], lambda index, answer: None)
     assert engine.forwards.seen == [(1, 20, 20), (2, 2, 22)]
+
+
+def test_what_all_prompts_begin_with_is_put_through_once_for_their_choices():
+    engine = _engine(_config("llama"), SIZES[16], BatchRules())
+    engine.forwards = _Watched(engine.forwards.model)
+    opening, ends = tuple(range(5, 25)), ((50,), (51, 52, 53), (54, 55))
+    choices = ((30, 31), (30, 32, 33), (34,))
+    requests = [ChoiceRequest((*opening, *end), choices) for end in ends]
+    found, alone = {}, {}
+    engine.choose(requests, found.__setitem__)
+    assert engine.forwards.seen[:2] == [(1, 20, 20), (3, 3, 23)]
+    for index, request in enumerate(requests):
+        _engine(_config("llama"), ONE, ALONE).choose(
+            [request], lambda _, result, index=index: alone.__setitem__(index, result)
+        )
+    for index in alone:
+        expected = pytest.approx(alone[index].log_likelihoods, abs=1e-4)
+        assert found[index].log_likelihoods == expected
+        assert found[index].is_greedy == alone[index].is_greedy
 
 
 @pytest.mark.parametrize("kind", OTHERS)
