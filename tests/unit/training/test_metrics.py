@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
 import sys
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.evaluation.statistics import Estimate, Interval
 from diablo_ds.training.metrics import Reporter, plot_losses
 
 
@@ -20,3 +22,21 @@ def test_the_loss_curve_is_left_out_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     plot_losses(history, tmp_path / "without.png")
     assert [path.name for path in tmp_path.iterdir()] == ["with.png"]
+
+
+def test_task_scores_are_recorded_and_found_by_their_step(tmp_path):
+    scores = {
+        "accuracy": Estimate(0.5, 8, Interval(0.2, 0.8)),
+        "other": Estimate(math.inf, 8, Interval(0.0, math.inf)),
+    }
+    reporter = Reporter(tmp_path, RunConfig(), num_steps=3, start_step=0)
+    reporter.task(2, "loss:a/b", scores, 1.0)
+    reporter.close()
+    again = Reporter(tmp_path, RunConfig(), num_steps=3, start_step=2)
+    again.close()
+    assert again.scored_tasks(2) == {"loss:a/b"}
+    assert again.scored_tasks(0) == set()
+    assert again.history[0]["task/loss:a/b/accuracy"] == 0.5
+    earlier = Reporter(tmp_path, RunConfig(), num_steps=3, start_step=1)
+    earlier.close()
+    assert earlier.scored_tasks(2) == set()  # which has to be taken again
