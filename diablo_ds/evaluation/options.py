@@ -167,27 +167,6 @@ class EvaluateOptions:
         """The metrics that were chosen; none for all."""
         return _split(self.metric)
 
-    def data_paths(self) -> dict[str, Path]:
-        """Return the path of each task's questions, as far as they were given.
-
-        Raises:
-            UserError: if one is not of the form TASK=PATH, is given twice, or is of another task.
-        """
-        paths: dict[str, Path] = {}
-        for text in self.data:
-            name, equals, path = text.partition("=")
-            if not equals or not path:
-                raise UserError(f"data must be TASK=PATH; got data={text!r}")
-            if name not in self.task_names:
-                raise UserError(
-                    f"data must be of one of the tasks {', '.join(self.task_names)}; got "
-                    f"data={text!r}"
-                )
-            if name in paths:
-                raise UserError(f"each task's data must be given once; got {name!r} twice")
-            paths[name] = Path(path).expanduser()
-        return paths
-
 
 def _split(texts: tuple[str, ...]) -> tuple[str, ...]:
     words = (word.strip() for text in texts for word in text.split(","))

@@ -8,27 +8,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from diablo_ds.errors import UserError
+from diablo_ds.evaluation.items import Key
 from diablo_ds.files.atomic import write_text
 
 _SYNC_S = 1.0
 """Seconds between two syncs: what a crash of the machine, not of the process, can lose."""
 Row = dict[str, Any]
-
-
-class Key(NamedTuple):
-    """What a row is the answer to."""
-
-    model: str
-    task: str
-    kind: str
-    """"generation", "choice", "loss", or "judgement" of an answer by another model."""
-    id: str
-    """Of the question."""
-    sample: int
-    """Number of the answer, where there are several; counted from 0."""
 
 
 class Predictions:

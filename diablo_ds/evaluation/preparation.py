@@ -9,9 +9,10 @@ from typing import Any
 
 from diablo_ds.config.choices import AUTO
 from diablo_ds.errors import UserError
-from diablo_ds.evaluation.asking import Encoder, Item
+from diablo_ds.evaluation.asking import Encoder
 from diablo_ds.evaluation.folder import FORMAT, Record, check_same, read_record
-from diablo_ds.evaluation.inputs import GENERATION, LOSS, TaskInput, base_name, read_inputs
+from diablo_ds.evaluation.inputs import TaskInput, base_name, read_inputs
+from diablo_ds.evaluation.items import GENERATION, LOSS, Item
 from diablo_ds.evaluation.models import Models, open_models
 from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.evaluation.prompts import choose_task_template

@@ -15,7 +15,8 @@ from diablo_ds.evaluation.charts import (
     draw_charts,
     text_chart,
 )
-from diablo_ds.evaluation.inputs import LOSS, TaskInput
+from diablo_ds.evaluation.inputs import TaskInput
+from diablo_ds.evaluation.items import LOSS
 from diablo_ds.evaluation.results import Results
 from diablo_ds.evaluation.tables import (
     markdown_comparisons,

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diablo_ds.evaluation.inputs import CHOICE, GENERATION, LOSS, TaskInput
+from diablo_ds.evaluation.inputs import TaskInput
+from diablo_ds.evaluation.items import LOSS, Key, values_by_metric
 from diablo_ds.evaluation.judging import JUDGEMENT
 from diablo_ds.evaluation.model_names import BASE
-from diablo_ds.evaluation.predictions import Key, Row, finite
-from diablo_ds.evaluation.scores import loss_scores, question_scores
+from diablo_ds.evaluation.predictions import Row, finite
+from diablo_ds.evaluation.scores import loss_scores
 from diablo_ds.evaluation.statistics import Difference, Estimate, estimate, paired_difference
 
 _COMPARED = "loss"
@@ -132,24 +133,17 @@ def _add_scores(
 
 def _values(given: TaskInput, model: str, rows: Mapping[Key, Row]) -> dict[str, dict[str, float]]:
     """Return the score of each question by metric and id."""
-    task, values = given.task, dict[str, dict[str, float]]()
-    for question in given.questions:
-        key = Key(model, given.name, GENERATION, question.id, 0)
-        samples = [key._replace(sample=sample) for sample in range(task.num_samples)]
-        found: dict[str, float] = {}
-        if GENERATION in given.asks:
-            found |= question_scores(task, [rows[sample]["scores"] for sample in samples])
-        if CHOICE in given.asks:
-            scores = rows[key._replace(kind=CHOICE)]["scores"]
-            found |= {metric: scores[metric] for metric in task.metrics if metric in scores}
-        if task.judge_model is not None:
-            judged = [rows.get(sample._replace(kind=JUDGEMENT), {}) for sample in samples]
-            for metric in task.judge_model.metrics:
-                known = [r["scores"][metric] for r in judged if metric in r.get("scores", {})]
-                if known:
-                    found[metric] = sum(known) / len(known)
-        for metric, value in found.items():
-            values.setdefault(metric, {})[question.id] = value
+    task = given.task
+    values = values_by_metric(
+        task, given.asks, model, given.questions, lambda key: rows[key]["scores"]
+    )
+    for metric in task.judge_model.metrics if task.judge_model else ():
+        for question in given.questions:
+            key = Key(model, given.name, JUDGEMENT, question.id)
+            judged = [rows.get(key._replace(sample=n), {}) for n in range(task.num_samples)]
+            known = [row["scores"][metric] for row in judged if metric in row.get("scores", {})]
+            if known:
+                values.setdefault(metric, {})[question.id] = sum(known) / len(known)
     return values
 
 

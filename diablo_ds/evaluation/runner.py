@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from diablo_ds.evaluation.asking import Item, ask, row_of
+from diablo_ds.evaluation.asking import row_of
 from diablo_ds.evaluation.folder import own_folder
-from diablo_ds.evaluation.inputs import GENERATION, TaskInput
+from diablo_ds.evaluation.inputs import TaskInput
+from diablo_ds.evaluation.items import GENERATION, Item, Key, ask
 from diablo_ds.evaluation.judging import judge_answers, judgements_left, run_programs
 from diablo_ds.evaluation.options import EvaluateOptions
-from diablo_ds.evaluation.predictions import Key, Predictions, Row
+from diablo_ds.evaluation.predictions import Predictions, Row
 from diablo_ds.evaluation.preparation import Evaluation, prepare
 from diablo_ds.evaluation.progress import Progress
 from diablo_ds.evaluation.report import report

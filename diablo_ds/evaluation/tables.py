@@ -10,8 +10,8 @@ from diablo_ds.evaluation.statistics import Interval
 
 NATURAL = ("loss", "perplexity", "rise")
 """Metrics that are not shares, and so are not shown in percent."""
-_NAME_WIDTH = 20
-_HEADER = f"{'':22}{'score':>8}  {'95 % interval':<17}{'to base':>7}  {'95 % interval':<15}{'p':>6}"
+_NAME_WIDTH = 18
+_HEADER = f"{'':20}{'score':>8}  {'95 % interval':<17}{'to base':>7}  {'95 % interval':<18}{'p':>6}"
 
 
 def screen_table(results: Results) -> str:
@@ -107,7 +107,7 @@ def refusal_table(results: Results) -> str:
     lines: list[str] = []
     for _, _, model, first, second in refusal_scores(results):
         if not lines:
-            lines.append(f"{'Refused, % of prompts':22}{'harmful':>8}{'harmless':>30}")
+            lines.append(f"{'Refused, %':20}{'harmful':>8}{'harmless':>30}")
         lines.append(
             f"  {shortened(model):<{_NAME_WIDTH}}{number('', first.estimate.score):>8}"
             f"  {interval('', first.estimate.interval):<18}{number('', second.estimate.score):>10}"
@@ -119,7 +119,9 @@ def refusal_table(results: Results) -> str:
 def number(metric: str, value: float, *, signed: bool = False) -> str:
     """Return a score or a difference as text; a share in percent."""
     sign = "+" if signed else ""
-    return f"{value:{sign}.4g}" if metric in NATURAL else f"{100 * value:{sign}.1f}"
+    if metric in NATURAL and signed:
+        return f"{value:+.4f}"
+    return f"{value:.4g}" if metric in NATURAL else f"{100 * value:{sign}.1f}"
 
 
 def interval(metric: str, bounds: Interval, *, signed: bool = False) -> str:
@@ -137,7 +139,7 @@ def _difference(found: Comparison) -> str:
     result = found.result
     return (
         f"{number(found.metric, result.difference, signed=True):>7}  "
-        f"{interval(found.metric, result.interval, signed=True):<15}{_p(result.p):>6}"
+        f"{interval(found.metric, result.interval, signed=True):<18}{_p(result.p):>6}"
     )
 
 

@@ -1,0 +1,37 @@
+"""The command that a run ends with: it is one that the options of evaluate take."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from diablo_ds.cli.evaluate import evaluate
+from diablo_ds.cli.options import from_options
+from diablo_ds.config.run import RunConfig
+from diablo_ds.evaluation.inputs import read_inputs
+from diablo_ds.evaluation.options import EvaluateOptions
+from diablo_ds.training.finishing import evaluation_command
+from tests.tiny import write_pairs
+
+
+def parsed(command: str) -> EvaluateOptions:
+    """Return the options that a command line gives."""
+    program, name, *words = shlex.split(command)
+    assert (program, name) == ("diablo-ds", "evaluate")
+    return from_options(EvaluateOptions, evaluate.make_context(name, words).params)
+
+
+def test_the_default_data_are_questions_of_gsm8k():
+    options = parsed(evaluation_command(RunConfig(), Path("runs/my run")))
+    assert options.adapter == ("runs/my run",)
+    (given,) = read_inputs(options)
+    assert given.name == "gsm8k"
+    assert len(given.questions) == 20
+
+
+def test_held_out_data_of_ones_own_give_a_loss(tmp_path):
+    train, heldout = (str(write_pairs(tmp_path / name)) for name in ("a.jsonl", "b.jsonl"))
+    config = RunConfig(data=(train,), heldout_data=(heldout,))
+    (given,) = read_inputs(parsed(evaluation_command(config, tmp_path / "run")))
+    assert (given.name, given.path) == ("loss", Path(heldout))
+    assert evaluation_command(RunConfig(data=(train,)), tmp_path / "run") == ""
