@@ -21,6 +21,7 @@ import click
 from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, list_checkpoints
+from diablo_ds.ranks.free_port import free_port
 from diablo_ds.ranks.records import read_records
 from diablo_ds.training.checkpoint import find_checkpoint
 
@@ -89,9 +90,8 @@ class BreakableRun:
 
         self.random = random.Random(self.seed)
         self.output = self.folder / "run"
-        self.model = save_model(
-            self.folder / "model", hidden_size=128, intermediate_size=512, num_hidden_layers=4
-        )
+        sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
+        self.model = save_model(self.folder / "model", **sizes)
         self.data = write_pairs(self.folder / "pairs.jsonl", 60)
 
     @property
@@ -109,8 +109,6 @@ class BreakableRun:
         where = "--gpus-per-node 2"
         environment = {**os.environ, "PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"}
         if hosts is not None:
-            from tests.e2e.commands import free_port
-
             where = (
                 f"--hostfile {hosts.hostfile()} --master-addr 127.0.0.2 --interface lo "
                 f"--master-port {free_port()}"
@@ -119,25 +117,30 @@ class BreakableRun:
         command = (
             f"{COMMAND} launch {where} --skip-checks --env DS_ACCELERATOR=cpu "
             f"--env PYTHONPATH={INJECTION} --env DIABLO_FAULT_WISH={self.wish} "
+            f"{self._options(output)}"
+        )
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command.split(), cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+
+    def _options(self, output: Path) -> str:
+        return (
             f"--model {self.model} --data {self.data} --output {output} --num-blocks 4 "
             f"--micro-batch 2 --global-batch 16 --max-steps {self.num_steps} --dropout 0.1 "
             f"--precision fp32 --save-every {SAVE_EVERY} --eval-every 10 --keep-last 3 "
             f"--hang-timeout {self.hang_timeout_s}"
         )
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                command.split(),
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
 
     def undisturbed(self) -> dict[str, Any]:
-        """Return the deltas of a run that is left alone."""
+        """Return the deltas of a run that is left alone, on ranks without a launcher."""
+        from tests.forked import ranks
+
         output = self.folder / "undisturbed"
-        if self.start(output).wait() != 0:
-            raise BrokenOffError(f"undisturbed run must succeed; see {self.log}")
+        on_cpus = {"DS_ACCELERATOR": "cpu"}
+        done = ranks(*self._options(output).split(), variables=on_cpus, check=False)
+        if done.returncode != 0:
+            raise BrokenOffError(f"undisturbed run must succeed; got\n{done.stdout}{done.stderr}")
         longest_s = max(point["step_s"] for point in _points(output) if "step_s" in point)
         self.hang_timeout_s = max(MIN_HANG_TIMEOUT_S, math.ceil(HANG_STEPS * longest_s))
         return load_adapter(output / "adapter")[0]

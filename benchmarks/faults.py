@@ -13,6 +13,7 @@ reaches, and everything on one of them dies at once.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def main(faults: int, steps: int, seed: int, folder: Path | None, keep: bool) ->
     """Break, restart, compare, and write the report."""
     from tests.cluster.ssh import SshHosts
 
+    os.environ["OMP_NUM_THREADS"] = "1"  # ranks with and without a launcher sum in the same order
     where = folder or Path(tempfile.mkdtemp(prefix="diablo-faults-"))
     with SshHosts(Path(tempfile.mkdtemp(prefix="diablo-hosts-"))) as hosts:
         run = BreakableRun(where, steps, seed, hosts)
