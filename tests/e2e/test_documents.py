@@ -64,6 +64,9 @@ def folder(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(model)
     write_pairs(folder / "pairs.jsonl")
+    write_pairs(folder / "chats.jsonl")
+    (folder / "a").mkdir()
+    (folder / "a" / "rows.csv").write_text("prompt,completion\n" + "1+1=,2\n3+4=,7\n" * 1500)
     rows = (SAMPLES / "gsm8k" / "train.jsonl").read_text().splitlines()
     (folder / "train.jsonl").write_text("\n".join(rows[:20]))
     talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
