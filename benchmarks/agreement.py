@@ -91,8 +91,9 @@ def compare_answers(
         if result.text != sample["resps"][0][0]:
             others.append(question.id)
         score = asked.task.judge(question, result.text).scores["last_number"]
-        own, theirs = own + score, theirs + sample["exact_match"]
-        equal_scores += score == sample["exact_match"]
+        harness_score = float(sample["exact_match"])  # NumPy's, which JSON cannot hold
+        own, theirs = own + score, theirs + harness_score
+        equal_scores += score == harness_score
     count = len(asked.questions)
     return {
         "questions": count,

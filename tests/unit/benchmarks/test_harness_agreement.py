@@ -76,6 +76,7 @@ def test_choices_are_those_of_the_harness(ours, harness, parts):
 def test_answers_are_those_of_the_harness(ours, harness, parts):
     found = compare(parts[GENERATION], ours, harness)
     assert found["equal"] == found["equal_scores"] == COUNT, found
+    assert json.loads(json.dumps(found)) == found  # it is written as it is
 
 
 def test_the_harness_is_asked_with_our_prompts(harness, parts):
