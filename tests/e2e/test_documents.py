@@ -43,6 +43,8 @@ FIRST_RANK = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTE
 """What a launcher sets for the first of its ranks, besides their number."""
 RUN_FOLDERS = ("runs/mine",)
 """Run folders that the documents speak of: new in a start, the real run where one is looked at."""
+LOOKS = {"status", "explain", "inspect", "merge", "push", "generate", "evaluate"}
+"""Commands that look at a run."""
 DRY = {"--check": "--dry-run", "--submit": "--dry-run"}
 """Options that need a cluster."""
 CASES = [
@@ -73,6 +75,12 @@ def folder(tmp_path_factory):
     (folder / "sharegpt.json").write_text(json.dumps([{"conversations": talk}]))
     (folder / "test.jsonl").write_text("\n".join(rows[20:24]))
     (folder / "hosts").write_text("node-a slots=8\nnode-b slots=8\n")
+    for name in ("gsm8k", "boolq"):
+        (folder / name).mkdir()
+    (folder / "gsm8k" / "test.jsonl").write_text("\n".join(rows[20:22]))
+    asked = {"instruction": "Is 2 even?\n\nAnswer format: true/false", "input": ""}
+    asked |= {"output": "the correct answer is true", "answer": "true"}
+    (folder / "boolq" / "test.json").write_text(json.dumps([asked]))
     return folder
 
 
@@ -122,10 +130,11 @@ def reader(folder, monkeypatch):
 @pytest.mark.parametrize("command", CASES)
 def test_the_command_works_as_it_stands(command, reader, request, monkeypatch):
     words = [DRY.get(word, PLACEHOLDERS.get(word, word)) for word in command.words]
-    looks = {"status", "explain", "inspect", "merge", "push", "generate"} & set(words[:3])
-    if looks or "--init-adapter" in words:
+    if LOOKS & set(words[:3]) or "--init-adapter" in words:
         request.getfixturevalue("real_run")
         words = ["runs/real" if word in RUN_FOLDERS else word for word in words]
+    if "evaluate" in words and not command.is_mention:
+        words += ["--max-new-tokens", "8"]  # the tiny model has few positions
     if words[:3] == ["python", "-m", "diablo_ds"]:
         words[:3] = ["diablo-ds"]
     program, *arguments = words
