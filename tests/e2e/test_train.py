@@ -172,7 +172,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     run = json.loads((folder / "run.json").read_text())
     (folder.parent / "again.json").write_text(json.dumps(run))
     result = forked.diablo_ds("train", "--config", folder.parent / "again.json")
-    assert "Done: 19 steps" in result.stdout
+    assert "is done: 19 steps" in result.stdout
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
