@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,3 +100,11 @@ def _split(text: str) -> tuple[list[str], list[tuple[str, str]]]:
             blocks[-1][1].append("")
         previous = line
     return prose, [(language, "\n".join(lines)) for language, lines in blocks]
+
+
+def check_extra(arguments):
+    """The extra that pip is asked for exists."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [word for word in arguments if word.startswith(".[")]
+    for word in wanted:
+        assert set(word[2:-1].split(",")) <= set(extras["optional-dependencies"])

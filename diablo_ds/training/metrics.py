@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,7 @@ class Reporter:
         self.history = [p for p in points if p["step"] <= last and STOPPED_EARLY not in p]
         write_text(self._metrics_file, "".join(map(format_point, self.history)))
         files.write_progress(num_steps, start_step, done=False)
+        threading.excepthook = _leave_to_the_writer
         self._writer = SummaryWriter(str(files.tensorboard), purge_step=last + 1)
         if not start_step:
             values = json.dumps(dataclasses.asdict(run_config), indent=2)
@@ -251,3 +253,10 @@ def plot_losses(history: list[dict[str, float]], path: Path) -> None:
     axes.legend()
     with new_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def _leave_to_the_writer(raised: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's thread on a full disk: its writer raises that error."""
+    is_writers = type(raised.thread).__module__.startswith("tensorboard.")
+    if not (is_writers and isinstance(raised.exc_value, OSError)):
+        threading.__excepthook__(raised)

@@ -12,7 +12,6 @@ import json
 import re
 import shlex
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from diablo_ds.adapter.storage import load_adapter
 from diablo_ds.cli.cluster import local_slots
 from diablo_ds.cli.main import main
 from tests import forked
-from tests.documents import DOCUMENTS, ROOT, commands, python_blocks
+from tests.documents import DOCUMENTS, ROOT, check_extra, commands, python_blocks
 from tests.e2e.commands import diablo_ds
 from tests.tiny import save_model, write_pairs
 
@@ -141,7 +140,7 @@ def test_the_command_works_as_it_stands(command, reader, request, monkeypatch):
     if program == "make":
         _check(subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True))
     elif program == "pip":
-        _check_extra(arguments)
+        check_extra(arguments)
     elif program == "python":
         _python(arguments)
     elif command.is_mention and "PATH" not in command.words:
@@ -238,14 +237,6 @@ def _python(arguments):
         assert importlib.util.find_spec(others[0]), f"no module {others[0]}"
     else:
         assert (ROOT / option).is_file(), f"no way to run python {shlex.join(arguments)}"
-
-
-def _check_extra(arguments):
-    """The extra that pip is asked for exists."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [word for word in arguments if word.startswith(".[")]
-    for word in wanted:
-        assert set(word[2:-1].split(",")) <= set(extras["optional-dependencies"])
 
 
 def _dry(options):

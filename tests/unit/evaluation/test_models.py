@@ -10,6 +10,7 @@ import torch
 import diablo_ds
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation import placement
+from diablo_ds.evaluation.model_names import model_names
 from diablo_ds.evaluation.models import open_models
 from diablo_ds.files.atomic import write_json
 from diablo_ds.model.architecture import build_meta_model
@@ -73,9 +74,7 @@ def test_an_adapter_names_its_base_and_the_ends_of_its_answers(folders, tmp_path
     ],
 )
 def test_names_tell_models_apart(given, names):
-    from diablo_ds.evaluation.models import _names
-
-    assert _names([Path(path) for path in given]) == names
+    assert model_names([Path(path) for path in given]) == names
 
 
 def test_models_that_cannot_be_compared_are_refused(folders, tmp_path):
