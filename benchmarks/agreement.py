@@ -18,14 +18,14 @@ from typing import Any
 
 import click
 
-from benchmarks.evaluate import parse_counts, parts_of
+from benchmarks.evaluate import parts_of
 from benchmarks.evaluate_methods import Ours, Part, first_largest
 from benchmarks.harness import harness_task, load_harness_model, run_harness
 from benchmarks.questions import Asked
 from benchmarks.report import machine, table
 from diablo_ds.evaluation.items import CHOICE, GENERATION
 from diablo_ds.evaluation.scores import judge_choices
-from diablo_ds.evaluation.task_data import data_digest, parse_data_paths
+from diablo_ds.evaluation.task_data import data_digest
 from diablo_ds.files.atomic import write_text
 from diablo_ds.model.finding import find_model
 
@@ -145,9 +145,7 @@ def main(
     batch_size: int,
 ) -> None:
     """Compare answers with lm-evaluation-harness."""
-    scored, generated = parse_counts(score), parse_counts(generate)
-    paths = parse_data_paths(data, (*scored, *generated), "--data")
-    parts = parts_of(scored, generated, paths, max_new_tokens)
+    parts = parts_of(score, generate, data, max_new_tokens)
     folder = find_model(model)
     output.mkdir(parents=True, exist_ok=True)
     harness, ours = load_harness_model(folder, batch_size), Ours(folder)

@@ -17,7 +17,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def measure_parts(
                 )
 
 
-def parse_counts(texts: Sequence[str]) -> dict[str, int]:
+def _parse_counts(texts: Sequence[str]) -> dict[str, int]:
     """Return the number of questions of each task, from texts TASK=N."""
     pairs = [text.partition("=") for text in texts]
     for task, _, count in pairs:
@@ -159,22 +159,21 @@ def parse_counts(texts: Sequence[str]) -> dict[str, int]:
 
 
 def parts_of(
-    scored: Mapping[str, int],
-    generated: Mapping[str, int],
-    paths: Mapping[str, Path],
-    max_new_tokens: int,
+    score: Sequence[str], generate: Sequence[str], data: Sequence[str], max_new_tokens: int
 ) -> list[Part]:
     """Return the parts of a measurement.
 
     Args:
-        scored: tasks whose choices are scored, and how many questions.
-        generated: tasks whose answers are generated, and how many questions.
-        paths: of the data, where they are not the public corpora's.
+        score: tasks whose choices are scored, and how many questions, as TASK=N.
+        generate: tasks whose answers are generated, and how many questions, as TASK=N.
+        data: TASK=PATH of those whose data are not the public corpora's.
         max_new_tokens: of a generated answer.
 
     Raises:
         UserError: if there are no such questions.
     """
+    scored, generated = _parse_counts(score), _parse_counts(generate)
+    paths = parse_data_paths(data, (*scored, *generated), "--data")
     parts = [
         *(Part(n, CHOICE, count, 0, str(paths.get(n, ""))) for n, count in scored.items()),
         *(
@@ -220,9 +219,7 @@ def main(
     threads: int,
 ) -> None:
     """Compare the rates of three methods on the same questions."""
-    scored, generated = parse_counts(score), parse_counts(generate)
-    paths = parse_data_paths(data, (*scored, *generated), "--data")
-    parts = parts_of(scored, generated, paths, max_new_tokens)
+    parts = parts_of(score, generate, data, max_new_tokens)
     folder = find_model(model)
     output.mkdir(parents=True, exist_ok=True)
     lines = Lines(output / "measurements.jsonl")

@@ -8,7 +8,7 @@ product to the layer's output.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,19 +44,37 @@ def merged_deltas(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[N
         model: without deltas; `can_merge` holds, and no weight is partitioned.
         tensors: the deltas by "<layer>.delta", ``[num_blocks, in_block, out_block]``.
     """
+
+    def changes() -> Iterator[tuple[Tensor, Tensor]]:
+        for key, delta in tensors.items():
+            layer: Any = model.get_submodule(layer_of(key))
+            yield diagonal_blocks(layer.weight.detach(), len(delta)), delta
+
+    with added(changes(), keep=torch.clone):
+        yield
+
+
+@contextlib.contextmanager
+def added(
+    changes: Iterable[tuple[Tensor, Tensor]], *, keep: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Add to values in place inside the block, and put them back bit for bit after it.
+
+    Args:
+        changes: views of weights, and what is added to each, of its shape; taken one by one.
+        keep: returns a copy of a view's values.
+    """
     before: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            for key, delta in tensors.items():
-                layer: Any = model.get_submodule(layer_of(key))
-                blocks = diagonal_blocks(layer.weight.detach(), len(delta))
-                before.append((blocks, blocks.clone()))
-                blocks.add_(delta.to(blocks.device))  # a sum in the wider dtype, rounded once
+            for view, change in changes:
+                before.append((view, keep(view)))
+                view.add_(change.to(view.device))  # a sum in the wider dtype, rounded once
         yield
     finally:
         with torch.no_grad():
-            for blocks, values in before:
-                blocks.copy_(values)
+            for view, values in before:
+                view.copy_(values)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from diablo_ds.files.layout import (
     step_of,
 )
 from diablo_ds.ranks.software import installed_versions
+from diablo_ds.ranks.tensorboard import open_writer
 
 _NO_CHART = "No chart was drawn, as matplotlib is missing: pip install matplotlib."
 
@@ -145,18 +146,16 @@ def _markdown(
 
 def _write_tensorboard(folder: Path, results: Results, run: Mapping[str, Any]) -> None:
     """Write the scores anew, a run of TensorBoard for each model, and the tables as text."""
-    from torch.utils.tensorboard import SummaryWriter
-
     root = folder / TENSORBOARD_FOLDER
     shutil.rmtree(root, ignore_errors=True)
     for model in dict.fromkeys(score.model for score in results.scores):
         step = max(0, step_of(Path(run["models"][model])))
-        with SummaryWriter(str(root / model.replace("/", "-"))) as writer:
+        with open_writer(root / model.replace("/", "-")) as writer:
             for score in results.scores:
                 if score.model == model:
                     tag = f"{score.task.replace(':', '-')}/{score.metric}"
                     writer.add_scalar(tag, score.estimate.score, step)
-    with SummaryWriter(str(root)) as writer:
+    with open_writer(root) as writer:
         writer.add_text("scores", markdown_scores(results))
         if results.comparisons:
             writer.add_text("differences", markdown_comparisons(results))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from diablo_ds.files.atomic import new_file, write_text
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
+from diablo_ds.ranks.tensorboard import open_writer
 from diablo_ds.ranks.terminal import shows_progress
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
@@ -60,8 +60,6 @@ class Reporter:
         self._start_time = time.monotonic()
         files = RunFolder(folder)
         self._metrics_file = files.metrics
-        from torch.utils.tensorboard import SummaryWriter
-
         # A start from step 0 evaluates and records that step again.
         last = start_step or -1
         points, num_bad = read_metrics(self._metrics_file)
@@ -70,8 +68,7 @@ class Reporter:
         self.history = [p for p in points if p["step"] <= last and STOPPED_EARLY not in p]
         write_text(self._metrics_file, "".join(map(format_point, self.history)))
         files.write_progress(num_steps, start_step, done=False)
-        threading.excepthook = _leave_to_the_writer
-        self._writer = SummaryWriter(str(files.tensorboard), purge_step=last + 1)
+        self._writer = open_writer(files.tensorboard, purge_step=last + 1)
         if not start_step:
             values = json.dumps(dataclasses.asdict(run_config), indent=2)
             self._writer.add_text("run_config", f"```json\n{values}\n```", 0)
@@ -253,10 +250,3 @@ def plot_losses(history: list[dict[str, float]], path: Path) -> None:
     axes.legend()
     with new_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-
-
-def _leave_to_the_writer(raised: threading.ExceptHookArgs) -> None:
-    """Print no traceback of TensorBoard's thread on a full disk: its writer raises that error."""
-    is_writers = type(raised.thread).__module__.startswith("tensorboard.")
-    if not (is_writers and isinstance(raised.exc_value, OSError)):
-        threading.__excepthook__(raised)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diablo_ds.adapter.blocks import block_parts
-from diablo_ds.adapter.switching import layer_of
+from diablo_ds.adapter.switching import added, layer_of
 from diablo_ds.model.architecture import DTYPES, decoder_layer_classes, measure_base
 from diablo_ds.model.base import Base
 from diablo_ds.model.loss_head import install_loss_head
@@ -75,20 +75,15 @@ def deltas_in_shards(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterato
         model: partitioned by ZeRO-3; its target layers have weights of floats.
         tensors: the deltas by "<layer>.delta", ``[num_blocks, in_block, out_block]``.
     """
-    before: list[tuple[Tensor, Tensor]] = []
-    try:
-        with torch.no_grad():
-            for key, delta in tensors.items():
-                layer: Any = model.get_submodule(layer_of(key))
-                own = shard(layer.weight)
-                before.append((own, own.to("cpu", copy=True)))
-                change = _shard_of_delta(delta, full_shape(layer.weight), own.numel())
-                own.add_(change.to(own.device))  # a sum in the wider dtype, rounded once
+
+    def changes() -> Iterator[tuple[Tensor, Tensor]]:
+        for key, delta in tensors.items():
+            layer: Any = model.get_submodule(layer_of(key))
+            own = shard(layer.weight)
+            yield own, _shard_of_delta(delta, full_shape(layer.weight), own.numel())
+
+    with added(changes(), keep=lambda own: own.to("cpu", copy=True)):
         yield
-    finally:
-        with torch.no_grad():
-            for own, values in before:
-                own.copy_(values)
 
 
 def _shard_of_delta(delta: Tensor, shape: torch.Size, size: int) -> Tensor:

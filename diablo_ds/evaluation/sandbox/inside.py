@@ -100,8 +100,7 @@ def _close_walls(settings: dict[str, Any], library: Any) -> None:
     calls.prctl(calls.PR_SET_NO_NEW_PRIVS, 1)
     if "landlock" in walls:
         in_namespaces = "namespaces" in walls
-        devices = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
-        readable = ["/"] if in_namespaces else [*settings["readable"], *devices]
+        readable = ["/"] if in_namespaces else [*settings["readable"], *namespaces.DEVICES]
         writable = ["/tmp" if in_namespaces else settings["folder"], "/dev/null"]
         landlock.restrict(readable, writable)
     if library is not None:

@@ -29,7 +29,7 @@ _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 
 NOBODY = 65534
 """The user ID that root becomes, since limits do not hold for root."""
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
 def leave() -> None:
@@ -83,7 +83,7 @@ def enter_root(folder: str, readable: Sequence[str], file_bytes: int) -> None:
     """
     calls.mount("none", "/", "", _MS_REC | _MS_PRIVATE)
     calls.mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
-    for path in dict.fromkeys([*readable, *_DEVICES]):
+    for path in dict.fromkeys([*readable, *DEVICES]):
         if os.path.exists(path):
             _bind(path, folder + path)
     os.makedirs(f"{folder}/tmp", exist_ok=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 from diablo_ds.evaluation.sandbox import walled
 from diablo_ds.evaluation.sandbox.inside import NO_WALL
@@ -102,15 +103,17 @@ def _run(
 def _wait(
     solver: subprocess.Popen[bytes],
     checker: subprocess.Popen[bytes],
-    verdict_file: object,
+    verdict_file: IO[bytes],
     limits: Limits,
 ) -> tuple[str | None, bytes]:
     """Wait for the verdict; return why the program did not pass, None if it did, and its output."""
     deadline = time.monotonic() + limits.wall_s
     verdict, said, num_said = b"", b"", 0
     with selectors.DefaultSelector() as selector:
+        assert solver.stdout is not None
+        assert checker.stdout is not None
         for file in (solver.stdout, checker.stdout, verdict_file):
-            selector.register(file, selectors.EVENT_READ)  # type: ignore[arg-type]
+            selector.register(file, selectors.EVENT_READ)
         while True:
             events = selector.select(max(0.0, deadline - time.monotonic()))
             for key, _ in events:

@@ -91,7 +91,7 @@ def _answer(request: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _failure(error: BaseException) -> tuple[str, str, str]:
     names = [kind.__name__ for kind in type(error).__mro__]
-    name = next((n for n in names if n in dir(__builtins__) or n in _BUILTIN), "Exception")
+    name = next((n for n in names if n in _BUILTIN), "Exception")
     try:
         text = str(error)[:500]
     except BaseException:
