@@ -31,6 +31,8 @@ from tests.e2e.commands import ROOT, environment
 from tests.overriding import with_last_options
 from tests.waiting import WAIT_S
 
+ASK_VARIABLE = "DIABLO_TEST_ASK_EVERY_S"
+"""Seconds between two questions among the ranks whether to stop: a test's steps are short."""
 GRACE_S = 60.0
 """How long ranks may go on when one has ended with another code than 0: to end in the same way."""
 
@@ -142,5 +144,8 @@ def _run(words: list[str], variables: Mapping[str, str], outputs: list[str]) -> 
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = words
     from diablo_ds.cli.main import entry_point
+    from diablo_ds.ranks import stopping
+
+    stopping.ASK_EVERY_S = float(variables.get(ASK_VARIABLE, stopping.ASK_EVERY_S))
 
     entry_point()

@@ -17,7 +17,7 @@ from diablo_ds.files.layout import list_checkpoints
 from diablo_ds.ranks.free_port import free_port
 from tests.cluster.watching import assert_same_run
 from tests.e2e.commands import ROOT, ZERO3, environment, losses
-from tests.forked import Command, ranks
+from tests.forked import ASK_VARIABLE, Command, ranks
 from tests.overriding import with_last_options
 from tests.tiny import write_pairs
 from tests.waiting import WAIT_S, wait_until
@@ -64,7 +64,8 @@ class _Launched:
 
 def _stop_one_rank_at(event: Callable[[], object], what: str, options: list[str]) -> str:
     """The same with ranks that are started without a launcher, and at once."""
-    run = Command("train", *options, num_ranks=2, port=free_port())
+    often = {ASK_VARIABLE: "0.05"}
+    run = Command("train", *options, num_ranks=2, port=free_port(), variables=often)
 
     def is_time() -> object:
         assert not run.has_ended(), run.result().stderr
