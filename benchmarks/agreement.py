@@ -118,8 +118,14 @@ def compare(part: Part, ours: Ours, harness: Any) -> dict[str, Any]:
     compared = compare_choices if part.kind == CHOICE else compare_answers
     samples = run_harness(harness, harness_task(asked, part.kind), part.count)
     found = compared(asked, ours.results(asked, part.kind), samples)
-    where = {"task": part.task, "kind": part.kind, "max_new_tokens": asked.task.max_new_tokens}
-    return where | {"data": data_digest(asked.task, asked.path)} | found
+    settings = {
+        "task": part.task,
+        "kind": part.kind,
+        "template": asked.task.template,
+        "max_new_tokens": asked.task.max_new_tokens,
+        "data": data_digest(asked.task, asked.path),
+    }
+    return settings | found
 
 
 @click.command(context_settings={"show_default": True})
@@ -132,6 +138,12 @@ def compare(part: Part, ours: Ours, harness: Any) -> dict[str, Any]:
 @click.option("--score", multiple=True, metavar="TASK=N", default=("boolq=500", "piqa=500"))
 @click.option("--generate", multiple=True, metavar="TASK=N", default=("gsm8k=50",))
 @click.option("--max-new-tokens", default=128, help="Of a generated answer.")
+@click.option(
+    "--template",
+    type=click.Choice(["alpaca", "gsm8k", "plain"]),
+    default="alpaca",
+    help="Of prompts that are answered by generation.",
+)
 @click.option("--data", multiple=True, metavar="TASK=PATH", help="Instead of the public corpora.")
 @click.option("--model", default="default", help="Folder of the base model, or default.")
 @click.option("--batch-size", default=16, help="Of the harness.")
@@ -140,12 +152,13 @@ def main(
     score: Sequence[str],
     generate: Sequence[str],
     max_new_tokens: int,
+    template: str,
     data: Sequence[str],
     model: str,
     batch_size: int,
 ) -> None:
     """Compare answers with lm-evaluation-harness."""
-    parts = parts_of(score, generate, data, max_new_tokens)
+    parts = parts_of(score, generate, data, max_new_tokens, template)
     folder = find_model(model)
     output.mkdir(parents=True, exist_ok=True)
     harness, ours = load_harness_model(folder, batch_size), Ours(folder)
@@ -177,7 +190,7 @@ def agreement_report(path: Path) -> str:
     ]
     written = [
         [
-            f"{line['task']}, up to {line['max_new_tokens']} tokens",
+            f"{line['task']}, {line['template']}, up to {line['max_new_tokens']} tokens",
             f"{line['equal']} of {line['questions']}",
             f"{line['equal_scores']} of {line['questions']}",
             f"{line['score']:.4f}, {line['harness_score']:.4f}",

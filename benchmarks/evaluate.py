@@ -159,7 +159,11 @@ def _parse_counts(texts: Sequence[str]) -> dict[str, int]:
 
 
 def parts_of(
-    score: Sequence[str], generate: Sequence[str], data: Sequence[str], max_new_tokens: int
+    score: Sequence[str],
+    generate: Sequence[str],
+    data: Sequence[str],
+    max_new_tokens: int,
+    template: str,
 ) -> list[Part]:
     """Return the parts of a measurement.
 
@@ -168,6 +172,7 @@ def parts_of(
         generate: tasks whose answers are generated, and how many questions, as TASK=N.
         data: TASK=PATH of those whose data are not the public corpora's.
         max_new_tokens: of a generated answer.
+        template: of the prompts that are answered by generation.
 
     Raises:
         UserError: if there are no such questions.
@@ -177,7 +182,7 @@ def parts_of(
     parts = [
         *(Part(n, CHOICE, count, 0, str(paths.get(n, ""))) for n, count in scored.items()),
         *(
-            Part(n, GENERATION, count, max_new_tokens, str(paths.get(n, "")))
+            Part(n, GENERATION, count, max_new_tokens, str(paths.get(n, "")), template)
             for n, count in generated.items()
         ),
     ]
@@ -197,21 +202,28 @@ def parts_of(
     "--score",
     multiple=True,
     metavar="TASK=N",
-    default=("boolq=48", "openbookqa=40", "hellaswag=16"),
+    default=("boolq=96", "openbookqa=64", "hellaswag=24"),
     help="Commonsense tasks whose choices are scored, and how many questions.",
 )
 @click.option("--generate", multiple=True, metavar="TASK=N", default=("gsm8k=32",))
 @click.option("--max-new-tokens", default=128, help="Of a generated answer.")
+@click.option(
+    "--template",
+    type=click.Choice(["alpaca", "gsm8k", "plain"]),
+    default="alpaca",
+    help="Of prompts that are answered by generation.",
+)
 @click.option("--data", multiple=True, metavar="TASK=PATH", help="Instead of the public corpora.")
 @click.option("--model", default="default", help="Folder of the base model, or default.")
 @click.option("--batch-size", "sizes", multiple=True, default=BATCH_SIZES, help="Of the harness.")
-@click.option("--rounds", default=2, help="Turns of each method.")
+@click.option("--rounds", default=3, help="Turns of each method.")
 @click.option("--threads", default=len(os.sched_getaffinity(0)))
 def main(
     output: Path,
     score: Sequence[str],
     generate: Sequence[str],
     max_new_tokens: int,
+    template: str,
     data: Sequence[str],
     model: str,
     sizes: Sequence[int],
@@ -219,7 +231,7 @@ def main(
     threads: int,
 ) -> None:
     """Compare the rates of three methods on the same questions."""
-    parts = parts_of(score, generate, data, max_new_tokens)
+    parts = parts_of(score, generate, data, max_new_tokens, template)
     folder = find_model(model)
     output.mkdir(parents=True, exist_ok=True)
     lines = Lines(output / "measurements.jsonl")

@@ -36,11 +36,13 @@ class Part:
     max_new_tokens: int = 0
     """0 for the task's own."""
     path: str = ""
+    template: str = ""
+    """Empty for the task's own."""
 
     def read(self) -> Asked:
         """Read the questions."""
         path = Path(self.path) if self.path else None
-        return read_asked(self.task, path, self.count, self.max_new_tokens)
+        return read_asked(self.task, path, self.count, self.max_new_tokens, self.template)
 
 
 class Method(Protocol):

@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
+from diablo_ds.config.choices import Template
 from diablo_ds.data.text.templates import PROMPTS
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.question import Question
@@ -30,7 +32,7 @@ class Asked:
     questions: tuple[Question, ...]
 
     def texts(self) -> list[str]:
-        """Return the prompts, by the template that training data of the task have."""
+        """Return the prompts, by the template."""
         render = PROMPTS[self.task.template]
         return [render(question.instruction, question.context) for question in self.questions]
 
@@ -39,7 +41,9 @@ class Asked:
         return replace(self, questions=tuple(self.questions[place] for place in places))
 
 
-def read_asked(name: str, path: Path | None, limit: int, max_new_tokens: int = 0) -> Asked:
+def read_asked(
+    name: str, path: Path | None, limit: int, max_new_tokens: int = 0, template: str = ""
+) -> Asked:
     """Read the first questions of a task.
 
     Args:
@@ -47,6 +51,7 @@ def read_asked(name: str, path: Path | None, limit: int, max_new_tokens: int = 0
         path: of its data; None for the public corpora's test file.
         limit: how many; 0 for all.
         max_new_tokens: most tokens of an answer; 0 for the task's own.
+        template: of the prompts; empty for the task's own.
 
     Raises:
         UserError: if there are no data, or too few.
@@ -54,6 +59,8 @@ def read_asked(name: str, path: Path | None, limit: int, max_new_tokens: int = 0
     task = find_task(name)
     if max_new_tokens:
         task = replace(task, max_new_tokens=max_new_tokens)
+    if template:
+        task = replace(task, template=cast(Template, template))
     path = find_data(task, path or _public_file(name), "--data")
     questions = read_first(task, path, limit)
     if len(questions) < limit:
