@@ -33,10 +33,10 @@ from benchmarks.report import table, write_report
 from diablo_ds.data.corpora.chunking import Chunk, split_chunks
 from diablo_ds.data.corpora.encoding import RowEncoder
 from diablo_ds.data.corpora.sources import find_sources
+from diablo_ds.data.default_files import SAMPLES_FOLDER
 from diablo_ds.data.length_limit import LengthLimit
 from diablo_ds.data.prepare.chunks import ChunkEncoder
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions
-from diablo_ds.data.run_sources import SAMPLES_FOLDER
 from diablo_ds.data.text import tokenization
 from diablo_ds.data.text.encoders import Encoder
 from diablo_ds.model import finding

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import table
-from diablo_ds.data.run_sources import SAMPLES_FOLDER
+from diablo_ds.data.default_files import SAMPLES_FOLDER
 
 COMMAND = str(Path(sys.executable).with_name("diablo-ds"))
 

@@ -19,8 +19,8 @@ from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batch_source import BatchSource
 from diablo_ds.data.batches import Dealer
+from diablo_ds.data.default_files import SAMPLES_FOLDER
 from diablo_ds.data.loading import load_data
-from diablo_ds.data.run_sources import SAMPLES_FOLDER
 from diablo_ds.data.text import tokenization
 from diablo_ds.model import finding
 from diablo_ds.model.loss import causal_lm_loss

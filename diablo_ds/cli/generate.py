@@ -36,7 +36,7 @@ def generate(**values: Any) -> None:
         adapter = find_adapter(options.adapter)
         base = find_base(options.base, load_adapter_config(adapter).base_model, options.adapter)
         answering = load_answering(options, adapter, base)
-        click.echo(f"Template {answering.template}, {answering.origin}.", err=True)
+        click.echo(f"Template {answering.form.text}, {answering.form.origin}.", err=True)
         if options.chat:
             _chat(answering, options.compare_base)
         for prompt in prompts:
@@ -49,7 +49,7 @@ def _chat(answering: Answering, compare_base: bool) -> None:
     mine: list[dict[str, str]] = []
     of_base: list[dict[str, str]] = []
     for line in _lines():
-        if answering.template != "chat":
+        if answering.form.template != "chat":
             mine, of_base = [], []
         question = {"role": "user", "content": line}
         mine.append(question)

@@ -14,6 +14,7 @@ AUTO: Final = "auto"
 PLAIN: Final = "plain"
 CHAT: Final = "chat"
 READ: Final = "read"
+TEXT: Final = "text"
 Corpus = Literal["auto", "commonsense", "math", "code", "safety"]
 CORPORA: tuple[Corpus, ...] = get_args(Corpus)
 """Families of corpora; auto knows rows by their fields."""
@@ -44,6 +45,7 @@ TextForm = Literal["auto", "chunk", "row"]
 """What becomes of texts without a prompt."""
 ControlTokens = Literal["auto", "read", "text"]
 """What text such as "<|im_end|>" is in rows of the template plain."""
+CONTROL_TOKENS: tuple[ControlTokens, ...] = get_args(ControlTokens)
 
 
 def check_control_tokens(control_tokens: str, template: str) -> None:

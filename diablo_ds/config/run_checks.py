@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from diablo_ds.config.choices import check_control_tokens
 from diablo_ds.config.data_settings import DEFAULT_DATA, RAW_SETTINGS
+from diablo_ds.config.task_limits import parse_limits
 from diablo_ds.config.task_settings import OF_TASKS
 from diablo_ds.errors import UserError
 
@@ -71,6 +72,7 @@ def _check_tasks(run_config: RunConfig) -> None:
             raise UserError(
                 f"{name} has no effect without eval_tasks; got {name}={value!r} and no tasks"
             )
+    parse_limits(run_config.eval_task_limit, names, "eval_task_limit")
 
 
 def _check_recomputation(run_config: RunConfig) -> None:

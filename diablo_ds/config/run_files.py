@@ -14,6 +14,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import Setting, settings_of
 from diablo_ds.config.starts import STARTS
 from diablo_ds.config.suggestion import did_you_mean
+from diablo_ds.config.task_settings import DEFAULT_LIMIT
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.settings_files import read_settings, settings_file
@@ -24,8 +25,10 @@ _FORMER_NAMES = {
     "checkpointed_layers": "recomputed_layers",
 }
 """Settings that earlier versions wrote under another name."""
-_FORMERLY_ONE = ("data", "heldout_data")
+_FORMERLY_ONE = ("data", "heldout_data", "eval_task_limit")
 """Settings of which earlier versions took one value."""
+_OF_NUMBERS = ("eval_task_limit",)
+"""Settings with several texts that may be numbers."""
 _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
@@ -225,11 +228,20 @@ def _check_known(values: Mapping[str, Any], known: Collection[str], source: Path
 def _typed(setting: Setting, value: Any) -> Any:
     """Return a value of JSON or YAML in the type of its setting, where it stands for one."""
     if setting.is_repeatable:
-        if isinstance(value, str) and setting.name in _FORMERLY_ONE:
-            return (value,) if value else ()
-        return tuple(value) if isinstance(value, list) else value
+        values = value if isinstance(value, list) else [value]
+        if setting.name in _OF_NUMBERS:
+            values = list(map(_text_of, values))
+        if isinstance(value, list):
+            return tuple(values)
+        is_one = setting.name in _FORMERLY_ONE and isinstance(values[0], str)
+        return tuple(filter(None, values)) if is_one else value
+    return _text_of(value) if setting.kind is str else value
+
+
+def _text_of(value: Any) -> Any:
+    """Return a number, which JSON and YAML know, as the text that it stands for."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if setting.kind is str and is_number else value
+    return str(value) if is_number else value
 
 
 def _present_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -238,6 +250,8 @@ def _present_values(values: dict[str, Any]) -> dict[str, Any]:
         values = {**values, "corpus": FORMER_CORPORA.get(corpus, corpus)}
     if values.get("micro_batch_tokens") and values.get("micro_batch") == _FORMER_MICRO_BATCH:
         values = {**values, "micro_batch": 0}
+    if values.get("eval_task_limit") == (str(DEFAULT_LIMIT),):  # also of runs without tasks
+        values = {**values, "eval_task_limit": ()}
     if isinstance(path := values.get("delta_path"), str):
         values = {**values, "delta_path": _FORMER_DELTA_PATHS.get(path, path)}
     return values

@@ -6,8 +6,11 @@ import functools
 from dataclasses import dataclass
 
 from diablo_ds.config.setting import setting
+from diablo_ds.config.task_limits import parse_limits
 
 _task = functools.partial(setting, group="task scores", on_resume="free")
+DEFAULT_LIMIT = 100
+"""Questions of a task for which no limit is given."""
 OF_TASKS = (
     "eval_task_every",
     "eval_task_limit",
@@ -31,8 +34,11 @@ class TaskSettings:
     eval_task_every: int = _task(
         0, "Steps between task scores; 0 for a quarter of the run.", minimum=0
     )
-    eval_task_limit: int = _task(
-        100, "Questions of each task, the first of its data; 0 for all.", minimum=0
+    eval_task_limit: tuple[str, ...] = _task(
+        (),
+        "ROWS of each task, the first ones, or TASK=ROWS of one; 0 for all; several with commas; "
+        "repeatable.",
+        shown_default=str(DEFAULT_LIMIT),
     )
     eval_task_data: tuple[str, ...] = _task(
         (), "TASK=PATH: file or folder of a task's questions; repeatable."
@@ -45,6 +51,12 @@ class TaskSettings:
         "Run programs also where files and network cannot be kept from them; for a machine that "
         "you can lose.",
     )
+
+    @property
+    def eval_task_limits(self) -> dict[str, int]:
+        """The most questions of each task by its name; 0 for all."""
+        names = self.eval_task_names
+        return parse_limits(self.eval_task_limit, names, "eval_task_limit", DEFAULT_LIMIT)
 
     @property
     def eval_task_names(self) -> tuple[str, ...]:

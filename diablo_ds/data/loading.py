@@ -15,6 +15,7 @@ from diablo_ds.data.bad_rows import BadRows
 from diablo_ds.data.corpora.encoding import RowEncoder
 from diablo_ds.data.corpora.sources import SourceFile
 from diablo_ds.data.counts import ReadCounts
+from diablo_ds.data.default_files import with_default_files
 from diablo_ds.data.examples import Examples
 from diablo_ds.data.length_limit import LengthLimit, warn_of_dropped
 from diablo_ds.data.mixing import Spans, mix_sources
@@ -26,7 +27,6 @@ from diablo_ds.data.run_sources import (
     DataSource,
     find_heldout_sources,
     find_train_sources,
-    with_default_files,
 )
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.data.token_table import TokenTable

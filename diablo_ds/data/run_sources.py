@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.config.data_settings import RAW_SETTINGS
@@ -17,11 +17,11 @@ from diablo_ds.data.corpora.sources import (
     split_name,
 )
 from diablo_ds.data.dataset_files import is_tokenised
+from diablo_ds.data.default_files import with_default_files
 from diablo_ds.data.prepare.selection import check_names
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import Kind, kind_of
 
-SAMPLES_FOLDER = Path(__file__).parent / "corpora" / "samples"
 TRAIN, HELDOUT = "train", "heldout"
 
 
@@ -91,19 +91,6 @@ def data_files(run_config: RunConfig, part: str) -> list[Path]:
         if not run_config.heldout_share:
             sources = [source for source in sources if source.has_heldout]
     return [file for source in sources for file in source.files(part)]
-
-
-def with_default_files(run_config: RunConfig) -> RunConfig:
-    """Return the run config with the shipped samples in place of the default data."""
-    if not run_config.has_default_data:
-        return run_config
-    folder = SAMPLES_FOLDER / "gsm8k"
-    return replace(
-        run_config,
-        data=(str(folder / "train.jsonl"),),
-        heldout_data=(str(folder / "heldout.jsonl"),),
-        corpus="math",
-    )
 
 
 def _find(texts: Sequence[str]) -> list[DataSource]:

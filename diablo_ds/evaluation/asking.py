@@ -28,6 +28,7 @@ from diablo_ds.evaluation.models import Models
 from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.evaluation.predictions import Row, finite
 from diablo_ds.evaluation.prompts import encode_choices, encode_questions
+from diablo_ds.generation.prompts import PromptForm
 from diablo_ds.model.requests import ChoiceResult, Generation, LossRequest, LossResult
 
 LONGEST_EXAMPLE = 2048
@@ -50,14 +51,14 @@ class Encoder:
         self._tokenizers: dict[Path, Tokenizer] = {}
 
     def items(
-        self, model: str, given: TaskInput, template: str, end_ids: frozenset[int]
+        self, model: str, given: TaskInput, form: PromptForm, end_ids: frozenset[int]
     ) -> list[Item]:
         """Return all that a model is asked for a task, in the order of its questions.
 
         Args:
             model: its name.
             given: the task.
-            template: of the prompts.
+            form: of the prompts.
             end_ids: tokens that end the model's answers.
 
         Raises:
@@ -71,15 +72,15 @@ class Encoder:
                 model,
                 given.task,
                 given.questions,
-                self._encoded(model, given, template),
-                template,
+                self._encoded(model, given, form),
+                form.template,
                 self.tokenizer(model),
                 end_ids=end_ids,
                 max_positions=self._positions(model),
                 seed=self._options.seed,
             )
         if CHOICE in given.asks:
-            items += self._rankings(model, given, template)
+            items += self._rankings(model, given, form)
         return items
 
     @cached_property
@@ -116,29 +117,34 @@ class Encoder:
                 template=self._options.template,
                 corpus=self._options.corpus,
                 column=self._options.column,
+                control_tokens=self._options.control_tokens,
             )
         return self._examples[key]
 
-    def _rankings(self, model: str, given: TaskInput, template: str) -> list[Item]:
-        place = self._models.folder(model), template, given.name
+    def _rankings(self, model: str, given: TaskInput, form: PromptForm) -> list[Item]:
+        place = self._models.folder(model), form.text, given.name
         if place not in self._choices:
             tokenizer = self.tokenizer(model)
-            self._choices[place] = encode_choices(given.questions, template, tokenizer)
+            self._choices[place] = encode_choices(
+                given.questions, form.template, tokenizer, form.control_tokens
+            )
         return choice_items(
             model,
             given.task,
             given.questions,
-            self._encoded(model, given, template),
+            self._encoded(model, given, form),
             self._choices[place],
             self.tokenizer(model),
             max_positions=self._positions(model),
         )
 
-    def _encoded(self, model: str, given: TaskInput, template: str) -> list[tuple[int, ...]]:
-        place = self._models.folder(model), template, given.name
+    def _encoded(self, model: str, given: TaskInput, form: PromptForm) -> list[tuple[int, ...]]:
+        place = self._models.folder(model), form.text, given.name
         if place not in self._prompts:
             tokenizer = self.tokenizer(model)
-            self._prompts[place] = encode_questions(given.questions, template, tokenizer)
+            self._prompts[place] = encode_questions(
+                given.questions, form.template, tokenizer, form.control_tokens
+            )
         return self._prompts[place]
 
     def tokenizer(self, model: str) -> Tokenizer:

@@ -13,7 +13,7 @@ from diablo_ds.evaluation.items import GENERATION, asks_of
 from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.task import Task
-from diablo_ds.evaluation.task_data import data_digest, find_data, parse_data_paths, read_first
+from diablo_ds.evaluation.task_data import data_digest, find_data, parse_data_paths, read_asked
 from diablo_ds.evaluation.tasks import OWN_DATA, find_task
 
 
@@ -32,11 +32,17 @@ class TaskInput:
     """None where examples are read with a model's tokenizer."""
     limit: int | None = None
     """Most questions that are asked; None for all."""
+    note: str = ""
+    """Which questions they are taken from, for the user."""
 
     @property
     def name(self) -> str:
         """The name of the task."""
         return self.task.name
+
+    def takes(self, number: str) -> bool:
+        """Return whether a text, counted from 1, is within the limit."""
+        return self.limit is None or int(number) <= self.limit
 
 
 def read_inputs(options: EvaluateOptions) -> list[TaskInput]:
@@ -130,13 +136,16 @@ def _check_effects(options: EvaluateOptions, tasks: Sequence[Task]) -> None:
 
 def _read(task: Task, given: Path | None, options: EvaluateOptions) -> TaskInput:
     path = find_data(task, given, "--data")
-    limit = options.limit or None
+    limit = options.limits[task.name]
     if task.read is None:
-        if options.template != AUTO and is_tokenised(path):
-            raise UserError(
-                f"template has no effect on prepared data; got template={options.template!r} with "
-                f"{path} for the task {task.name}; leave it out, or evaluate {task.name} apart"
-            )
-        return TaskInput(task, path, data_digest(task, path), asks_of(task), (), limit)
-    questions = read_first(task, path, options.limit)
-    return TaskInput(task, path, data_digest(task, path), asks_of(task), questions, limit)
+        for name in ("template", "control_tokens"):
+            value = getattr(options, name)
+            if value != AUTO and is_tokenised(path):
+                raise UserError(
+                    f"{name} has no effect on prepared data; got {name}={value!r} with {path} for "
+                    f"the task {task.name}; leave it out, or evaluate {task.name} apart"
+                )
+        return TaskInput(task, path, data_digest(task, path), asks_of(task), (), limit or None)
+    asked = read_asked(task, path, limit)
+    digest = data_digest(task, path)
+    return TaskInput(task, path, digest, asks_of(task), asked.questions, limit or None, asked.note)

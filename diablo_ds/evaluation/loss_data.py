@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diablo_ds.config.choices import AUTO, Corpus, Template
+from diablo_ds.config.choices import AUTO, ControlTokens, Corpus, Template
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.dataset_files import is_tokenised
 from diablo_ds.data.examples import Examples
@@ -31,6 +31,7 @@ def load_loss_examples(
     template: Template = AUTO,
     corpus: Corpus = AUTO,
     column: tuple[str, ...] = (),
+    control_tokens: ControlTokens = AUTO,
 ) -> Examples:
     """Load the examples of a prepared dataset or of raw files.
 
@@ -47,6 +48,7 @@ def load_loss_examples(
         template: of raw data; "auto" for that of the rows.
         corpus: family of raw data.
         column: texts FIELD=COLUMN that name the columns of raw data.
+        control_tokens: what control tokens in texts of raw data are.
 
     Raises:
         UserError: if a file is missing, empty or malformed, the settings for raw data are given
@@ -57,6 +59,7 @@ def load_loss_examples(
         template=template,
         corpus=corpus,
         column=column,
+        control_tokens=control_tokens,
         max_length=max_length,
         overlong="cut-completion",
     )

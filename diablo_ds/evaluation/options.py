@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diablo_ds.config.choices import AUTO, Corpus, Template
+from diablo_ds.config.choices import AUTO, ControlTokens, Corpus, Template, check_control_tokens
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
+from diablo_ds.config.task_limits import parse_limits
 from diablo_ds.errors import UserError
 
 
@@ -28,8 +29,12 @@ class EvaluateOptions:
     data: tuple[str, ...] = setting(
         (), "File or folder of a task's questions, as TASK=PATH; may be repeated.", "data"
     )
-    limit: int = setting(
-        0, "Questions of each task, the first ones.", "data", minimum=0, shown_default="all"
+    limit: tuple[str, ...] = setting(
+        (),
+        "ROWS of each task, the first ones, or TASK=ROWS of one; 0 for all; several with commas; "
+        "may be repeated.",
+        "data",
+        shown_default="all",
     )
     metric: tuple[str, ...] = setting(
         (),
@@ -48,6 +53,12 @@ class EvaluateOptions:
         AUTO,
         "Prompt template; auto takes that of a model's training data where the task follows it, "
         "else that of the task.",
+        "data",
+    )
+    control_tokens: ControlTokens = setting(
+        AUTO,
+        "Control tokens in text of the template plain: read, text, or auto for what they were in a "
+        "model's training data, else read where a text begins or ends with one.",
         "data",
     )
     corpus: Corpus = setting(
@@ -143,6 +154,8 @@ class EvaluateOptions:
                     f"each task must be given once; got {name!r} twice; name it {name}:LABEL for "
                     "other data"
                 )
+        parse_limits(self.limit, self.task_names, "limit")
+        check_control_tokens(self.control_tokens, self.template)
         if self.skip_base and not (self.adapter or self.merged):
             raise UserError(
                 "an evaluation needs a model; got skip_base=True and no adapter or merged model"
@@ -161,6 +174,11 @@ class EvaluateOptions:
     def task_names(self) -> tuple[str, ...]:
         """The names of the tasks."""
         return _split(self.task)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The most questions of each task by its name; 0 for all."""
+        return parse_limits(self.limit, self.task_names, "limit")
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.config.choices import AUTO
+from diablo_ds.config.choices import AUTO, PLAIN
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.asking import Encoder
 from diablo_ds.evaluation.folder import FORMAT, Record, check_same, read_record
@@ -15,17 +15,17 @@ from diablo_ds.evaluation.inputs import TaskInput, base_name, read_inputs
 from diablo_ds.evaluation.items import GENERATION, LOSS, Item
 from diablo_ds.evaluation.models import Models, open_models
 from diablo_ds.evaluation.options import EvaluateOptions
-from diablo_ds.evaluation.prompts import choose_task_template
+from diablo_ds.evaluation.prompts import NO_PROMPT, choose_task_form
 from diablo_ds.evaluation.sandbox.walls import Walls, check_walls
 from diablo_ds.evaluation.tasks import OWN_DATA
 from diablo_ds.files.layout import Kind, kind_of
-from diablo_ds.generation.prompts import check_template
+from diablo_ds.generation.prompts import PromptForm, check_template
 from diablo_ds.model.finding import find_model, fingerprint
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
 
-Templates = dict[str, dict[str, tuple[str, str]]]
-"""By model and task: the template of prompts, and where it is from."""
+Forms = dict[str, dict[str, PromptForm]]
+"""The forms of prompts by model and task."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Evaluation:
     inputs: list[TaskInput]
     models: Models
     encoder: Encoder
-    templates: Templates
+    forms: Forms
     walls: Walls | None
     judge: Models | None
     record: Record
@@ -56,12 +56,12 @@ def prepare(options: EvaluateOptions) -> Evaluation:
         logger.info(note)
     judge = _open_judge(options, models)
     encoder = Encoder(models, options)
-    templates = distributed.on_every_rank(lambda: _choose_templates(options, inputs, models))
-    distributed.on_every_rank(lambda: _check_prompts(inputs, models, encoder, templates))
-    record = _record(options, inputs, models, templates)
+    forms = distributed.on_every_rank(lambda: _choose_forms(options, inputs, models))
+    distributed.on_every_rank(lambda: _check_prompts(inputs, models, encoder, forms))
+    record = _record(options, inputs, models, forms)
     if old is not None:
         check_same(old, record, options.output)
-    return Evaluation(options, inputs, models, encoder, templates, walls, judge, record)
+    return Evaluation(options, inputs, models, encoder, forms, walls, judge, record)
 
 
 def _open(options: EvaluateOptions, old: Record | None) -> Models:
@@ -93,55 +93,68 @@ def _open_judge(options: EvaluateOptions, models: Models) -> Models | None:
     return open_models(base=options.judge, precision=models.precision, placement=options.placement)
 
 
-def _choose_templates(
-    options: EvaluateOptions, inputs: Sequence[TaskInput], models: Models
-) -> Templates:
-    """Choose the template of each model for each task.
+def _choose_forms(options: EvaluateOptions, inputs: Sequence[TaskInput], models: Models) -> Forms:
+    """Choose the form of prompts of each model for each task.
 
     A base, or a merged model, of which no training is known, is asked as the adapters are, where
     these agree: then all models answer the same prompts.
     """
-    templates: Templates = {name: {} for name in models.names}
-    for given in inputs:
-        if LOSS in given.asks:
-            continue
-        of_adapters = {}
+    forms: Forms = {name: {} for name in models.names}
+    asked = [given for given in inputs if LOSS not in given.asks]
+    for given in asked:
+
+        def choose(name: str, given: TaskInput = given) -> PromptForm:
+            return choose_task_form(
+                given.task,
+                options.template,
+                models.run_config(name),
+                models.tokenizer(name),
+                options.control_tokens,
+            )
+
+        of_adapters = {
+            name: choose(name) for name in models.names if models.adapter(name) is not None
+        }
+        agreed = {
+            form._replace(origin="as the adapters are asked") for form in of_adapters.values()
+        }
         for name in models.names:
-            if models.adapter(name) is not None:
-                found = choose_task_template(
-                    given.task, options.template, models.run_config(name), models.tokenizer(name)
-                )
-                templates[name][given.name] = of_adapters[name] = found
-        agreed = {template for template, _ in of_adapters.values()}
-        for name in models.names:
-            if name in of_adapters:
-                continue
-            tokenizer = models.tokenizer(name)
-            template, origin = choose_task_template(given.task, options.template, None, tokenizer)
-            if options.template == AUTO and len(agreed) == 1 and template not in agreed:
-                (template,) = agreed
-                check_template(template, tokenizer)
-                origin = "as the adapters are asked"
-            templates[name][given.name] = template, origin
-    return templates
+            form = of_adapters.get(name) or choose(name)
+            if name not in of_adapters and len(agreed) == 1:
+                (common,) = agreed
+                if common.text != form.text:
+                    form = common
+                    check_template(form.template, models.tokenizer(name))
+            forms[name][given.name] = form
+    is_plain = any(
+        form.template == PLAIN for of_model in forms.values() for form in of_model.values()
+    )
+    if options.control_tokens != AUTO and asked == inputs and not is_plain:
+        raise UserError(
+            f"control_tokens needs the template {PLAIN}, as text of others always stays text; got "
+            f"control_tokens={options.control_tokens!r}, and no task with that template"
+        )
+    return forms
 
 
 def _check_prompts(
-    inputs: Sequence[TaskInput], models: Models, encoder: Encoder, templates: Templates
+    inputs: Sequence[TaskInput], models: Models, encoder: Encoder, forms: Forms
 ) -> None:
     for given in inputs:
-        by_template: dict[str, list[str]] = {}
+        by_form: dict[str, list[str]] = {}
         for name in models.names:
-            template, origin = templates[name].get(given.name, ("", ""))
-            items = encoder.items(name, given, template, frozenset())
-            by_template.setdefault(f"template {template}, {origin}", []).append(name)
+            form = forms[name].get(given.name, NO_PROMPT)
+            items = encoder.items(name, given, form, frozenset())
+            by_form.setdefault(f"template {form.text}, {form.origin}", []).append(name)
             if LOSS not in given.asks or name == models.names[0]:
                 _say_truncated(name, given, items)
         if LOSS in given.asks:
             for line in encoder.examples(models.names[0], given).describe().splitlines():
                 logger.info(f"{given.name}: {line}")
             continue
-        for text, names in by_template.items():
+        if given.note:
+            logger.info(f"{given.name}: {given.note}")
+        for text, names in by_form.items():
             logger.info(f"{given.name}: {text} ({', '.join(names)})")
 
 
@@ -159,7 +172,7 @@ def _say_truncated(model: str, given: TaskInput, items: Sequence[Item]) -> None:
 
 
 def _record(
-    options: EvaluateOptions, inputs: Sequence[TaskInput], models: Models, templates: Templates
+    options: EvaluateOptions, inputs: Sequence[TaskInput], models: Models, forms: Forms
 ) -> Record:
     tasks: dict[str, Any] = {}
     for given in inputs:
@@ -172,6 +185,7 @@ def _record(
         if LOSS in given.asks:
             values |= {"max_length": options.max_length or 0, "template": options.template}
             values |= {"corpus": options.corpus, "column": list(options.column)}
+            values["control_tokens"] = options.control_tokens
         if options.match and base_name(given.task) == OWN_DATA:
             values["match"] = options.match
         tasks[given.name] = values
@@ -183,7 +197,7 @@ def _record(
         "models": {
             name: {
                 "weights": models.digest(name),
-                "template": {task: chosen for task, (chosen, _) in templates[name].items()},
+                "template": {task: form.text for task, form in forms[name].items()},
             }
             for name in models.names
         },

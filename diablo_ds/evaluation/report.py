@@ -19,6 +19,8 @@ from diablo_ds.evaluation.inputs import TaskInput
 from diablo_ds.evaluation.items import LOSS
 from diablo_ds.evaluation.results import Results
 from diablo_ds.evaluation.tables import (
+    NATURAL,
+    describe_units,
     markdown_comparisons,
     markdown_scores,
     refusal_table,
@@ -74,7 +76,7 @@ def report(
         ]
     lines += [
         "",
-        "Shares are in percent; p is that of McNemar's exact test, or of random exchanges.",
+        *filter(None, [describe_units(results)]),
         f"  report       {folder / REPORT_FILE}",
         f"  results      {folder / RESULTS_FILE}",
         f"  predictions  {folder / PREDICTIONS_FILE}",
@@ -116,7 +118,10 @@ def _markdown(
     run: Mapping[str, Any],
     charts: Sequence[str],
 ) -> str:
-    parts = ["# Evaluation", "Shares are in percent, intervals of 95 %.", markdown_scores(results)]
+    units = "Intervals are of 95 %."
+    if any(score.metric not in NATURAL for score in results.scores):
+        units = "Shares are in percent, intervals of 95 %."
+    parts = ["# Evaluation", units, markdown_scores(results)]
     if SCORES_PLOT in charts:
         parts.append(f"![Scores with their intervals]({SCORES_PLOT})")
     elif chart := text_chart(results):

@@ -89,19 +89,21 @@ def compute_results(
         rows: an answer to each question; of a text those that there are.
     """
     results = Results()
+    truncated: dict[tuple[str, str], dict[str, None]] = {}  # of each the ids, once, in order
+    for key, row in rows.items():
+        if row["is_truncated"]:
+            truncated.setdefault((key.model, key.task), {})[key.id] = None
     for given in inputs:
         if LOSS in given.asks:
             _add_losses(results, given, models, rows)
         else:
             _add_scores(results, given, models, rows)
+        known = {question.id for question in given.questions}
         for model in models:
-            ids = [
-                key.id
-                for key, row in rows.items()
-                if (key.model, key.task) == (model, given.name) and row["is_truncated"]
-            ]
-            if ids:
-                results.truncated.setdefault(model, {})[given.name] = list(dict.fromkeys(ids))
+            ids = truncated.get((model, given.name), {})
+            asked = [i for i in ids if i in known or (LOSS in given.asks and given.takes(i))]
+            if asked:  # and not only with another limit
+                results.truncated.setdefault(model, {})[given.name] = asked
     return results
 
 
@@ -177,7 +179,7 @@ def _losses(given: TaskInput, model: str, rows: Mapping[Key, Row]) -> tuple[list
     mine: list[Row] = []
     for number in itertools.count(1):
         row = rows.get(Key(model, given.name, LOSS, str(number), 0))
-        if row is None or (given.limit is not None and number > given.limit):
+        if row is None or not given.takes(str(number)):
             break
         mine.append(row)
     mine = [row for row in mine if row["num_targets"]]

@@ -19,6 +19,7 @@ from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.evaluation.predictions import Predictions, Row
 from diablo_ds.evaluation.preparation import Evaluation, prepare
 from diablo_ds.evaluation.progress import Progress
+from diablo_ds.evaluation.prompts import NO_PROMPT
 from diablo_ds.evaluation.report import report
 from diablo_ds.evaluation.results import compute_results
 from diablo_ds.ranks import distributed
@@ -121,8 +122,8 @@ def _ask_all(evaluation: Evaluation, predictions: Predictions | None) -> None:
 
 def _items(evaluation: Evaluation, name: str, given: TaskInput) -> list[Item]:
     models = evaluation.models
-    template, _ = evaluation.templates[name].get(given.name, ("", ""))
-    return evaluation.encoder.items(name, given, template, models.end_ids(name))
+    form = evaluation.forms[name].get(given.name, NO_PROMPT)
+    return evaluation.encoder.items(name, given, form, models.end_ids(name))
 
 
 def _judge_all(evaluation: Evaluation, predictions: Predictions | None) -> None:
@@ -205,8 +206,8 @@ def _finish(evaluation: Evaluation, predictions: Predictions | None) -> str:
         "world_size": distributed.world_size(),
         "placement": list(models.notes),
         "templates": {
-            name: {task: template for task, (template, _) in chosen.items()}
-            for name, chosen in evaluation.templates.items()
+            name: {task: form.text for task, form in chosen.items()}
+            for name, chosen in evaluation.forms.items()
         },
         "models": {name: str(models.adapter(name) or models.folder(name)) for name in models.names},
     }

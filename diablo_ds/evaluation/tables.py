@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diablo_ds.evaluation.inputs import base_name
+from diablo_ds.evaluation.model_names import BASE
 from diablo_ds.evaluation.results import Comparison, Results, Score
 from diablo_ds.evaluation.statistics import Interval
 
 NATURAL = ("loss", "perplexity", "rise")
 """Metrics that are not shares, and so are not shown in percent."""
 _NAME_WIDTH = 18
-_HEADER = f"{'':20}{'score':>8}  {'95 % interval':<17}{'to base':>7}  {'95 % interval':<18}{'p':>6}"
+_SCORES = f"{'':20}{'score':>8}  {'95 % interval':<17}"
+_DIFFERENCES = f"{{:>7}}  {'95 % interval':<18}{'p':>6}"
 
 
 def screen_table(results: Results) -> str:
-    """Return all scores with their intervals, and the differences to the first model.
+    """Return all scores with their intervals, and the differences to the first model, if any.
 
     Shares are in percent. Differences between other models follow.
     """
-    lines, heading = [_HEADER, "-" * 80], ("", "")
     first = results.scores[0].model if results.scores else ""
-    lines[0] = lines[0].replace("to base", f"to {first}"[:7].rjust(7))
+    header = _SCORES
+    if any(found.models[0] == first for found in results.comparisons):
+        header += _DIFFERENCES.format("to base" if first == BASE else "to 1st")
+    lines, heading = [header.rstrip(), "-" * len(header)], ("", "")
     for score in results.scores:
         if (score.task, score.metric) != heading:
             heading = score.task, score.metric
@@ -80,6 +84,16 @@ def markdown_comparisons(results: Results) -> str:
             ]
         )
     return _markdown(rows)
+
+
+def describe_units(results: Results) -> str:
+    """Return what a reader has to know of the numbers of `screen_table`; empty for nothing."""
+    notes = []
+    if any(score.metric not in NATURAL for score in results.scores):
+        notes.append("Shares are in percent")
+    if results.comparisons:
+        notes.append("p is that of McNemar's exact test, or of random exchanges")
+    return f"{'; '.join(notes)}." if notes else ""
 
 
 def refusal_scores(results: Results) -> list[tuple[str, str, str, Score, Score]]:

@@ -14,6 +14,15 @@ from diablo_ds.evaluation.sandbox.program import Program
 Kind = Literal["generate", "choose", "both", "loss"]
 
 
+class Split(NamedTuple):
+    """The questions that a published protocol asks, where their file has others too."""
+
+    holds: Callable[[Question], bool]
+    """Tells whether a question is one of them."""
+    note: str
+    """Which they are, and how all are asked, for the user."""
+
+
 class ModelJudge(NamedTuple):
     """How a model judges the answers of another one."""
 
@@ -41,8 +50,10 @@ class Task:
     metrics: tuple[str, ...]
     """The first is the one to compare models by."""
     lower_is_better: bool = False
+    split: Split | None = None
+    """The questions of a file that are asked; None for all."""
     read: Callable[[Path], Iterator[Question]] | None = None
-    """Reads the questions of a file or folder; raises UserError naming file and line. None for the
+    """Reads all questions of a file or folder; raises UserError naming file and line. None for the
     kind "loss", whose data are read as training data are."""
     judge: Callable[[Question, str], Verdict] | None = None
     """Judges a generated answer. None if none is generated, or if `program` judges it."""

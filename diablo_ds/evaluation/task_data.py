@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.loss_data import loss_files
@@ -37,10 +37,24 @@ def find_data(task: Task, given: Path | None, option: str) -> Path:
     return path
 
 
-def read_first(task: Task, path: Path, limit: int) -> tuple[Question, ...]:
-    """Return the first questions of a file or folder, the same ones each time.
+class Asked(NamedTuple):
+    """The questions of a task that are asked."""
 
-    All are read, so that a fault further down is met at once.
+    questions: tuple[Question, ...]
+    note: str = ""
+    """Which of the data's questions they are taken from, for the user; empty for all."""
+
+
+def read_first(task: Task, path: Path, limit: int) -> tuple[Question, ...]:
+    """Return the first questions of a file or folder, the same ones each time; see `read_asked`."""
+    return read_asked(task, path, limit).questions
+
+
+def read_asked(task: Task, path: Path, limit: int) -> Asked:
+    """Return the first questions of a file or folder, the same ones each time, and where from.
+
+    All are read, so that a fault further down is met at once. Where the data have questions of the
+    task's split and others, those of the split are taken.
 
     Args:
         task: of a kind that has questions.
@@ -51,7 +65,13 @@ def read_first(task: Task, path: Path, limit: int) -> tuple[Question, ...]:
         UserError: if the data are malformed; see `diablo_ds.evaluation.rows.read_questions`.
     """
     assert task.read is not None
-    return tuple(itertools.islice(list(task.read(path)), limit or None))
+    every = list(task.read(path))
+    of_split = every if task.split is None else list(filter(task.split.holds, every))
+    note = ""
+    if task.split is not None and 0 < len(of_split) < len(every):
+        note = f"{len(of_split):,} of {len(every):,} questions are {task.split.note}"
+    chosen = of_split or every
+    return Asked(tuple(chosen[: limit or None]), note)
 
 
 def data_digest(task: Task, path: Path) -> str:

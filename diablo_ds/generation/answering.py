@@ -15,7 +15,7 @@ from diablo_ds.api.functions import load
 from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE, read_end_ids
 from diablo_ds.data.text.tokenization import Tokenizer, load_tokenizer
 from diablo_ds.generation.options import GenerateOptions
-from diablo_ds.generation.prompts import choose_template, encode_prompt, run_of
+from diablo_ds.generation.prompts import PromptForm, choose_template, encode_prompt, run_of
 from diablo_ds.model.generation import stream_greedily
 from diablo_ds.model.pretrained import hide_progress_bars
 
@@ -26,9 +26,8 @@ class Answering:
 
     model: Any
     tokenizer: Tokenizer
-    template: str
-    origin: str
-    """Where the template is from, in words."""
+    form: PromptForm
+    """Of the prompts."""
     end_ids: frozenset[int]
     """Tokens that end an answer with the adapter."""
     base_end_ids: frozenset[int]
@@ -52,7 +51,7 @@ class Answering:
         Returns:
             The text.
         """
-        ids = encode_prompt(messages, self.template, self.tokenizer)
+        ids = encode_prompt(messages, self.form.template, self.tokenizer, self.form.control_tokens)
         ends = self.end_ids if with_adapter else self.base_end_ids
         said: list[int] = []
         shown = ""
@@ -96,7 +95,7 @@ def load_answering(options: GenerateOptions, adapter: Path, base: Path) -> Answe
     hide_progress_bars()
     run_config = run_of(adapter)
     tokenizer = load_tokenizer(base)
-    template, origin = choose_template(options.template, run_config, tokenizer)
+    form = choose_template(options.template, run_config, tokenizer)
     model = load(base, adapter, force=options.force).eval()
     if torch.cuda.is_available():
         model.to("cuda")
@@ -105,8 +104,7 @@ def load_answering(options: GenerateOptions, adapter: Path, base: Path) -> Answe
     return Answering(
         model,
         tokenizer,
-        template,
-        origin,
+        form,
         frozenset(ends),
         frozenset(base_ends),
         options.max_new_tokens,

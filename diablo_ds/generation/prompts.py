@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diablo_ds.config.choices import AUTO, CHAT, PLAIN
+from diablo_ds.config.choices import AUTO, CHAT, CONTROL_TOKENS, PLAIN, READ, TEXT
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import load_run_config
 from diablo_ds.data.corpora.columns import parse_columns, with_field_names
@@ -40,10 +40,41 @@ class TrainedTemplate(NamedTuple):
     """One of `PROMPTS`, "chat", or "auto" where it cannot be found."""
     is_given: bool
     """Whether the user chose it, for the run or for its prepared dataset."""
+    control_tokens: str = AUTO
+    """What control tokens in the text of the template plain were."""
+
+
+class PromptForm(NamedTuple):
+    """How questions become the tokens of prompts."""
+
+    template: str
+    """One of `PROMPTS`, or "chat"."""
+    origin: str
+    """Where it is from, for the user."""
+    control_tokens: str = AUTO
+    """What control tokens in the text of the template plain are; see `encode_prompts`."""
+
+    @property
+    def text(self) -> str:
+        """What prompts depend on, in words."""
+        known = {READ: "control tokens read", TEXT: "control tokens as text"}
+        return ", ".join(filter(None, [self.template, known.get(self.control_tokens)]))
+
+
+def prompt_form(template: str, origin: str, control_tokens: str = AUTO) -> PromptForm:
+    """Return how prompts are made; control tokens matter to the template plain only."""
+    return PromptForm(template, origin, control_tokens if template == PLAIN else AUTO)
 
 
 def trained_template(run_config: RunConfig) -> TrainedTemplate:
     """Return the template that a run's training data were rendered with."""
+    found = _find_template(run_config)
+    if run_config.control_tokens == AUTO:  # then a prepared dataset may say it
+        return found
+    return found._replace(control_tokens=run_config.control_tokens)
+
+
+def _find_template(run_config: RunConfig) -> TrainedTemplate:
     if run_config.template != AUTO:
         return TrainedTemplate(run_config.template, True)
     if run_config.has_default_data:
@@ -57,10 +88,8 @@ def trained_template(run_config: RunConfig) -> TrainedTemplate:
         return TrainedTemplate(AUTO, False)
 
 
-def choose_template(
-    given: str, run_config: RunConfig | None, tokenizer: Tokenizer
-) -> tuple[str, str]:
-    """Return the template of prompts, and where it is from, for the user.
+def choose_template(given: str, run_config: RunConfig | None, tokenizer: Tokenizer) -> PromptForm:
+    """Return the form of prompts: control tokens are what they were in the training data.
 
     Args:
         given: what the user chose, or "auto".
@@ -70,15 +99,16 @@ def choose_template(
     Raises:
         UserError: if the template is chat, and the tokenizer has none.
     """
-    template, origin = given, "as given"
-    if template == AUTO and run_config is not None:
-        template, is_given = trained_template(run_config)
-        origin = "as trained" if is_given else "of the training data"
+    template, origin, control_tokens = given, "as given", AUTO
+    if run_config is not None:
+        trained, is_given, control_tokens = trained_template(run_config)
+        if template == AUTO:
+            template, origin = trained, "as trained" if is_given else "of the training data"
     if template == AUTO:
         template = CHAT if tokenizer.chat is not None else PLAIN
         origin = "since the run's is not known; choose another by --template"
     check_template(template, tokenizer)
-    return template, origin
+    return prompt_form(template, origin, control_tokens)
 
 
 def check_template(template: str, tokenizer: Tokenizer) -> None:
@@ -95,12 +125,14 @@ def _template_of_dataset(folder: Path) -> TrainedTemplate:
     manifest = load_manifest(folder)
     options = manifest.get("options")
     given = options.get("template") if isinstance(options, dict) else None
+    control_tokens = options.get("control_tokens") if isinstance(options, dict) else None
+    control_tokens = control_tokens if control_tokens in CONTROL_TOKENS else AUTO
     if given in (*PROMPTS, CHAT):
-        return TrainedTemplate(given, True)
+        return TrainedTemplate(given, True, control_tokens)
     by_kind = manifest.get("templates")
     names = set(by_kind.values()) if isinstance(by_kind, dict) else set()
     name = names.pop() if len(names) == 1 else AUTO
-    return TrainedTemplate(name if name in (*PROMPTS, CHAT) else AUTO, False)
+    return TrainedTemplate(name if name in (*PROMPTS, CHAT) else AUTO, False, control_tokens)
 
 
 def _template_of_rows(run_config: RunConfig) -> str:
@@ -114,7 +146,10 @@ def _template_of_rows(run_config: RunConfig) -> str:
 
 
 def encode_prompt(
-    messages: Sequence[Mapping[str, str]], template: str, tokenizer: Tokenizer
+    messages: Sequence[Mapping[str, str]],
+    template: str,
+    tokenizer: Tokenizer,
+    control_tokens: str = AUTO,
 ) -> list[int]:
     """Return the tokens of a prompt, up to where the answer begins.
 
@@ -122,11 +157,12 @@ def encode_prompt(
         messages: "role" and "content" of each; a single one of the user but for the template chat.
         template: one of `PROMPTS`, or "chat".
         tokenizer: the model's.
+        control_tokens: see `encode_prompts`.
 
     Raises:
         UserError: if the chat template does not accept the messages, or there is no token.
     """
     last = messages[-1]["content"]
     request = Request(messages=messages) if template == CHAT else Request(last)
-    (ids,) = encode_prompts([request], template, tokenizer)
+    (ids,) = encode_prompts([request], template, tokenizer, control_tokens)
     return list(ids)

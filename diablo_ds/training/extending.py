@@ -18,6 +18,7 @@ from diablo_ds.config.starts import Change
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, list_checkpoints, step_of
 from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.next_commands import describe_next
 from diablo_ds.training.run_folder import check_run_folder, load_recorded
 
 LENGTH = ("num_epochs", "max_steps")
@@ -153,7 +154,7 @@ def _done_text(recorded: RunConfig, files: RunFolder, num_worse: int) -> str:
     return (
         f"{done} The same command with {how} extends it.\n"
         f"  adapter      {files.adapter}\n"
-        f"Next: diablo-ds generate --adapter {files.path} --compare-base --chat"
+        f"{describe_next(recorded, files.path)}"
     )
 
 

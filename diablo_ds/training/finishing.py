@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.adapter.storage import load_adapter, save_adapter
-from diablo_ds.config.choices import AUTO
 from diablo_ds.config.continuation import describe_ahead
-from diablo_ds.config.run import RunConfig
 from diablo_ds.config.starts import load_starts
 from diablo_ds.conversion.card import Training, base_licence, model_card
-from diablo_ds.data.dataset_files import is_tokenised
-from diablo_ds.data.run_sources import with_default_files
 from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT, RunFolder, checkpoint_folder
@@ -23,6 +18,7 @@ from diablo_ds.ranks import distributed
 from diablo_ds.training.checkpoint import verify_checkpoint
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics import plot_losses
+from diablo_ds.training.next_commands import describe_next
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run
 
@@ -40,8 +36,8 @@ class Summary:
     """Why the run stopped before its last step; empty where it did not."""
     best: tuple[int, float] | None = None
     """Step and held-out loss of the adapter, where the best one was kept."""
-    evaluation: str = ""
-    """A command that compares the adapter with its base, where it is known on what."""
+    next_commands: str = ""
+    """What can be done with the adapter; see `describe_next`."""
 
     def text(self) -> str:
         """Return the closing lines for a person: results, places, what to try next."""
@@ -62,10 +58,7 @@ class Summary:
             f"  checkpoint   {checkpoint_folder(files.checkpoints, self.steps)}",
             f"  TensorBoard  {files.tensorboard}",
             f"  loss curve   {files.loss_plot}",
-            f"Next: diablo-ds generate --adapter {self.folder} --compare-base --chat",
-            *([f"      {self.evaluation}"] if self.evaluation else []),
-            f"      diablo-ds inspect {files.adapter}",
-            f"      tensorboard --logdir {files.tensorboard}",
+            self.next_commands,
         ]
         return "\n".join(lines)
 
@@ -137,34 +130,10 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         reports.write(lambda reporter: reporter.close(final))
         if reports.error is not None:  # a report of the last step, which no later step tells
             raise reports.error
-        command = evaluation_command(run.run_config, run.folder)
-        return Summary(run.folder, steps, first, last, early_stop, best, command)
+        commands = describe_next(run.run_config, run.folder)
+        return Summary(run.folder, steps, first, last, early_stop, best, commands)
 
     return distributed.on_main_process(write)
-
-
-def evaluation_command(run_config: RunConfig, folder: Path) -> str:
-    """Return a command that compares a run's adapter with its base, on the run's held-out data.
-
-    Of the default data these are questions of GSM8K, which are answered. Empty where the held-out
-    data are a share of the training data, or several files.
-    """
-    if run_config.has_default_data:
-        (file,) = with_default_files(run_config).heldout_data
-        task = "gsm8k"
-    elif len(run_config.heldout_data) == 1 and run_config.template == AUTO:
-        file, task = run_config.heldout_data[0], "loss"
-    elif len(run_config.data) == 1 and is_tokenised(Path(run_config.data[0]).expanduser()):
-        file, task = run_config.data[0], "loss"
-    else:
-        return ""
-    if not Path(file).expanduser().exists() or run_config.column:
-        return ""
-    words = ["--task", task, "--data", f"{task}={file}", "--adapter", str(folder)]
-    words += ["--output", f"{folder}-evaluation"]
-    if task == "loss" and run_config.corpus != AUTO:
-        words += ["--corpus", run_config.corpus]
-    return f"diablo-ds evaluate {shlex.join(words)}"
 
 
 def _verify(checkpoint: Path) -> None:

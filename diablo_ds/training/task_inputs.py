@@ -10,16 +10,24 @@ from pathlib import Path
 
 from diablo_ds.config.choices import AUTO
 from diablo_ds.config.run import RunConfig
+from diablo_ds.data.dataset_files import is_tokenised
 from diablo_ds.data.text.tokenization import Tokenizer, load_tokenizer
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation import items as asked
 from diablo_ds.evaluation.items import CHOICE, GENERATION, Item
 from diablo_ds.evaluation.loss_data import load_loss_examples
-from diablo_ds.evaluation.prompts import choose_task_template, encode_choices, encode_questions
+from diablo_ds.evaluation.prompts import choose_task_form, encode_choices, encode_questions
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.task import Task
-from diablo_ds.evaluation.task_data import data_digest, find_data, parse_data_paths, read_first
+from diablo_ds.evaluation.task_data import (
+    Asked,
+    data_digest,
+    find_data,
+    parse_data_paths,
+    read_asked,
+)
 from diablo_ds.evaluation.tasks import find_task
+from diablo_ds.generation.prompts import PromptForm
 from diablo_ds.model.base import Base
 
 TRAINED = "trained"
@@ -39,15 +47,18 @@ class TaskInput:
     questions: tuple[Question, ...]
     """Empty where the loss of texts is asked."""
     items: tuple[Item, ...]
-    template: str
-    origin: str
-    """Where the template is from."""
+    form: PromptForm
+    """Of the prompts."""
+    note: str = ""
+    """Which questions they are taken from, for the user."""
 
     def describe(self) -> str:
         """Return a line for the user."""
         count = len(self.questions) or len(self.items)
         what = "examples" if self.task.kind == "loss" else "questions"
-        text = f"Task {self.task.name}: {count:,} {what}, template {self.template} ({self.origin})"
+        how = f"template {self.form.text} ({self.form.origin})"
+        text = f"Task {self.task.name}: {count:,} {what}, {how}"
+        text += f"; {self.note}" if self.note else ""
         num_cut = sum(item.is_truncated for item in self.items)
         return f"{text}, {num_cut:,} of them cut to the model's positions" if num_cut else text
 
@@ -114,20 +125,26 @@ def read_tasks(run_config: RunConfig, base: Base, end_ids: Sequence[int]) -> Tas
     tokenizer = load_tokenizer(base.folder)
     text_config = base.model_config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None) or math.inf
-    limit = run_config.eval_task_limit
+    limits = run_config.eval_task_limits
     tasks = []
     for task, path in found.items():
-        template, origin = choose_task_template(task, AUTO, run_config, tokenizer)
-        questions: tuple[Question, ...] = ()
+        form = choose_task_form(task, AUTO, run_config, tokenizer)
+        questions, note = Asked(())
         items: list[Item] = []
         if task.read is None:
             length = int(min(LONGEST_EXAMPLE, positions))
             vocab_size = base.vocab_size
-            examples = load_loss_examples(path, tokenizer, vocab_size, max_length=length)
-            items = asked.loss_items(TRAINED, task, examples, limit)
+            examples = load_loss_examples(
+                path,
+                tokenizer,
+                vocab_size,
+                max_length=length,
+                control_tokens=AUTO if is_tokenised(path) else run_config.control_tokens,
+            )
+            items = asked.loss_items(TRAINED, task, examples, limits[task.name])
         else:
-            questions = read_first(task, path, limit)
-            prompts = encode_questions(questions, template, tokenizer)
+            questions, note = read_asked(task, path, limits[task.name])
+            prompts = encode_questions(questions, form.template, tokenizer, form.control_tokens)
         if GENERATION in asked.asks_of(task):
             ends = frozenset(end_ids)
             items += asked.generation_items(
@@ -135,18 +152,18 @@ def read_tasks(run_config: RunConfig, base: Base, end_ids: Sequence[int]) -> Tas
                 task,
                 questions,
                 prompts,
-                template,
+                form.template,
                 tokenizer,
                 end_ids=ends,
                 max_positions=positions,
             )
         if CHOICE in asked.asks_of(task):
-            choices = encode_choices(questions, template, tokenizer)
+            choices = encode_choices(questions, form.template, tokenizer, form.control_tokens)
             items += asked.choice_items(
                 TRAINED, task, questions, prompts, choices, tokenizer, max_positions=positions
             )
         digest = data_digest(task, path)
-        tasks.append(TaskInput(task, digest, questions, tuple(items), template, origin))
+        tasks.append(TaskInput(task, digest, questions, tuple(items), form, note))
     return TaskInputs(tuple(tasks), tokenizer)
 
 

@@ -12,7 +12,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from diablo_ds.data.run_sources import SAMPLES_FOLDER
+from diablo_ds.data.default_files import SAMPLES_FOLDER
 from diablo_ds.data.token_table import TokenTable
 from tests.e2e.commands import BIN, ROOT, ZERO3, assert_user_error, environment, losses
 from tests.forked import diablo_ds, ranks

@@ -34,15 +34,19 @@ class Completed(NamedTuple):
 
 
 def encode_prompts(
-    requests: Sequence[Request], template: str, tokenizer: Tokenizer
+    requests: Sequence[Request], template: str, tokenizer: Tokenizer, control_tokens: str = AUTO
 ) -> list[tuple[int, ...]]:
     """Return the tokens of each prompt, up to where the answer begins; see `encode_completed`."""
-    completed = encode_completed([(request, _ANSWER) for request in requests], template, tokenizer)
+    pairs = [(request, _ANSWER) for request in requests]
+    completed = encode_completed(pairs, template, tokenizer, control_tokens)
     return [example.prompt for example in completed]
 
 
 def encode_completed(
-    completed: Sequence[tuple[Request, str]], template: str, tokenizer: Tokenizer
+    completed: Sequence[tuple[Request, str]],
+    template: str,
+    tokenizer: Tokenizer,
+    control_tokens: str = AUTO,
 ) -> list[Completed]:
     """Encode requests with their answers as examples of training data, and cut these in two.
 
@@ -50,11 +54,13 @@ def encode_completed(
         completed: each a request and an answer to it, which is not empty.
         template: one of `PROMPTS`, or "chat".
         tokenizer: the model's.
+        control_tokens: what control tokens in the text of the template plain are, as in training
+            data: "read", "text", or "auto" for read where a prompt begins with one.
 
     Raises:
         UserError: if the template does not accept a request, or there is no token before an answer.
     """
-    encoder = RowEncoder(AUTO, template, tokenizer, last_answer_only=True)
+    encoder = RowEncoder(AUTO, template, tokenizer, control_tokens, last_answer_only=True)
     rows = [RawRow(n, _row(*pair)) for n, pair in enumerate(completed, start=1)]
     result = []
     for (request, _), encoded in zip(completed, encoder.encode(rows), strict=True):

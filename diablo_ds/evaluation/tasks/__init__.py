@@ -20,7 +20,7 @@ COMMONSENSE = (
     "openbookqa",
 )
 ARITHMETIC = ("gsm8k", "math", "aqua", "svamp", "addsub", "multiarith", "singleeq", "mawps")
-CODE = ("humaneval", "mbpp")
+CODE = ("humaneval", "mbpp", "mbpp_all")
 SAFETY = ("safety", "overrefusal")
 TASKS = (*COMMONSENSE, *ARITHMETIC, *CODE, *SAFETY, "loss", "forgetting", "jsonl")
 """Names of the tasks, which are those of their modules."""

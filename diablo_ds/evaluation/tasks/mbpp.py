@@ -11,20 +11,26 @@ from diablo_ds.data.corpora.fields import Fields, RowError, optional_text
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.rows import Row, read_questions
 from diablo_ds.evaluation.sandbox.program import Program
-from diablo_ds.evaluation.task import Task
+from diablo_ds.evaluation.task import Split, Task
 from diablo_ds.evaluation.tasks._programs import SAMPLED_METRICS, find_code
+
+TEST_IDS = range(11, 511)
+"""Ids of the 500 problems of the test split; others are for training, validation and prompts."""
 
 
 def _read(path: Path) -> Iterator[Question]:
-    """Yield all problems of a file: those of the test split have the ids from 11 to 510."""
     return read_questions(path, _question_of)
+
+
+def _is_test(question: Question) -> bool:
+    return question.id.isdecimal() and int(question.id) in TEST_IDS
 
 
 def _question_of(row: Row) -> Question:
     fields: dict[str, Any] = {**row.fields}
     if "text" not in fields and "prompt" in fields:  # of the sanitized problems
         fields["text"] = fields["prompt"]
-    task_id = fields.get("task_id", row.number)
+    task_id = fields.get("task_id", f"row-{row.number}")  # which are of no split
     if isinstance(task_id, bool) or not isinstance(task_id, int | str):
         raise RowError(f"field 'task_id' must be a number: {task_id!r:.60}")
     instruction = mbpp_instruction(fields)
@@ -46,10 +52,11 @@ def _program(question: Question, answer: str) -> Program:
 
 TASK = Task(
     name="mbpp",
-    version=1,
+    version=2,
     kind="generate",
     template="alpaca",
     metrics=SAMPLED_METRICS,
+    split=Split(_is_test, "the test split, ids 11 to 510; the task mbpp_all asks all"),
     read=_read,
     program=_program,
     max_new_tokens=512,

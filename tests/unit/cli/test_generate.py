@@ -114,7 +114,7 @@ def test_an_answer_ends_at_the_adapters_own_tokens(folder):
 )
 def test_the_template_is_that_of_the_training(settings, template, origin, folder):
     tokenizer = load_tokenizer(folder / "tiny")
-    chosen, why = choose_template("auto", RunConfig(**settings), tokenizer)
+    chosen, why, _ = choose_template("auto", RunConfig(**settings), tokenizer)
     assert chosen == template
     assert origin in why
     assert choose_template("gsm8k", RunConfig(**settings), tokenizer)[0] == "gsm8k"

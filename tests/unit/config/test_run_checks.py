@@ -30,6 +30,8 @@ STREAM = {"stream": True, "data": ("rows.jsonl",), "max_steps": 5}
         ({"num_epochs": 0.0}, "max_steps or num_epochs"),
         ({"eval_task_every": 5}, "eval_task_every has no effect without eval_tasks"),
         ({"weak_sandbox": True}, "weak_sandbox has no effect without eval_tasks"),
+        ({"eval_task_limit": ("5",)}, "eval_task_limit has no effect without eval_tasks"),
+        ({"eval_tasks": ("gsm8k",), "eval_task_limit": ("boolq=5",)}, "one of the tasks gsm8k;"),
         ({"eval_tasks": (",",)}, "eval_tasks must name tasks"),
         ({"eval_tasks": ("gsm8k,boolq", "gsm8k")}, "each task once"),
         ({**STREAM, "data": ("default",)}, "stream needs raw files"),

@@ -48,6 +48,7 @@ def make(folder, task, **values):
         ("gsm8k", {"allow_code_execution": True}, "allow_code_execution needs"),
         ("gsm8k", {"metric": ("choice",)}, "has accuracy, last_number"),
         ("gsm8k,boolq", {"metric": ("accuracy",)}, "for boolq"),
+        ("gsm8k", {"limit": ("boolq=3",)}, "limit must be of one of the tasks gsm8k"),
         ("gsm8k", {"match": "exact"}, "match needs the task jsonl"),
         ("gsm8k", {"num_samples": 3}, "temperature above 0"),
         ("gsm8k", {"top_p": 0.5}, "temperature above 0"),
@@ -76,7 +77,7 @@ def test_metrics_decide_what_is_asked(data):
 
 
 def test_a_limit_takes_the_first_questions_and_options_change_the_task(data):
-    (given,) = read_inputs(make(data, "gsm8k", limit=2, temperature=0.5, num_samples=3))
+    (given,) = read_inputs(make(data, "gsm8k", limit=("2",), temperature=0.5, num_samples=3))
     assert [question.id for question in given.questions] == ["1", "2"]
     assert (given.task.temperature, given.task.num_samples) == (0.5, 3)
 

@@ -15,7 +15,7 @@ from diablo_ds.data.prepare import pipeline
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.errors import UserError
-from diablo_ds.evaluation.prompts import choose_task_template, encode_choices, encode_questions
+from diablo_ds.evaluation.prompts import choose_task_form, encode_choices, encode_questions
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.tasks import find_task
 from diablo_ds.generation.prompts import choose_template
@@ -166,14 +166,14 @@ def test_the_template_follows_the_training(
     run_config = RunConfig(**settings)
     task = find_task("gsm8k")
     tokenizer = tokenizers[0]
-    found = choose_task_template(task, "auto", run_config, tokenizer)
-    assert found == (template, origin)
-    given = choose_task_template(task, "alpaca", run_config, tokenizer)
-    assert given == ("alpaca", "as given")
-    assert choose_task_template(task, "auto", None, tokenizer) == ("gsm8k", "of the task")
+    found = choose_task_form(task, "auto", run_config, tokenizer)
+    assert found[:2] == (template, origin)
+    given = choose_task_form(task, "alpaca", run_config, tokenizer)
+    assert given[:2] == ("alpaca", "as given")
+    assert choose_task_form(task, "auto", None, tokenizer)[:2] == ("gsm8k", "of the task")
     loss = find_task("loss")
-    assert choose_task_template(loss, "auto", run_config, tokenizer) == ("auto", "of each row")
-    assert choose_task_template(loss, "plain", run_config, tokenizer) == ("plain", "as given")
+    assert choose_task_form(loss, "auto", run_config, tokenizer)[:2] == ("auto", "of each row")
+    assert choose_task_form(loss, "plain", run_config, tokenizer)[:2] == ("plain", "as given")
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_the_template_follows_a_prepared_dataset(
     )
     pipeline.prepare(prepared, find_tokenizer)
     run_config = RunConfig(data=(str(tmp_path / "out"),))
-    found = choose_task_template(find_task("gsm8k"), "auto", run_config, tokenizers[0])
-    assert found == (template, origin)
+    found = choose_task_form(find_task("gsm8k"), "auto", run_config, tokenizers[0])
+    assert found[:2] == (template, origin)
     # diablo-ds generate asks as the dataset's rows were asked, too.
     of_rows = {"chats": "chat", "pairs": "plain"}.get(name, template)
     assert choose_template("auto", run_config, tokenizers[0])[0] == of_rows

@@ -10,7 +10,7 @@ from diablo_ds.cli.options import from_options
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.inputs import read_inputs
 from diablo_ds.evaluation.options import EvaluateOptions
-from diablo_ds.training.finishing import evaluation_command
+from diablo_ds.training.next_commands import evaluation_command
 from tests.tiny import write_pairs
 
 

@@ -14,6 +14,7 @@ from diablo_ds.config.run_files import save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, checkpoint_folder
 from diablo_ds.training.extending import describe_done
+from diablo_ds.training.next_commands import describe_next
 
 
 @pytest.fixture
@@ -48,6 +49,16 @@ def test_a_run_that_is_done_says_how_it_is_extended(done):
     assert _asks(run_config, max_steps=0, num_epochs=3) == ""
     RunFolder(Path(run_config.output)).write_progress(8, 0, done=False)
     assert _asks(run_config) == ""
+
+
+def test_a_run_that_is_done_names_the_commands_that_a_finished_one_does(done):
+    run_config = done()
+    text = _asks(run_config)
+    assert text.endswith(describe_next(run_config, Path(run_config.output)))
+    commands = [line.removeprefix("Next:").strip() for line in text.splitlines()[2:]]
+    names = ["generate", "evaluate", "inspect"]
+    assert [command.split()[1] for command in commands[:3]] == names
+    assert commands[3].startswith("tensorboard --logdir")
 
 
 def test_passes_are_named_where_they_make_the_steps(done):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diablo_ds.errors import UserError
+from diablo_ds.evaluation.task_data import read_asked
 from diablo_ds.evaluation.tasks import find_task
 from diablo_ds.evaluation.tasks._programs import find_code
 from tests.unit.evaluation.corpora import corpus
@@ -133,6 +134,26 @@ def test_text_without_a_block_is_the_program():
 def test_all_published_problems_are_read():
     assert len(list(HUMANEVAL.read(corpus("humaneval/HumanEval.jsonl.gz")))) == 164
     assert len(list(MBPP.read(corpus("mbpp/mbpp.jsonl")))) == 974
+
+
+def test_the_test_split_of_mbpp_is_asked_and_all_by_another_name():
+    path = corpus("mbpp/mbpp.jsonl")
+    asked = read_asked(MBPP, path, 0)
+    assert [question.id for question in asked.questions] == [str(n) for n in range(11, 511)]
+    assert asked.note.startswith("500 of 974 questions are the test split")
+    assert read_asked(MBPP, path, 3).questions == asked.questions[:3]
+    every = read_asked(find_task("mbpp_all"), path, 0)
+    assert len(every.questions) == 974
+    assert not every.note
+
+
+@pytest.mark.parametrize("ids", [(11, 510), (1, 10, 511), (None, None), ("a", "12a")])
+def test_a_file_of_one_split_of_mbpp_is_asked_as_it_is(ids, tmp_path):
+    rows = [PROBLEM | {"task_id": n} for n in ids]
+    rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+    asked = read_asked(MBPP, write_rows(tmp_path / "a.jsonl", *rows), 0)
+    assert len(asked.questions) == len(ids)
+    assert not asked.note
 
 
 def test_the_package_brings_the_problems_of_humaneval():

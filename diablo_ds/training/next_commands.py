@@ -1,0 +1,61 @@
+"""What can be done with a run that is done, as commands; light, so that they are shown at once."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from diablo_ds.config.choices import AUTO
+from diablo_ds.config.run import RunConfig
+from diablo_ds.data.default_files import with_default_files
+from diablo_ds.files.layout import RunFolder
+
+
+def describe_next(run_config: RunConfig, folder: Path) -> str:
+    """Return the lines that a run ends with, and that are shown where it is done already.
+
+    Args:
+        run_config: of the run.
+        folder: the run folder.
+    """
+    files = RunFolder(folder)
+    commands = [
+        shlex.join(["diablo-ds", "generate", "--adapter", str(folder), "--compare-base", "--chat"]),
+        evaluation_command(run_config, folder),
+        shlex.join(["diablo-ds", "inspect", str(files.adapter)]),
+        shlex.join(["tensorboard", "--logdir", str(files.tensorboard)]),
+    ]
+    first, *others = filter(None, commands)
+    return "\n".join([f"Next: {first}", *(f"      {command}" for command in others)])
+
+
+def evaluation_command(run_config: RunConfig, folder: Path) -> str:
+    """Return a command that compares a run's adapter with its base, on the run's held-out data.
+
+    Of the default data these are questions of GSM8K, which are answered. Empty where the held-out
+    data are a share of the training data, or several files.
+    """
+    if run_config.has_default_data:
+        (file,) = with_default_files(run_config).heldout_data
+        task = "gsm8k"
+    elif len(run_config.heldout_data) == 1 and run_config.template == AUTO:
+        file, task = run_config.heldout_data[0], "loss"
+    elif len(run_config.data) == 1 and _is_tokenised(run_config.data[0]):
+        file, task = run_config.data[0], "loss"
+    else:
+        return ""
+    if not Path(file).expanduser().exists() or run_config.column:
+        return ""
+    words = ["--task", task, "--data", f"{task}={file}", "--adapter", str(folder)]
+    words += ["--output", f"{folder}-evaluation"]
+    if task == "loss" and run_config.corpus != AUTO:
+        words += ["--corpus", run_config.corpus]
+    if task == "loss" and run_config.control_tokens != AUTO:
+        words += ["--control-tokens", run_config.control_tokens]
+    return f"diablo-ds evaluate {shlex.join(words)}"
+
+
+def _is_tokenised(path: str) -> bool:
+    from diablo_ds.data.dataset_files import is_tokenised  # not for runs on other data: it is slow
+
+    return is_tokenised(Path(path).expanduser())
