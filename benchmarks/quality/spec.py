@@ -76,7 +76,8 @@ class Spec:
     num_held_out: int = 400
     """Held-out examples whose loss is measured, before and after."""
     num_questions: int = 0
-    """Test questions scored: by choice for commonsense, by a generated answer for gsm8k."""
+    """Questions scored: of commonsense the first held-out examples, by choice, from the forwards of
+    the loss; of gsm8k the first test questions, by a generated answer."""
     model: str = "default"
     """Folder of the base model, or default for SmolLM2-135M-Instruct."""
 
