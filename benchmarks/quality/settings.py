@@ -1,0 +1,100 @@
+"""The study of a folder: made once for each device, and kept, so that a later call continues it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from benchmarks.quality.sizes import LADDERS, amounts
+from benchmarks.quality.spec import TARGETS
+from benchmarks.quality.study import Study
+from diablo_ds.adapter.targets import select_targets
+from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.model.base import read_base
+from diablo_ds.model.bf16_speed import measure_bf16_factor
+from diablo_ds.model.finding import find_model
+
+FILE = "study.json"
+AUTO = "auto"
+
+
+def device_name() -> str:
+    """Return "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
+def load_studies(folder: Path) -> dict[str, Study]:
+    """Return the studies of a folder, by device.
+
+    Raises:
+        UserError: if the file is not one of this program.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    try:
+        return {device: Study.from_json(study) for device, study in values.items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} must be a study of this program; got {error!r}") from None
+
+
+def save_study(folder: Path, study: Study) -> None:
+    """Keep a study beside those of other devices."""
+    studies = load_studies(folder) | {study.device: study}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FILE, {device: one.to_json() for device, one in studies.items()})
+
+
+def new_study(model: str, precision: str) -> Study:
+    """Return a study of a model on this machine, with the smallest amounts.
+
+    Args:
+        model: "default", or a folder.
+        precision: "fp32", "bf16", or "auto" for the one that this machine is faster in.
+
+    Raises:
+        UserError: if there is no such model, or it has no default targets.
+    """
+    base = read_base(find_model(model))
+    widths: dict[str, tuple[tuple[int, int], ...]] = {}
+    for name, targets in TARGETS.items():
+        try:
+            layers = select_targets(base.shapes, targets, model_type=base.model_config.model_type)
+        except UserError:
+            if name == "default":
+                raise
+            continue  # a family with other names of layers
+        widths[name] = tuple((layer.in_features, layer.out_features) for layer in layers.values())
+    device = device_name()
+    if precision == AUTO:
+        width = base.model_config.get_text_config().hidden_size
+        is_fast = device != "cpu" or measure_bf16_factor(width) <= 1
+        precision = "bf16" if is_fast else "fp32"
+    kind = "cpu" if device == "cpu" else "cuda"
+    return Study(device, precision, widths, amounts(device, LADDERS[kind][0]), model)
+
+
+def check_same(study: Study, model: str | None, precision: str | None) -> Study:
+    """Return the kept study if the options agree with it.
+
+    Raises:
+        UserError: if an option was given that differs.
+    """
+    given = {"model": model, "precision": None if precision == AUTO else precision}
+    for name, value in given.items():
+        kept = getattr(study, name)
+        if value is not None and value != kept:
+            raise UserError(
+                f"{name} must stay that of the folder's study; got {name}={value}, but {kept} "
+                "there; leave the option out, or give another --output"
+            )
+    return study
+
+
+def with_examples(study: Study, num_examples: int) -> Study:
+    """Return the study with other amounts; what was trained with the old ones is kept apart."""
+    return dataclasses.replace(study, amounts=amounts(study.device, num_examples))
