@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from benchmarks.quality.spec import Spec
 from diablo_ds.ranks.terminal import shows_progress
 
 _BAR = 20
-_DRAW_S = 0.5
-_WIDTH = 160
+_DRAW_S, _LINE_S = 0.5, 60.0
+"""Seconds between two bars, and between two lines where nobody sees them at once."""
 
 
 class Progress:
@@ -27,7 +28,7 @@ class Progress:
     def __init__(self, slots: int, deadline: float) -> None:
         self._slots, self._deadline = slots, deadline
         self._start = time.monotonic()
-        self._drawn = 0.0
+        self._drawn = 0.0 if shows_progress() else self._start
         self._is_drawn = False
         self._running: dict[int, tuple[str, float, float]] = {}
         self._done_s = 0.0
@@ -62,22 +63,26 @@ class Progress:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def draw(self) -> None:
-        """Draw the bar where somebody sees it."""
-        now = time.monotonic()
-        if not shows_progress() or now - self._drawn < _DRAW_S:
+        """Draw the bar; where nobody sees it at once, print a line now and then."""
+        now, is_seen = time.monotonic(), shows_progress()
+        if now - self._drawn < (_DRAW_S if is_seen else _LINE_S):
             return
         self._drawn = now
         share = self._share()
         filled = round(_BAR * share)
-        text = "; ".join(words for words, _, _ in self._running.values())
+        text = "; ".join(f"{done:.0%} of {words}" for words, _, done in self._running.values())
         line = (
             f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%}, {self._num_done} of about "
             f"{self._num_done + len(self._running) + self._num_left} trainings, "
             f"{60 * self._num_done / max(1e-9, (now - self._start) / 60):.0f} per hour, "
             f"{duration(self.left_s())} left; {text}"
         )
+        if not is_seen:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            return
         self._clear()
-        print(line[:_WIDTH], end="", file=sys.stderr, flush=True)  # noqa: T201
+        width = shutil.get_terminal_size().columns - 1
+        print(line[:width], end="", file=sys.stderr, flush=True)  # noqa: T201
         self._is_drawn = True
 
     def left_s(self) -> float:

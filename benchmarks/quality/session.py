@@ -127,6 +127,7 @@ class Session:
     def _train(self, scheduler: Scheduler, findings: Findings) -> int:
         study = self.study
         if not self.is_sized:
+            _say("Measuring how fast this machine is, in two short trainings.")
             # A first, short training brings libraries and data into the caches; the second counts.
             for spec in calibration(study):
                 scheduler.train_one(CALIBRATION, spec)
