@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -27,9 +28,11 @@ from benchmarks.quality.settings import (
     device_name,
     load_studies,
     new_study,
-    with_examples,
+    parse_amounts,
+    with_amounts,
 )
 from benchmarks.quality.spec import PRECISIONS
+from benchmarks.quality.study import Amounts
 from benchmarks.questions import CORPORA
 from diablo_ds.cli.console import clean_errors
 
@@ -81,6 +84,13 @@ from diablo_ds.cli.console import clean_errors
     help="Training examples of a training of the sweeps, instead of what fits the budget.",
 )
 @click.option(
+    "--amount",
+    "texts",
+    multiple=True,
+    metavar="NAME=N",
+    help="Another amount, as in num_seeds=5: " + ", ".join(f.name for f in fields(Amounts)) + ".",
+)
+@click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=0,
@@ -98,6 +108,7 @@ def main(
     commonsense: Path,
     gsm8k: Path,
     examples: int | None,
+    texts: Sequence[str],
     workers: int,
     retry_failed: bool,
     dry_run: bool,
@@ -110,6 +121,7 @@ def main(
             return
         parts = [part for part in PARTS if part in parts]
         check_data(parts, {"commonsense": commonsense, "gsm8k": gsm8k})
+        fixed = parse_amounts(texts)
         kept = load_studies(output).get(device_name())
         if kept is None:
             study = new_study(model or "default", precision)
@@ -117,12 +129,13 @@ def main(
             study = check_same(kept, model, precision)
         session = Session(
             output=output,
-            study=study if examples is None else with_examples(study, examples),
+            study=with_amounts(study, examples, fixed),
             parts=parts,
             budget_s=3600 * budget_hours,
             sources={"commonsense": str(commonsense), "gsm8k": str(gsm8k)},
             workers=workers,
             is_sized=kept is not None or examples is not None,
+            fixed=fixed,
         )
         if dry_run:
             click.echo(session.plan())

@@ -58,6 +58,7 @@ class Session:
         sources: folders of the data by kind.
         workers: trainings at the same time; 0 for the default of the device.
         is_sized: whether the study's amounts are kept; otherwise they are fitted to the budget.
+        fixed: amounts that are not.
     """
 
     output: Path
@@ -67,6 +68,7 @@ class Session:
     sources: Mapping[str, str]
     workers: int
     is_sized: bool
+    fixed: Mapping[str, int]
 
     @property
     def num_workers(self) -> int:
@@ -143,9 +145,8 @@ class Session:
 
     def _fitted(self, study: Study, estimates: Estimates) -> Study:
         seconds = self.budget_s * self.num_workers
-        return dataclasses.replace(
-            study, amounts=fitting_amounts(study, self.parts, estimates, seconds)
-        )
+        fitting = fitting_amounts(study, self.parts, estimates, seconds, self.fixed)
+        return dataclasses.replace(study, amounts=fitting)
 
     def _start_worker(self, slot: int, messages: queue.Queue[Message]) -> Worker:
         threads = 0

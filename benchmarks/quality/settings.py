@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.quality.sizes import LADDERS, amounts
 from benchmarks.quality.spec import TARGETS
-from benchmarks.quality.study import Study
+from benchmarks.quality.study import Amounts, Study
 from diablo_ds.adapter.targets import select_targets
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
@@ -95,6 +96,40 @@ def check_same(study: Study, model: str | None, precision: str | None) -> Study:
     return study
 
 
-def with_examples(study: Study, num_examples: int) -> Study:
-    """Return the study with other amounts; what was trained with the old ones is kept apart."""
-    return dataclasses.replace(study, amounts=amounts(study.device, num_examples))
+def parse_amounts(texts: Sequence[str]) -> dict[str, int]:
+    """Return fields of `Amounts` from texts NAME=N.
+
+    Raises:
+        UserError: if a name is unknown, or a number is none.
+    """
+    known = [field.name for field in dataclasses.fields(Amounts)]
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in known or not number.isdecimal():
+            raise UserError(
+                f"an amount must be NAME=N with a name of {', '.join(known)}; got {text}"
+            )
+        least = 0 if name == "final_questions" else 1
+        if int(number) < least:
+            raise UserError(f"{name} must be at least {least}; got {text}")
+        found[name] = int(number)
+    return found
+
+
+def with_amounts(study: Study, num_examples: int | None, fixed: Mapping[str, int]) -> Study:
+    """Return the study with other amounts; what was trained with the old ones is kept apart.
+
+    Args:
+        study: the study.
+        num_examples: of the sweeps' trainings, on which those of other parts depend.
+        fixed: values of fields.
+    """
+    changed: dict[str, int] = {}
+    if num_examples is not None:
+        new = amounts(study.device, num_examples)
+        names = ("num_examples", "batch_examples", "final_examples")
+        changed = {name: getattr(new, name) for name in names}
+    return dataclasses.replace(
+        study, amounts=dataclasses.replace(study.amounts, **(changed | dict(fixed)))
+    )

@@ -128,15 +128,19 @@ def calibration(study: Study) -> list[Spec]:
     """
     short = {
         "num_examples": 4 * study.amounts.global_batch,
-        "num_held_out": 32,
-        "num_questions": 32,
+        "num_held_out": min(32, study.amounts.num_held_out),
+        "num_questions": min(32, study.amounts.num_held_out),
     }
     n = study.nearest(study.num_blocks)
     return [study.spec("full", **short), study.spec("diablo", n, **short)]
 
 
 def fitting_amounts(
-    study: Study, parts: Sequence[str], estimates: Estimates, budget_s: float
+    study: Study,
+    parts: Sequence[str],
+    estimates: Estimates,
+    budget_s: float,
+    fixed: Mapping[str, int] = MappingProxyType({}),
 ) -> Amounts:
     """Return the largest amounts with which all trainings of the parts fit the budget.
 
@@ -147,11 +151,12 @@ def fitting_amounts(
         parts: names of those that share the budget.
         estimates: of the seconds.
         budget_s: seconds, times the number of workers.
+        fixed: values of fields of `Amounts`.
     """
     ladder = LADDERS["cpu" if study.device == "cpu" else "cuda"]
-    chosen = amounts(study.device, ladder[0])
+    chosen = dataclasses.replace(amounts(study.device, ladder[0]), **fixed)
     for num_examples in ladder[1:]:
-        larger = amounts(study.device, num_examples)
+        larger = dataclasses.replace(amounts(study.device, num_examples), **fixed)
         planned = planned_seconds(dataclasses.replace(study, amounts=larger), parts, estimates)
         if planned > budget_s:
             break
