@@ -125,11 +125,27 @@ def _try_walls(settings: dict[str, Any]) -> None:
                 held["files"] = False
         except OSError:
             pass
+    held["network"] = not any(map(_reaches, ("tcp", "udp", "local"), [settings] * 3))
+    os.write(settings["fds"][0], json.dumps(held).encode())
+
+
+def _reaches(what: str, settings: dict[str, Any]) -> bool:
+    """Return whether a socket outside is reached, on the network or in the file system."""
     import socket
 
+    address = "127.0.0.1", settings["port"]
     try:
-        with socket.create_connection(("127.0.0.1", settings["port"]), timeout=2):
-            held["network"] = False
+        if what == "local":
+            folder, name = os.path.split(settings["local"])
+            os.chdir(folder)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(name)
+        elif what == "udp":
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"x", address)
+        else:
+            with socket.create_connection(address, timeout=2):
+                pass
     except OSError:
-        pass
-    os.write(settings["fds"][0], json.dumps(held).encode())
+        return False
+    return True

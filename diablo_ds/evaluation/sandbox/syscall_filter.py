@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import errno
-import socket
+import os
 from typing import Any
 
 _DENIED = (
+    "socket",  # pairs of connected ones remain
     "ptrace",
     "process_vm_readv",
     "process_vm_writev",
+    "process_madvise",
     "kill",
     "tkill",
+    "rt_sigqueueinfo",
+    "rt_tgsigqueueinfo",
     "pidfd_open",
+    "pidfd_getfd",
     "pidfd_send_signal",
+    "setpriority",
+    "ioprio_set",
+    "sched_setaffinity",
+    "sched_setattr",
+    "sched_setparam",
+    "sched_setscheduler",
+    "shmctl",
+    "semctl",
+    "msgctl",
+    "mq_open",
+    "mq_unlink",
     "mount",
     "umount2",
     "pivot_root",
@@ -49,10 +65,14 @@ def load_library() -> Any:
 
 
 def close_calls(library: Any) -> None:
-    """Deny this process, for good, signals, foreign memory, mounts, and sockets but Unix ones."""
+    """Deny this process and its children, for good, sockets, signals, foreign memory and mounts.
+
+    What acts on other processes is denied, as those of the same user could be reached otherwise.
+    """
     denied = library.ERRNO(errno.EPERM)
     rules = library.SyscallFilter(defaction=library.ALLOW)
     for name in _DENIED:
         rules.add_rule(denied, name)
-    rules.add_rule(denied, "socket", library.Arg(0, library.NE, socket.AF_UNIX))
+    rules.add_rule(denied, "tgkill", library.Arg(0, library.NE, os.getpid()))
+    rules.add_rule(denied, "prlimit64", library.Arg(0, library.NE, 0))
     rules.load()

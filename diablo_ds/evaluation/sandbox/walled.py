@@ -42,8 +42,11 @@ _SYSTEM = (
 
 
 def _packages() -> list[str]:
+    """Return the folders of installed packages, also those that an environment takes from others:
+    the system's, or the user's own."""
     paths = sysconfig.get_paths()
-    return list(dict.fromkeys((paths["purelib"], paths["platlib"])))
+    found = (p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages"))
+    return list(dict.fromkeys((paths["purelib"], paths["platlib"], *found)))
 
 
 def readable() -> list[str]:

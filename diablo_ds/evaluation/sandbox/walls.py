@@ -74,8 +74,8 @@ def check_walls(*, may_be_weak: bool) -> Walls:
     if not (walls.keep_files and walls.keep_network) and not may_be_weak:
         raise UserError(
             "programs that a model wrote must be kept from files and network; got no walls that "
-            f"do it: {walls.describe()} Run on a kernel that permits user namespaces or has "
-            "Landlock (Linux 6.7 or later), install pyseccomp, or add --weak-sandbox to run them "
+            f"do it: {walls.describe()} Run on a kernel that permits user namespaces, or has "
+            "Landlock (Linux 5.13) with pyseccomp installed, or add --weak-sandbox to run them "
             "in spite of that, in a container that you can lose"
         )
     return walls
@@ -83,7 +83,11 @@ def check_walls(*, may_be_weak: bool) -> Walls:
 
 def _try(names: Sequence[str]) -> dict[str, bool] | str:
     """Return what walls keep out of reach, or why they cannot be raised."""
-    with tempfile.TemporaryDirectory(prefix="diablo-walls-") as text, socket.socket() as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="diablo-walls-") as text,
+        socket.socket() as server,
+        socket.socket(socket.AF_UNIX) as local,
+    ):
         folder = Path(text)
         secret = folder / "outside" / "secret"
         secret.parent.mkdir()
@@ -91,6 +95,7 @@ def _try(names: Sequence[str]) -> dict[str, bool] | str:
         (folder / "inside").mkdir()
         server.bind(("127.0.0.1", 0))
         server.listen()
+        _bind(local, secret.with_name("local"))
         read_fd, write_fd = os.pipe()
         process = walled.start(
             "trial",
@@ -99,6 +104,7 @@ def _try(names: Sequence[str]) -> dict[str, bool] | str:
             names,
             _LIMITS,
             secret=str(secret),
+            local=str(secret.with_name("local")),
             port=server.getsockname()[1],
         )
         os.close(write_fd)
@@ -111,3 +117,13 @@ def _try(names: Sequence[str]) -> dict[str, bool] | str:
         return said.splitlines()[-1][:200] if said else f"exit code {process.returncode}"
     held: dict[str, bool] = json.loads(answer)
     return held
+
+
+def _bind(server: socket.socket, path: Path) -> None:
+    """Let a Unix socket be reached at a path, which may be longer than an address can be."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        server.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+    server.listen()
