@@ -4,8 +4,7 @@
     engine.generate(requests, lambda index, answer: ...)
 
 Every rank has the same requests and gets all answers. Each works on its own part, of which the
-lengths are like those of the others', and after each chunk of requests they exchange what they
-have.
+lengths are like those of the others', and every few seconds they exchange what they have.
 """
 
 from __future__ import annotations
@@ -32,23 +31,20 @@ from diablo_ds.model.requests import (
     LossRequest,
     LossResult,
 )
+from diablo_ds.model.shared_answers import SharedAnswers
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
-BATCHES_PER_CHUNK = 2
-"""Full batches of each rank between two exchanges of answers: at the end of a chunk ranks wait for
-the slowest."""
-
 
 class Engine:
     """A model that answers requests.
 
     Every method is collective: every rank must call it with the same requests. Its ``on_result`` is
-    called on every rank with the index of each request and its answer, in any order. Where there is
-    one rank, it is called as soon as an answer is there.
+    called on every rank with the index of each request and its answer, in any order: of a rank's
+    own answers as soon as they are there, of the others' every few seconds.
 
     Args:
         model: a causal LM of transformers in evaluation mode, or DeepSpeed's engine around it.
@@ -82,7 +78,7 @@ class Engine:
     ) -> None:
         """Continue prompts."""
         lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
-        rules = self._rules_for(lengths)
+        rules, limits = self._rules_for(lengths), self.limits
 
         def work(part: Sequence[GenerationRequest], deliver: Callable[[int, Any], object]) -> None:
             generate(
@@ -90,11 +86,11 @@ class Engine:
                 part,
                 self.decode,
                 deliver,
-                limits=self.limits,
+                limits=limits,
                 rules=rules,
             )
 
-        self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
+        self._deal(requests, lengths, work, on_result)
 
     def choose(
         self,
@@ -103,12 +99,12 @@ class Engine:
     ) -> None:
         """Score continuations of prompts."""
         lengths = [len(r.prompt) + max(map(len, r.continuations)) for r in requests]
-        rules = self._rules_for(lengths)
+        rules, limits = self._rules_for(lengths), self.limits
 
         def work(part: Sequence[ChoiceRequest], deliver: Callable[[int, Any], object]) -> None:
-            score_choices(self.forwards, part, deliver, limits=self.limits, rules=rules)
+            score_choices(self.forwards, part, deliver, limits=limits, rules=rules)
 
-        self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
+        self._deal(requests, lengths, work, on_result)
 
     def losses(
         self,
@@ -117,12 +113,12 @@ class Engine:
     ) -> None:
         """Compute the losses of examples."""
         lengths = [len(request.input_ids) for request in requests]
-        rules = self._rules_for(lengths)
+        rules, limits = self._rules_for(lengths), self.limits
 
         def work(part: Sequence[LossRequest], deliver: Callable[[int, Any], object]) -> None:
-            example_losses(self.forwards, part, deliver, limits=self.limits, rules=rules)
+            example_losses(self.forwards, part, deliver, limits=limits, rules=rules)
 
-        self._deal(requests, lengths, work, on_result, self._rows_at_once(lengths))
+        self._deal(requests, lengths, work, on_result)
 
     # --- how batches are made --------------------------------------------------------------------
 
@@ -166,10 +162,6 @@ class Engine:
         """Ask for the rules on every rank, also on those that get no part of the requests."""
         return self.rules(max(lengths)) if lengths else BatchRules()
 
-    def _rows_at_once(self, lengths: Sequence[int]) -> int:
-        by_memory = self.limits.cache_tokens // max([*lengths, 1])
-        return max(1, min(self.limits.rows, by_memory))
-
     # --- ranks -----------------------------------------------------------------------------------
 
     def _deal(
@@ -178,32 +170,23 @@ class Engine:
         lengths: Sequence[int],
         work: Callable[[Sequence[Request], Callable[[int, Any], object]], None],
         on_result: Callable[[int, Any], object],
-        rows_at_once: int,
     ) -> None:
-        """Give each rank its part of each chunk, and every rank all results."""
+        """Give each rank its part of the requests, and every rank all results."""
         if not requests:
             return
         if distributed.is_alone():
             with self._prepared():
                 work(requests, on_result)
             return
-        rank, world_size = distributed.rank(), distributed.world_size()
         order = sorted(range(len(requests)), key=lambda index: (-lengths[index], index))
-        chunk = world_size * rows_at_once * BATCHES_PER_CHUNK
-        chunk = max(int(row[0]) for row in distributed.gather_floats([chunk], self.forwards.device))
-        for start in range(0, len(order), chunk):
-            mine = order[start : start + chunk][rank::world_size]
-            found: dict[int, Any] = {}
-
-            def deliver(place: int, result: Any, mine: Any = mine, found: Any = found) -> None:
-                found[mine[place]] = result
-
-            with self._prepared(), self.forwards.together():
-                if mine:
-                    work([requests[index] for index in mine], deliver)
-            for results in distributed.gather_objects(found):
-                for index, result in results.items():
-                    on_result(index, result)
+        mine = order[distributed.rank() :: distributed.world_size()]
+        shared = SharedAnswers(on_result)
+        with self._prepared(), self.forwards.together(shared):
+            if mine:
+                work(
+                    [requests[index] for index in mine],
+                    lambda place, result: shared.add(mine[place], result),
+                )
 
     @contextlib.contextmanager
     def _prepared(self) -> Iterator[None]:

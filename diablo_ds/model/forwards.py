@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diablo_ds.model.shared_answers import SharedAnswers
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.stopping import StopAgreed
@@ -57,6 +58,7 @@ class Forwards:
         self.in_step, self._is_stopping = in_step, is_stopping
         self._parameters = frozenset(inspect.signature(self.module.forward).parameters)
         self._is_inside = False
+        self._shared: SharedAnswers | None = None
 
     @property
     def keeps_logits(self) -> bool:
@@ -112,25 +114,36 @@ class Forwards:
         self._is_inside = False  # not after an error: the other ranks wait inside theirs
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Make this rank's forwards inside, and then empty ones until all ranks are done.
+    def together(self, shared: SharedAnswers | None = None) -> Iterator[None]:
+        """Make this rank's forwards inside, and then, in step, empty ones until all ranks are done.
 
-        Collective where the ranks are in step.
+        Collective where the ranks are in step, or share answers.
+
+        Args:
+            shared: answers that are exchanged between forwards, and all of them at the end.
 
         Raises:
             RuntimeError: if another rank fails.
             StopAgreed: if a rank is to stop.
         """
-        if not self.in_step:
-            yield
-            return
+        self._shared = shared
+        try:
+            with self._in_step() if self.in_step else contextlib.nullcontext():
+                yield
+            while shared is not None and not shared.exchange(is_done=True):
+                pass
+        finally:
+            self._shared = None
+
+    @contextlib.contextmanager
+    def _in_step(self) -> Iterator[None]:
         try:
             yield
-        except (_OtherRankFailedError, StopAgreed):
-            raise
+        except (_OtherRankFailedError, StopAgreed, KeyboardInterrupt):
+            raise  # which the other ranks know
         except BaseException:
             if not self._is_inside:
-                distributed.gather_floats([_FAILED], self.device)
+                distributed.gather_floats([_FAILED, 0.0], self.device)
             raise
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         while self._tell(_DONE):
@@ -144,9 +157,23 @@ class Forwards:
             if not self.in_step:
                 raise StopAgreed
             state = _STOPPING
+        shared = self._shared
+        is_due = shared is not None and shared.is_due
         if not self.in_step:
+            if shared is not None and is_due:
+                shared.exchange(is_done=False)
             return state == _BUSY
-        states = [int(row[0]) for row in distributed.gather_floats([state], self.device)]
+        states, is_due = self._gather_states(state, is_due=is_due)
+        if shared is not None and is_due:
+            shared.exchange(is_done=False)
+            # An answer may have been more than a rank can take, of which it tells then.
+            states, _ = self._gather_states(state, is_due=False)
+        return _BUSY in states
+
+    def _gather_states(self, state: int, *, is_due: bool) -> tuple[list[int], bool]:
+        """Return what all ranks do, and whether an exchange is due on any of them."""
+        rows = distributed.gather_floats([state, float(is_due)], self.device)
+        states = [int(row[0]) for row in rows]
         if _FAILED in states:
             raise _OtherRankFailedError(
                 f"an evaluation in step needs all ranks; got a failure on rank "
@@ -154,7 +181,7 @@ class Forwards:
             )
         if _STOPPING in states:
             raise StopAgreed
-        return _BUSY in states
+        return states, any(row[1] for row in rows)
 
 
 class _OtherRankFailedError(RuntimeError):

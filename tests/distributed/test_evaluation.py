@@ -10,6 +10,7 @@ import pytest
 
 from diablo_ds.evaluation.engine import Engine
 from diablo_ds.evaluation.models import open_models
+from diablo_ds.model import shared_answers
 from diablo_ds.model.batch_rules import BatchLimits, BatchRules
 from diablo_ds.zero.joining import init_process_group
 from tests.answers import answers, generation_requests, save_base_and_adapter, spread
@@ -38,7 +39,10 @@ def _answers_of_all(
 
 def _ask(rank: int, base: Path, adapter: Path, folder: Path) -> None:
     init_process_group()
+    seldom, always = shared_answers.EXCHANGE_S, 0.0
     for placement, limits in (("copies", None), ("sharded", SMALL)):
+        # Answers are exchanged at the end, and where shards are used ahead of each forward too.
+        shared_answers.EXCHANGE_S = always if placement == "sharded" else seldom
         found = _answers_of_all(base, adapter, placement, limits)
         (folder / f"{placement}-{rank}.json").write_text(json.dumps(found))
 
@@ -60,6 +64,27 @@ def test_ranks_answer_as_one_process_does(tmp_path):
                 assert found[0] == found[2]
 
 
+def _take_turns(rank: int) -> None:
+    """Answers of the other rank are there before a rank is done with its own."""
+    shared_answers.EXCHANGE_S = 0.0
+    requests = generation_requests(16)
+    lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
+    mine = set(sorted(range(16), key=lambda index: (-lengths[index], index))[rank::2])
+    for in_step in (False, True):
+        engine = Engine(
+            spread(build_model()), lambda ids: "", in_step=in_step, limits=SMALL, rules=BatchRules()
+        )
+        order: list[int] = []
+        engine.generate(requests, lambda index, answer, order=order: order.append(index))
+        assert sorted(order) == list(range(16))
+        others = [index not in mine for index in order]
+        assert others.index(True) < len(others) - 1 - others[::-1].index(False)
+
+
+def test_the_answers_of_all_ranks_are_known_while_they_work(tmp_path):
+    run_distributed(_take_turns, 2, tmp_path)
+
+
 def _fail_on_one(rank: int) -> None:
     """One rank fails between two forwards; the others end with a sentence, none waits forever."""
 
@@ -73,6 +98,16 @@ def _fail_on_one(rank: int) -> None:
     error, message = expected[rank]
     with pytest.raises(error, match=message):
         engine.generate(generation_requests(), lambda index, answer: None)
+
+    def take(index: int, answer: Any) -> None:
+        if rank == 1:
+            raise OSError("unreadable")
+
+    shared_answers.EXCHANGE_S = 0.0
+    engine = Engine(spread(build_model()), str, in_step=True, limits=SMALL, rules=BatchRules())
+    kind, message = {0: expected[0], 1: (OSError, "unreadable")}[rank]
+    with pytest.raises(kind, match=message):
+        engine.generate(generation_requests(), take)
 
 
 def test_a_failure_between_forwards_ends_all_ranks(tmp_path):
