@@ -35,7 +35,9 @@ def draw_charts(results: Results, models: Sequence[str], folder: Path) -> list[s
     others = [s for s in results.scores if s.metric in NATURAL and math.isfinite(s.estimate.score)]
     panels = [(p, unit) for p, unit in ((shares, "%"), (others, "")) if p]
     if panels:
-        figure = Figure(figsize=(9, 4.2 * len(panels)), layout="constrained")
+        most = max(len(_groups(part)) for part, _ in panels)
+        size = max(9.0, most * (0.3 + 0.12 * len(models))), 4.2 * len(panels)
+        figure = Figure(figsize=size, layout="constrained")
         for axes, (scores, unit) in zip(
             figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
         ):
@@ -74,8 +76,12 @@ def text_chart(results: Results) -> str:
     return "\n".join(lines)
 
 
+def _groups(scores: Sequence[Score]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((score.task, score.metric) for score in scores))
+
+
 def _draw_bars(axes: Any, scores: Sequence[Score], models: Sequence[str], unit: str) -> None:
-    groups = list(dict.fromkeys((score.task, score.metric) for score in scores))
+    groups = _groups(scores)
     width, factor = 0.8 / len(models), 100 if unit else 1
     for number, model in enumerate(models):
         mine = [s for s in scores if s.model == model]
@@ -88,8 +94,12 @@ def _draw_bars(axes: Any, scores: Sequence[Score], models: Sequence[str], unit: 
                 capsize=2,
                 label=shortened(model),
             )
-    labels = [f"{task}\n{metric}" for task, metric in groups]
-    axes.set_xticks(range(len(groups)), labels, rotation=0 if len(groups) < 6 else 60)
+    if len(groups) < 6:
+        axes.set_xticks(range(len(groups)), ["\n".join(group) for group in groups])
+    else:
+        labels = [", ".join(group) for group in groups]
+        axes.set_xticks(range(len(groups)), labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_xlim(-1, len(groups))
     axes.set_ylabel("score (%)" if unit else "score")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)

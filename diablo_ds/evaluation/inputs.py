@@ -51,8 +51,8 @@ def read_inputs(options: EvaluateOptions) -> list[TaskInput]:
     Raises:
         UserError: if a task or its data are wrong, or an option has no effect on any task.
     """
-    paths = parse_data_paths(options.data, options.task_names, "data")
     tasks = [_find(name, options) for name in options.task_names]
+    paths = parse_data_paths(options.data, options.task_names, "data")
     _check_effects(options, tasks)
     return [_read(task, paths.get(task.name), options) for task in tasks]
 

@@ -17,7 +17,7 @@ from diablo_ds.evaluation.models import Models, open_models
 from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.evaluation.prompts import NO_PROMPT, choose_task_form
 from diablo_ds.evaluation.sandbox.walls import Walls, check_walls
-from diablo_ds.evaluation.tasks import OWN_DATA
+from diablo_ds.evaluation.tasks import MATCHES, OWN_DATA
 from diablo_ds.files.layout import Kind, kind_of
 from diablo_ds.generation.prompts import PromptForm, check_template
 from diablo_ds.model.finding import find_model, fingerprint
@@ -186,8 +186,8 @@ def _record(
             values |= {"max_length": options.max_length or 0, "template": options.template}
             values |= {"corpus": options.corpus, "column": list(options.column)}
             values["control_tokens"] = options.control_tokens
-        if options.match and base_name(given.task) == OWN_DATA:
-            values["match"] = options.match
+        if base_name(given.task) == OWN_DATA:
+            values["match"] = options.match or MATCHES[0]
         tasks[given.name] = values
     judge = fingerprint(find_model(options.judge)) if options.judge else ""
     return {

@@ -75,7 +75,7 @@ def read_asked(task: Task, path: Path, limit: int) -> Asked:
 
 
 def data_digest(task: Task, path: Path) -> str:
-    """Return a SHA-256 over the files of a task's data, in their order."""
+    """Return the SHA-256 of a task's file; of several files, that of their digests in order."""
     return _digest(loss_files(path) if task.read is None else question_files(path))
 
 
@@ -108,8 +108,10 @@ def parse_data_paths(texts: Iterable[str], names: Iterable[str], setting: str) -
 
 
 def _digest(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
+    digests = []
     for file in files:
         with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+            digests.append(hashlib.file_digest(opened, "sha256"))
+    if len(digests) == 1:  # as sha256sum shows it
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()

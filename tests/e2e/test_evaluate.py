@@ -172,3 +172,12 @@ def test_other_settings_do_not_continue_an_evaluation(files, evaluated):
     result = forked.diablo_ds("evaluate", *words, check=False)
     assert_user_error(result, "max_new_tokens=13 of gsm8k instead of 12", "--output")
     assert (output / "predictions.jsonl").read_bytes() == before
+
+
+def test_another_rule_of_the_task_jsonl_does_not_continue_an_evaluation(files, tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "1+1=", "reference": "2"}\n')
+    words = ["--task", "jsonl", "--data", f"jsonl={tmp_path / 'own.jsonl'}", "--base"]
+    words += [files / "tiny", "--max-new-tokens", 2, "--output", tmp_path / "out"]
+    forked.diablo_ds("evaluate", *words)
+    result = forked.diablo_ds("evaluate", *words, "--match", "contains", check=False)
+    assert_user_error(result, "match=contains of jsonl instead of exact", "--output")

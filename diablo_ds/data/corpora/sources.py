@@ -61,10 +61,13 @@ def find_sources(
         files, held_back = _find_files(rest)
         if not files and not (held_back and may_be_tests):
             note = f"; {len(held_back)} files look like test data: name them to use them"
-            raise UserError(
-                f"source must be an existing file, folder, glob or hub name; got source={text!r}"
-                f"{note if held_back else ''}"
+            is_folder = Path(rest).expanduser().is_dir()
+            what = (
+                "hold files of data"
+                if is_folder
+                else "be an existing file, folder, glob or hub name"
             )
+            raise UserError(f"source must {what}; got source={text!r}{note if held_back else ''}")
         skipped += held_back
         sources += [SourceFile(name or _default_name(file, rest), file) for file in files]
     if twice := sorted(

@@ -42,7 +42,8 @@ def find_task(name: str, match: str = "") -> Task:
     """
     module, colon, label = name.partition(":")
     if module not in TASKS or (colon and not label):
-        near = difflib.get_close_matches(module, TASKS, n=1, cutoff=0.5)
+        plain = module.lower().replace("-", "_")
+        near = difflib.get_close_matches(plain, TASKS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TASKS)}"
         raise UserError(f"task must be a known one; got task={name!r}; {hint}")
     if match and (module != OWN_DATA or match not in MATCHES):

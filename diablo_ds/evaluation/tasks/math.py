@@ -36,6 +36,10 @@ def _question_of(row: Row) -> Question:
         raise RowError(
             "a row must have its answer in \\boxed{} of a solution, or in the field answer"
         )
+    if "####" in reference:
+        raise RowError(
+            f"field 'answer' must hold the answer alone, not a solution: {reference!r:.60}"
+        )
     return Question(row.number, instruction, context, reference=reference)
 
 

@@ -39,6 +39,7 @@ def make(folder, task, **values):
     ("task", "values", "message"),
     [
         ("gsm9k", {}, "did you mean 'gsm8k'"),
+        ("GSM8K", {"data": ("gsm8k=x",)}, "did you mean 'gsm8k'"),
         ("gsm8k,gsm8k", {}, "each task must be given once"),
         ("gsm8k", {"data": ()}, "--data gsm8k=PATH"),
         ("gsm8k", {"data": ("gsm8k",)}, "TASK=PATH"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import pytest
 
@@ -79,6 +80,7 @@ def test_data_of_tasks_are_found_and_read(tmp_path):
     assert [q.id for q in read_first(task, file, 2)] == ["1", "2"]
     assert len(read_first(task, file, 0)) == 3
     digest = data_digest(task, file)
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
     file.write_text("".join([*rows, "{}\n"]))
     assert data_digest(task, file) != digest
     with pytest.raises(UserError, match="line 4"):  # also behind the limit

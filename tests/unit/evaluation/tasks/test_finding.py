@@ -32,7 +32,14 @@ def test_a_label_gives_a_task_a_name_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("gsm-8k", "did you mean 'gsm8k'"), ("?", "choose from"), ("gsm8k:", "")]
+    ("name", "hint"),
+    [
+        ("gsm-8k", "did you mean 'gsm8k'"),
+        ("MBPP", "did you mean 'mbpp'"),
+        ("ARC-Easy", "did you mean 'arc_easy'"),
+        ("?", "choose from"),
+        ("gsm8k:", ""),
+    ],
 )
 def test_an_unknown_task_is_an_error_with_a_hint(name, hint):
     with pytest.raises(UserError, match=f"must be a known one; got task='.*'; .*{hint}"):

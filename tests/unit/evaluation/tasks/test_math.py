@@ -46,6 +46,9 @@ def test_the_reference_is_the_box_of_the_solution(tmp_path):
     assert [question.reference for question in questions] == ["27, 93", "5", "7"]
     with pytest.raises(UserError, match=r"b\.jsonl, line 1: a row must have its answer"):
         list(MATH.read(write_rows(tmp_path / "b.jsonl", {"problem": "?", "solution": "5"})))
+    solution = {"question": "1+1?", "answer": "They are two.\n#### 2"}  # a row of GSM8K
+    with pytest.raises(UserError, match="line 1: field 'answer' must hold the answer alone"):
+        list(MATH.read(write_rows(tmp_path / "c.jsonl", solution)))
 
 
 @pytest.mark.parametrize(
