@@ -34,8 +34,10 @@ def evaluate(local_rank: int | None, **values: Any) -> None:
         options = from_options(EvaluateOptions, values)
         identity = announce()
         check_devices(os.environ, identity.local_size or 1)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in _ALSO_STOP:
             signal.signal(number, _stop)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a script's background
+            signal.signal(signal.SIGINT, _stop)
         try:
             from diablo_ds.evaluation.runner import evaluate as run
             from diablo_ds.evaluation.runner import start_ranks
@@ -43,12 +45,21 @@ def evaluate(local_rank: int | None, **values: Any) -> None:
             start_ranks(options)
             echo(run(options))
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             is_started = bool(identity.launcher) and DESCRIPTOR in os.environ
             command = start_command(os.environ, "") if is_started else given_command()
             echo(f"\nStopped; all answers so far are kept, and this continues:\n  {command}")
             sys.exit(EXIT_STOPPED)
 
 
+_ALSO_STOP = (signal.SIGTERM, signal.SIGUSR1)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Take a request to stop for a control-C."""
+    """Take a request to stop for a control-C.
+
+    DeepSpeed's launcher sends its ranks a SIGTERM after the control-C that they have got already.
+    """
+    for other in _ALSO_STOP:
+        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
