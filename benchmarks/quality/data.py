@@ -1,4 +1,4 @@
-"""The study's data: files with a training part and a held-out part, and their examples in tokens.
+"""The study's data: files with a training part and a held-out part that shares no question with it.
 
 The parts are written as JSON lines, in the form that the sources have, and read like any other data
 of a run. So `diablo-ds train` takes them as well.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,11 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from diablo_ds.config.run import RunConfig
-from diablo_ds.data.corpora.families import ANSWER_OPENING
 from diablo_ds.data.corpora.raw_rows import Unreadable, parse
 from diablo_ds.data.corpora.reading import read_rows
-from diablo_ds.data.examples import Examples
-from diablo_ds.data.loading import load_data
 from diablo_ds.data.packing import permutation
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions, load_questions
-from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
-from diablo_ds.evaluation.prompts import encode_choices
-from diablo_ds.evaluation.question import Question
 from diablo_ds.files.atomic import write_text
 
 TASKS = {
@@ -48,7 +38,6 @@ HELDOUT_SHARE = 0.2
 """Of a task's rows, at most."""
 SPLIT_SEED = 20_230
 """Of the split, which is the same for every spec."""
-_LABELS = re.compile(r"Answer format: (\S+)\s*\Z")
 Row = dict[str, Any]
 
 
@@ -74,34 +63,6 @@ class Parts:
     """SHA-256 over both files."""
     counts: Mapping[str, Any]
     """Rows of each part and, by reason, of those that were left out as contaminated."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a held-out example's answer is told from the others: by one of its tokens."""
-
-    place: int
-    """Position of the token."""
-    candidates: tuple[int, ...]
-    """The token that each choice has there."""
-    correct: int
-    """Index of the correct choice."""
-
-
-@dataclass(frozen=True)
-class StudyData:
-    """The examples of one kind of data, within a length."""
-
-    parts: Parts
-    train: Examples
-    heldout: Examples
-    tasks: tuple[str, ...]
-    """Of each held-out example."""
-    choices: tuple[Choice | None, ...]
-    """Of each held-out example; None where it has none."""
-
-
-# --- files ---------------------------------------------------------------------------------------
 
 
 def write_parts(sources: Sources, kind: str, folder: Path) -> Parts:
@@ -133,11 +94,7 @@ def _commonsense_rows(folder: Path) -> tuple[dict[str, list[Row]], list[Path]]:
     rows, tests = {}, []
     for task, name in TASKS.items():
         if files := sorted((folder / name).glob("train*.json*")):
-            # Fields beyond these would be unequal between tasks.
-            fields = ("instruction", "input", "output")
-            rows[task] = [
-                {field: row[field] for field in fields} | {"task": task} for row in _read(files[0])
-            ]
+            rows[task] = [_commonsense_row(task, row) for row in _read(files[0])]
             tests += sorted((folder / name).glob("test*.json*"))
     if not rows:
         raise UserError(
@@ -145,6 +102,16 @@ def _commonsense_rows(folder: Path) -> tuple[dict[str, list[Row]], list[Path]]:
             f"none in {folder}"
         )
     return rows, tests
+
+
+def _commonsense_row(task: str, row: Row) -> Row:
+    instruction = f"{row['instruction'].rstrip()}\n\n"  # the answer follows, with no frame
+    return {
+        "instruction": instruction,
+        "input": row["input"],
+        "output": row["output"],
+        "task": task,
+    }
 
 
 def _gsm8k_rows(folder: Path) -> tuple[dict[str, list[Row]], list[Path]]:
@@ -213,88 +180,3 @@ def _in_turn(rows: Mapping[str, Sequence[Row]]) -> list[Row]:
 
 def _lines(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-# --- tokens --------------------------------------------------------------------------------------
-
-
-def data_settings(kind: str, parts: Parts) -> dict[str, Any]:
-    """Return the fields of a run config that name the parts."""
-    return {
-        "data": (str(parts.train),),
-        "heldout_data": (str(parts.heldout),),
-        "corpus": "math" if kind == GSM8K else "commonsense",
-    }
-
-
-def load_study_data(
-    kind: str, parts: Parts, max_length: int, tokenizer: Tokenizer, vocab_size: int
-) -> StudyData:
-    """Read the examples of the parts; those of more than ``max_length`` tokens are left out.
-
-    Args:
-        kind: one of `benchmarks.quality.spec.DATA`.
-        parts: of `write_parts`.
-        max_length: tokens.
-        tokenizer: the model's.
-        vocab_size: number of token ids that the model knows.
-
-    Raises:
-        UserError: if nothing is left, or the choices of a question do not differ in one token.
-    """
-    run_config = RunConfig(max_length=max_length, **data_settings(kind, parts))
-    train, heldout = load_data(run_config, tokenizer, vocab_size)
-    assert heldout is not None
-    places = heldout.table.source_rows(heldout.indices)
-    rows = [row for row in map(json.loads, parts.heldout.read_text().splitlines())]
-    kept = [rows[int(place)] for place in places]
-    tasks = tuple(row.get("task", GSM8K) for row in kept)
-    if kind == GSM8K:
-        return StudyData(parts, train, heldout, tasks, (None,) * len(kept))
-    questions = [_with_choices(str(number), row) for number, row in enumerate(kept)]
-    tokens = encode_choices(questions, "alpaca", tokenizer)
-    choices = tuple(
-        _choice(question, own, heldout[number].labels)
-        for number, (question, own) in enumerate(zip(questions, tokens, strict=True))
-    )
-    return StudyData(parts, train, heldout, tasks, choices)
-
-
-def _with_choices(number: str, row: Row) -> Question:
-    found = _LABELS.search(row["instruction"])
-    labels = found[1].split("/") if found else []
-    choices = tuple(f"{ANSWER_OPENING}{label}" for label in labels)
-    if row["output"].strip() not in choices:
-        raise UserError(
-            "a commonsense row must list its labels after 'Answer format:' and answer with one; "
-            f"got {row['instruction'][-60:]!r}, {row['output']!r:.60}"
-        )
-    return Question(
-        number,
-        row["instruction"],
-        row["input"],
-        choices=choices,
-        correct=choices.index(row["output"].strip()),
-    )
-
-
-def _choice(question: Question, choices: Sequence[tuple[int, ...]], labels: Any) -> Choice:
-    """Find the one token in which the choices differ, in an example that ends with the correct one.
-
-    All else in the choices is equal, so the most likely choice is the one whose token is most
-    likely at that position.
-    """
-    assert question.correct is not None
-    answer = np.asarray(choices[question.correct])
-    start = int(np.flatnonzero(np.asarray(labels) >= 0)[0])
-    if not np.array_equal(np.asarray(labels)[start : start + len(answer)], answer):
-        raise UserError(f"an example must end with its answer; got {question.choices}")
-    if len({len(choice) for choice in choices}) == 1:
-        columns = np.asarray(choices).T  # [tokens, choices]
-        differing = [place for place, column in enumerate(columns) if len(set(column)) > 1]
-        if len(differing) == 1 and len(set(columns[differing[0]])) == len(choices):
-            tokens = tuple(int(token) for token in columns[differing[0]])
-            return Choice(start + differing[0], tokens, question.correct)
-    raise UserError(
-        f"the choices of a question must differ in one token; got {', '.join(question.choices)}"
-    )

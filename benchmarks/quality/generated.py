@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.data import StudyData
+from benchmarks.quality.examples import StudyData
 from diablo_ds.data.text.end_tokens import find_end_tokens
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError

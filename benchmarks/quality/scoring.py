@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.quality.data import Choice
+from benchmarks.quality.examples import Choice
 from diablo_ds.data.batches import MicroBatch, collate, to_device
 from diablo_ds.data.examples import Examples
 from diablo_ds.data.labels import IGNORE_LABEL

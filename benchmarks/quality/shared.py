@@ -12,14 +12,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from benchmarks.quality.data import (
-    Parts,
-    Sources,
-    StudyData,
-    data_settings,
-    load_study_data,
-    write_parts,
-)
+from benchmarks.quality.data import Parts, Sources, write_parts
+from benchmarks.quality.examples import StudyData, data_settings, load_study_data
 from benchmarks.quality.spec import TARGETS, Spec
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig

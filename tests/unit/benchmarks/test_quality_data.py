@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.quality.data import HELDOUT_SHARE, Sources, load_study_data, write_parts
+from benchmarks.quality.data import HELDOUT_SHARE, Sources, write_parts
+from benchmarks.quality.examples import load_study_data
 from diablo_ds.errors import UserError
 from tests.quality_sources import commonsense_row, write_sources
 from tests.tiny import tiny_tokenizer

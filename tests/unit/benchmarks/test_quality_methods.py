@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from benchmarks.quality.data import Choice
+from benchmarks.quality.examples import Choice
 from benchmarks.quality.methods import TrainedLossHead, lora_rank, target_layers, wanted_size
 from benchmarks.quality.permuted import merged_weight, permute_inputs
 from benchmarks.quality.scoring import score
