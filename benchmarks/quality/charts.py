@@ -39,13 +39,18 @@ def plot_means(
     """
     figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    numbers: dict[str, int] = {}
+    for series in panels.values():
+        for name in series:
+            numbers.setdefault(name, len(numbers))
     for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
-        for number, (name, points) in enumerate(series.items()):
-            places = sorted(points)
+        for name, points in series.items():
+            places, number = sorted(points), numbers[name]
             axes.errorbar(
                 places,
                 [points[x].value for x in places],
                 yerr=[points[x].half or 0.0 for x in places],
+                color=f"C{number}",  # the same in all panels
                 marker=_MARKERS[number % len(_MARKERS)],
                 markersize=4,
                 capsize=2,
@@ -76,7 +81,7 @@ def _range(series: Sequence[Sequence[float]]) -> tuple[float, float]:
     others = sorted(value for values in series for value in values)
     typical = others[len(others) // 2]
     margin = max(typical - min(lows), max(lows) - min(lows), 1e-3)
-    return min(lows) - 0.15 * margin, max(max(lows), typical) + 0.6 * margin
+    return min(lows) - 0.15 * margin, max(max(lows), typical) + margin
 
 
 def plot_shares(

@@ -16,6 +16,7 @@ from benchmarks.quality.sections import SECTIONS, Page
 from benchmarks.quality.sizes import Estimates
 from benchmarks.quality.spec import Spec
 from benchmarks.quality.study import MIN_STEPS, Study
+from benchmarks.quality.summary import summary
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import write_text
 
@@ -61,7 +62,8 @@ def write_study_report(
 def _device_page(study: Study, records: Sequence[Record], folder: Path, prefix: str) -> str:
     findings = Findings(records, study.device)
     page = Page(folder, prefix)
-    lines = [_where(study, findings)]
+    short = summary(study, findings)
+    lines = [_where(study, findings), f"## In short\n\n{short or 'Nothing can be compared yet.'}"]
     shown = set[Spec]()
     for part, section in SECTIONS.items():
         arms = {arm.spec: arm for arm in PARTS[part](study, findings)}

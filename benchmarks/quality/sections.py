@@ -20,7 +20,6 @@ from benchmarks.quality.comparing import (
     verdict,
 )
 from benchmarks.quality.parts import NAMES, PARTS, rate_arms
-from benchmarks.quality.rule import fit_rule
 from benchmarks.quality.study import Study
 from benchmarks.report import table
 from diablo_ds.evaluation.statistics import estimate
@@ -49,7 +48,7 @@ class Page:
 def rate_section(study: Study, findings: Findings, page: Page) -> str:
     """Methods of equal size, each at its best rate; and the rule for the rate."""
     arms = rate_arms(study, findings)
-    lines = [_statements(_equal_sizes(arms), findings), _arm_table(arms, findings)]
+    lines = [_statements(equal_sizes(arms), findings), _arm_table(arms, findings)]
     sizes = dict.fromkeys(arm.spec.num_blocks for arm in arms if arm.spec.num_blocks)
     full = [arm for arm in arms if arm.spec.method == "full"]
     panels: dict[str, dict[str, dict[float, Mean]]] = {}
@@ -83,30 +82,37 @@ def batch_section(study: Study, findings: Findings, page: Page) -> str:
                 gaps.setdefault(NAMES[method], {})[batch] = gap.seeds
                 seeds.setdefault(method, {})[batch] = _paired(arm, arms["full"], findings)
         pairs.append((arms["diablo"], arms["lora"]))
-    lines = [_statements(pairs, findings), *_growth(seeds)]
+    lines = [_statements(pairs, findings), _growth(seeds)]
     header = ["batch", "method", *_CELLS, "loss - full"]
     lines.append(table(header, rows))
     if gaps:
         path, shown = page.plot("batch")
-        plot_means(path, {"": gaps}, "global batch", f"{LOSS}, minus full's", zero=True)
+        plot_means(path, {"": gaps}, "global batch", "loss minus full's, nats", zero=True)
         lines.append(shown)
     return _join(lines)
 
 
-def _growth(seeds: Mapping[str, Mapping[int, Mapping[int, float]]]) -> list[str]:
+def _growth(seeds: Mapping[str, Mapping[int, Mapping[int, float]]]) -> str:
     """Say how gaps to full fine-tuning change from the smallest batch to the largest."""
-    lines = []
+    lines, changes = [], dict[str, dict[int, float]]()
     for method, gaps in seeds.items():
         first, last = min(gaps), max(gaps)
         common = sorted(gaps[first].keys() & gaps[last].keys())
         if first == last or not common:
             continue
-        change = mean([gaps[last][seed] - gaps[first][seed] for seed in common])
+        changes[method] = {seed: gaps[last][seed] - gaps[first][seed] for seed in common}
+        change = mean(list(changes[method].values()))
         lines.append(
             f"- {NAMES[method]}'s gap to full fine-tuning changes by {change.text(signed=True)} "
             f"from batch {first} to batch {last}."
         )
-    return ["\n".join(lines)]
+    if len(changes) == 2:
+        lora, diablo = changes["lora"], changes["diablo"]
+        more = [lora[seed] - diablo[seed] for seed in sorted(lora.keys() & diablo.keys())]
+        if more:
+            text = mean(more).text(signed=True)
+            lines.append(f"- LoRA's gap grows by {text} more than DiaBlo's does.")
+    return "\n".join(lines)
 
 
 def targets_section(study: Study, findings: Findings, page: Page) -> str:
@@ -137,20 +143,14 @@ def rounding_section(study: Study, findings: Findings, page: Page) -> str:
 
 
 def blocks_section(study: Study, findings: Findings, page: Page) -> str:
-    """The loss over N, and what the best rates say about a rule."""
+    """The loss over N."""
     arms = sorted(PARTS["blocks"](study, findings), key=lambda arm: int(arm.spec.num_blocks))
-    losses: dict[float, Mean] = {}
-    rates: dict[int, float] = {}
-    for arm in (*arms, *rate_arms(study, findings)):
-        if arm.spec.method != "diablo" or (tuned := arm.tuned(findings)) is None:
-            continue
-        n = int(arm.spec.num_blocks)
-        losses[n] = mean(list(tuned.losses.values()))
-        if tuned.is_inside:
-            rates[n] = tuned.rate
-    rule = fit_rule(dict(sorted(rates.items())))
-    said = "not enough best rates are inside their searches." if rule is None else rule.text()
-    lines = [f"- A rule for the rate: {said}", _arm_table(arms, findings)]
+    losses: dict[float, Mean] = {
+        int(arm.spec.num_blocks): mean(list(tuned.losses.values()))
+        for arm in arms
+        if (tuned := arm.tuned(findings)) is not None
+    }
+    lines = [_arm_table(arms, findings)]
     if losses:
         path, shown = page.plot("blocks")
         plot_means(path, {"": {"DiaBlo": losses}}, "N, number of blocks", LOSS)
@@ -161,7 +161,7 @@ def blocks_section(study: Study, findings: Findings, page: Page) -> str:
 def final_section(study: Study, findings: Findings, page: Page) -> str:
     """GSM8K: loss and, where questions were asked, accuracy."""
     arms = PARTS["final"](study, findings)
-    lines = [_statements(_equal_sizes(arms), findings), _arm_table(arms, findings)]
+    lines = [_statements(equal_sizes(arms), findings), _arm_table(arms, findings)]
     if study.amounts.final_questions:
         lines.append(_accuracy(arms, findings, page, "final"))
     else:
@@ -188,7 +188,7 @@ SECTIONS: Mapping[str, Callable[[Study, Findings, Page], str]] = MappingProxyTyp
 _CELLS = ("trained parameters", "best rate", "rates tried", "seeds", "loss")
 
 
-def _equal_sizes(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+def equal_sizes(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
     """Return DiaBlo's arms with those that they are compared with: of equal size, and full."""
     return [
         (arm, other)
@@ -209,7 +209,13 @@ def _statements(pairs: Sequence[tuple[Arm, Arm]], findings: Findings) -> str:
 
 
 def _arm_table(arms: Sequence[Arm], findings: Findings) -> str:
-    return table(["", *_CELLS], [[arm.name, *_cells(arm, findings)] for arm in arms])
+    rows = [[arm.name, *_cells(arm, findings)] for arm in arms]
+    known = next((record for arm in arms for record in arm.records(findings)), None)
+    if known is not None and known.get("heldout_before") is not None:
+        rows.append(
+            ["before training", "0", _ABSENT, _ABSENT, _ABSENT, f"{known['heldout_before']:.4f}"]
+        )
+    return table(["", *_CELLS], rows)
 
 
 def _cells(arm: Arm, findings: Findings) -> list[str]:
@@ -267,7 +273,7 @@ def _accuracy(arms: Sequence[Arm], findings: Findings, page: Page, name: str) ->
     if not rows:
         return "Not run."
     lines = []
-    for first, second in _equal_sizes(arms):
+    for first, second in equal_sizes(arms):
         difference = answer_difference(first, second, findings)
         if difference is not None:
             low, high = difference.interval

@@ -34,8 +34,9 @@ def test_the_report_of_a_complete_study(tmp_path):
     assert "DiaBlo N=64 has a higher loss than full fine-tuning: +0.0" in rates
     assert "| DiaBlo N=64 | 1,000,000 | 0.004 | " in rates
     assert "Batch 512: " in _section(text, "Not run")
-    blocks = _section(text, TITLES["blocks"])
-    power = float(re.search(r"\*\* (-?[\d.]+);", blocks)[1])
+    short = _section(text, "In short")
+    assert "against LoRA of equal size, 2 comparisons: lower in 2" in short
+    power = float(re.search(r"\*\* (-?[\d.]+);", short)[1])
     assert power == pytest.approx(0.5, abs=0.1)
     plots = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(plots) == len(set(plots)) >= 4
