@@ -34,7 +34,7 @@ from benchmarks.quality.settings import (
 from benchmarks.quality.spec import PRECISIONS
 from benchmarks.quality.study import Amounts
 from benchmarks.questions import CORPORA
-from diablo_ds.cli.console import clean_errors
+from diablo_ds.cli.console import clean_errors, share_cores
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
@@ -115,6 +115,7 @@ def main(
     report_only: bool,
 ) -> None:
     """Compare DiaBlo, LoRA, rsLoRA and full fine-tuning at their best learning rates."""
+    share_cores()
     with clean_errors():
         if report_only:
             click.echo(write_study_report(output, read_records(output), load_studies(output)))

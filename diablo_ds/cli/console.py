@@ -29,7 +29,7 @@ def run_command(command: click.Command) -> None:
     about one time in ten, after everything was written.
     """
     terminal.accept_any_character()
-    _share_cores()
+    share_cores()
     _keep_torch_out_of_tmp()
     try:
         command()
@@ -50,7 +50,7 @@ _SPINS = "20000"
 with it as by default, on a busy one less."""
 
 
-def _share_cores() -> None:
+def share_cores() -> None:
     """Let waiting threads give up their core soon, unless the user has chosen otherwise.
 
     By default OpenMP's threads spin for long. Where another program wants the core, that keeps
