@@ -119,6 +119,7 @@ def test_a_run_is_what_the_trainer_trains(records, sources, diablo, folder):
         *["--learning_rate", diablo.rate, "--warmup_steps", diablo.warmup_steps],
         *["--weight_decay", diablo.weight_decay, "--max_grad_norm", diablo.max_grad_norm],
         *["--max_length", diablo.max_length, "--precision", "fp32", "--compile", "off"],
+        *["--corpus", "commonsense", "--template", "plain"],
     )
     assert losses(output) == dict(record["curve"])  # bit for bit
     assert len(record["curve"]) == diablo.num_steps == 5
