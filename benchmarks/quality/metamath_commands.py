@@ -92,6 +92,14 @@ def _of_models(settings: Settings, name: str) -> list[str]:
     ]
 
 
+def shown_words(words: Sequence[str], *, ranks: int) -> list[str]:
+    """Return a command as a person would give it: that of an evaluation starts its ranks."""
+    if ranks == 1 or words[0] != "evaluate":
+        return ["diablo-ds", *words]
+    script = str(ROOT / "launch" / "evaluate.py")
+    return ["deepspeed", f"--num_accelerators={ranks}", script, *words[1:]]
+
+
 def run(words: Sequence[str], *, ranks: int = 1) -> float:
     """Show a command and run it; its output is not kept.
 
@@ -105,12 +113,10 @@ def run(words: Sequence[str], *, ranks: int = 1) -> float:
     Raises:
         SystemExit: with the command's exit code, if that is not 0.
     """
-    if ranks == 1:
-        shown, command = ["diablo-ds", *words], [sys.executable, "-m", "diablo_ds", *words]
-    else:
-        script = str(ROOT / "launch" / f"{words[0]}.py")
-        shown = ["deepspeed", f"--num_accelerators={ranks}", script, *words[1:]]
-        command = [str(Path(sys.executable).with_name("deepspeed")), *shown[1:]]
+    program, *others = shown = shown_words(words, ranks=ranks)
+    command = [sys.executable, "-m", "diablo_ds", *others]
+    if program == "deepspeed":
+        command = [str(Path(sys.executable).with_name(program)), *others]
     click.echo(f"\n$ {shlex.join(shown)}", err=True)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

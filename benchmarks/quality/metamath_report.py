@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.quality import metamath_protocol as protocol
+from benchmarks.quality.metamath_commands import shown_words
 from benchmarks.quality.metamath_figures import (
     answer_figures,
     estimate_json,
@@ -75,7 +76,11 @@ def write_results(settings: Settings, inputs: Inputs, commands: Sequence[Sequenc
         "results": [result._asdict() for result in protocol.PUBLISHED],
     }
     write_json(settings.output / RESULTS_FILE, figures)
-    report = report_text(figures, inputs.decoding, commands)
+    report = report_text(
+        figures,
+        inputs.decoding,
+        [shown_words(words, ranks=settings.ranks) for words in commands],
+    )
     write_text(settings.output / REPORT_FILE, report)
     return f"{report}\nReport: {settings.output / REPORT_FILE}"
 
@@ -124,7 +129,7 @@ def report_text(
         "What differs in every run of this command:",
         "\n".join(f"- {text}" for text in differences),
         "## Commands",
-        "\n".join(f"    diablo-ds {shlex.join(words)}" for words in commands),
+        "\n".join(f"    {shlex.join(words)}" for words in commands),
     ]
     return "\n\n".join(parts) + "\n"
 
