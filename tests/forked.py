@@ -10,6 +10,7 @@ and exit code. The real `diablo-ds` and `deepspeed` are in `tests.e2e.commands`.
 from __future__ import annotations
 
 import gc
+import importlib.abc
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,8 @@ from tests.waiting import WAIT_S
 
 ASK_VARIABLE = "DIABLO_TEST_ASK_EVERY_S"
 """Seconds between two questions among the ranks whether to stop: a test's steps are short."""
+HIDDEN_VARIABLE = "DIABLO_TEST_HIDDEN"
+"""A package that a process does not find, as where it is not installed."""
 GRACE_S = 60.0
 """How long ranks may go on when one has ended with another code than 0: to end in the same way."""
 
@@ -126,6 +129,18 @@ class Command:
         return [Path(path).read_text() for path in self._outputs]
 
 
+class _Hidden(importlib.abc.MetaPathFinder):
+    """Finds no module of a package."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        """Raise for the package, and leave other modules to other finders."""
+        if name.partition(".")[0] == self._package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def _run(words: list[str], variables: Mapping[str, str], outputs: list[str]) -> None:
     """Be the command, from its entry point on."""
     gc.freeze()  # what was imported need not be looked through again and again
@@ -143,6 +158,10 @@ def _run(words: list[str], variables: Mapping[str, str], outputs: list[str]) -> 
     multiprocessing.set_start_method(None, force=True)
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = words
+    if hidden := variables.get(HIDDEN_VARIABLE):
+        for name in [name for name in sys.modules if name.partition(".")[0] == hidden]:
+            del sys.modules[name]
+        sys.meta_path.insert(0, _Hidden(hidden))
     from diablo_ds.cli.main import entry_point
     from diablo_ds.ranks import stopping
 

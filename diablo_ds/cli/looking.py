@@ -13,7 +13,10 @@ from diablo_ds.cli.console import CONTEXT, clean_errors, echo
 @click.command(context_settings=CONTEXT)
 @click.argument("run_folder", type=click.Path(path_type=Path))
 def status(run_folder: Path) -> None:
-    """Show step, loss, rate and time left of a run, from its folder alone."""
+    """Show step, loss, rate and time left of a run, from its folder alone.
+
+    Of an evaluation it shows how many answers there are, and how it is continued.
+    """
     with clean_errors():
         from diablo_ds.launcher.status import describe_status
 
@@ -39,7 +42,7 @@ def explain(folder: Path) -> None:
 @click.command(context_settings=CONTEXT)
 @click.argument("path", type=click.Path(path_type=Path))
 def inspect(path: Path) -> None:
-    """Show what is in a run folder, a checkpoint, an adapter or a prepared dataset."""
+    """Show what is in the folder of a run, checkpoint, adapter, dataset or evaluation."""
     with clean_errors():
         from diablo_ds.training.inspection import describe
 

@@ -22,7 +22,9 @@ from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
 _WHAT = "output folder"
 FORMAT = 1
 Record = dict[str, Any]
-"""What answers depend on: "format", "precision", "judge", and by name "models" and "tasks"."""
+"""What answers depend on: "format", "precision", "judge", and by name "models" and "tasks".
+Besides, "settings" and "working_folder" of the last start, and the number of "answers" by model and
+task."""
 
 
 def read_record(output: Path) -> Record | None:
@@ -42,6 +44,15 @@ def read_record(output: Path) -> Record | None:
             f"{_WHAT} must be new, empty, or of an evaluation; got {output}, {kind.value}"
         )
     refuse_owned(output, _WHAT)
+    return load_record(output)
+
+
+def load_record(output: Path) -> Record:
+    """Return the record in the folder of an evaluation.
+
+    Raises:
+        UserError: if it is missing, or not one.
+    """
     record = read_json(output / EVALUATION_FILE)
     parts = ("models", "tasks")
     if not isinstance(record, dict) or not all(isinstance(record.get(p), dict) for p in parts):
@@ -121,8 +132,8 @@ def own_folder(output: Path, record: Record, *, shared: bool) -> tuple[FolderOwn
         old = read_record_of_owner(output)
         if old is not None:
             check_same(old, record, output)
-            for part in ("models", "tasks"):
-                record[part] = _joined(old[part], record[part])
+            for part in ("models", "tasks", "answers"):
+                record[part] = _joined(old.get(part, {}), record[part])
             record["judge"] = record["judge"] or old.get("judge", "")
         write_json(output / EVALUATION_FILE, record)
         return owner, Predictions(output / PREDICTIONS_FILE)

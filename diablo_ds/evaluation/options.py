@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diablo_ds.config.choices import AUTO, ControlTokens, Corpus, Template, check_control_tokens
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
@@ -169,6 +169,16 @@ class EvaluateOptions:
             raise UserError(
                 f"base has no effect without adapter where skip_base is set; got base={self.base!r}"
             )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values by name, as JSON has them."""
+        values = asdict(self)
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                values[name] = list(value)
+            elif isinstance(value, Path):
+                values[name] = str(value)
+        return values
 
     @property
     def task_names(self) -> tuple[str, ...]:

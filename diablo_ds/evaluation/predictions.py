@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,24 +44,10 @@ class Predictions:
     def _read(self) -> int:
         """Read all complete rows, and return how many bytes they take."""
         kept = 0
-        if not self.path.exists():
-            return kept
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                    key = key_of(row)
-                except (ValueError, KeyError, TypeError):
-                    if not line.endswith(b"\n"):
-                        return kept
-                    raise UserError(
-                        f"predictions must be rows of this program; got {self.path}, line "
-                        f"{number}; repair or remove that line, or choose another output folder"
-                    ) from None
-                if not line.endswith(b"\n"):  # complete by chance, but the next would follow it
-                    return kept
+        if self.path.exists():
+            for key, row, num_bytes in complete_rows(self.path):
                 self.rows[key] = row
-                kept += len(line)
+                kept += num_bytes
         return kept
 
     def add(self, row: Row) -> None:
@@ -88,6 +74,32 @@ class Predictions:
         self.close()
         self.rows = {key: self.rows[key] for key in sorted(self.rows, key=place)}
         write_text(self.path, "".join(map(_line, self.rows.values())))
+
+
+def complete_rows(path: Path) -> Iterator[tuple[Key, Row, int]]:
+    """Yield the key of each row of a file, the row, and the bytes of its line.
+
+    A last line that is cut off is left out.
+
+    Raises:
+        UserError: if another line is not a row.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            is_complete = line.endswith(b"\n")
+            try:
+                row = json.loads(line)
+                key = key_of(row)
+            except (ValueError, KeyError, TypeError):
+                if not is_complete:
+                    return
+                raise UserError(
+                    f"predictions must be rows of this program; got {path}, line {number}; repair "
+                    "or remove that line, or choose another output folder"
+                ) from None
+            if not is_complete:  # its end is there by chance, but the next row would follow it
+                return
+            yield key, row, len(line)
 
 
 def key_of(row: Mapping[str, Any]) -> Key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,12 @@ def prepare(options: EvaluateOptions) -> Evaluation:
     judge = _open_judge(options, models)
     encoder = Encoder(models, options)
     forms = distributed.on_every_rank(lambda: _choose_forms(options, inputs, models))
-    distributed.on_every_rank(lambda: _check_prompts(inputs, models, encoder, forms))
-    record = _record(options, inputs, models, forms)
+    answers = distributed.on_every_rank(lambda: _check_prompts(inputs, models, encoder, forms))
+    record = _record(options, inputs, models, forms) | {
+        "settings": options.as_json(),
+        "working_folder": os.getcwd(),
+        "answers": answers,
+    }
     if old is not None:
         check_same(old, record, options.output)
     return Evaluation(options, inputs, models, encoder, forms, walls, judge, record)
@@ -139,12 +144,15 @@ def _choose_forms(options: EvaluateOptions, inputs: Sequence[TaskInput], models:
 
 def _check_prompts(
     inputs: Sequence[TaskInput], models: Models, encoder: Encoder, forms: Forms
-) -> None:
+) -> dict[str, dict[str, int]]:
+    """Encode all prompts, and tell the user how; return the number of answers of each model."""
+    answers: dict[str, dict[str, int]] = {name: {} for name in models.names}
     for given in inputs:
         by_form: dict[str, list[str]] = {}
         for name in models.names:
             form = forms[name].get(given.name, NO_PROMPT)
             items = encoder.items(name, given, form, frozenset())
+            answers[name][given.name] = len(items)
             by_form.setdefault(f"template {form.text}, {form.origin}", []).append(name)
             if LOSS not in given.asks or name == models.names[0]:
                 _say_truncated(name, given, items)
@@ -156,6 +164,7 @@ def _check_prompts(
             logger.info(f"{given.name}: {given.note}")
         for text, names in by_form.items():
             logger.info(f"{given.name}: {text} ({', '.join(names)})")
+    return answers
 
 
 def _say_truncated(model: str, given: TaskInput, items: Sequence[Item]) -> None:

@@ -62,6 +62,8 @@ def report(
         OSError: if a file cannot be written.
     """
     write_json(folder / RESULTS_FILE, _as_json(results, inputs, settings, run))
+    for name in (SCORES_PLOT, TRADE_OFF_PLOT):  # of the scores before
+        (folder / name).unlink(missing_ok=True)
     charts = draw_charts(results, models, folder)
     write_text(folder / REPORT_FILE, _markdown(results, inputs, settings, run, charts))
     _write_tensorboard(folder, results, run)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -198,8 +196,7 @@ def _finish(evaluation: Evaluation, predictions: Predictions | None) -> str:
 
     predictions.sort(place)
     results = compute_results(inputs, models.names, predictions.rows)
-    settings = dataclasses.asdict(evaluation.options)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    settings = evaluation.options.as_json()
     run = {
         "precision": models.precision,
         "device": str(models.device),

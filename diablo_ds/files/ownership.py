@@ -147,6 +147,16 @@ def claim(folder: Path, what: str) -> FolderOwner:
         return FolderOwner(folder, what, number + 1, descriptor, owner)
 
 
+def living_owner(folder: Path) -> str:
+    """Return who owns the folder, for people; empty unless a living process of this machine."""
+    number = max(numbers(folder), default=0)
+    owner = None
+    if number:
+        with contextlib.suppress(FileNotFoundError):
+            owner = parse(read(owner_file(folder, number)))
+    return owner.text() if owner is not None and _is_dead(owner) is False else ""
+
+
 def refuse_owned(folder: Path, what: str) -> None:
     """Raise UserError where a living process of this machine owns the folder; writes nothing."""
     number = max(numbers(folder), default=0)

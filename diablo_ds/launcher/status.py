@@ -18,13 +18,17 @@ RECENT_STEPS = 50
 
 
 def describe_status(folder: Path) -> str:
-    """Return the status of a run, or of the runs of a sweep, as lines of text.
+    """Return the status of a run, of the runs of a sweep, or of an evaluation, as lines of text.
 
     Raises:
-        UserError: if the folder is not that of a run or a sweep.
+        UserError: if the folder is none of these.
     """
     if kind_of(folder) is Kind.SWEEP:
         return describe_sweep(folder)
+    if kind_of(folder) is Kind.EVALUATION:
+        from diablo_ds.evaluation.description import describe_evaluation_status  # it needs torch
+
+        return describe_evaluation_status(folder)
     files = RunFolder(folder)
     if not files.run_config.is_file():
         if files.logs.is_dir():

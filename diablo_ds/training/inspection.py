@@ -11,6 +11,7 @@ from diablo_ds.adapter.storage import load_adapter_header
 from diablo_ds.config.starts import Change, load_starts
 from diablo_ds.data.prepare import manifest
 from diablo_ds.errors import UserError
+from diablo_ds.evaluation.description import describe_evaluation
 from diablo_ds.files.layout import (
     Kind,
     RunFolder,
@@ -23,7 +24,7 @@ from diablo_ds.training.run_folder import load_recorded
 
 
 def describe(path: Path) -> str:
-    """Describe a run, a checkpoint, an adapter or a prepared dataset.
+    """Describe a run, a checkpoint, an adapter, a prepared dataset or an evaluation.
 
     Raises:
         UserError: if it is none of them, or a file in it is missing or damaged.
@@ -31,8 +32,8 @@ def describe(path: Path) -> str:
     kind = kind_of(path)
     if kind not in _DESCRIPTIONS:
         raise UserError(
-            "path must be a run folder, a checkpoint, an adapter or a prepared dataset; got "
-            f"{path}, {kind.value}"
+            "path must be a run folder, a checkpoint, an adapter, a prepared dataset or the folder "
+            f"of an evaluation; got {path}, {kind.value}"
         )
     return _DESCRIPTIONS[kind](path)
 
@@ -151,4 +152,5 @@ _DESCRIPTIONS: dict[Kind, Callable[[Path], str]] = {
     Kind.CHECKPOINT: _describe_checkpoint,
     Kind.ADAPTER: _describe_adapter,
     Kind.DATASET: _describe_dataset,
+    Kind.EVALUATION: describe_evaluation,
 }

@@ -155,7 +155,10 @@ def test_resuming_with_another_model_of_the_same_shape_is_refused(options, model
 def test_inspecting_nothing_is_named(tmp_path):
     for path, part in (
         (tmp_path / "nowhere", "nowhere, which does not exist"),
-        (tmp_path, "path must be a run folder, a checkpoint, an adapter or a prepared dataset"),
+        (
+            tmp_path,
+            "path must be a run folder, a checkpoint, an adapter, a prepared dataset",
+        ),
     ):
         _fails([], path, command="inspect", parts=[part])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -15,6 +17,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import diablo_ds
+from diablo_ds.cli.evaluate import evaluate
+from diablo_ds.cli.options import from_options
+from diablo_ds.evaluation.description import describe_evaluation
+from diablo_ds.evaluation.options import EvaluateOptions
+from diablo_ds.launcher.status import describe_status
 from diablo_ds.ranks.free_port import free_port
 from tests import forked
 from tests.e2e.commands import assert_user_error
@@ -156,6 +163,8 @@ def test_a_killed_evaluation_continues_at_the_next_question(files, evaluated, tm
         assert time.monotonic() < deadline
         assert not command.has_ended()
         time.sleep(0.01)
+    in_use = f"{output}: in use by process {command.processes[0].pid}"
+    assert in_use in describe_status(output) or (output / "results.json").exists()
     for _ in range(2):  # DeepSpeed's launcher sends a second one
         with contextlib.suppress(ProcessLookupError):
             os.kill(command.processes[0].pid, number)
@@ -168,11 +177,77 @@ def test_a_killed_evaluation_continues_at_the_next_question(files, evaluated, tm
     predictions.write_text("".join(first) + first[0][:40])  # a row that a crash cut off
     marked = json.loads(first[0]) | {"mark": "kept"}
     predictions.write_text(json.dumps(marked) + "\n" + "".join(first[1:]) + first[0][:40])
+    (output / "results.json").unlink(missing_ok=True)  # where it came to its end meanwhile
+    assert_continued_by(describe_status(output), options(files, output))
+    assert f"{output}: not done, " in describe_evaluation(output)
     result = forked.diablo_ds("evaluate", *options(files, output))
     assert "Continuing: 5 answers are there" in result.stderr
+    assert f"{output}: done\n" in describe_status(output)
     rows = read(output)
     assert [row.pop("mark") for row in rows.values() if "mark" in row] == ["kept"]
     assert rows == {key: row for key, row in read(evaluated[0]).items() if key[0] != "merged"}
+
+
+def assert_continued_by(text: str, words: list[object]) -> None:
+    """Assert that the last line of a description is a command with the same options."""
+    *before, last = text.splitlines()
+    assert any("answers are to come" in line for line in before)
+    assert last.startswith("Continue")
+    program, name, *shown = shlex.split(last.partition(": ")[2])
+    assert (program, name) == ("diablo-ds", "evaluate")
+
+    def parsed(given: list[str]) -> EvaluateOptions:
+        return from_options(EvaluateOptions, evaluate.make_context(name, given).params)
+
+    assert parsed(shown) == parsed([str(word) for word in words])
+
+
+def test_the_folder_of_an_evaluation_tells_what_is_in_it(evaluated):
+    output, shown = evaluated
+    text = describe_evaluation(output)
+    table = shown.partition("\nShares are")[0].splitlines()
+    assert len(table) > 20
+    assert [line for line in table if line not in text.splitlines()] == []
+    assert f"Evaluation {output}: done\n  model        base\n    gsm8k: 6 of 6 answers\n" in text
+    assert "    boolq: 12 of 12 answers" in text
+    assert "gsm8k, version 1, boolq" in text.replace("tasks        ", "")
+    assert text.splitlines()[-1].startswith("More tasks, models or a higher limit: diablo-ds eval")
+    status = describe_status(output)
+    assert status.splitlines()[0] == f"Evaluation {output}: done"
+    assert status.count("6 of 6 answers") == 6
+
+
+def test_limits_of_tasks_can_be_raised_and_lowered_and_charts_need_matplotlib(
+    files, evaluated, tmp_path
+):
+    output = tmp_path / "out"
+    whole = {key: row for key, row in read(evaluated[0]).items() if key[0] != "merged"}
+
+    def asked(*limits: object) -> tuple[dict[str, int], str]:
+        words = [word for limit in limits for word in ("--limit", limit)]
+        variables = {forked.HIDDEN_VARIABLE: "matplotlib"}
+        command = forked.Command("evaluate", *options(files, output, *words), variables=variables)
+        result = command.result()
+        assert "Traceback" not in result.stderr
+        return {row["task"]: row["n"] for row in results_of(output)["results"]}, result.stdout
+
+    output.mkdir()
+    numbers, shown = asked(2, "boolq=4")
+    assert numbers == {"gsm8k": 2, "boolq": 4, "forgetting": 2}
+    rows = read(output)
+    assert len(rows) == 2 * (2 + 2 * 4 + 2)
+    assert rows == {key: whole[key] for key in rows}
+    assert "matplotlib" in shown
+    assert not list(output.glob("*.png"))
+    report = (output / "report.md").read_text()
+    assert "scores.png" not in report
+    assert re.search(r"^boolq choice base +[0-9.]+ #+$", report, re.M)
+    (output / "scores.png").write_bytes(b"of a start with matplotlib")
+    numbers, _ = asked("5,gsm8k=1", "boolq=0")
+    assert numbers == {"gsm8k": 1, "boolq": 6, "forgetting": 5}
+    assert len(read(output)) == 2 * (2 + 2 * 6 + 5)
+    assert not (output / "scores.png").exists()
+    assert describe_status(output).splitlines()[0] == f"Evaluation {output}: done"
 
 
 def test_other_settings_do_not_continue_an_evaluation(files, evaluated):

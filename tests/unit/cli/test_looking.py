@@ -41,7 +41,10 @@ def test_the_old_name_does_the_same_with_a_note(command, code, folders):
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (["inspect"], "a run folder, a checkpoint, an adapter or a prepared dataset"),
+        (
+            ["inspect"],
+            "a run folder, a checkpoint, an adapter, a prepared dataset or",
+        ),
         (["status"], "a run folder"),
         (["prepare", "--inspect"], "the folder of a dataset made by diablo-ds prepare"),
     ],
