@@ -20,9 +20,10 @@ import click
 
 from benchmarks.evaluate import parts_of
 from benchmarks.evaluate_methods import Ours, Part, first_largest
-from benchmarks.harness import harness_task, load_harness_model, run_harness
+from benchmarks.harness import harness_task, load_harness_model, require_harness, run_harness
 from benchmarks.questions import Asked
 from benchmarks.report import machine, table
+from diablo_ds.cli.console import clean_errors
 from diablo_ds.evaluation.items import CHOICE, GENERATION
 from diablo_ds.evaluation.scores import judge_choices
 from diablo_ds.evaluation.task_data import data_digest
@@ -158,6 +159,7 @@ def main(
     batch_size: int,
 ) -> None:
     """Compare answers with lm-evaluation-harness."""
+    require_harness()
     parts = parts_of(score, generate, data, max_new_tokens, template)
     folder = find_model(model)
     output.mkdir(parents=True, exist_ok=True)
@@ -220,4 +222,5 @@ def agreement_report(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with clean_errors():
+        main()

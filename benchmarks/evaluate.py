@@ -25,7 +25,9 @@ import click
 
 from benchmarks.evaluate_methods import HARNESS, METHODS, SINGLE, Part, part_fields, serve
 from benchmarks.evaluate_report import evaluation_report
+from benchmarks.harness import require_harness
 from benchmarks.report import machine
+from diablo_ds.cli.console import clean_errors
 from diablo_ds.evaluation.items import CHOICE, GENERATION
 from diablo_ds.evaluation.task_data import parse_data_paths
 from diablo_ds.files.atomic import write_text
@@ -231,6 +233,7 @@ def main(
     threads: int,
 ) -> None:
     """Compare the rates of three methods on the same questions."""
+    require_harness()
     parts = parts_of(score, generate, data, max_new_tokens, template)
     folder = find_model(model)
     output.mkdir(parents=True, exist_ok=True)
@@ -246,4 +249,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    with clean_errors():
+        main()

@@ -7,6 +7,7 @@ they are (0.4.13 runs with transformers 5 without a change).
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import tempfile
@@ -16,10 +17,19 @@ from typing import Any
 
 from benchmarks.questions import Asked
 from diablo_ds.data.corpora.families import ANSWER_OPENING
+from diablo_ds.errors import UserError
 
 _NUMBER = {"function": "regex", "regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)", "group_select": -1}
 """The harness's own rule for GSM8K: the last number of the answer (its filter flexible-extract)."""
 _IGNORED = [",", r"\$", "(?s).*#### ", r"\.$"]
+
+
+def require_harness() -> None:
+    """Raise UserError where lm-evaluation-harness is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError(
+            "lm-evaluation-harness must be installed; got none; run pip install 'diablo-ds[bench]'"
+        )
 
 
 def _quiet() -> None:

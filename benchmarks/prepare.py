@@ -30,6 +30,7 @@ import torch
 from benchmarks.prepare_memory import describe_memory, measure_memory
 from benchmarks.prepare_reading import describe_reading, measure_reading
 from benchmarks.report import table, write_report
+from diablo_ds.cli.console import clean_errors
 from diablo_ds.data.corpora.chunking import Chunk, split_chunks
 from diablo_ds.data.corpora.encoding import RowEncoder
 from diablo_ds.data.corpora.sources import find_sources
@@ -218,4 +219,5 @@ def _plot(speed: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with clean_errors():
+        main()

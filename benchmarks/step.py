@@ -21,6 +21,7 @@ import torch
 from benchmarks.plots import plot_bars
 from benchmarks.ranks import run_ranks
 from benchmarks.report import table, write_report
+from diablo_ds.cli.console import clean_errors
 from diablo_ds.model.finding import find_model
 
 NAMES = {
@@ -156,4 +157,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    with clean_errors():
+        main()

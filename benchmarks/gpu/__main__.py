@@ -24,6 +24,7 @@ import click
 from benchmarks.gpu.records import Records
 from benchmarks.gpu.report import write_gpu_report
 from benchmarks.gpu.stages import STAGES, import_libraries, run_stage
+from diablo_ds.cli.console import clean_errors
 
 
 @click.command(context_settings={"show_default": True})
@@ -85,4 +86,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    with clean_errors():
+        main()

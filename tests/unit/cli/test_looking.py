@@ -43,7 +43,8 @@ def test_the_old_name_does_the_same_with_a_note(command, code, folders):
     [
         (
             ["inspect"],
-            "a run folder, a checkpoint, an adapter, a prepared dataset or",
+            "a run folder, a checkpoint, an adapter, a prepared dataset or the folder of an "
+            "evaluation",
         ),
         (["status"], "a run folder"),
         (["prepare", "--inspect"], "the folder of a dataset made by diablo-ds prepare"),
