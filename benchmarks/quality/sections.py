@@ -183,8 +183,6 @@ SECTIONS: Mapping[str, Callable[[Study, Findings, Page], str]] = MappingProxyTyp
 """By part."""
 
 
-# --- what sections share -------------------------------------------------------------------------
-
 _CELLS = ("trained parameters", "best rate", "rates tried", "seeds", "loss")
 
 
@@ -202,10 +200,20 @@ def equal_sizes(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 def _statements(pairs: Sequence[tuple[Arm, Arm]], findings: Findings) -> str:
     """Say what each pair shows; of pairs that were not run, nothing."""
     return "\n".join(
-        f"- {verdict(gap, first.name, second.name)}"
+        f"- {verdict(gap, first.name, second.name)}{_unfinished((first, second), findings)}"
         for first, second in pairs
         if (gap := loss_difference(first, second, findings)) is not None
     )
+
+
+def _unfinished(arms: Sequence[Arm], findings: Findings) -> str:
+    """Name the arms whose best rate may still be beaten by one that was not tried."""
+    names = [
+        arm.name
+        for arm in arms
+        if arm.around and (tuned := arm.tuned(findings)) is not None and not tuned.is_inside
+    ]
+    return f" Not tuned yet: {', '.join(names)}." if names else ""
 
 
 def _arm_table(arms: Sequence[Arm], findings: Findings) -> str:
@@ -250,8 +258,8 @@ def _paired(first: Arm, second: Arm, findings: Findings) -> dict[int, float]:
     tuned = first.tuned(findings), second.tuned(findings)
     if tuned[0] is None or tuned[1] is None:
         return {}
-    common = tuned[0].losses.keys() & tuned[1].losses.keys()
-    return {seed: tuned[0].losses[seed] - tuned[1].losses[seed] for seed in sorted(common)}
+    own, others = tuned[0].losses, tuned[1].losses
+    return {seed: own[seed] - others[seed] for seed in sorted(own.keys() & others.keys())}
 
 
 def _text(gap: Gap | None) -> str:

@@ -15,11 +15,9 @@ from diablo_ds.adapter.targets import select_targets
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.model.base import read_base
-from diablo_ds.model.bf16_speed import measure_bf16_factor
 from diablo_ds.model.finding import find_model
 
 FILE = "study.json"
-AUTO = "auto"
 
 
 def device_name() -> str:
@@ -55,7 +53,7 @@ def new_study(model: str, precision: str) -> Study:
 
     Args:
         model: "default", or a folder.
-        precision: "fp32", "bf16", or "auto" for the one that this machine is faster in.
+        precision: "fp32" or "bf16".
 
     Raises:
         UserError: if there is no such model, or it has no default targets.
@@ -71,10 +69,6 @@ def new_study(model: str, precision: str) -> Study:
             continue  # a family with other names of layers
         widths[name] = tuple((layer.in_features, layer.out_features) for layer in layers.values())
     device = device_name()
-    if precision == AUTO:
-        width = base.model_config.get_text_config().hidden_size
-        is_fast = device != "cpu" or measure_bf16_factor(width) <= 1
-        precision = "bf16" if is_fast else "fp32"
     kind = "cpu" if device == "cpu" else "cuda"
     return Study(device, precision, widths, amounts(device, LADDERS[kind][0]), model)
 
@@ -85,7 +79,7 @@ def check_same(study: Study, model: str | None, precision: str | None) -> Study:
     Raises:
         UserError: if an option was given that differs.
     """
-    given = {"model": model, "precision": None if precision == AUTO else precision}
+    given = {"model": model, "precision": precision}
     for name, value in given.items():
         kept = getattr(study, name)
         if value is not None and value != kept:

@@ -47,7 +47,9 @@ def test_what_is_missing_is_listed_as_not_run(tmp_path):
     first = wanted_of("rate", STUDY, Findings([], "cpu"))[:3]
     records = [made_up.record(spec) for spec in first]
     text = write_study_report(tmp_path, records, {"cpu": STUDY}).read_text()
-    assert "one seed shows nothing" in _section(text, TITLES["rate"])
+    rates = _section(text, TITLES["rate"])
+    assert "one seed shows nothing" in rates
+    assert "Not tuned yet: DiaBlo N=64, LoRA of the size of N=64." in rates
     missing = _section(text, "Not run")
     for part in PARTS:
         assert TITLES[part] in missing

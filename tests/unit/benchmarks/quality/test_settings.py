@@ -6,7 +6,6 @@ from benchmarks.quality.parts import PARTS, wanted_of_all
 from benchmarks.quality.records import Records
 from benchmarks.quality.session import Session, check_data
 from benchmarks.quality.settings import (
-    AUTO,
     check_same,
     load_studies,
     new_study,
@@ -38,12 +37,12 @@ def test_a_new_study_knows_the_models_layers(tmp_path):
 
 def test_settings_of_a_kept_study_stay(tmp_path):
     study = made_up.study()
-    assert check_same(study, None, AUTO) == study
+    assert check_same(study, None, None) == study
     assert check_same(study, "default", "fp32") == study
     with pytest.raises(UserError, match="precision must stay"):
         check_same(study, None, "bf16")
     with pytest.raises(UserError, match="model must stay"):
-        check_same(study, "/models/other", AUTO)
+        check_same(study, "/models/other", None)
 
 
 def test_amounts_are_given_by_name():
