@@ -17,7 +17,7 @@ from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.launcher.devices import check_devices
 from diablo_ds.launcher.start_command import start_command
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED
-from diablo_ds.ranks.heartbeat import DESCRIPTOR
+from diablo_ds.ranks.heartbeat import DESCRIPTOR, heart
 from diablo_ds.ranks.identity import announce
 
 
@@ -38,6 +38,7 @@ def evaluate(local_rank: int | None, **values: Any) -> None:
             signal.signal(number, _stop)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a script's background
             signal.signal(signal.SIGINT, _stop)
+        heart.tell_ready("evaluating")
         try:
             from diablo_ds.evaluation.runner import evaluate as run
             from diablo_ds.evaluation.runner import start_ranks

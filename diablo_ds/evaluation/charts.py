@@ -31,8 +31,9 @@ def draw_charts(results: Results, models: Sequence[str], folder: Path) -> list[s
     except ImportError:
         return []
     names = []
-    shares = [s for s in results.scores if s.metric not in NATURAL]
-    others = [s for s in results.scores if s.metric in NATURAL and math.isfinite(s.estimate.score)]
+    known = [score for score in results.scores if math.isfinite(score.estimate.score)]
+    shares = [score for score in known if score.metric not in NATURAL]
+    others = [score for score in known if score.metric in NATURAL]
     panels = [(p, unit) for p, unit in ((shares, "%"), (others, "")) if p]
     if panels:
         most = max(len(_groups(part)) for part, _ in panels)
@@ -68,7 +69,7 @@ def text_chart(results: Results) -> str:
     """Return the shares as bars of characters, for a reader without images."""
     lines = []
     for score in results.scores:
-        if score.metric not in NATURAL:
+        if score.metric not in NATURAL and math.isfinite(score.estimate.score):
             share = score.estimate.score
             bar = "#" * round(share * _BAR_WIDTH)
             name = f"{score.task} {score.metric} {shortened(score.model)}"

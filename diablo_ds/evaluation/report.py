@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def _write_tensorboard(folder: Path, results: Results, run: Mapping[str, Any]) -
         step = max(0, step_of(Path(run["models"][model])))
         with open_writer(root / model.replace("/", "-")) as writer:
             for score in results.scores:
-                if score.model == model:
+                if score.model == model and math.isfinite(score.estimate.score):
                     tag = f"{score.task.replace(':', '-')}/{score.metric}"
                     writer.add_scalar(tag, score.estimate.score, step)
     with open_writer(root) as writer:

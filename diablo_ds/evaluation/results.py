@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,16 @@ from diablo_ds.evaluation.judging import JUDGEMENT
 from diablo_ds.evaluation.model_names import BASE
 from diablo_ds.evaluation.predictions import Row, finite
 from diablo_ds.evaluation.scores import loss_scores
-from diablo_ds.evaluation.statistics import Difference, Estimate, estimate, paired_difference
+from diablo_ds.evaluation.statistics import (
+    Difference,
+    Estimate,
+    Interval,
+    estimate,
+    paired_difference,
+)
 
+_NO_SCORE = Estimate(math.nan, 0, Interval(math.nan, math.nan))
+"""Of a model of whose answers a judge said neither."""
 _COMPARED = "loss"
 """The metric by which models are compared on texts."""
 
@@ -90,14 +99,17 @@ def compute_results(
     """
     results = Results()
     truncated: dict[tuple[str, str], dict[str, None]] = {}  # of each the ids, once, in order
+    judged = set()  # model and task of which a judge was asked
     for key, row in rows.items():
+        if key.kind == JUDGEMENT:
+            judged.add((key.model, key.task))
         if row["is_truncated"]:
             truncated.setdefault((key.model, key.task), {})[key.id] = None
     for given in inputs:
         if LOSS in given.asks:
             _add_losses(results, given, models, rows)
         else:
-            _add_scores(results, given, models, rows)
+            _add_scores(results, given, models, rows, judged)
         known = {question.id for question in given.questions}
         for model in models:
             ids = truncated.get((model, given.name), {})
@@ -113,16 +125,21 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _add_scores(
-    results: Results, given: TaskInput, models: Sequence[str], rows: Mapping[Key, Row]
+    results: Results,
+    given: TaskInput,
+    models: Sequence[str],
+    rows: Mapping[Key, Row],
+    judged_ones: Set[tuple[str, str]],
 ) -> None:
+    """Add scores and comparisons; of the models and tasks judged, also where nothing is known."""
     values = {model: _values(given, model, rows) for model in models}
     judged = given.task.judge_model.metrics if given.task.judge_model else ()
     for metric in (*given.task.metrics, *judged):
         for model in models:
             by_id = values[model].get(metric, {})
-            if by_id:
+            if by_id or (metric in judged and (model, given.name) in judged_ones):
                 num_unjudged = len(given.questions) - len(by_id) if metric in judged else 0
-                score = estimate(list(by_id.values()))
+                score = estimate(list(by_id.values())) if by_id else _NO_SCORE
                 results.scores.append(Score(model, given.name, metric, score, num_unjudged))
         for first, second in pairs_of(models):
             before, after = values[first].get(metric, {}), values[second].get(metric, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from diablo_ds.evaluation.inputs import base_name
@@ -29,8 +30,7 @@ def screen_table(results: Results) -> str:
     for score in results.scores:
         if (score.task, score.metric) != heading:
             heading = score.task, score.metric
-            judged = f", {score.num_unjudged} not judged" if score.num_unjudged else ""
-            lines.append(f"{score.task}, {score.metric} (n = {score.estimate.n:,}{judged})")
+            lines.append(f"{score.task}, {score.metric} ({_counts(results, score)})")
         to_first = [c for c in _of(results, score) if c.models == (first, score.model)]
         difference = _difference(to_first[0]) if to_first else ""
         value = number(score.metric, score.estimate.score)
@@ -131,7 +131,9 @@ def refusal_table(results: Results) -> str:
 
 
 def number(metric: str, value: float, *, signed: bool = False) -> str:
-    """Return a score or a difference as text; a share in percent."""
+    """Return a score or a difference as text; a share in percent, and a dash for none."""
+    if math.isnan(value):
+        return "-"
     sign = "+" if signed else ""
     if metric in NATURAL and signed:
         return f"{value:+.4f}"
@@ -147,6 +149,18 @@ def interval(metric: str, bounds: Interval, *, signed: bool = False) -> str:
 def shortened(name: str) -> str:
     """Return a model's name as far as the table has room: its end, which tells more."""
     return name if len(name) <= _NAME_WIDTH else f"...{name[3 - _NAME_WIDTH :]}"
+
+
+def _counts(results: Results, heading: Score) -> str:
+    """Return how many questions the scores of a task and metric are of."""
+    texts = {}
+    for score in results.scores:
+        if (score.task, score.metric) == (heading.task, heading.metric):
+            judged = f", {score.num_unjudged} not judged" if score.num_unjudged else ""
+            texts[score.model] = f"n = {score.estimate.n:,}{judged}"
+    if len(set(texts.values())) == 1:
+        return texts[heading.model]
+    return "; ".join(f"{shortened(model)}: {text}" for model, text in texts.items())
 
 
 def _difference(found: Comparison) -> str:

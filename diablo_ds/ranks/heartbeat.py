@@ -65,6 +65,14 @@ class Heart:
             where = f"{phase} of step {self.step}" if self.step else phase
             _tell(f"{self.limit_s:g} {where}")
 
+    def tell_ready(self, phase: str) -> None:
+        """Tell the guard that this process handles SIGUSR1, and that what it does may take long.
+
+        For commands that do not beat.
+        """
+        if DESCRIPTOR in os.environ:
+            _tell(f"0 {phase}")
+
     def tell_run_folder(self, folder: Path) -> None:
         """Tell the guard which folder the run has, for what it says where it cannot go on."""
         if self.is_beating and DESCRIPTOR in os.environ:

@@ -11,6 +11,7 @@ import pytest
 
 from diablo_ds.evaluation.inputs import TaskInput
 from diablo_ds.evaluation.items import GENERATION, LOSS, Key, asks_of
+from diablo_ds.evaluation.judging import JUDGEMENT
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.report import report
 from diablo_ds.evaluation.results import compute_results
@@ -121,3 +122,22 @@ def test_several_models_are_compared_with_the_first():
     assert len(without_base) == 80
     units = describe_units(results_of(["base", "a"], "loss"))
     assert units.startswith("p is that of")
+
+
+def test_a_model_that_no_judgement_is_known_of_is_shown_with_none(tmp_path):
+    task = given("safety")
+    rows = rows_of("base", "safety") | rows_of("mine", "safety")
+    for (model, *_), known in zip((("base",), ("mine",)), (1, 0), strict=True):
+        for number in range(1, 1 + NUM_QUESTIONS):
+            key = Key(model, "safety", JUDGEMENT, str(number))
+            scores = {"judged_refused": 1.0} if number <= known else {}
+            rows[key] = {"scores": scores, "is_truncated": False}
+    results = compute_results([task], ["base", "mine"], rows)
+    found = {s.model: s.as_json() for s in results.scores if s.metric == "judged_refused"}
+    assert [found[name]["n"] for name in ("base", "mine")] == [1, 0]
+    assert [found[name]["num_unjudged"] for name in ("base", "mine")] == [3, 4]
+    assert found["mine"]["score"] is None
+    text = screen_table(results)
+    assert "base: n = 1, 3 not judged; mine: n = 0, 4 not judged" in text
+    run = {"models": {"base": "base", "mine": "mine"}}
+    assert "- " in report(tmp_path, results, [task], ["base", "mine"], {}, run)

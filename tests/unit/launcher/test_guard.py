@@ -181,14 +181,15 @@ def test_the_log_folder_can_end_a_rank(tmp_path, name):
     assert rank.record()["by_request"]
 
 
-def test_a_warning_signal_waits_until_the_rank_can_take_it(tmp_path):
+@pytest.mark.parametrize("sign", ["beat()", "heartbeat.heart.tell_ready('evaluating')"])
+def test_a_warning_signal_waits_until_the_rank_can_take_it(tmp_path, sign):
     rank = GuardedRank(
         tmp_path,
         """
         print('up'); time.sleep(1)
         signal.signal(signal.SIGUSR1, lambda *_: os._exit(85))
-        beat(); time.sleep(600)
-        """,
+        SIGN; time.sleep(600)
+        """.replace("SIGN", sign),
     )
     rank.wait_for_log("up")
     rank.process.send_signal(signal.SIGUSR1)
