@@ -7,8 +7,7 @@ fp32, the same questions and the same threads, from questions to answers: each m
 prompts itself. One process for each method, which takes turns with the others; its peak memory is
 that of the process, libraries included. The harness first looks for its best batch size, in a
 process of its own. One question at a time is slow: in each round it answers its part of the
-questions, and its times are added; the others answer all in each round, of which the median is
-taken.
+questions, the others answer all. Of the time per question the median over rounds is taken.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Rate:
     batch_size: int
     """0 where the method chooses it."""
     seconds: float
-    """For all questions."""
+    """For all questions, from the median over rounds of the time of a question."""
     cpu_s: float
     memory_bytes: int
     answers: Mapping[int, Any]
@@ -49,12 +49,11 @@ def rates(lines: Sequence[Mapping[str, Any]], part: Part) -> dict[str, Rate]:
             if line["step"] == "measured"
             and (line["task"], line["kind"], line["method"]) == (part.task, part.kind, method)
         ]
-        join = sum if method == SINGLE else statistics.median
         found[method] = Rate(
             method,
             own[0]["batch_size"],
-            join([line["seconds"] for line in own]),
-            join([line["cpu_s"] for line in own]),
+            part.count * statistics.median(line["seconds"] / line["questions"] for line in own),
+            part.count * statistics.median(line["cpu_s"] / line["questions"] for line in own),
             max(line["memory_bytes"] for line in own),
             {
                 place: answer

@@ -119,7 +119,8 @@ def test_all_methods_of_the_benchmark_answer_alike_and_are_reported(folder, ours
             answers = method.answer(asked, part.kind, 4)
             line = {"seconds": 1.0, "cpu_s": 1.0, "memory_bytes": 1, "load": 0.0, "batch_size": 4}
             line |= {"task": part.task, "kind": part.kind, "method": name, "step": "measured"}
-            lines.append(line | {"places": list(range(COUNT)), "answers": answers})
+            line |= {"questions": COUNT, "places": list(range(COUNT)), "answers": answers}
+            lines.append(line)
         line = {"task": part.task, "kind": part.kind, "step": "search", "batch_size": 4}
         lines.append(line | {"seconds": 1.0, "questions": COUNT, "load": 0.0, "method": "x"})
     page = evaluation_report(lines, list(parts.values()), WHERE, folder)
