@@ -87,6 +87,15 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
 
 
+def pinned(values: Any) -> Any:
+    """Return a micro batch, or the tensors in a dict, in memory that a GPU copies from directly."""
+    if isinstance(values, MicroBatch):
+        return MicroBatch(*map(pinned, values))
+    if isinstance(values, dict):
+        return {name: pinned(value) for name, value in values.items()}
+    return values.pin_memory() if isinstance(values, Tensor) else values
+
+
 BatchRow = Sequence[Example]
 """The examples of one row of a micro batch: one, several when packed, none in an empty row."""
 

@@ -23,6 +23,7 @@ from diablo_ds.training.metrics import Reporter
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run
 from diablo_ds.training.step import evaluate, train_step
+from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, StepClock
 from diablo_ds.training.task_scores import open_task_scores
 from diablo_ds.zero.traffic import counting_traffic
 
@@ -60,6 +61,7 @@ class Loop:
             lambda: bool(requests.signal_name),
             weak_sandbox=run.run_config.weak_sandbox,
         )
+        self.clock = StepClock()
 
     def run_steps(self) -> None:
         """Take the steps that are left, or as many as patience lasts for.
@@ -144,12 +146,14 @@ class Loop:
         run = self.run
         if run.heldout_batches is not None:
             batches = run.heldout_batches.heldout()
-            loss = evaluate(run.engine, batches, self.evaluation)
+            with self.clock.apart(EVALUATION):
+                loss = evaluate(run.engine, batches, self.evaluation)
             evaluations = self.evaluations = self.evaluations.including(step, loss)
             self.reports.write(lambda reporter: reporter.heldout(step, loss, evaluations))
             if run.run_config.keep_best and evaluations.best_step == step != self.saved:
                 self._save()
-        norms = run.engine.delta_norms()
+        with self.clock.apart(EVALUATION):
+            norms = run.engine.delta_norms()
         self.reports.write(lambda reporter: reporter.delta_norms(step, norms))
 
     def _score_tasks(self, step: int, *, is_last: bool = False) -> None:
@@ -171,7 +175,8 @@ class Loop:
                     self.reports.write(asking)
 
                 show(0)
-                found, seconds = scores.score(given, show)
+                with self.clock.apart(EVALUATION):
+                    found, seconds = scores.score(given, show)
                 record = partial(Reporter.task, step=step, name=name, scores=found, seconds=seconds)
                 self.reports.write(record)
 
@@ -183,7 +188,8 @@ class Loop:
 
     def _save(self) -> None:
         start = time.perf_counter()
-        save(self.run, self.finished, self.evaluations)
+        with self.clock.apart(SAVING):
+            save(self.run, self.finished, self.evaluations)
         self.saved = self.finished
         self.warning.saving_s = time.perf_counter() - start
 
@@ -193,7 +199,7 @@ class Loop:
         rate = learning_rate(config, step, run.num_steps)
         torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
 
-        start = time.perf_counter()
+        self.exchange.read_ahead()
         try:
             result = train_step(
                 run.engine,
@@ -206,14 +212,16 @@ class Loop:
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} in step {step + 1}") from None
         self.exchange.receive(result.messages)
-        seconds = time.perf_counter() - start
+        seconds = self.clock.finish_step()
+        wait_s, self.exchange.wait_s = self.exchange.wait_s, 0.0
 
         values = {
             "loss": result.loss,
             "learning_rate": rate,
             "grad_norm": result.grad_norm,
-            "tokens_per_s": result.num_tokens / seconds,
-            "step_s": seconds,
+            "tokens_per_s": result.num_tokens / seconds[STEP],
+            "wait_s": wait_s,
+            **seconds,
             "memory_bytes": float(run.engine.peak_memory_bytes),
         }
         if (loss_scale := run.engine.loss_scale) is not None:

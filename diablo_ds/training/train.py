@@ -57,6 +57,7 @@ def _run(run: Run, requests: StopRequests) -> Summary:
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}; {_last_checkpoint_text(run.folder)}") from None
     finally:
+        loop.exchange.close()
         reports.write(lambda reporter: reporter.close())
     return summary
 
