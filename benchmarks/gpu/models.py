@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from benchmarks.ranks import peak_memory, reset_peak_memory
-from diablo_ds.adapter.layer import DiaBloLinear
-from diablo_ds.model.loss_head import LossHead
+from diablo_ds.model.flops import count_flops
 from diablo_ds.model.published import find_model_config
 from diablo_ds.model.shape import Shape
-from diablo_ds.planning.hardware import DEVICES
+from diablo_ds.planning.hardware import peak_flops
 
 COMPILED = "compiled layers and loss"
 """The case of all levers but the formulation of the deltas' products."""
@@ -84,31 +83,13 @@ def random_tokens(config: Any, rows: int, length: int) -> torch.Tensor:
 
 
 def flops_per_token(model: nn.Module, config: Any, length: int) -> float:
-    """Return what forward and backward to the inputs compute for a token of a causal sequence.
-
-    4 FLOPs for each element of a frozen matrix that multiplies (the embedding does not), and
-    attention's two products forward and four backward, half of each under the causal mask. What is
-    recomputed, and what the adapter adds, does not count.
-    """
-    kinds = nn.Linear | DiaBloLinear | LossHead
-    matrices: list[Any] = [m.weight for m in model.modules() if isinstance(m, kinds)]
-    unique = {id(weight): getattr(weight, "ds_numel", weight.numel()) for weight in matrices}
-    text = config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    width = text.num_attention_heads * head_dim
-    attention = 6 * length * width * text.num_hidden_layers
-    return float(4 * sum(unique.values()) + attention)
+    """Return what forward and backward compute for a token of a causal sequence, all targets."""
+    return count_flops(model, config).total(tokens=1, targets=1, squared_lengths=length)
 
 
-def card_key(name: str) -> str:
-    """Return the key of a card in `DEVICES` by the name that its driver gives, or nothing."""
-    return next((key for key in DEVICES if key.split("-")[0] in name.lower()), "")
-
-
-def peak_flops() -> float | None:
+def card_peak() -> float | None:
     """Return the card's peak of dense 16-bit products in FLOP/s by its vendor, where known."""
-    key = card_key(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else ""
-    return DEVICES[key].tflops * 1e12 if key else None
+    return peak_flops(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
 
 
 def synchronize() -> None:
@@ -150,7 +131,7 @@ def step_figures(seconds: list[float], num_tokens: int, flops_a_token: float) ->
     }
     if torch.cuda.is_available():
         figures["reserved_bytes"] = torch.cuda.max_memory_reserved()
-    if peak := peak_flops():
+    if peak := card_peak():
         figures["mfu"] = rate * flops_a_token / peak
     return figures
 

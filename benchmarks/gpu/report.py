@@ -10,13 +10,13 @@ from typing import Any
 
 from benchmarks.gpu import checks, planned
 from benchmarks.gpu.goals import goals_table
-from benchmarks.gpu.models import card_key
 from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import STAGES
 from benchmarks.plots import plot_bars
 from benchmarks.report import RESULTS, table
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import write_text
+from diablo_ds.planning.hardware import card_key
 
 _METHODS = {
     "step-frozen": "frozen base",

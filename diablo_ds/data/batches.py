@@ -37,6 +37,8 @@ class MicroBatch(NamedTuple):
     attention_mask: Any = None
     """None for most models, ``[micro_batch, seq]``, ``[micro_batch, 1, seq, seq]``, or a dict of
     such masks by layer type."""
+    squared_lengths: int = 0
+    """Squares of the examples' lengths in tokens, summed; attention's work is in proportion."""
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the arguments of a Hugging Face model's forward."""
@@ -81,19 +83,31 @@ class MicroBatch(NamedTuple):
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:
-    """Move the tensors of a forward's arguments, which may be nested in dicts, to a device."""
-    if isinstance(inputs, dict):
-        return {name: to_device(value, device) for name, value in inputs.items()}
-    return inputs.to(device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+    """Move the tensors of a forward's arguments, which may be nested, to a device.
+
+    To a GPU they go through pinned memory: a large copy from any other waits for the GPU.
+    """
+    if isinstance(inputs, Tensor):
+        if device.type == "cuda" and inputs.device.type == "cpu":
+            inputs = inputs.pin_memory()  # itself where it is pinned
+        return inputs.to(device, non_blocking=True)
+    return _mapped(lambda value: to_device(value, device), inputs)
 
 
-def pinned(values: Any) -> Any:
-    """Return a micro batch, or the tensors in a dict, in memory that a GPU copies from directly."""
+def pinned(inputs: Any) -> Any:
+    """Return a micro batch whose tensors are in pinned memory."""
+    return inputs.pin_memory() if isinstance(inputs, Tensor) else _mapped(pinned, inputs)
+
+
+def _mapped(function: Callable[[Any], Any], values: Any) -> Any:
+    """Apply a function to the items of a micro batch, tuple or dict; return others as they are."""
     if isinstance(values, MicroBatch):
-        return MicroBatch(*map(pinned, values))
+        return MicroBatch(*map(function, values))
+    if isinstance(values, tuple):
+        return tuple(map(function, values))
     if isinstance(values, dict):
-        return {name: pinned(value) for name, value in values.items()}
-    return values.pin_memory() if isinstance(values, Tensor) else values
+        return {name: function(value) for name, value in values.items()}
+    return values
 
 
 BatchRow = Sequence[Example]
@@ -144,6 +158,7 @@ def collate(
         position_ids if packing else None,
         sum(lengths),
         attention_mask,
+        sum(len(example.input_ids) ** 2 for row in rows for example in row),
     )
 
 

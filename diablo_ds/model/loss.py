@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diablo_ds.data.batches import to_device
 from diablo_ds.data.labels import IGNORE_LABEL
 
 LOSS_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
@@ -39,15 +40,31 @@ def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: ``[batch, seq, vocab]``; only rows that predict a target are cast to fp32.
-        labels: ``[batch, seq]``, int64; `IGNORE_LABEL` where there is no loss.
+        labels: ``[batch, seq]``, int64; `IGNORE_LABEL` where there is no loss. On the CPU, so that
+            finding the targets does not wait for another device.
 
     Returns:
         ``[]``, fp32; 0, with a gradient of zeros, where there is no target.
     """
-    targets = labels[:, 1:]
-    mask = targets != IGNORE_LABEL
-    rows = logits[:, :-1][mask].float()  # [num_targets, vocab]
-    return F.cross_entropy(rows, targets[mask], reduction="sum")
+    places, targets = to_device(find_targets(labels), logits.device)
+    rows = logits.flatten(0, 1).index_select(0, places).float()  # [num_targets, vocab]
+    return F.cross_entropy(rows, targets, reduction="sum")
+
+
+def find_targets(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the rows of ``labels``, one after another, predict a target, and the targets.
+
+    Args:
+        labels: ``[batch, seq]``, int64; position t holds the token at t, not the next one.
+
+    Returns:
+        Places in ``batch * seq`` and tokens, both ``[num_targets]``, int64.
+    """
+    predicted = torch.full_like(labels, IGNORE_LABEL)  # at position t: the label at t + 1
+    predicted[:, :-1] = labels[:, 1:]
+    predicted = predicted.flatten()
+    (places,) = torch.nonzero(predicted != IGNORE_LABEL, as_tuple=True)
+    return places, predicted[places]
 
 
 def rows_per_chunk(vocab_size: int, device_type: str) -> int:

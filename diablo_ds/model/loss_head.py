@@ -24,9 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diablo_ds.data.batches import MicroBatch, to_device
-from diablo_ds.data.labels import IGNORE_LABEL
 from diablo_ds.model.attention import attends_by_variable_length
-from diablo_ds.model.loss import SoftmaxLoss, causal_lm_loss, grad_gain, linear_cross_entropy
+from diablo_ds.model.loss import (
+    SoftmaxLoss,
+    causal_lm_loss,
+    find_targets,
+    grad_gain,
+    linear_cross_entropy,
+)
 
 
 def loss_of(model: Any, batch: MicroBatch) -> Tensor:
@@ -55,7 +60,7 @@ def loss_of(model: Any, batch: MicroBatch) -> Tensor:
             loss: Tensor = model(**inputs).logits  # what the head returned
             return loss
     logits = model(**inputs).logits  # [micro_batch, seq, vocab]
-    return causal_lm_loss(logits, batch.labels.to(device))
+    return causal_lm_loss(logits, batch.labels)
 
 
 def install_loss_head(model: Any, meta_model: Any) -> bool:
@@ -118,12 +123,7 @@ class LossHead(nn.Module):
         if self._labels is None:
             logits: Tensor = self.linear(input)
             return logits
-        predicted = torch.full_like(self._labels, IGNORE_LABEL)  # at position t: the label at t + 1
-        predicted[:, :-1] = self._labels[:, 1:]
-        predicted = predicted.flatten()
-        (places,) = torch.nonzero(predicted != IGNORE_LABEL, as_tuple=True)
-        targets = predicted[places].to(input.device, non_blocking=True)
-        places = places.to(input.device, non_blocking=True)
+        places, targets = to_device(find_targets(self._labels), input.device)
         rows = input.flatten(0, 1).index_select(0, places)  # [num_targets, hidden_size]
         with_grad = torch.is_grad_enabled() and rows.requires_grad
         loss: Tensor

@@ -43,6 +43,26 @@ DEVICES = {
     "mi300x": Device(192, 1307, 5300, 448, 400),
 }
 """By the name that `--gpu` takes."""
+_OTHER_BUILDS = ("pcie", "nvl", "gb200")
+"""Words in names of cards whose peak is not that of the GPU's usual build."""
+
+
+def card_key(name: str) -> str:
+    """Return the key of a card in `DEVICES` by the name that its driver gives, or nothing."""
+    name = name.lower().replace(" ", "")
+    return next((key for key in DEVICES if key.split("-")[0] in name), "")
+
+
+def peak_flops(name: str) -> float | None:
+    """Return a card's peak of dense 16-bit products in FLOP/s by its vendor, where known.
+
+    Args:
+        name: that its driver gives.
+    """
+    key = card_key(name)
+    if any(word in name.lower() for word in _OTHER_BUILDS):
+        return None
+    return DEVICES[key].tflops * 1e12 if key else None
 
 
 def _share(default: float, help: str) -> Any:

@@ -25,6 +25,7 @@ from diablo_ds.training.startup import Run
 from diablo_ds.training.step import evaluate, train_step
 from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, StepClock
 from diablo_ds.training.task_scores import open_task_scores
+from diablo_ds.training.utilization import find_utilization
 from diablo_ds.zero.traffic import counting_traffic
 
 
@@ -60,6 +61,9 @@ class Loop:
             run.engine,
             lambda: bool(requests.signal_name),
             weak_sandbox=run.run_config.weak_sandbox,
+        )
+        self.utilization = find_utilization(
+            run.engine.module, device, run.run_config.precision, distributed.world_size()
         )
         self.clock = StepClock()
 
@@ -200,12 +204,13 @@ class Loop:
         torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
 
         self.exchange.read_ahead()
+        totals = self.exchange.totals
         try:
             result = train_step(
                 run.engine,
                 self.exchange.micro_batches,
                 rate,
-                totals=self.exchange.totals,
+                totals=totals,
                 boundaries=self.training,
                 message=self.exchange.message,
             )
@@ -224,6 +229,8 @@ class Loop:
             **seconds,
             "memory_bytes": float(run.engine.peak_memory_bytes),
         }
+        if self.utilization is not None:
+            values["mfu"] = self.utilization.mfu(totals, seconds[STEP])
         if (loss_scale := run.engine.loss_scale) is not None:
             values["loss_scale"] = loss_scale
         self.reports.write(lambda reporter: reporter.step(step + 1, values))

@@ -90,7 +90,8 @@ class Reporter:
 
         Args:
             step: steps taken, this one included.
-            values: "loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes" and more.
+            values: "loss", "learning_rate", "tokens_per_s", and more that is only recorded; "mfu"
+                where it is known.
         """
         self._write({"step": step, **values})
         if step % self.run_config.log_every == 0 or step == self.num_steps:
@@ -99,6 +100,8 @@ class Reporter:
             f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
             f"{values['tokens_per_s']:,.0f} tokens/s"
         )
+        if "mfu" in values:
+            shown += f"  MFU {values['mfu']:.1%}"
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(1)

@@ -26,6 +26,8 @@ class Counts(NamedTuple):
     """Tokens without padding."""
     micro_batches: int = 0
     """Per rank."""
+    squared_lengths: int = 0
+    """Squares of the examples' lengths in tokens, summed."""
 
 
 class StepResult(NamedTuple):
@@ -45,7 +47,9 @@ def count(micro_batches: Iterable[MicroBatch]) -> Counts:
     """Return the counts of one rank's micro batches, which are on the CPU."""
     batches = list(micro_batches)
     targets = sum(int(count_targets(batch.labels)) for batch in batches)
-    return Counts(targets, sum(batch.num_tokens for batch in batches), len(batches))
+    tokens = sum(batch.num_tokens for batch in batches)
+    squared_lengths = sum(batch.squared_lengths for batch in batches)
+    return Counts(targets, tokens, len(batches), squared_lengths)
 
 
 def total(rows: Sequence[Sequence[float]]) -> Counts:
@@ -57,10 +61,11 @@ def total(rows: Sequence[Sequence[float]]) -> Counts:
     Raises:
         RuntimeError: if the ranks have different numbers of micro batches.
     """
-    targets, tokens, micro_batches = (list(map(int, column)) for column in zip(*rows, strict=True))
+    columns = [list(map(int, column)) for column in zip(*rows, strict=True)]
+    targets, tokens, micro_batches, squared_lengths = columns
     if len(set(micro_batches)) > 1:
         raise RuntimeError(f"all ranks must have equally many micro batches; got {micro_batches}")
-    return Counts(sum(targets), sum(tokens), micro_batches[0])
+    return Counts(sum(targets), sum(tokens), micro_batches[0], sum(squared_lengths))
 
 
 def train_step(

@@ -83,6 +83,6 @@ def test_a_failed_report_and_a_request_are_told_with_the_next_message():
 
 
 def test_ranks_with_other_numbers_of_micro_batches_are_refused():
-    assert total([(3, 4, 2), (5, 6, 2)]) == Counts(8, 10, 2)
+    assert total([(3, 4, 2, 16), (5, 6, 2, 20)]) == Counts(8, 10, 2, 36)
     with pytest.raises(RuntimeError, match=r"equally many micro batches; got \[2, 1\]"):
-        total([(3, 4, 2), (5, 6, 1)])
+        total([(3, 4, 2, 16), (5, 6, 1, 36)])
