@@ -48,6 +48,7 @@ def _plan(options: PlanOptions, shape: Shape, assumed: Assumptions) -> None:
     from diablo_ds.model.published import find_model_config
     from diablo_ds.planning import output, report, search
     from diablo_ds.planning.plan import Planner
+    from diablo_ds.planning.plot import plot_scaling
     from diablo_ds.planning.sentence import count_tokens, hours, sentence
 
     tokens = (options.tokens, "") if options.tokens else None
@@ -73,9 +74,12 @@ def _plan(options: PlanOptions, shape: Shape, assumed: Assumptions) -> None:
     ]
     short = report.shown_layouts(by_run, best)
     parts.append(report.layouts_text(short, best, len(everything) - len(short)))
+    overlap = report.overlap_text(best)
+    parts += [overlap] if overlap else []
     whole = [
-        *parts[:-1],
+        *parts[:3],
         report.layouts_text(everything, best),
+        *([overlap] if overlap else []),
         report.memory_text(report.of_each_variant(by_run[0])),
     ]
     values = report.plan_dict(name, models, cluster, assumed, everything, best)
@@ -100,8 +104,12 @@ def _plan(options: PlanOptions, shape: Shape, assumed: Assumptions) -> None:
         table = "\n\n".join(whole)
         written = output.write_output(options.output, planner, best, run_name, table, values)
         plot = options.output / output.PLOT_FILE
-        title = f"{name}, N={run_configs[0].num_blocks}, {options.gpu}"
-        report.plot_scaling(scaling, plot, title)
+        run_config = best.run_config
+        title = (
+            f"{name}, N={run_config.num_blocks}, {options.gpu}, {cluster.ranks_per_node} per node, "
+            f"{run_config.max_length} tokens: planned, times of several GPUs not checked"
+        )
+        plot_scaling(scaling, plot, title)
         click.echo(written, err=options.json)
 
 

@@ -10,6 +10,7 @@ from diablo_ds.model.recomputation import Recomputation
 from diablo_ds.planning.communication import LinkBytes
 from diablo_ds.planning.hardware import ClusterSize
 from diablo_ds.planning.memory import Memory
+from diablo_ds.planning.overlap import LayerOverlap
 from diablo_ds.planning.step_time import StepTime
 from diablo_ds.zero.traffic import Collective
 
@@ -58,6 +59,10 @@ class Candidate:
     traffic: dict[Collective, int]
     links: LinkBytes
     time: StepTime
+    overlap: LayerOverlap | None
+    """A layer's gather beside its computing; None where nothing is gathered."""
+    flops_per_token: float
+    """Of forward and backward to the inputs."""
 
     @property
     def fits(self) -> bool:
@@ -77,6 +82,16 @@ class Candidate:
     def tokens_per_s(self) -> float:
         """Tokens per second of all ranks together, if every sequence is full."""
         return self.run_config.global_batch * self.run_config.max_length / self.time.total
+
+    @property
+    def tokens_per_s_per_gpu(self) -> float:
+        """Tokens per second of one rank."""
+        return self.tokens_per_s / self.cluster.world_size
+
+    @property
+    def mfu(self) -> float:
+        """Share of the 16-bit peak that forward and backward reach, without recomputation."""
+        return self.tokens_per_s_per_gpu * self.flops_per_token / self.cluster.flops
 
     @property
     def recomputed(self) -> str:

@@ -36,6 +36,8 @@ class Layout:
     """Whether base shards and optimizer lie in the host's memory."""
     gradient_bytes: int = 4
     """Bytes of a gradient's element as it is reduced: DeepSpeed's communication_data_type."""
+    bucket_elements: int = 0
+    """Gradient elements that one collective reduces, from ZeRO-1 on; 0 for all of them."""
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class Layout:
             num_micro_steps=num_micro_steps,
             offload=offload_device({"zero_optimization": zero}, "param") != "none",
             gradient_bytes=4 if communication_data_type == "fp32" else 2,
+            bucket_elements=int(zero.get("reduce_bucket_size", 0)),
         )
 
     @property

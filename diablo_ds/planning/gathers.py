@@ -34,6 +34,17 @@ class Limits(NamedTuple):
     """A weight is kept if it is used again within this number of elements."""
 
 
+class Round(NamedTuple):
+    """What one visit of a module gathers, in elements of partitioned weights."""
+
+    now: int
+    """Of the module itself, as far as nothing gathered them ahead: it waits for them."""
+    ahead: int
+    """Of modules that come later."""
+    waits_for: int
+    """The latest visit that gathered ahead what this one uses; -1 for none."""
+
+
 class Gathers(NamedTuple):
     """What a micro step gathers."""
 
@@ -43,6 +54,8 @@ class Gathers(NamedTuple):
     """The most elements of partitioned weights that are unsharded at once."""
     most_ahead: int
     """The most elements of one visit's gathers: they lie in a flat buffer first."""
+    rounds: tuple[Round, ...] = ()
+    """Of each visit, in order."""
 
 
 def simulate(
@@ -73,7 +86,8 @@ def simulate(
         for step, visit in enumerate(visits):
             coordinator.fetch(step, visit)
             coordinator.release(step + 1, visit)
-    return Gathers(state.counts, state.most_elements, state.most_ahead)
+    rounds = tuple(state.rounds)
+    return Gathers(state.counts, state.most_elements, state.most_ahead, rounds)
 
 
 class _Coordinator:
@@ -95,33 +109,42 @@ class _Coordinator:
         self.num_unsharded = 0
         self.counts: Counter[int] = Counter()
         self.most_elements = self.most_ahead = 0
+        self.rounds: list[Round] = []
+        self.gathered_at: dict[int, int] = {}
 
     def fetch(self, step: int, visit: Visit) -> None:
         """Gather what a module needs now, then what comes next."""
-        self._gather([p for p in visit.parameters if p not in self.unsharded])
+        now = [p for p in visit.parameters if p not in self.unsharded]
+        num_now = self._gather(now)
+        for parameter in now:
+            self.gathered_at[parameter] = -1
+        waits_for = max((self.gathered_at.get(p, -1) for p in visit.parameters), default=-1)
         not_ahead = {p for p in visit.parameters if self.fetched_for.get(p, -1) < step}
         while self.queue and not_ahead:
             parameter, used_at = self.queue.popleft()
             self.fetched_for[parameter] = used_at
             not_ahead.discard(parameter)
         room = min(self.limits.max_live - self.num_unsharded, self.limits.prefetch)
-        ahead: dict[int, None] = {}
+        ahead: list[int] = []
         num_ahead = 0
         while self.queue and num_ahead < room:
             parameter, used_at = self.queue.popleft()
             self.fetched_for[parameter] = max(self.fetched_for.get(parameter, -1), used_at)
             if parameter not in self.unsharded and parameter not in ahead:
-                ahead[parameter] = None
+                ahead.append(parameter)
                 num_ahead += self.sizes[parameter]
-        self._gather(list(ahead))
+        self._gather(ahead)
+        self.gathered_at |= dict.fromkeys(ahead, step)
+        self.rounds.append(Round(num_now, num_ahead, waits_for))
 
-    def _gather(self, chosen: Collection[int]) -> None:
+    def _gather(self, chosen: Collection[int]) -> int:
         num_elements = sum(self.sizes[p] for p in chosen)
         self.counts.update(chosen)
         self.unsharded.update(chosen)
         self.num_unsharded += num_elements
         self.most_elements = max(self.most_elements, self.num_unsharded)
         self.most_ahead = max(self.most_ahead, num_elements)
+        return num_elements
 
     def release(self, next_step: int, visit: Visit) -> None:
         """Drop what a module used, unless it is used again soon."""

@@ -21,13 +21,10 @@ from diablo_ds.planning.gathers import Gathers, Limits
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes, measure_model
 from diablo_ds.planning.memory import buckets, host_bytes, rank_memory
-from diablo_ds.planning.step_time import Work, step_time
+from diablo_ds.planning.step_time import Work, flops_per_token, layer_overlap, step_time
 from diablo_ds.ranks.nodes import NodeSizes
+from diablo_ds.zero.auto_sizes import efficient_bucket
 from diablo_ds.zero.ds_config import complete_ds_config
-
-_BUCKET_ELEMENTS = 50_000_000
-"""Largest bucket for gradients that a plan writes: 200 MB in fp32."""
-
 
 _Key = tuple[str, int, int, str]
 
@@ -106,7 +103,8 @@ class Planner:
             zero["zero_hpz_partition_size"] = cluster.ranks_per_node if variant.hpz else 1
         if variant.stage:
             deltas = [p.num_elements for p in model.parameters if p.group == "deltas"]
-            zero["reduce_bucket_size"] = max(*deltas, min(sum(deltas), _BUCKET_ELEMENTS))
+            largest = efficient_bucket(cluster.world_size, cluster.ranks_per_node)
+            zero["reduce_bucket_size"] = max(*deltas, min(sum(deltas), largest))
         complete = complete_ds_config(
             policy,
             run_config,
@@ -155,6 +153,8 @@ class Planner:
             traffic=traffic,
             links=link_bytes(model, layout, traffic, gathers),
             time=step_time(model, layout, work, cluster, self.assumed, traffic, gathers),
+            overlap=layer_overlap(model, layout, work, cluster, self.assumed),
+            flops_per_token=flops_per_token(model, run_config.max_length),
         )
 
     def _find_gathers(

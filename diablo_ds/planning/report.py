@@ -1,15 +1,12 @@
-"""A plan as tables, as JSON and as a plot."""
+"""A plan as tables and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.errors import UserError
-from diablo_ds.files.atomic import new_file
 from diablo_ds.files.text_table import text_table
 from diablo_ds.planning.candidate import VARIANTS, Candidate, fastest
 from diablo_ds.planning.hardware import GB, Assumptions, ClusterSize
@@ -106,6 +103,23 @@ def layouts_text(
     return text_table(rows, left=(0, 1, 3, 9)) + "\n" + note
 
 
+def overlap_text(best: Candidate | None) -> str:
+    """Return whether the gathers of a layer hide behind its computing; empty without gathers."""
+    if best is None or best.overlap is None:
+        return ""
+    layer = best.overlap
+    exposed = best.time.exposed_gathers / best.time.total
+    verb = "hides" if layer.is_hidden else "would hide"
+    return (
+        f"Gathers, planned: {layer.gather * 1e3:,.2f} ms for a layer of "
+        f"{layer.gather_bytes / GB:.2f} GB, beside {layer.forward * 1e3:,.2f} ms of forward and "
+        f"{layer.backward * 1e3:,.2f} ms\nof backward: "
+        f"{'hidden' if layer.is_hidden else 'not hidden'}. A micro batch of "
+        f"{layer.tokens_to_hide:,} tokens {verb} both. Waiting for gathers takes\n"
+        f"{exposed:.1%} of the step."
+    )
+
+
 def memory_text(candidates: Sequence[Candidate]) -> str:
     """Return the memory per rank by kind, one line per layout, in GB."""
     rows = [("GB per rank", "recomputed", *_KINDS.values())]
@@ -150,7 +164,10 @@ def candidate_dict(candidate: Candidate) -> dict[str, Any]:
         },
         "link_bytes": asdict(candidate.links),
         "time_s": {**asdict(candidate.time), "total": candidate.time.total},
+        "layer_overlap": None if candidate.overlap is None else asdict(candidate.overlap),
         "tokens_per_s": candidate.tokens_per_s,
+        "tokens_per_s_per_gpu": candidate.tokens_per_s_per_gpu,
+        "mfu": candidate.mfu,
     }
 
 
@@ -175,41 +192,3 @@ def plan_dict(
         "layouts": [candidate_dict(candidate) for candidate in candidates],
         "best": None if best is None else candidate_dict(best),
     }
-
-
-def plot_scaling(candidates: Sequence[Candidate], path: Path, title: str) -> None:
-    """Draw tokens per second and memory over the number of GPUs, as a PNG.
-
-    Raises:
-        UserError: if matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UserError("a plot needs matplotlib; got none; run `pip install matplotlib`") from None
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    rate, memory = figure.subplots(1, 2)
-    for number, variant in enumerate(VARIANTS):
-        own = [c for c in candidates if c.variant == variant]
-        if own:
-            sizes = [c.cluster.world_size for c in own]
-            style = {"marker": "osv^D*"[number], "label": variant.name, "linewidth": 1.5}
-            rate.plot(sizes, [c.tokens_per_s for c in own], **style)
-            memory.plot(sizes, [c.memory.total / GB for c in own], **style)
-    if candidates:
-        one = max(c.tokens_per_s / c.cluster.world_size for c in candidates)
-        ends = [min(c.cluster.world_size for c in candidates), 1024]
-        rate.plot(ends, [one * n for n in ends], "k:", label="proportional", linewidth=1)
-        usable = candidates[0].cluster.usable_bytes / GB
-        memory.axhline(usable, color="k", linestyle=":", linewidth=1, label="usable")
-    for axes, label in ((rate, "tokens/s (estimate)"), (memory, "memory per GPU (GB)")):
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("GPUs")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    rate.set_yscale("log")
-    memory.set_ylim(bottom=0)
-    figure.suptitle(title, fontsize=10)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")

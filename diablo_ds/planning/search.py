@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.planning.candidate import VARIANTS, Candidate, fastest
+from diablo_ds.planning.candidate import VARIANTS, Candidate, Variant, fastest
 from diablo_ds.planning.hardware import GB, ClusterSize, cluster_sizes
 from diablo_ds.planning.plan import Planner
 
@@ -61,16 +61,20 @@ def safer_than(best: Candidate, candidates: Sequence[Candidate]) -> Candidate | 
 def scaling(planner: Planner, cluster: ClusterSize, run_config: RunConfig) -> list[Candidate]:
     """Return each variant's fastest layout that fits, on 1 to 1,024 ranks.
 
-    Micro batch and accumulation of a rank stay, so the global batch grows with the ranks.
+    Sequences of a rank per step stay, so the global batch grows with the ranks. Where a variant
+    does not fit at the micro batch, it is tried at smaller ones.
     """
     micro_steps = run_config.accumulation_steps(cluster.world_size)
     found = []
     for size in cluster_sizes(cluster):
-        candidates = list(planner.candidates(size, grown(run_config, size, micro_steps)))
-        for variant in VARIANTS:
-            best = best_of([c for c in candidates if c.variant == variant])
-            if best is not None:
-                found.append(best)
+        fitting: dict[Variant, Candidate] = {}
+        for each in smaller_micro_batches(grown(run_config, size, micro_steps), size):
+            candidates = list(planner.candidates(size, each))
+            for variant in {c.variant for c in candidates} - fitting.keys():
+                best = best_of([c for c in candidates if c.variant == variant])
+                if best is not None:
+                    fitting[variant] = best
+        found += [fitting[variant] for variant in VARIANTS if variant in fitting]
     return found
 
 
@@ -104,13 +108,6 @@ def advice(planner: Planner, cluster: ClusterSize, run_config: RunConfig) -> str
 
 
 def _fewer_tokens(planner: Planner, cluster: ClusterSize, run_config: RunConfig) -> list[str]:
-    if run_config.micro_batch > 1:  # the global batch allows none smaller
-        for size in range(run_config.micro_batch - 1, 0, -1):
-            smaller = dataclasses.replace(
-                run_config, micro_batch=size, global_batch=size * cluster.world_size
-            )
-            if any(c.fits for c in planner.candidates(cluster, smaller)):
-                return [f"micro batch {size} with global batch {smaller.global_batch}"]
     while run_config.max_length > 256:
         run_config = dataclasses.replace(run_config, max_length=run_config.max_length // 2)
         if any(c.fits for c in planner.candidates(cluster, run_config)):

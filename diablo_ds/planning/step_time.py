@@ -1,6 +1,7 @@
 """Time of a step by roofline: what each part computes, reads and moves, and what runs at once.
 
-Estimates from the vendors' figures and the shares in `Assumptions`; not checked on a GPU.
+Estimates from the vendors' figures and the shares in `Assumptions`; those of several GPUs were not
+checked.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from diablo_ds.planning.communication import Layout, base_gather_bytes, passes
+from diablo_ds.planning.communication import Layout, passes
 from diablo_ds.planning.gathers import Gathers
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
 from diablo_ds.planning.measure import ModelSizes
-from diablo_ds.zero.traffic import BASE_GATHERS, Collective
+from diablo_ds.planning.overlap import LayerOverlap, play, visit_seconds
+from diablo_ds.zero.auto_sizes import latency_seconds
+from diablo_ds.zero.traffic import BASE_GATHERS, DELTA_GRADIENTS, Collective
 
 _ADAM_BYTES = 30
 """Read and written of a delta element: master and moments twice, gradient, bf16 copy."""
@@ -61,35 +64,41 @@ def step_time(
     gathers: Gathers | None,
 ) -> StepTime:
     """Estimate the seconds of one optimizer step."""
-    forward, backward = compute_seconds(model, work, cluster, assumed)
-    in_forward, in_backward, first = _gather_seconds(model, layout, cluster, assumed, gathers)
-    # A layer is gathered while the one before it computes; the first one has nobody to hide behind.
-    exposed = first + max(0.0, in_forward - forward) + max(0.0, in_backward - backward)
+    layer = layer_seconds(model, work, cluster, assumed)
+    busy, waited = 0.0, 0.0
+    if gathers is not None:
+        busy, waited = _gathering(model, layout, work, cluster, assumed, gathers, layer)
     deltas = sum(
-        collective_seconds(
-            passes(collective, layout.stage) * num_bytes,
-            collective.group_size,
-            layout,
-            cluster,
-            assumed,
-        )
+        _delta_seconds(collective, num_bytes, layout, cluster, assumed)
         for collective, num_bytes in traffic.items()
         if collective.kind != BASE_GATHERS
     )
     count = layout.num_micro_steps
     return StepTime(
-        compute=count * (forward + backward),
-        base_gathers=count * (in_forward + in_backward + first),
-        exposed_gathers=count * exposed,
+        compute=count * sum(compute_seconds(model, work, cluster, assumed)),
+        base_gathers=count * busy,
+        exposed_gathers=count * waited,
         deltas=deltas,
         optimizer=_optimizer_seconds(model, layout, cluster, assumed),
     )
 
 
-def compute_seconds(
+@dataclass(frozen=True)
+class LayerSeconds:
+    """What one micro batch computes, in seconds."""
+
+    forward: float
+    """Of one decoder layer."""
+    backward: float
+    """Of one decoder layer, without recomputation."""
+    head: float
+    """Of the loss head, forward and backward."""
+
+
+def layer_seconds(
     model: ModelSizes, work: Work, cluster: ClusterSize, assumed: Assumptions
-) -> tuple[float, float]:
-    """Return the seconds of a micro step's forward, loss included, and of its backward."""
+) -> LayerSeconds:
+    """Return the seconds that a decoder layer and the loss head compute for a micro batch."""
     peak = cluster.flops * assumed.compute_share
     if model.element_bytes == 4:
         peak *= assumed.fp32_share
@@ -99,12 +108,34 @@ def compute_seconds(
     delta = 2 * model.num_deltas / model.num_layers * work.num_rows
     # Weights are read once a pass; what is kept for the backward is written, and read again.
     moved = model.layer_matrix_elements * model.element_bytes + 2 * model.activations.layer
-    in_layer = max((weights + attention + delta) / peak, moved / bandwidth)
-    # Inputs' gradients through frozen weights cost one product, not two; attention is recomputed.
-    back = max((weights + 2.5 * attention + 2 * delta) / peak, 2 * moved / bandwidth)
-    head = 2 * 2 * work.num_rows * model.vocab_size * model.base.hidden_size / peak
-    forward = model.num_layers * in_layer + head
-    return forward, model.num_layers * back + work.num_recomputed * in_layer
+    return LayerSeconds(
+        forward=max((weights + attention + delta) / peak, moved / bandwidth),
+        # Inputs' gradients through frozen weights cost one product, not two; attention is
+        # recomputed.
+        backward=max((weights + 2.5 * attention + 2 * delta) / peak, 2 * moved / bandwidth),
+        head=2 * 2 * work.num_rows * model.vocab_size * model.base.hidden_size / peak,
+    )
+
+
+def flops_per_token(model: ModelSizes, length: int) -> float:
+    """Return what forward and backward to the inputs compute for a token of a causal sequence.
+
+    4 FLOPs for each element of a frozen matrix that multiplies (the embedding does not), and
+    attention's two products forward and four backward, half of each under the causal mask. What is
+    recomputed, and what the deltas add, does not count.
+    """
+    head = model.vocab_size * model.base.hidden_size
+    matrices = model.num_layers * model.layer_matrix_elements + head
+    return 4.0 * matrices + 6.0 * length * model.attention_width * model.num_layers
+
+
+def compute_seconds(
+    model: ModelSizes, work: Work, cluster: ClusterSize, assumed: Assumptions
+) -> tuple[float, float]:
+    """Return the seconds of a micro step's forward, loss included, and of its backward."""
+    layer = layer_seconds(model, work, cluster, assumed)
+    forward = model.num_layers * layer.forward + layer.head
+    return forward, model.num_layers * layer.backward + work.num_recomputed * layer.forward
 
 
 def collective_seconds(
@@ -114,41 +145,80 @@ def collective_seconds(
     if group == 1:
         return 0.0
     moved = num_bytes * (group - 1) / group / assumed.link_share
-    latency = assumed.latency_us * 1e-6
     seconds = moved / cluster.inside_bandwidth if layout.ranks_per_node > 1 else 0.0
     if group > layout.ranks_per_node:
-        latency *= 1 + math.log10(group)
         seconds = max(seconds, moved / cluster.between_bandwidth)
-    return seconds + latency
+    return seconds + latency_seconds(group, layout.ranks_per_node, assumed.latency_us * 1e-6)
 
 
-def _gather_seconds(
-    model: ModelSizes,
+def _delta_seconds(
+    collective: Collective,
+    num_bytes: int,
     layout: Layout,
     cluster: ClusterSize,
     assumed: Assumptions,
-    gathers: Gathers | None,
-) -> tuple[float, float, float]:
-    """Return a micro step's gathers in forward and backward, and the first one, in seconds."""
-    if gathers is None:
-        return 0.0, 0.0, 0.0
+) -> float:
+    """Return the seconds of reducing the deltas' gradients or of gathering the new deltas."""
+    group = collective.group_size
+    moved = passes(collective, layout.stage) * num_bytes
+    seconds = collective_seconds(moved, group, layout, cluster, assumed)
+    if collective.kind == DELTA_GRADIENTS and layout.stage and layout.bucket_elements:
+        num_buckets = math.ceil(num_bytes / layout.gradient_bytes / layout.bucket_elements)
+        latency = latency_seconds(group, layout.ranks_per_node, assumed.latency_us * 1e-6)
+        seconds += (num_buckets - 1) * latency
+    return seconds
+
+
+def gather_seconds(
+    num_bytes: float, layout: Layout, cluster: ClusterSize, assumed: Assumptions
+) -> float:
+    """Return the seconds of one gather of base weights: ``num_bytes`` as they are after it."""
     group = layout.gather_group
-    total = base_gather_bytes(model, layout, gathers)
-    once = sum(p.num_elements for p in model.parameters if p.sharded) * model.element_bytes
-    first = model.base.layer * model.element_bytes
+    seconds = collective_seconds(num_bytes, group, layout, cluster, assumed)
+    if layout.offload:
+        # DeepSpeed copies this rank's shards from the host on the stream of the gathers, so
+        # that a copy and a gather never run at once; both run beside computing.
+        seconds += num_bytes / group / (assumed.host_gbs * 1e9)
+    return seconds
 
-    def seconds(num_bytes: float, num_calls: float) -> float:
-        one = collective_seconds(num_bytes / num_calls, group, layout, cluster, assumed)
-        if layout.offload:
-            # DeepSpeed copies this rank's shards from the host on the stream of the gathers, so
-            # that a copy and a gather never run at once; both run beside computing.
-            one += num_bytes / num_calls / group / (assumed.host_gbs * 1e9)
-        return num_calls * one
 
-    calls = model.num_layers + 2
-    in_forward = seconds(max(0, once - first), calls)
-    in_backward = seconds(max(0, total - once), calls) if total > once else 0.0
-    return in_forward, in_backward, seconds(first, 1)
+def layer_overlap(
+    model: ModelSizes, layout: Layout, work: Work, cluster: ClusterSize, assumed: Assumptions
+) -> LayerOverlap | None:
+    """Return how a layer's gather compares with its computing; None where nothing is gathered."""
+    if not layout.gathers_base:
+        return None
+    num_bytes = model.base.layer * model.element_bytes
+    gather = gather_seconds(num_bytes, layout, cluster, assumed)
+    layer = layer_seconds(model, work, cluster, assumed)
+    return LayerOverlap(
+        gather_bytes=num_bytes,
+        gather=gather,
+        forward=layer.forward,
+        backward=layer.backward,
+        tokens_to_hide=math.ceil(work.num_rows * gather / layer.forward),
+    )
+
+
+def _gathering(
+    model: ModelSizes,
+    layout: Layout,
+    work: Work,
+    cluster: ClusterSize,
+    assumed: Assumptions,
+    gathers: Gathers,
+    layer: LayerSeconds,
+) -> tuple[float, float]:
+    """Return the seconds of a micro step's gathers, and those that computing waits for them."""
+    # Recomputed layers are spread over the model.
+    again = layer.forward * work.num_recomputed / model.num_layers
+    sizes = [p.num_elements for p in model.parameters]
+    compute = visit_seconds(model.visits, sizes, layer.forward, layer.backward + again, layer.head)
+    return play(
+        gathers.rounds,
+        compute,
+        lambda n: gather_seconds(n * model.element_bytes, layout, cluster, assumed),
+    )
 
 
 def _optimizer_seconds(

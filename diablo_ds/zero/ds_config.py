@@ -16,6 +16,7 @@ from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import BaseSizes
 from diablo_ds.ranks.nodes import UNKNOWN_NODES, NodeSizes
+from diablo_ds.zero.auto_sizes import gather_sizes, reduce_bucket
 from diablo_ds.zero.ds_sections import (
     MONITORS,
     POLICY_KEYS,
@@ -49,8 +50,6 @@ NO_PERSISTENCE = 0
 """Persistence threshold that keeps DeepSpeed from choosing by size; we choose by name."""
 
 
-DEEPSPEED_KEPT_ELEMENTS = 1_000_000_000
-"""DeepSpeed's default of how many gathered elements it may keep for a later use."""
 KEEP_WHOLE_SHARE = 0.2
 """Share of a device's memory up to which the gathered base is kept from forward to backward."""
 HPZ_SHARE = 0.5
@@ -170,16 +169,17 @@ def _owned_values_names() -> list[str]:
 def _fill_auto(
     zero: dict[str, Any], base: BaseSizes, nodes: NodeSizes, world_size: int, source: str
 ) -> None:
-    kept = max(DEEPSPEED_KEPT_ELEMENTS, 2 * (base.layer + base.head))
+    sizes = gather_sizes(base)
+    live, reuse = sizes.live, sizes.reuse
     if base.total * base.element_bytes <= KEEP_WHOLE_SHARE * nodes.device_bytes:
-        kept = max(kept, 4 * base.total)  # DeepSpeed counts nested modules more than once
+        # DeepSpeed counts nested modules more than once.
+        live, reuse = max(live, 4 * base.total), max(reuse, 4 * base.total)
     fillers = {
-        # The next decoder layer: one is one gather.
-        "stage3_prefetch_bucket_size": base.layer,
-        "stage3_max_live_parameters": kept,
-        "stage3_max_reuse_distance": kept,
+        "stage3_prefetch_bucket_size": sizes.prefetch,
+        "stage3_max_live_parameters": live,
+        "stage3_max_reuse_distance": reuse,
         "zero_hpz_partition_size": hpz_group_size(base, nodes, world_size),
-        "reduce_bucket_size": max(base.hidden_size**2, 1_000_000),
+        "reduce_bucket_size": reduce_bucket(base, world_size, nodes.num_ranks),
         "stage3_param_persistence_threshold": NO_PERSISTENCE,
     }
     for key, value in zero.items():

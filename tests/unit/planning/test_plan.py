@@ -56,6 +56,42 @@ def test_a_smaller_micro_batch_is_tried_before_nothing_fits(llama):
     assert best_of(found).run_config.micro_batch == 1
 
 
+def test_llama_405b_on_512_gpus_is_tried_below_the_micro_batch_that_does_not_fit():
+    config, _ = find_model_config("llama-3-405b", Shape(), 4096)
+    run = RunConfig(
+        num_blocks="64", micro_batch=4, global_batch=2048, max_length=4096, precision="bf16"
+    )
+    cluster = ClusterSize(
+        num_nodes=64,
+        ranks_per_node=8,
+        memory_bytes=80e9,
+        reserved_bytes=2e9,
+        node_memory_bytes=1e12,
+        flops=989e12,
+        memory_bandwidth=3.35e12,
+        inside_bandwidth=4.5e11,
+        between_bandwidth=4e11,
+    )
+    found = search(Planner(config, run, Assumptions()), cluster, run, must_keep=True)
+    assert not any(c.fits for c in found if c.run_config.micro_batch == 4)
+    best = best_of(found)
+    assert best.run_config.micro_batch < 4
+    assert best.run_config.global_batch == 2048
+
+
+def test_scaling_tries_smaller_micro_batches_where_a_variant_does_not_fit(llama):
+    # On one GPU nothing is divided: there only the smaller micro batch fits.
+    alone = dataclasses.replace(CLUSTER, num_nodes=1, ranks_per_node=1)
+    least = min(
+        c.memory.total for c in llama.candidates(alone, dataclasses.replace(RUN, global_batch=2))
+    )
+    found = scaling(llama, with_memory(least - 1), RUN)
+    of_one = [c.run_config.micro_batch for c in found if c.cluster.world_size == 1]
+    assert set(of_one) == {1}
+    of_many = [c.run_config.micro_batch for c in found if c.cluster.world_size == 1024]
+    assert max(of_many) == RUN.micro_batch
+
+
 def test_a_given_micro_batch_stays_where_it_fits(llama):
     found = search(llama, CLUSTER, RUN, must_keep=True)
     assert {c.run_config.micro_batch for c in found} == {RUN.micro_batch}
