@@ -21,6 +21,8 @@ _RIVALS = (
     ("micro_batch", "micro_batch_tokens"),
     ("micro_batch_tokens", "micro_batch"),
 )
+_RECOMPUTATION = frozenset({"recompute", "recomputed_layers", "keep_attention"})
+"""Settings that a run may have chosen together; one that is given replaces all of a record's."""
 """An option, and the setting of a file that would act in its place, or contradict it."""
 DEFAULT_DS_CONFIG = DS_CONFIGS / "zero3.json"
 
@@ -67,7 +69,8 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
     """Build the run config from a file and the options that were given.
 
     An option overrides the file, also where it goes under another name there: passes and steps, or
-    the ways to give the batch sizes. What a run recorded of its micro batch holds where it divides.
+    the ways to give the batch sizes. What a run recorded of its micro batch holds where it divides,
+    and of recomputation where the options say nothing of it.
     Where the output folder holds a run, what is left out is as that run has it, but for settings
     that may change freely.
 
@@ -88,6 +91,9 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
     for name, rival in _RIVALS:
         if given.get(name) and rival not in given:
             settings.pop(rival, None)
+    if file.is_record and given.keys() & (_RECOMPUTATION | {"memory_budget", "reentrant"}):
+        for name in _RECOMPUTATION:
+            settings.pop(name, None)
     settings |= given
     if accumulation is not None:
         settings["global_batch"] = _global_batch(settings, accumulation, world_size)

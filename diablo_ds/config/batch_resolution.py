@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diablo_ds.config.batch_sizes import choose_batch_sizes
+from diablo_ds.config.batch_sizes import BatchSizes, choose_batch_sizes
 from diablo_ds.config.continuation import OPEN_SETTINGS, keep_recorded
 from diablo_ds.config.run import RunConfig
 
@@ -25,6 +25,8 @@ class Resolution:
     warnings: tuple[str, ...] = ()
     base_dropout: Mapping[str, float] = field(default_factory=dict)
     """Dropout rates of the base that act while it trains, by where."""
+    sizes: BatchSizes | None = None
+    """The batch sizes, each with the reason where it was open."""
 
     def text(self) -> str:
         """Return what was chosen as lines of text."""
@@ -69,8 +71,13 @@ def resolve_batch(
         run_config, micro_batch=sizes.micro_batch, global_batch=sizes.global_batch
     )
     if sizes.reason:
-        lines.append(f"{run_config.batch_equation(world_size)}: {sizes.reason}")
-    return Resolution(run_config, tuple(lines))
+        lines.append(describe_sizes(run_config, world_size, sizes))
+    return Resolution(run_config, tuple(lines), sizes=sizes)
+
+
+def describe_sizes(run_config: RunConfig, world_size: int, sizes: BatchSizes) -> str:
+    """Return the batch equation with the reasons of what was open."""
+    return f"{run_config.batch_equation(world_size)}: {sizes.reason}"
 
 
 def _with_given(run_config: RunConfig, policy: Mapping[str, Any], world_size: int) -> RunConfig:

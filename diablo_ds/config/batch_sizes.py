@@ -21,8 +21,14 @@ class BatchSizes(NamedTuple):
     micro_batch: int
     """0 where micro batches are counted in tokens."""
     global_batch: int
-    reason: str
-    """Empty where both were given."""
+    global_reason: str = ""
+    """Why the global batch was chosen; empty where it was given."""
+    micro_reason: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why the open sizes were chosen; empty where both were given."""
+        return "; ".join(filter(None, (self.global_reason, self.micro_reason)))
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
@@ -62,14 +68,14 @@ def choose_batch_sizes(
     Raises:
         UserError: if what is given does not divide.
     """
-    reasons = []
+    global_reason = micro_reason = ""
     if not global_batch:
         unit = (micro_batch or 1) * world_size
         global_batch = unit * -(-LEAST_GLOBAL_BATCH // unit)
         of_what = "micro batch x world size" if micro_batch else "the world size"
-        reasons.append(f"the smallest multiple of {of_what} that is at least {LEAST_GLOBAL_BATCH}")
+        global_reason = f"the smallest multiple of {of_what} that is at least {LEAST_GLOBAL_BATCH}"
     if counted_in_tokens:
-        return BatchSizes(0, global_batch, "; ".join(reasons))
+        return BatchSizes(0, global_batch, global_reason)
     if not micro_batch:
         if global_batch % world_size:
             raise UserError(
@@ -77,11 +83,16 @@ def choose_batch_sizes(
                 f"global_batch={global_batch}, world size={world_size}; "
                 + _repair(global_batch, world_size, world_size)
             )
-        per_rank = global_batch // world_size
-        micro_batch = max(m for m in range(1, MOST_MICRO_BATCH + 1) if per_rank % m == 0)
-        reasons.append(f"the largest micro batch up to {MOST_MICRO_BATCH} that divides")
+        micro_batch = micro_batches(global_batch, world_size)[-1]
+        micro_reason = f"the largest micro batch up to {MOST_MICRO_BATCH} that divides"
     accumulation_steps(global_batch, micro_batch, world_size)
-    return BatchSizes(micro_batch, global_batch, "; ".join(reasons))
+    return BatchSizes(micro_batch, global_batch, global_reason, micro_reason)
+
+
+def micro_batches(global_batch: int, world_size: int) -> list[int]:
+    """Return the micro batches that may be chosen, ascending: those that divide, up to 4."""
+    per_rank = global_batch // world_size
+    return [size for size in range(1, MOST_MICRO_BATCH + 1) if per_rank % size == 0]
 
 
 def _repair(global_batch: int, per_micro_step: int, world_size: int) -> str:

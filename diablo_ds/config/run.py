@@ -84,8 +84,8 @@ class RunConfig(DataSettings, TaskSettings):
     )
     micro_batch: int = _batch(
         0,
-        "Sequences per forward of one rank: examples, or packs of them; 0 for the largest up to 4 "
-        "that divides the global batch.",
+        "Sequences per forward of one rank: examples, or packs of them; 0 for the one up to 4 that "
+        "divides the global batch and, by a plan, is fastest on these GPUs; on CPUs the largest.",
         minimum=0,
         is_open=True,
         on_resume="free",
@@ -148,7 +148,7 @@ class RunConfig(DataSettings, TaskSettings):
     recompute: bool | None = _speed(
         None,
         "Recompute activations in the backward (gradient checkpointing).",
-        shown_default="from 1 billion parameters on",
+        shown_default="as few layers as fit; without a GPU from 1 billion parameters on",
         on_resume="free",
     )
     reentrant: bool = _speed(False, "Recompute in the re-entrant form.", on_resume="free")

@@ -43,6 +43,10 @@ DEVICES = {
     "mi300x": Device(192, 1307, 5300, 448, 400),
 }
 """By the name that `--gpu` takes."""
+DEFAULT_DEVICE = "h100"
+"""Of a plan that names none, and for cards that are not listed."""
+DEFAULT_RESERVE_GB = 2.0
+"""Memory of a GPU for CUDA, NCCL and the allocator's gaps."""
 _OTHER_BUILDS = ("pcie", "nvl", "gb200")
 """Words in names of cards whose peak is not that of the GPU's usual build."""
 
@@ -63,6 +67,18 @@ def peak_flops(name: str) -> float | None:
     if any(word in name.lower() for word in _OTHER_BUILDS):
         return None
     return DEVICES[key].tflops * 1e12 if key else None
+
+
+def find_device(name: str, memory_bytes: float) -> Device:
+    """Return the figures of a GPU by the name that its driver gives, or those of the default.
+
+    Args:
+        name: such as "NVIDIA A100-SXM4-40GB".
+        memory_bytes: its memory, which tells apart cards of one name.
+    """
+    card = (card_key(name) or DEFAULT_DEVICE).split("-")[0]
+    builds = [device for key, device in DEVICES.items() if key.split("-")[0] == card]
+    return min(builds, key=lambda device: abs(device.memory_gb * GB - memory_bytes))
 
 
 def _share(default: float, help: str) -> Any:

@@ -9,7 +9,7 @@ from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.choices import PRECISIONS
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
-from diablo_ds.planning.hardware import DEVICES
+from diablo_ds.planning.hardware import DEFAULT_DEVICE, DEFAULT_RESERVE_GB, DEVICES
 
 DEFAULT_BLOCKS = ("64", "32", "128")
 """Block counts of a plan that names none: the first is planned, the others compared."""
@@ -29,7 +29,10 @@ class PlanOptions:
     nodes: int = setting(1, "Nodes of the cluster.", "hardware", minimum=1)
     gpus_per_node: int = setting(8, "GPUs of each node.", "hardware", minimum=1)
     gpu: str = setting(
-        "h100", "GPU model, for figures that are not given.", "hardware", choices=tuple(DEVICES)
+        DEFAULT_DEVICE,
+        "GPU model, for figures that are not given.",
+        "hardware",
+        choices=tuple(DEVICES),
     )
     gpu_memory: float | None = setting(None, "Memory of a GPU, in GB.", "hardware", above=0)
     tflops: float | None = setting(
@@ -46,7 +49,7 @@ class PlanOptions:
     )
     node_memory: float = setting(1000.0, "Memory of a node, in GB.", "hardware", minimum=0)
     reserve: float = setting(
-        2.0,
+        DEFAULT_RESERVE_GB,
         "Memory of a GPU for CUDA, NCCL and the allocator's gaps, in GB.",
         "hardware",
         minimum=0,

@@ -36,10 +36,19 @@ class Planner:
         model_config: the model's Hugging Face config.
         run_config: the run config; its global batch is for the cluster that is planned.
         assumed: the shares of the vendors' figures that a step is assumed to reach.
+        num_blocks: block count of each target layer by full module name; those of the run config by
+            default.
     """
 
-    def __init__(self, model_config: Any, run_config: RunConfig, assumed: Assumptions) -> None:
+    def __init__(
+        self,
+        model_config: Any,
+        run_config: RunConfig,
+        assumed: Assumptions,
+        num_blocks: dict[str, int] | None = None,
+    ) -> None:
         self.model_config, self.run_config, self.assumed = model_config, run_config, assumed
+        self._num_blocks = num_blocks
         self._models: dict[_Key, ModelSizes] = {}
         self._gathers: dict[tuple[str, int, int, str, Limits, bool], Gathers] = {}
 
@@ -49,7 +58,9 @@ class Planner:
         if key not in self._models:
             # On a GPU, auto compiles.
             compiled = run_config.compile != "off"
-            self._models[key] = measure_model(self.model_config, run_config, compiled=compiled)
+            self._models[key] = measure_model(
+                self.model_config, run_config, self._num_blocks, compiled=compiled
+            )
         return self._models[key]
 
     def candidates(
@@ -80,15 +91,15 @@ class Planner:
                 found: dict[int, Candidate] = found,
             ) -> Candidate:
                 if count not in found:
-                    found[count] = self._evaluate(
+                    found[count] = self.evaluate(
                         variant, cluster, run_config, zero, Recomputation(count)
                     )
                 return found[count]
 
             for count in (0, num_layers // 4, num_layers // 2, num_layers):
                 evaluate(count)
-            _search_recomputation(evaluate, num_layers, lambda c: c.fits)
-            _search_recomputation(evaluate, num_layers, lambda c: c.fits and not c.is_tight)
+            search_recomputation(evaluate, num_layers, lambda c: c.fits)
+            search_recomputation(evaluate, num_layers, lambda c: c.fits and not c.is_tight)
             yield from (found[count] for count in sorted(found))
 
     def zero_section(
@@ -116,7 +127,7 @@ class Planner:
         section: dict[str, Any] = complete["zero_optimization"]
         return section
 
-    def _evaluate(
+    def evaluate(
         self,
         variant: Variant,
         cluster: ClusterSize,
@@ -124,6 +135,18 @@ class Planner:
         zero: dict[str, Any],
         recomputation: Recomputation,
     ) -> Candidate:
+        """Return what one layout needs.
+
+        Args:
+            variant: names the layout, and says whether it offloads.
+            cluster: what it runs on.
+            run_config: the run config.
+            zero: the ZeRO section of the complete DeepSpeed config.
+            recomputation: which decoder layers are computed again in the backward.
+
+        Raises:
+            UserError: if the global batch does not divide, or a block count is not legal.
+        """
         model = self.model(run_config)
         layout = Layout.of(
             zero,
@@ -177,7 +200,7 @@ def _key(run_config: RunConfig) -> _Key:
     )
 
 
-def _search_recomputation(
+def search_recomputation(
     evaluate: Callable[[int], Candidate], num_layers: int, suits: Callable[[Candidate], bool]
 ) -> None:
     """Evaluate the fewest recomputed layers that suit, by bisection: memory falls with them."""

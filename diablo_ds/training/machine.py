@@ -12,6 +12,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.model.attention import attentions_by_length
 from diablo_ds.model.bf16_speed import measure_bf16_factor
 from diablo_ds.ranks import distributed
+from diablo_ds.ranks.free_memory import free_device_bytes
 from diablo_ds.zero.support import has_bf16
 
 
@@ -33,6 +34,14 @@ class Machine:
     """Whether the package triton is installed."""
     num_threads: int = 1
     """Threads of a rank's products on a CPU."""
+    device_name: str = ""
+    """What the driver calls the GPU."""
+    device_bytes: int = 0
+    """Memory of the GPU; 0 on a CPU, or where it is not known."""
+    taken_bytes: int = 0
+    """What other processes and the driver have taken of it."""
+    num_local_ranks: int = 1
+    """Ranks on the rank's node."""
 
 
 def look_at_machines(run_config: RunConfig, shapes: Any, device: torch.device) -> list[Machine]:
@@ -49,6 +58,7 @@ def look_at_machines(run_config: RunConfig, shapes: Any, device: torch.device) -
     may_be_bf16 = run_config.precision in ("auto", "bf16")
     width = shapes.config.get_text_config().hidden_size
     measured = device.type == "cpu" and may_be_bf16
+    name, total, taken = _look_at_gpu(device)
     mine = Machine(
         host=distributed.host_name(),
         device_type=device.type,
@@ -57,6 +67,18 @@ def look_at_machines(run_config: RunConfig, shapes: Any, device: torch.device) -
         attentions_by_length=attentions_by_length(),
         has_triton=triton_support.has_package(),
         num_threads=torch.get_num_threads(),
+        device_name=name,
+        device_bytes=total,
+        taken_bytes=taken,
+        num_local_ranks=distributed.local_world_size(),
     )
     found = distributed.gather_objects(mine)
     return found if len(found) > 1 else found * distributed.world_size()
+
+
+def _look_at_gpu(device: torch.device) -> tuple[str, int, int]:
+    """Return a GPU's name, its memory, and what of it is taken already, in bytes."""
+    if device.type != "cuda":
+        return "", 0, 0
+    total = int(torch.cuda.get_device_properties(device).total_memory)
+    return torch.cuda.get_device_name(device), total, max(0, total - free_device_bytes(device))

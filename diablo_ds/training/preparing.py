@@ -131,7 +131,7 @@ def prepare_run(
     base_fingerprint = distributed.on_main_process(lambda: fingerprint(base.folder))
     initial = _read_initial(run_config, base, base_fingerprint)
     num_blocks, parent = _read_lineage(run_config, folder, initial)
-    resolution, separation = _resolve(settings, base)
+    resolution, separation = _resolve(settings, base, num_blocks)
     run_config = resolution.run_config
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(run_config, base, separation))
@@ -248,7 +248,9 @@ def _read_tasks(run_config: RunConfig, base: Base, inputs: Inputs) -> TaskInputs
     return tasks
 
 
-def _resolve(settings: _Settings, base: Base) -> tuple[Resolution, Separation]:
+def _resolve(
+    settings: _Settings, base: Base, num_blocks: dict[str, int] | None
+) -> tuple[Resolution, Separation]:
     """Choose the settings that were left open, by the machines and the model."""
     machines = look_at_machines(settings.run_config, base.shapes, settings.device)
     resolution = resolve_run(
@@ -257,6 +259,7 @@ def _resolve(settings: _Settings, base: Base) -> tuple[Resolution, Separation]:
         base.shapes,
         recorded=settings.recorded,
         policy=settings.policy,
+        num_blocks=num_blocks,
     )
     for line in resolution.lines:
         logger.info(f"Chosen: {line}")

@@ -23,6 +23,7 @@ from diablo_ds.model.base_dropout import check_layers_kept, choose_dropout, desc
 from diablo_ds.model.compilation import choose_compilation
 from diablo_ds.model.varlen import VARLEN
 from diablo_ds.training.machine import Machine
+from diablo_ds.training.memory_choice import fit_gpus
 from diablo_ds.zero.ds_config import zero_stage
 
 WARNING_FACTOR = 1.5
@@ -36,6 +37,7 @@ def resolve_run(
     *,
     recorded: RunConfig | None = None,
     policy: Mapping[str, Any] | None = None,
+    num_blocks: dict[str, int] | None = None,
 ) -> Resolution:
     """Choose every setting that a run config leaves open. A pure function: all ranks agree.
 
@@ -45,6 +47,8 @@ def resolve_run(
         shapes: the base model on the meta device.
         recorded: the run config of the run that is continued.
         policy: the DeepSpeed config file's values.
+        num_blocks: block count of each target layer by full module name, where the run has them
+            from an adapter.
 
     Raises:
         UserError: if a setting cannot be used on every rank; names the hosts.
@@ -82,6 +86,21 @@ def resolve_run(
     if rates:
         lines.append(_dropout_line(rates, is_kept=bool(base_dropout)))
     acting = rates if base_dropout else {}
+    assert batch.sizes is not None
+    fit = fit_gpus(
+        run_config,
+        machines,
+        shapes,
+        batch.sizes,
+        recorded=recorded,
+        policy=policy,
+        num_blocks=num_blocks,
+    )
+    if fit is not None:
+        run_config, warnings = fit.run_config, [*warnings, *fit.warnings]
+        if fit.lines and batch.sizes.micro_reason:  # the micro batch is another by now
+            lines.remove(batch.lines[-1])
+        lines = [*fit.lines, *lines]
     return Resolution(run_config, tuple(lines), tuple(warnings), acting)
 
 

@@ -62,3 +62,17 @@ def test_a_recorded_micro_batch_holds_where_it_divides(tmp_path):
     assert build_run_config({"config": path}, 4) == RunConfig(global_batch=8)
     save_run_config(RunConfig(**batch), path)  # a user's own file is taken at its word
     assert build_run_config({"config": path}, 4) == RunConfig(**batch)
+
+
+@pytest.mark.parametrize(
+    "given", [{"memory_budget": 20.0}, {"recompute": False}, {"keep_attention": True}]
+)
+def test_an_option_about_recomputation_replaces_all_that_a_run_chose(tmp_path, given):
+    path, chosen = tmp_path / "run.json", {"recompute": True, "recomputed_layers": 5}
+    save_run_config(RunConfig(**chosen), path, starts=[{"version": "1"}])
+    assert build_run_config({"config": path}, 1) == RunConfig(**chosen)
+    assert build_run_config({"config": path, **given}, 1) == RunConfig(**given)
+    save_run_config(RunConfig(**chosen), path)  # a user's own file is taken at its word
+    if "keep_attention" not in given:
+        with pytest.raises(UserError, match="recompute"):
+            build_run_config({"config": path, **given}, 1)

@@ -10,13 +10,14 @@ from diablo_ds.errors import UserError
 
 @pytest.mark.parametrize("world_size", [*range(1, 10), 12, 16, 96, 1000])
 def test_open_sizes_suit_any_world_size(world_size):
-    micro_batch, global_batch, reason = choose_batch_sizes(0, 0, world_size)
+    sizes = choose_batch_sizes(0, 0, world_size)
+    micro_batch, global_batch = sizes.micro_batch, sizes.global_batch
     assert global_batch >= max(8, world_size)
     assert global_batch - world_size < 8 or global_batch == world_size
     assert global_batch % (micro_batch * world_size) == 0
     larger = range(micro_batch + 1, MOST_MICRO_BATCH + 1)
     assert not [m for m in larger if global_batch % (m * world_size) == 0]
-    assert reason
+    assert sizes.reason
 
 
 @pytest.mark.parametrize(
