@@ -56,6 +56,8 @@ def test_a_study_is_stopped_continues_and_reports(command, tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # A script's background, where tests may run, ignores it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         wait_until(
             lambda: len(_lines(tmp_path)) >= 2 or process.poll() is not None, "two trainings"

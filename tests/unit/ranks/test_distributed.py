@@ -14,6 +14,8 @@ from diablo_ds.ranks.distributed import first_difference
 def world_size(request, monkeypatch):
     """A launcher may have announced ranks that this process, in a dry run, does not join."""
     monkeypatch.setenv("WORLD_SIZE", request.param)
+    # Whatever another test of this process has joined, such as by a library's Trainer.
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
     return int(request.param)
 
 
