@@ -127,7 +127,7 @@ def _example_losses(records: Sequence[Mapping[str, Any]]) -> list[float]:
     for record in records:
         nats = record["heldout_nats"]
         scaled.append([value * len(nats) / record["heldout_targets"] for value in nats])
-    return [fmean(values) for values in zip(*scaled, strict=True)]
+    return _means(scaled)
 
 
 def answer_means(arm: Arm, findings: Findings) -> tuple[int, list[float]]:
@@ -135,7 +135,7 @@ def answer_means(arm: Arm, findings: Findings) -> tuple[int, list[float]]:
     answers = [r["answers"] for r in arm.records(findings) if r.get("answers")]
     if not answers:
         return 0, []
-    return len(answers), [fmean(question) for question in zip(*answers, strict=True)]
+    return len(answers), _means(answers)
 
 
 def answer_difference(first: Arm, second: Arm, findings: Findings) -> Difference | None:
@@ -151,14 +151,15 @@ def answer_difference(first: Arm, second: Arm, findings: Findings) -> Difference
     common = sorted(records[0].keys() & records[1].keys())
     if not common:
         return None
-    before, after = (_question_means([own[seed] for seed in common]) for own in records)
+    before, after = (_means([own[seed] for seed in common]) for own in records)
     if len(before) != len(after):
         return None
     return paired_difference(before, after)
 
 
-def _question_means(answers: Sequence[Sequence[int]]) -> list[float]:
-    return [fmean(question) for question in zip(*answers, strict=True)]
+def _means(by_seed: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean over seeds of each example or question."""
+    return [fmean(values) for values in zip(*by_seed, strict=True)]
 
 
 def verdict(gap: Gap, first: str, second: str) -> str:

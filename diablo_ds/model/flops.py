@@ -11,7 +11,7 @@ from diablo_ds.model.loss_head import LossHead
 
 
 class Flops(NamedTuple):
-    """FLOPs of forward and backward to the inputs; see `count_flops`."""
+    """FLOPs of forward and backward to the inputs of a model with a frozen base; see `of_sizes`."""
 
     per_token: float
     """Matrices of the model without its head."""
@@ -19,6 +19,29 @@ class Flops(NamedTuple):
     """The head."""
     per_squared_length: float
     """Attention, for the square of an example's length in tokens."""
+
+    @classmethod
+    def of_sizes(
+        cls, matrix_elements: int, head_elements: int, attention_width: int, num_layers: int
+    ) -> Flops:
+        """Return what a model of given sizes computes.
+
+        4 FLOPs for each element of a frozen matrix that multiplies (forward, and the gradient of
+        the input; the embedding does not multiply), and attention's two products forward and four
+        backward, half of each under the causal mask. What is recomputed, and what the adapter adds,
+        does not count. A sliding window is not taken into account.
+
+        Args:
+            matrix_elements: of all frozen matrices but the head's.
+            head_elements: of the head's matrix.
+            attention_width: heads times the width of each.
+            num_layers: decoder layers.
+        """
+        return cls(
+            per_token=4.0 * matrix_elements,
+            per_target=4.0 * head_elements,
+            per_squared_length=6.0 * attention_width * num_layers,
+        )
 
     def total(self, *, tokens: int, targets: int, squared_lengths: int) -> float:
         """Return the FLOPs of tokens without padding, targets, and squared lengths, summed."""
@@ -28,11 +51,6 @@ class Flops(NamedTuple):
 
 def count_flops(model: nn.Module, config: Any) -> Flops:
     """Return what a model with a frozen base computes; weights may be partitioned.
-
-    4 FLOPs for each element of a frozen matrix that multiplies (forward, and the gradient of the
-    input; the embedding does not multiply), and attention's two products forward and four backward,
-    half of each under the causal mask. What is recomputed, and what the adapter adds, does not
-    count. A sliding window is not taken into account.
 
     Args:
         model: a Hugging Face causal model, with or without deltas.
@@ -46,8 +64,5 @@ def count_flops(model: nn.Module, config: Any) -> Flops:
     text = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = text.num_attention_heads * head_dim
-    return Flops(
-        per_token=4.0 * (sum(sizes.values()) - head_size),
-        per_target=4.0 * head_size,
-        per_squared_length=6.0 * width * text.num_hidden_layers,
-    )
+    matrices = sum(sizes.values()) - head_size
+    return Flops.of_sizes(matrices, head_size, width, text.num_hidden_layers)

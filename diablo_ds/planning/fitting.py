@@ -145,18 +145,18 @@ class Fitting:
     def _evaluate_at(self, size: int, *, with_taken: bool) -> Callable[[Recomputation], Candidate]:
         """Return what plans this run at a micro batch."""
         run_config, world_size = self._run_config, self._gpus.world_size
+        planned = _planned(run_config, size, world_size)
         complete = complete_ds_config(
             self._policy,
             dataclasses.replace(run_config, micro_batch=size),
             world_size=world_size,
-            base=self._planner.model(_planned(run_config, size, world_size)).base,
+            base=self._planner.model(planned).base,
             nodes=NodeSizes(self._gpus.ranks_per_node, self._gpus.memory_bytes),
             source="ds_config",
         )
         zero, stage = complete["zero_optimization"], zero_stage(complete)
         offload = offload_device(complete, "param") != "none"
         variant = Variant(f"ZeRO-{stage}", stage, offload=offload)
-        planned = _planned(run_config, size, world_size)
         cluster = self._gpus.cluster(with_taken=with_taken)
         return lambda recomputation: self._planner.evaluate(
             variant, cluster, planned, zero, recomputation

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from diablo_ds.model.flops import Flops
 from diablo_ds.planning.communication import Layout, passes
 from diablo_ds.planning.gathers import Gathers
 from diablo_ds.planning.hardware import Assumptions, ClusterSize
@@ -118,15 +119,14 @@ def layer_seconds(
 
 
 def flops_per_token(model: ModelSizes, length: int) -> float:
-    """Return what forward and backward to the inputs compute for a token of a causal sequence.
-
-    4 FLOPs for each element of a frozen matrix that multiplies (the embedding does not), and
-    attention's two products forward and four backward, half of each under the causal mask. What is
-    recomputed, and what the deltas add, does not count.
-    """
-    head = model.vocab_size * model.base.hidden_size
-    matrices = model.num_layers * model.layer_matrix_elements + head
-    return 4.0 * matrices + 6.0 * length * model.attention_width * model.num_layers
+    """Return the FLOPs for a token of a causal sequence, counted as a run counts them."""
+    flops = Flops.of_sizes(
+        model.num_layers * model.layer_matrix_elements,
+        model.vocab_size * model.base.hidden_size,
+        model.attention_width,
+        model.num_layers,
+    )
+    return flops.total(tokens=length, targets=length, squared_lengths=length**2) / length
 
 
 def compute_seconds(
