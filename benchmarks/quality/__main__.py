@@ -121,13 +121,13 @@ def main(
             click.echo(write_study_report(output, read_records(output), load_studies(output)))
             return
         parts = [part for part in PARTS if part in parts]
-        check_data(parts, {"commonsense": commonsense, "gsm8k": gsm8k})
         fixed = parse_amounts(texts)
         kept = load_studies(output).get(device_name())
         if kept is None:
             study = new_study(model or "default", precision or "fp32")
         else:
             study = check_same(kept, model, precision)
+        check_data(study, parts, {"commonsense": commonsense, "gsm8k": gsm8k})
         session = Session(
             output=output,
             study=with_amounts(study, examples, fixed),

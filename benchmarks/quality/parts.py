@@ -28,10 +28,6 @@ NAMES: Mapping[str, str] = MappingProxyType(
     {"diablo": "DiaBlo", "lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "full": "full"}
 )
 """Methods as they are printed."""
-DATA_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {part: ("gsm8k",) if part == "final" else ("commonsense",) for part in TITLES}
-)
-"""By part: the kinds of data that it trains on."""
 _BETWEEN = 32
 _BLOCKS = (4, 8, 16, 32, 64, 96, 192)
 
@@ -165,6 +161,11 @@ PARTS: Mapping[str, Callable[[Study, Findings], list[Arm]]] = MappingProxyType(
     }
 )
 """By name, in order of value: returns the arms of the part."""
+
+
+def data_of(part: str, study: Study) -> str:
+    """Return the kind of data that a part trains on."""
+    return "gsm8k" if part == "final" else study.data
 
 
 def wanted_of(part: str, study: Study, findings: Findings) -> list[Spec]:

@@ -62,7 +62,8 @@ def rate_section(study: Study, findings: Findings, page: Page) -> str:
         path, shown = page.plot("rate")
         plot_means(path, panels, "peak learning rate", LOSS, base=10, least_range=True)
         lines.append(shown)
-    lines += ["### Accuracy at the best rates", _accuracy(arms, findings, page, "rate")]
+    if any(arm.spec.num_questions for arm in arms):
+        lines += ["### Accuracy at the best rates", _accuracy(arms, findings, page, "rate")]
     return _join(lines)
 
 

@@ -20,7 +20,7 @@ import click
 import torch
 
 from benchmarks.quality.arms import Findings
-from benchmarks.quality.parts import DATA_OF, TITLES, describe, wanted_of_all
+from benchmarks.quality.parts import TITLES, data_of, describe, wanted_of_all
 from benchmarks.quality.progress import duration
 from benchmarks.quality.records import FILE, Record, Records, read_records
 from benchmarks.quality.scheduling import BrokenStudyError, Scheduler
@@ -37,11 +37,11 @@ WORKER_BYTES = 5 << 30
 _LISTED = 12
 
 
-def check_data(parts: Sequence[str], sources: Mapping[str, Path]) -> None:
+def check_data(study: Study, parts: Sequence[str], sources: Mapping[str, Path]) -> None:
     """Raise UserError unless the data of the parts are there."""
-    for name in dict.fromkeys(data for part in parts for data in DATA_OF[part]):
+    for name in dict.fromkeys(data_of(part, study) for part in parts):
         if not sources[name].is_dir():
-            needing = ", ".join(part for part in parts if name in DATA_OF[part])
+            needing = ", ".join(part for part in parts if data_of(part, study) == name)
             raise UserError(
                 f"the data must be a folder; got --{name} {sources[name]}, which is none and which "
                 f"these parts need: {needing}"

@@ -40,11 +40,11 @@ def amounts(device: str, num_examples: int) -> Amounts:
     if device == "cpu":
         return Amounts(
             num_examples=num_examples,
-            batch_examples=max(2 * num_examples, 512),
+            batch_examples=2 * num_examples,
             final_examples=num_examples,
             num_seeds=3,
             global_batch=8,
-            num_held_out=200,
+            num_held_out=96,
             final_questions=0,
         )
     return Amounts(
@@ -78,8 +78,8 @@ class Estimates:
     def seconds(self, spec: Spec) -> float:
         """Return the expected seconds of a training, measurement included."""
         example_s = self._example_s(spec)
-        held_out_s = self._per("heldout", "num_held_out", spec, ("data", "precision"))
-        question_s = self._per("questions", "num_questions", spec, ("data", "precision"))
+        held_out_s = self._per("heldout", "num_held_out", spec)
+        question_s = self._per("questions", "num_questions", spec)
         plain_s = example_s / (_METHOD_COST[spec.method] * _DATA_COST[spec.data])
         if held_out_s is None:
             held_out_s = _HELD_OUT_COST * _DATA_COST[spec.data] * plain_s
@@ -96,7 +96,7 @@ class Estimates:
 
     def _example_s(self, spec: Spec) -> float:
         """Return the seconds of a training example."""
-        own = self._per("train", "num_examples", spec, ("method", "data", "precision"))
+        own = self._per("train", "num_examples", spec, ("method",))
         if own is not None:
             return own
         same = [r for r in self._records if r["spec"]["precision"] == spec.precision]
@@ -110,9 +110,13 @@ class Estimates:
         plain_s: float = median(plain or [_UNMEASURED_S[kind]])
         return plain_s * _METHOD_COST[spec.method] * _DATA_COST[spec.data]
 
-    def _per(self, name: str, count: str, spec: Spec, alike: Iterable[str]) -> float | None:
-        """Return the median seconds of something by its count, over the records alike."""
+    def _per(self, name: str, count: str, spec: Spec, more: Iterable[str] = ()) -> float | None:
+        """Return the median seconds of something by its count, over the records of such examples.
+
+        These share data, length and precision with the spec, and what ``more`` names.
+        """
         wanted = spec.to_json()
+        alike = ("data", "max_length", "precision", *more)
         values = [
             record["seconds"][name] / record["spec"][count]
             for record in self._records
@@ -129,7 +133,7 @@ def calibration(study: Study) -> list[Spec]:
     short = {
         "num_examples": 4 * study.amounts.global_batch,
         "num_held_out": min(32, study.amounts.num_held_out),
-        "num_questions": min(32, study.amounts.num_held_out),
+        "num_questions": study.num_questions(min(32, study.amounts.num_held_out)),
     }
     n = study.nearest(study.num_blocks)
     return [study.spec("full", **short), study.spec("diablo", n, **short)]

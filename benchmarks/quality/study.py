@@ -19,7 +19,7 @@ ANCHORS: Mapping[str, float] = {
     "full": 5e-5,
 }
 """Rates by method from which a search starts; all rates are these times a power of 2."""
-MIN_STEPS = 4
+MIN_STEPS = 3
 """Optimizer steps of a training, at least: with fewer, a batch size is left out."""
 Widths = Mapping[str, tuple[tuple[int, int], ...]]
 """By the name of a set of targets: (in_features, out_features) of each of its layers."""
@@ -55,10 +55,12 @@ class Study:
     amounts: Amounts
     model: str = "default"
     batches: tuple[int, ...] = (8, 32, 128, 512)
+    data: str = "commonsense"
+    """What the sweeps train on, one of `benchmarks.quality.spec.DATA`."""
     max_length: int = 256
-    """Tokens of a commonsense example."""
+    """Tokens of an example of the sweeps."""
     final_max_length: int = 384
-    """Tokens of a GSM8K example."""
+    """Tokens of an example of the final comparison, on GSM8K."""
     num_blocks: int = 64
     """N of the parts that compare anything but N."""
     few_blocks: int = 16
@@ -79,12 +81,17 @@ class Study:
             "num_examples": self.amounts.num_examples,
             "num_blocks": f"{num_blocks:g}" if num_blocks else "",
             "precision": self.precision,
+            "data": self.data,
             "max_length": self.max_length,
             "num_held_out": self.amounts.num_held_out,
-            "num_questions": self.amounts.num_held_out,
+            "num_questions": self.num_questions(self.amounts.num_held_out),
             "model": self.model,
         }
         return Spec(method=method, **(sweep | values))
+
+    def num_questions(self, num_held_out: int) -> int:
+        """Return the questions scored in a sweep: held-out ones where their loss holds a score."""
+        return num_held_out if self.data == "commonsense" else 0
 
     def legal(self, targets: str = "default") -> list[int]:
         """Return the block counts that divide both widths of every layer, in ascending order."""
