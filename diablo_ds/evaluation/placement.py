@@ -38,10 +38,10 @@ def choose_precision(given: str, shapes: Any, device: torch.device) -> tuple[str
         return given, "as given"
     if device.type != "cpu":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        everywhere = all(distributed.gather_objects(has_bf16))
+        everywhere = all(distributed.gather_values(has_bf16))
         return ("bf16", "the GPU has it") if everywhere else ("fp16", "the GPU has no bf16")
     factor = measure_bf16_factor(shapes.config.get_text_config().hidden_size)
-    factor = max(distributed.gather_objects(factor))
+    factor = max(distributed.gather_values(factor))
     reason = f"products in bf16 take {factor:.2g} times as long as in fp32 on this CPU"
     return ("bf16" if factor <= 1 else "fp32"), reason
 
@@ -72,7 +72,7 @@ def choose_placement(
     free = float(free_bytes(device))
     if device.type == "cpu":
         free /= distributed.local_world_size()
-    free = min(distributed.gather_objects(free))
+    free = min(distributed.gather_values(free))
     what = f"{needed / 1e9:.1f} GB for the model and its caches, {free / 1e9:.1f} GB are free"
     if given != "auto":
         return given == "sharded", f"as given: {what}"

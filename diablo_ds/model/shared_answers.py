@@ -46,7 +46,7 @@ class SharedAnswers:
         Returns:
             Whether all ranks are done.
         """
-        told, self._untold = distributed.gather_objects((is_done, self._untold)), {}
+        told, self._untold = distributed.gather_values((is_done, self._untold)), {}
         self._next = time.monotonic() + EXCHANGE_S
         for rank, (_, answers) in enumerate(told):
             if rank != distributed.rank():

@@ -11,6 +11,10 @@ import torch
 import torch.distributed as dist
 
 from diablo_ds.errors import UserError
+from diablo_ds.ranks.messages import decode, encode
+
+_MAX_MESSAGE_BYTES = 1 << 30
+"""Of one rank; what is announced larger is not waited for."""
 
 T = TypeVar("T")
 
@@ -87,13 +91,59 @@ def gather_floats(
     return rows
 
 
-def gather_objects(value: T) -> list[T]:
-    """Gather a picklable value from every rank. Collective: every rank must call this."""
+def gather_values(value: T) -> list[T]:
+    """Gather a value from every rank, as JSON. Collective: every rank must call this.
+
+    Args:
+        value: what `diablo_ds.ranks.messages` can encode: plain values, dataclasses of this
+            package, errors.
+
+    Raises:
+        UserError: if another rank sends something else.
+    """
     if is_alone():
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
+    message = _as_tensor(encode(value))
+    sizes = [_checked_size(row[0]) for row in gather_floats([message.numel()], message.device)]
+    padded = message.new_zeros(max(sizes))
+    padded[: message.numel()] = message
+    gathered = padded.new_empty(len(sizes) * padded.numel())
+    dist.all_gather_into_tensor(gathered, padded)
+    rows = gathered.view(len(sizes), -1).cpu()
+    return [decode(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def _broadcast_value(value: T) -> T:
+    """Return rank 0's value on every rank. Collective: every rank must call this."""
+    message = _as_tensor(encode(value) if is_main_process() else bytes(1))
+    size = torch.tensor([message.numel()], device=message.device)
+    dist.broadcast(size, src=0)
+    if is_main_process():
+        dist.broadcast(message, src=0)
+        return value
+    message = message.new_empty(_checked_size(size.item()))
+    dist.broadcast(message, src=0)
+    received: T = decode(message.cpu().numpy().tobytes())
+    return received
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    """Return bytes as a tensor where the backend communicates, uint8 ``[len(data)]``."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or dist.get_backend() in ("gloo", "mpi"):
+        device = torch.device("cpu")
+    else:
+        device = torch.device(accelerator.type, torch.accelerator.current_device_index())
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+
+
+def _checked_size(size: float) -> int:
+    if not 0 < size <= _MAX_MESSAGE_BYTES:
+        raise UserError(
+            f"a rank must send between 1 and {_MAX_MESSAGE_BYTES:,} bytes at once; got {size:,}; "
+            "a process of another program may have joined at the master port"
+        )
+    return int(size)
 
 
 def check_same(facts: Mapping[str, object], place: str = "rank") -> None:
@@ -105,7 +155,7 @@ def check_same(facts: Mapping[str, object], place: str = "rank") -> None:
         facts: what this rank found on its machine, by name.
         place: where it has to be the same: "rank" or "host".
     """
-    difference = first_difference(gather_objects((host_name(), dict(facts))), place)
+    difference = first_difference(gather_values((host_name(), dict(facts))), place)
     if difference:
         raise UserError(difference)
 
@@ -135,16 +185,15 @@ def on_main_process(function: Callable[[], T]) -> T:
     Collective: every rank must call this.
 
     Args:
-        function: what to run; its result must be picklable.
+        function: what to run; `diablo_ds.ranks.messages` must be able to encode its result.
     """
     if is_alone():
         return function()
     message: list[Any] = [None, None]
     if is_main_process():
         message = _call(function)
-    dist.broadcast_object_list(message, src=0)
     result: T
-    result, error = message
+    result, error = _broadcast_value(message)
     if error is not None:
         raise error
     return result
@@ -196,7 +245,7 @@ def raise_first_error(error: BaseException | None) -> None:
     Args:
         error: of this rank; None where it has none.
     """
-    errors = gather_objects((host_name(), error))
+    errors = gather_values((host_name(), error))
     first = next((e for _, e in errors if e is not None), None)
     if first is None:
         return

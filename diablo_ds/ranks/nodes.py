@@ -27,7 +27,7 @@ def measure_nodes() -> NodeSizes:
     Collective, where the ranks have joined: every rank must call this.
     """
     mine = (distributed.device_memory_bytes(), distributed.local_world_size())
-    memory, ranks = zip(*distributed.gather_objects(mine), strict=True)
+    memory, ranks = zip(*distributed.gather_values(mine), strict=True)
     return NodeSizes(
         num_ranks=int(min(ranks)) if min(ranks) == max(ranks) else 1, device_bytes=min(memory)
     )

@@ -1,9 +1,9 @@
 """How the ranks of a run find one another, and nobody else finds them.
 
-PyTorch's store is a server without authentication on all network interfaces, and ranks unpickle
-what other ranks send. A single process needs no server; the ranks of one host meet in a private
-folder if their launcher created one; and if the launcher gave them a key, they prove to one another
-that they have it before they exchange anything else.
+PyTorch's store is a server without authentication on all network interfaces. A single process
+needs no server; the ranks of one host meet in a private folder if their launcher created one; and
+if the launcher gave them a key, they prove to one another that they have it before they exchange
+anything else.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def check_key(device: torch.device | str) -> None:
     """Refuse to continue with a process that does not have the key of this run.
 
     Each rank sends a keyed hash of its number, which neither reveals the key nor serves another
-    rank. Nothing that a rank sends is unpickled before. Without a key nothing is checked.
+    rank. Nothing else that a rank sends is read before. Without a key nothing is checked.
     Collective: every rank must call this.
 
     Args:

@@ -72,7 +72,7 @@ def look_at_machines(run_config: RunConfig, shapes: Any, device: torch.device) -
         taken_bytes=taken,
         num_local_ranks=distributed.local_world_size(),
     )
-    found = distributed.gather_objects(mine)
+    found = distributed.gather_values(mine)
     return found if len(found) > 1 else found * distributed.world_size()
 
 

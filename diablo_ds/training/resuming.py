@@ -210,7 +210,7 @@ def _identify(
     mine = distributed.on_every_rank(
         lambda: identify(run_config, train, heldout) if reads else None
     )
-    found = distributed.gather_objects((distributed.host_name(), mine))
+    found = distributed.gather_values((distributed.host_name(), mine))
     first_host, identity = found[0]
     assert identity is not None
     for host, other in found:

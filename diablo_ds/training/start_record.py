@@ -40,7 +40,7 @@ def record_start(prepared: Prepared, position: Position, folder: Path) -> None:
     Raises:
         UserError: if the folder cannot be written.
     """
-    places = distributed.gather_objects((distributed.host_name(), _device_name()))
+    places = distributed.gather_values((distributed.host_name(), _device_name()))
     distributed.on_main_process(
         lambda: record_run(
             folder,

@@ -231,7 +231,7 @@ def _check(rank: int, folder: Path, output: Path) -> None:
             "gradient": _refused(engine, config, of_gradient=True),
         }
         engine.close()
-    everyone = distributed.gather_objects(found)
+    everyone = distributed.gather_values(found)
     if rank == 0:
         output.write_text(json.dumps(everyone))
 

@@ -101,7 +101,7 @@ def test_a_model_is_sharded_where_it_does_not_fit(monkeypatch, free, is_sharded)
     shapes = build_meta_model(FAMILIES["llama"])
     monkeypatch.setattr(placement, "free_bytes", lambda device: free)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value])
+    monkeypatch.setattr(distributed, "gather_values", lambda value: [value, value])
     found, reason = placement.choose_placement("auto", shapes, "fp32", CPU)
     assert found is is_sharded
     assert "GB are free for each rank" in reason

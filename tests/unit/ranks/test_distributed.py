@@ -23,7 +23,7 @@ def test_a_process_that_has_joined_no_other_gathers_from_itself(world_size):
     assert distributed.world_size() == world_size
     assert distributed.gather_floats([0.1, 2], "cpu") == [[0.1, 2.0]]
     assert distributed.gather_floats(torch.tensor([0.5, 3.0]), "cpu") == [[0.5, 3.0]]
-    assert distributed.gather_objects("mine") == ["mine"]
+    assert distributed.gather_values("mine") == ["mine"]
     assert distributed.on_main_process(lambda: "main") == "main"
     assert distributed.on_every_rank(lambda: "every") == "every"
     assert distributed.on_each_host_first(lambda: "host") == "host"
