@@ -276,9 +276,8 @@ def _accuracy(arms: Sequence[Arm], findings: Findings, page: Page, name: str) ->
         found = estimate(answers)
         shares[arm.name] = (found.score, *found.interval)
         low, high = found.interval
-        rows.append(
-            [arm.name, str(num_seeds), f"{found.score:.1%} [{low:.1%}, {high:.1%}]", str(found.n)]
-        )
+        scores = f"{found.score:.1%} [{low:.1%}, {high:.1%}]"
+        rows.append([arm.name, str(num_seeds), scores, str(found.n)])
     if not rows:
         return "Not run."
     lines = []
