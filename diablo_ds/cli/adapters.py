@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of, sharing_options
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
 
 
@@ -74,6 +74,7 @@ class DiffOptions:
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
 @click.argument("adapters", metavar="ADAPTER=WEIGHT...", nargs=-1, required=True)
+@sharing_options
 @options_of(CombineOptions)
 def combine(adapters: tuple[str, ...], **values: Any) -> None:
     """Write the weighted sum of adapters of one base and geometry: combine A=0.7 B=0.3."""
@@ -89,6 +90,7 @@ def combine(adapters: tuple[str, ...], **values: Any) -> None:
 
 @click.command("import", cls=GroupedCommand, context_settings=CONTEXT)
 @click.argument("file", type=click.Path(path_type=Path))
+@sharing_options
 @options_of(ImportOptions)
 def import_(file: Path, **values: Any) -> None:
     """Write the adapter in a file of the method's published code, `adapter.chkpt`."""
@@ -108,6 +110,7 @@ def import_(file: Path, **values: Any) -> None:
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@sharing_options
 @options_of(DiffOptions)
 def diff(**values: Any) -> None:
     """Write the adapter that turns a base into a tuned model, and report what it cannot hold."""

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from diablo_ds.errors import is_reported
+from diablo_ds.files import modes
 from diablo_ds.model.default_model import cache_folder
 from diablo_ds.ranks import terminal
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
@@ -29,6 +30,7 @@ def run_command(command: click.Command) -> None:
     about one time in ten, after everything was written.
     """
     terminal.accept_any_character()
+    modes.set_umask()
     share_cores()
     _keep_torch_out_of_tmp()
     try:

@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of, sharing_options
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification.options import Method, VerifyOptions
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@sharing_options
 @options_of(MergeOptions)
 def merge(**values: Any) -> None:
     """Add an adapter to its base for good, and write a model folder that any tool loads.

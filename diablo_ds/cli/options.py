@@ -7,6 +7,7 @@ given, so that a file's values or the dataclass's own defaults stay.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import click
 
 from diablo_ds.cli.same_command import keep_words
 from diablo_ds.config.setting import GROUPS, Setting, settings_of
+from diablo_ds.config.sharing import Sharing, share_files
 from diablo_ds.config.suggestion import closest
 
 Settings = TypeVar("Settings")
@@ -109,6 +111,19 @@ def from_options(cls: type[Settings], values: Mapping[str, Any], **others: Any) 
         UserError: if a value is illegal.
     """
     return cls(**given_values(cls, values), **others)
+
+
+def sharing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that writes files the options for whom they are made, and obey them."""
+
+    @functools.wraps(command)
+    def sharing(*args: Any, **values: Any) -> Any:
+        share_files(from_options(Sharing, values))
+        for setting in settings_of(Sharing):
+            del values[setting.name]
+        return command(*args, **values)
+
+    return options_of(Sharing)(sharing)
 
 
 def _option(

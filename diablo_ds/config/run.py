@@ -24,6 +24,7 @@ from diablo_ds.config.choices import (
 )
 from diablo_ds.config.data_settings import DataSettings
 from diablo_ds.config.setting import LARGEST, check_settings, setting
+from diablo_ds.config.sharing import ALLOW_GROUP_WRITE, GROUP_READABLE
 from diablo_ds.config.task_settings import TaskSettings
 
 _model = functools.partial(setting, group="model")
@@ -170,11 +171,8 @@ class RunConfig(DataSettings, TaskSettings):
         on_resume="free",
     )
     output: str = _run("", "Run folder; empty makes a new one under runs/.", on_resume="free")
-    shared_folders: bool = _run(
-        False,
-        "Accept folders for output, logs, cache and compiled ops that others own or can write.",
-        on_resume="free",
-    )
+    allow_group_write: bool = _run(False, ALLOW_GROUP_WRITE, on_resume="free")
+    group_readable: bool = _run(False, GROUP_READABLE, on_resume="free")
     seed: int = _run(0, "Seed of data order and dropout.", minimum=0, maximum=2**63 - 1)
     log_every: int = _run(1, "Steps between TensorBoard points.", minimum=1, on_resume="free")
     eval_every: int = _run(

@@ -23,6 +23,7 @@ from diablo_ds.files.strict_json import key_list
 _FORMER_NAMES = {
     "gradient_checkpointing": "recompute",
     "checkpointed_layers": "recomputed_layers",
+    "shared_folders": "allow_group_write",
 }
 """Settings that earlier versions wrote under another name."""
 _FORMERLY_ONE = ("data", "heldout_data", "eval_task_limit")

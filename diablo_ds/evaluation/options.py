@@ -140,9 +140,6 @@ class EvaluateOptions:
         "shards what does not fit.",
         "memory and speed",
     )
-    shared_folders: bool = setting(
-        False, "Accept folders for compiled ops that others own or can write.", "run"
-    )
 
     def __post_init__(self) -> None:
         check_settings(self)

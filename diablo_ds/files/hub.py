@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diablo_ds.errors import UserError
+from diablo_ds.files import modes
 
 
 def looks_like_hub_name(name: str) -> bool:
@@ -30,9 +31,10 @@ def hub_folder(
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            name, repo_type=kind, allow_patterns=list(patterns), ignore_patterns=list(ignored)
-        )
+        with modes.users_umask():
+            folder = snapshot_download(
+                name, repo_type=kind, allow_patterns=list(patterns), ignore_patterns=list(ignored)
+            )
     except Exception as error:  # the hub client raises many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.ranks.noise import is_noise
 from diablo_ds.ranks.records import FAILED_FILE
 
@@ -50,7 +50,7 @@ class Printer:
     def flush_old(self) -> None:
         """Print what was held for long, where no rank failed."""
         is_old = bool(self._held) and time.monotonic() - self._held_since > HOLD_S
-        if is_old and not trust.is_own_file(self.folder / FAILED_FILE):
+        if is_old and not owned.is_own_file(self.folder / FAILED_FILE):
             self.flush()
 
     def flush(self) -> None:

@@ -23,19 +23,18 @@ _HUB_COPIES = ["consolidated*", "original/*"]
 _SAMPLES_PER_TENSOR_BYTES = 1024
 
 
-def find_model(name: str, cache: str = "", *, shared: bool = False) -> Path:
+def find_model(name: str, cache: str = "") -> Path:
     """Return the local folder of a base model, converting or downloading it where needed.
 
     Args:
         name: "default", a local folder, or a hub name such as "org/model".
         cache: cache folder for the converted default model; empty for the user's.
-        shared: use a cache folder that other users can write, too.
 
     Raises:
         UserError: if the folder or the hub's model does not exist, or is not a causal LM's.
     """
     if name == "default":
-        return converted_model(cache_folder(cache), shared=shared)
+        return converted_model(cache_folder(cache))
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if not looks_like_hub_name(name):

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
+from diablo_ds.files.owners import describe_access
 from diablo_ds.files.strict_json import check_text
 
 HIDDEN_FILE = "environment"
@@ -97,7 +98,7 @@ def write_hidden(folder: Path, variables: Mapping[str, str]) -> Path:
     """Write variables to a file in a log folder, mode 0600, and return it."""
     path = folder / HIDDEN_FILE
     path.unlink(missing_ok=True)  # of a launcher that was killed
-    trust.write_new_file(path, json.dumps(dict(variables)).encode())
+    owned.write_new_file(path, json.dumps(dict(variables)).encode())
     return path
 
 
@@ -141,7 +142,7 @@ def shared_key(folder: Path) -> str:
     """
     path = folder / _KEY_FILE
     try:
-        trust.write_new_file(path, new_key().encode())
+        owned.write_new_file(path, new_key().encode())
     except FileExistsError:
         pass
     except OSError as error:
@@ -156,7 +157,7 @@ def _wait_for(path: Path, num_bytes: int = 1) -> bytes:
     deadline = time.monotonic() + _SHARED_WAIT_S
     while True:
         try:
-            data = trust.read_own_file(path)
+            data = owned.read_own_file(path)
         except FileNotFoundError:
             data = b""
             if time.monotonic() > deadline:
@@ -202,10 +203,10 @@ def read_exports() -> RankVariables:
     for path in dict.fromkeys((home_exports(), Path.cwd() / home_exports().name)):
         if not path.is_file():
             continue
-        if not trust.has_trusted_owner(path):
+        if not owned.has_trusted_owner(path):
             raise UserError(
                 f"a file of exports for DeepSpeed must be your own; got {path}, "
-                f"{trust.describe_access(path.stat())}; start in another folder"
+                f"{describe_access(path.stat())}; start in another folder"
             )
         try:
             text = path.read_text(encoding="utf-8")
@@ -224,5 +225,5 @@ def write_exports(folder: Path, variables: Mapping[str, str]) -> Path:
     """Write a file of exports for DeepSpeed to a log folder, and return it."""
     path = folder / EXPORTS_FILE
     path.unlink(missing_ok=True)
-    trust.write_new_file(path, "".join(f"{n}={v}\n" for n, v in variables.items()).encode())
+    owned.write_new_file(path, "".join(f"{n}={v}\n" for n, v in variables.items()).encode())
     return path

@@ -180,7 +180,7 @@ def _read_settings(
 
     def check_support() -> None:
         support.check_precision(run_config.precision, device.type, zero_stage(policy))
-        support.check_offload(policy, shared_folders=run_config.shared_folders)
+        support.check_offload(policy)
         support.check_quantized(policy, device.type)
 
     if is_here:
@@ -190,10 +190,8 @@ def _read_settings(
 
 def _read_model(run_config: RunConfig) -> Base:
     """Find the base model, the same one on every host, and read its config."""
-    cache, shared = run_config.cache_folder, run_config.shared_folders
-    folder = distributed.on_each_host_first(
-        lambda: find_model(run_config.model, cache, shared=shared)
-    )
+    cache = run_config.cache_folder
+    folder = distributed.on_each_host_first(lambda: find_model(run_config.model, cache))
     heart.beat("checking the model")
     check_same_model(folder)
     return read_base(folder)
