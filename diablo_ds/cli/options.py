@@ -8,7 +8,7 @@ given, so that a file's values or the dataclass's own defaults stay.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,27 @@ from diablo_ds.cli.same_command import keep_words
 from diablo_ds.config.setting import GROUPS, Setting, settings_of
 from diablo_ds.config.sharing import Sharing, share_files
 from diablo_ds.config.suggestion import closest
+from diablo_ds.files.strict_json import is_one_line
 
 Settings = TypeVar("Settings")
 _OTHERS = "other options"
+
+
+def check_words(context: click.Context, words: Sequence[str]) -> None:
+    """Refuse control characters in a command line, which reach scripts, records and screens.
+
+    Raises:
+        click.UsageError: if a word holds one.
+    """
+    for place, word in enumerate(words):
+        if not is_one_line(word):
+            option = word.partition("=")[0] if word.startswith("-") else words[max(0, place - 1)]
+            shown = f", of {option!a:.60}" if option.startswith("-") else ""  # no secret's value
+            raise click.UsageError(
+                "a command line must be text without control characters; got one in word "
+                f"{place + 1}{shown}",
+                context,
+            )
 
 
 class SettingOption(click.Option):

@@ -18,7 +18,7 @@ from diablo_ds.config.task_settings import DEFAULT_LIMIT
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.settings_files import read_settings, settings_file
-from diablo_ds.files.strict_json import key_list
+from diablo_ds.files.strict_json import check_texts, key_list
 
 _FORMER_NAMES = {
     "gradient_checkpointing": "recompute",
@@ -196,11 +196,13 @@ def read_ds_config(path: Path) -> Any:
     """Return the content of a DeepSpeed config file, or that config in a run config file.
 
     Raises:
-        UserError: if the file cannot be read, or is neither JSON nor YAML.
+        UserError: if the file cannot be read, is neither JSON nor YAML, or holds control
+            characters.
     """
     values = read_settings(path)
     if isinstance(values, dict):
-        return values.get(DS_CONFIG, values.get(DS_CONFIG.replace("_", "-"), values))
+        values = values.get(DS_CONFIG, values.get(DS_CONFIG.replace("_", "-"), values))
+    check_texts(f"ds_config of {path}", values)
     return values
 
 

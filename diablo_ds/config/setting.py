@@ -211,7 +211,16 @@ def option_words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option if value else f"--no-{option[2:]}"]
     values = value if isinstance(value, tuple) else (value,)
-    return [word for item in values for word in (option, str(item))]
+    return [word for item in values for word in with_value(option, str(item))]
+
+
+def with_value(option: str, value: str) -> list[str]:
+    """Return the words of a command line that give an option a value.
+
+    A value that begins with a dash is one word with its option: guards and launchers, which read
+    the command line first, would take it for an option of their own.
+    """
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
 def _with_type(declared: Setting, name: str, hint: Any) -> Setting:

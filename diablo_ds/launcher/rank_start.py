@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diablo_ds.errors import UserError
@@ -34,17 +34,7 @@ from diablo_ds.ranks.records import RankRecord, announce_failure, log_file, writ
 def main(command: str = "train") -> None:
     """Run a command of `diablo-ds` with this script's arguments under guard; exit as it did."""
     terminal.accept_any_character()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--log-folder", "--log_folder", type=Path)
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--env-file", type=Path)
-    parser.add_argument("--venv", type=Path)
-    parser.add_argument("--wrap", default="")
-    parser.add_argument("--allow-group-write", "--allow_group_write", action="store_true")
-    parser.add_argument("--group-readable", "--group_readable", action="store_true")
-    own, arguments = parser.parse_known_args()
-    arguments += ["--allow-group-write"] * own.allow_group_write
-    arguments += ["--group-readable"] * own.group_readable
+    own, arguments = split_options(sys.argv[1:])
     modes.share(allow_group_write=own.allow_group_write, group_readable=own.group_readable)
     python = rank_python(own.venv, own.wrap)
     guard = None
@@ -77,6 +67,22 @@ def main(command: str = "train") -> None:
         if guard is not None and guard.is_orphan:  # a killed launcher leaves its files
             remove_start(own.env_file, os.environ.get(STORE_FILE))
     sys.exit(code)
+
+
+def split_options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of a guard, and the words of its rank's command."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--log-folder", "--log_folder", type=Path)
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--env-file", type=Path)
+    parser.add_argument("--venv", type=Path)
+    parser.add_argument("--wrap", default="")
+    parser.add_argument("--allow-group-write", "--allow_group_write", action="store_true")
+    parser.add_argument("--group-readable", "--group_readable", action="store_true")
+    own, arguments = parser.parse_known_args(words)
+    arguments += ["--allow-group-write"] * own.allow_group_write
+    arguments += ["--group-readable"] * own.group_readable
+    return own, arguments
 
 
 def _given_command(environment: Mapping[str, str]) -> str:

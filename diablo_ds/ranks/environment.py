@@ -35,6 +35,8 @@ _KEY_FILE = "key"
 _KEY_BYTES = 16
 _SHARED_WAIT_S = 30.0
 """How long a file may take to be seen on another host."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""Of a variable, for every shell."""
 _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|KEY|SECRET|PASS|PWD.|CREDENTIAL|AUTH", re.IGNORECASE)
 _SECRET_ASSIGNMENT = re.compile(r"\b([A-Za-z_]\w*)=['\"]?(?=[^\s$'\"])")
 _EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
@@ -75,7 +77,7 @@ def parse_env(pairs: tuple[str, ...]) -> RankVariables:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         masked = f"{name}={MASK}" if is_secret_name(name) and equals else pair
-        if not name.isidentifier() or (not equals and name not in os.environ):
+        if not _NAME.fullmatch(name) or (not equals and name not in os.environ):
             raise UserError(
                 "env must be NAME=VALUE, or the NAME of a variable that is set here; got "
                 f"env={masked!r}"
