@@ -36,7 +36,9 @@ class ImportOptions:
     """
 
     base: str = setting(
-        REQUIRED, "Base model that the file was trained on: default, a folder, a hub name.", "model"
+        REQUIRED,
+        "Base model that the file was trained on: default, a folder, hf://owner/name.",
+        "model",
     )
     output: Path = setting(REQUIRED, "New folder of the adapter.", "run")
 
@@ -52,8 +54,10 @@ class DiffOptions:
         UserError: if a value is illegal.
     """
 
-    base: str = setting(REQUIRED, "Base model: default, a folder, or a hub name.", "model")
-    tuned: str = setting(REQUIRED, "Model that was made of it: a folder or a hub name.", "model")
+    base: str = setting(REQUIRED, "Base model: default, a folder, or hf://owner/name.", "model")
+    tuned: str = setting(
+        REQUIRED, "Model that was made of it: a folder or hf://owner/name.", "model"
+    )
     num_blocks: str = setting(
         "",
         'Block count N of each delta, or "auto:<share>", e.g. auto:1%.',

@@ -53,7 +53,7 @@ def verify(**values: Any) -> None:
         from diablo_ds.model.finding import find_base, find_model
 
         adapter = find_adapter(options.adapter)
-        base = find_base(options.base, load_adapter_config(adapter).base_model, options.adapter)
+        base = find_base(options.base, load_adapter_config(adapter), options.adapter)
         _verify(base, adapter, find_model(str(options.merged)), options.method)
         click.echo(f"Verified: {options.merged}")
 

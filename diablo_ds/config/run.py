@@ -45,7 +45,7 @@ class RunConfig(DataSettings, TaskSettings):
     """
 
     model: str = _model(
-        "default", "Base model: a folder, a hub name, or default for SmolLM2-135M-Instruct."
+        "default", "Base model: a folder, hf://owner/name, or default for SmolLM2-135M-Instruct."
     )
     base_dropout: bool | None = _model(
         None, "The base's own dropout.", is_open=True, shown_default="as the base has it"

@@ -77,7 +77,7 @@ class EvaluateOptions:
     merged: tuple[str, ...] = setting((), "Folder of a merged model; may be repeated.", "sources")
     base: str = setting(
         "",
-        "Base model: a folder, a hub name, or default.",
+        "Base model: a folder, hf://owner/name, or default.",
         "sources",
         shown_default="as the adapters record",
     )

@@ -20,6 +20,7 @@ from diablo_ds.config.starts import StartRecord, load_starts
 from diablo_ds.errors import UserError
 from diablo_ds.files import owned
 from diablo_ds.files.atomic import read_json
+from diablo_ds.files.hub import recorded_revisions
 from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder, list_checkpoints
 from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
@@ -205,6 +206,18 @@ def recorded_config(output: str) -> RunConfig | None:
     """
     path = RunFolder(Path(output)).run_config
     return load_recorded(path) if output and path.is_file() else None
+
+
+def read_record(output: str) -> tuple[RunConfig | None, dict[str, str]]:
+    """Return what `recorded_config` does, and the revisions of what the run took from the hub.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    recorded = recorded_config(output)
+    if recorded is None:
+        return None, {}
+    return recorded, recorded_revisions(load_starts(RunFolder(Path(output)).run_config))
 
 
 def load_recorded(path: Path) -> RunConfig:
