@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from diablo_ds.cli.same_command import keep_words
-from diablo_ds.config.setting import GROUPS, Setting, settings_of
+from diablo_ds.config.setting import AUTO, GROUPS, Setting, settings_of
 from diablo_ds.config.sharing import Sharing, share_files
 from diablo_ds.config.suggestion import closest
 from diablo_ds.files.strict_json import is_one_line
@@ -47,6 +47,19 @@ class SettingOption(click.Option):
     def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+
+
+class OpenNumber(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A number, or the word auto for the default that leaves it open."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._number = click.types.convert_type(setting.kind)
+        self._open = setting.default
+        self.name = self._number.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; see `click.ParamType.convert`."""
+        return self._open if value == AUTO else self._number.convert(value, param, ctx)
 
 
 class GroupedCommand(click.Command):
@@ -169,6 +182,8 @@ def _type(setting: Setting) -> Any:
         return click.Choice(setting.choices)
     if setting.kind is Path:
         return click.Path(path_type=Path)
+    if setting.takes_auto:
+        return OpenNumber(setting)
     return None if setting.kind is bool else setting.kind
 
 

@@ -64,7 +64,8 @@ def left_out_values(recorded: RunConfig, given: Collection[str]) -> dict[str, An
 
 
 def changes_ahead(old: RunConfig, new: RunConfig) -> list[Change]:
-    """Return what changes for the steps to come."""
+    """Return what changes for the steps to come; what the new one leaves open stays as it is."""
+    new = keep_recorded(new, old)
     return [change for change in changed_settings(old, new) if change.field in AHEAD]
 
 

@@ -114,7 +114,12 @@ class RunConfig(DataSettings, TaskSettings):
     max_steps: int = _batch(
         0, "Optimizer steps; 0 derives them from num_epochs.", minimum=0, on_resume="ahead"
     )
-    learning_rate: float = _update(2e-3, "Peak learning rate of AdamW.", minimum=0)
+    learning_rate: float = _update(
+        0.0,
+        "Peak learning rate of AdamW; auto follows a rule by the width of the blocks.",
+        minimum=0,
+        is_open=True,
+    )
     schedule: Schedule = _update("linear", "Learning-rate schedule after warm-up.")
     warmup_steps: int = _update(3, "Steps of linear warm-up.", minimum=0)
     weight_decay: float = _update(0.0, "AdamW's decoupled weight decay.", minimum=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.setting import Setting, settings_of
+from diablo_ds.config.setting import AUTO, Setting, settings_of
 from diablo_ds.config.starts import STARTS
 from diablo_ds.config.suggestion import did_you_mean
 from diablo_ds.config.task_settings import DEFAULT_LIMIT
@@ -245,6 +245,8 @@ def _typed(setting: Setting, value: Any) -> Any:
             return tuple(values)
         is_one = setting.name in _FORMERLY_ONE and isinstance(values[0], str)
         return tuple(filter(None, values)) if is_one else value
+    if setting.takes_auto and value == AUTO:
+        return setting.default
     return _text_of(value) if setting.kind is str else value
 
 

@@ -18,6 +18,8 @@ LARGEST = 2**31 - 1
 """Largest integer where a setting names no maximum; tokens and steps are 32-bit numbers."""
 LARGEST_FLOAT = (2 - 2.0**-23) * 2.0**127
 """Largest number with a fraction where a setting names no maximum: that of fp32."""
+AUTO = "auto"
+"""The word for a number that is open, where one is given as text."""
 REQUIRED = dataclasses.MISSING
 """The default of a setting that must be given."""
 
@@ -80,6 +82,11 @@ class Setting:
         return option_name(self.name)
 
     @property
+    def takes_auto(self) -> bool:
+        """Whether the word auto stands for the default: a number that a run's start chooses."""
+        return self.is_open and self.kind in (int, float)
+
+    @property
     def is_required(self) -> bool:
         """Whether there is no default."""
         return self.default is REQUIRED
@@ -89,7 +96,7 @@ class Setting:
         if self.shown_default or self.is_required:
             return self.shown_default
         if self.is_open and self.default == 0:
-            return "open"
+            return AUTO
         if isinstance(self.default, bool):
             return "on" if self.default else "off"
         return "" if self.default in ("", None, ()) else str(self.default)
