@@ -28,7 +28,6 @@ from diablo_ds.conversion.combination import check_finite
 from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file
-from diablo_ds.files.hub import revision_of
 from diablo_ds.model.architecture import build_meta_model, load_model_config
 from diablo_ds.model.finding import find_model, fingerprint, lasting_name
 
@@ -62,7 +61,7 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
     """
     check_new_folder(output)
     path = file / PUBLISHED_FILE if file.is_dir() else file
-    tensors = _load(path)
+    tensors = load_published(path)
     folder = find_model(base)
     check_outside(output, [folder])
     shapes = build_meta_model(load_model_config(folder))
@@ -79,7 +78,6 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
         base_fingerprint=fingerprint(folder),
         num_blocks=num_blocks,
         parent={"imported": str(path), "sha256": sha256_file(path)},
-        revision=revision_of(folder) or None,
         targets=targets_of(num_blocks, dict(shapes.named_modules())),
     )
     save_with_card(output, deltas, config)
@@ -87,11 +85,16 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
     return Imported(config, _bare_layers(shapes, num_blocks), tuple(dtypes))
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, each `<layer>.block_A`."""
+def load_published(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, each `<layer>.block_A`.
+
+    Raises:
+        UserError: if it is missing, damaged, or holds something else.
+    """
     if not path.is_file():
         raise UserError(f"file must exist; got {path}")
     try:
+        _check_archive(path)
         value: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
@@ -109,15 +112,40 @@ def _load(path: Path) -> dict[str, Tensor]:
     others = [
         str(name)
         for name, tensor in value.items()
-        if not isinstance(name, str) or not name.endswith(_SUFFIX) or not torch.is_tensor(tensor)
+        if not isinstance(name, str) or not name.endswith(_SUFFIX) or not _is_full(tensor)
     ]
     if others:
         raise UserError(
-            f"each entry must be a tensor named <layer>{_SUFFIX}; got {len(others)} others, e.g. "
-            f"{others[0]!r:.100}, in {path}; the published code also saves what merely has "
-            '"block" or "score" in its name: remove what is not a delta, if it is as in the base'
+            f"each entry must be a contiguous tensor named <layer>{_SUFFIX}; got {len(others)} "
+            f"others, e.g. {others[0]!r:.100}, in {path}; the published code also saves what "
+            'merely has "block" or "score" in its name: remove what is not a delta, if it is as in '
+            "the base"
         )
     return value
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError if an archive's members are larger than the file; torch stores them as is.
+
+    Raises:
+        BadZipFile: if it is no archive, as files of torch before 1.6 are not.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("its members must not be compressed")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("its members are larger than the file")
+
+
+def _is_full(value: Any) -> bool:
+    """Return whether a value is a tensor with as many numbers in memory as its shape says."""
+    return (
+        torch.is_tensor(value)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_contiguous()
+    )
 
 
 def _check_delta(layer: str, tensor: Tensor, shapes: nn.Module, file: Path) -> None:

@@ -18,8 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from diablo_ds.data.arrow_bounds import check_batch, check_messages
 from diablo_ds.errors import UserError
-from diablo_ds.files.atomic import write_json
+from diablo_ds.files.atomic import read_json, write_json
 
 TESTED_MAJORS = (4, 5)
 """Tested with datasets 4.0.0 and 5.2.0; before 4 the type of a list had another name."""
@@ -146,6 +147,9 @@ def read_columns(path: Path, part: str) -> Any:
     import datasets
 
     try:
+        for file in _described_files(path):
+            with pa.memory_map(str(file)) as mapped:
+                check_messages(mapped, file)
         rows = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets and pyarrow raise many kinds for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -163,5 +167,45 @@ def read_columns(path: Path, part: str) -> Any:
         )
     if not hasattr(rows, "_indices"):
         raise _untested(datasets.__version__, "without an indices mapping")
+    if rows._indices is None:
+        return rows.data
     # Rows may be selected or reordered by an indices mapping; no public attribute tells.
-    return rows.flatten_indices().data if rows._indices is not None else rows.data
+    _check_indices(rows, path)
+    return rows.flatten_indices().data
+
+
+def _described_files(path: Path) -> list[Path]:
+    """Return the Arrow files of all parts of a dataset, as its `state.json` files name them."""
+    found = []
+    for state in sorted({*path.glob(_STATE_FILE), *path.glob(f"*/{_STATE_FILE}")}):
+        values = read_json(state)
+        values = values if isinstance(values, dict) else {}
+        lists = [values.get(name) or [] for name in ("_data_files", "_indices_data_files")]
+        entries = [entry for files in lists if isinstance(files, list) for entry in files]
+        for entry in entries:
+            name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(name, str) or name != Path(name).name:
+                raise UserError(
+                    f"prepared dataset must name files of its own folder; got {name!a:.80} in "
+                    f"{state}"
+                )
+            found.append(state.parent / name)
+    return found
+
+
+def _check_indices(rows: Any, path: Path) -> None:
+    """Raise UserError unless an indices mapping and the rows that it leads to can be followed."""
+    import pyarrow.compute as pc
+
+    try:
+        check_batch(rows.data)
+        check_batch(rows._indices)
+        ends = pc.min_max(rows._indices.column(0)).as_py()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data folder must be a prepared dataset; got {path}: {error}") from None
+    low, high = ends["min"], ends["max"]
+    if low is not None and not 0 <= low <= high < rows.data.num_rows:
+        raise UserError(
+            f"an indices mapping must lead to rows of the dataset; got {low} to {high} of "
+            f"{rows.data.num_rows} in {path}"
+        )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from diablo_ds.data.arrow_bounds import check_batch
 from diablo_ds.data.dataset_files import COLUMNS, ROW_COLUMN, TOKENS, read_columns
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.data.packing import Ints
@@ -19,6 +20,7 @@ from diablo_ds.errors import UserError
 Tokens = npt.NDArray[np.int32]
 ROWS_FOR_ENDS = 10_000
 """Rows that are searched for the tokens that end examples; each may cost a disk page."""
+_MAX_SOURCE_ROWS = 1 << 48
 
 
 class TokenTable:
@@ -135,12 +137,12 @@ class TokenTable:
         columns = read_columns(path, part)
         chunks = []
         try:
+            check_batch(columns)
             ids, labels = (columns.column(name).cast(TOKENS) for name in COLUMNS)
             if [len(chunk) for chunk in ids.chunks] != [len(chunk) for chunk in labels.chunks]:
                 ids, labels = (pa.chunked_array([c.combine_chunks()]) for c in (ids, labels))
             for ids_chunk, labels_chunk in zip(ids.chunks, labels.chunks, strict=True):
                 for chunk in (ids_chunk, labels_chunk):
-                    chunk.validate(full=True)
                     if chunk.null_count or chunk.flatten().null_count:
                         raise pa.ArrowInvalid("a value is missing")
                 offsets = ids_chunk.offsets.to_numpy()
@@ -182,10 +184,14 @@ def _source_rows(columns: Any, path: Path) -> Ints | None:
         return None
     try:
         rows = columns.column(ROW_COLUMN).cast(pa.int64())
-        rows.validate(full=True)
         if rows.null_count:
             raise pa.ArrowInvalid("a value is missing")
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{ROW_COLUMN} must be a column of integers; got {path}: {error}") from None
     numbers: Ints = rows.to_numpy()
+    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < _MAX_SOURCE_ROWS:
+        raise UserError(
+            f"{ROW_COLUMN} must be a column of integers from 0 to {_MAX_SOURCE_ROWS:,}; got others "
+            f"in {path}"
+        )
     return numbers

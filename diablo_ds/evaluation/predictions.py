@@ -13,6 +13,7 @@ from typing import IO, Any
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.items import Key
 from diablo_ds.files.atomic import write_text
+from diablo_ds.files.bounds import MAX_LINE_BYTES, read_lines
 
 _SYNC_S = 1.0
 """Seconds between two syncs: what a crash of the machine, not of the process, can lose."""
@@ -85,13 +86,13 @@ def complete_rows(path: Path) -> Iterator[tuple[Key, Row, int]]:
         UserError: if another line is not a row.
     """
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(read_lines(file), start=1):
             is_complete = line.endswith(b"\n")
             try:
                 row = json.loads(line)
                 key = key_of(row)
-            except (ValueError, KeyError, TypeError):
-                if not is_complete:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                if not is_complete and len(line) <= MAX_LINE_BYTES:
                     return
                 raise UserError(
                     f"predictions must be rows of this program; got {path}, line {number}; repair "
@@ -109,7 +110,10 @@ def key_of(row: Mapping[str, Any]) -> Key:
         KeyError: if a part is missing.
         TypeError: if it is no row.
     """
-    return Key(row["model"], row["task"], row["kind"], row["id"], int(row["sample"]))
+    key = Key(row["model"], row["task"], row["kind"], row["id"], int(row["sample"]))
+    if not all(isinstance(name, str) for name in key[:-1]):
+        raise TypeError("model, task, kind and id must be text")
+    return key
 
 
 def finite(value: float) -> float | None:

@@ -7,12 +7,12 @@ so that every module and every command can ask.
 from __future__ import annotations
 
 import enum
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 
 ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -223,7 +223,7 @@ def checksums_file(checkpoint: Path) -> Path:
 def _holds_checksums(manifest: Path) -> bool:
     """Return whether a file of this name is the list of a checkpoint's files."""
     try:
-        value = json.loads(manifest.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = read_json(manifest)
+    except UserError:
         return False
     return isinstance(value, dict) and "files" in value and "parts" not in value

@@ -16,6 +16,7 @@ from json import JSONDecodeError
 from typing import Any, NamedTuple
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.bounds import check_values
 
 MAX_DEPTH = 100
 """Lists and objects inside each other; far below what copying or showing a value can bear."""
@@ -25,8 +26,6 @@ TOO_DEEP = f"at most {MAX_DEPTH} lists and objects may be nested"
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = " \t\r\n"
-_CONTROL = ("Cc", "Cs", "Zl", "Zp")
-_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNSHOWN = re.compile(r"[^ -~]")
 
 
@@ -112,6 +111,8 @@ def loads(data: bytes, *, finite: bool = True) -> Any:
     start = len(text) - len(text.lstrip(_SPACE))
     if start == len(text):
         raise JSONDecodeError("the text is empty", text, start)
+    if problem := check_values(text):
+        raise JSONDecodeError(problem, text, start)
     value, end, problem = Decoder(finite=finite).decode(text, start)
     if problem:
         raise JSONDecodeError(problem, text, start)
@@ -168,13 +169,9 @@ def has_lone_surrogate(value: Any) -> bool:
 def is_one_line(text: str) -> bool:
     """Return whether a text has no control characters and no bytes that were not UTF-8.
 
-    Names with them cannot be written down: in a record, on a screen, or in a job script. What ends
-    a line for Python, or has a terminal show characters in another order, counts as control too.
+    Names with them cannot be written down: in a record, on a screen, or in a job script.
     """
-    return text.isprintable() or not any(
-        unicodedata.category(character) in _CONTROL or character in _REORDERING
-        for character in text
-    )
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def key_list(keys: Iterable[str], most: int = 5) -> str:
@@ -213,14 +210,3 @@ def check_text(**settings: object) -> None:
                 raise UserError(
                     f"{name} must be text without control characters; got {name}={text!a:.60}"
                 )
-
-
-def check_texts(name: str, value: Any) -> None:
-    """Refuse control characters in every text of a JSON value, keys included.
-
-    Raises:
-        UserError: if one is text that cannot be written on one line.
-    """
-    check_text(**{name: value})
-    for child in [*value, *value.values()] if isinstance(value, dict) else _children(value):
-        check_texts(name, child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor
 
 from diablo_ds.errors import UserError
+from diablo_ds.files import strict_json
 from diablo_ds.files.atomic import read_json
+from diablo_ds.files.bounds import MAX_HEADER_BYTES
 
 INDEX_FILE = "model.safetensors.index.json"
 """Tells in which of a checkpoint's files each tensor lies."""
@@ -38,6 +39,7 @@ _DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 """Names of dtypes in safetensors headers."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_MAX_SIZE, _MAX_DIMS = 1 << 62, 64
 _READ_BYTES = 16 * 2**20
 """Bytes read at once: large enough for a parallel file system, small beside any shard."""
 
@@ -68,23 +70,47 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if not 0 < length <= size - 8:
+        if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
             raise UserError(f"model file must be a safetensors file; got {file} of {size} bytes")
         try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError:
-            raise UserError(
-                f"model file must be a safetensors file; got a broken header in {file}"
-            ) from None
+            header: Any = strict_json.loads(stream.read(length))
+        except ValueError as error:
+            raise _broken(file, getattr(error, "msg", str(error))) from None
+    if not isinstance(header, dict):
+        raise _broken(file, "it must be an object")
     header.pop("__metadata__", None)
-    if not all(isinstance(e, dict) and e.keys() >= _FIELDS for e in header.values()):
-        raise UserError(f"model file must be a safetensors file; got a broken header in {file}")
+    for name, entry in header.items():
+        if reason := _misfit(entry):
+            raise _broken(file, f"{reason}: {name!a:.80}")
     end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
         raise UserError(
             f"model file must be complete; got {file} of {size} bytes, not {end}; copy it again"
         )
     return header, 8 + length
+
+
+def _misfit(entry: Any) -> str:
+    """Return the rule that a tensor's entry in a header breaks; "" where it breaks none."""
+    if not isinstance(entry, dict) or not entry.keys() >= _FIELDS:
+        return f"a tensor must have {', '.join(sorted(_FIELDS))}"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str):
+        return "a dtype must be text"
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(
+            type(number) is int and 0 <= number < _MAX_SIZE for number in numbers
+        ):
+            return "shape and data_offsets must be lists of integers of at least 0"
+    if len(offsets) != 2 or offsets[0] > offsets[1] or len(shape) > _MAX_DIMS:
+        return f"data_offsets must be start and end, and a shape have up to {_MAX_DIMS} dims"
+    return ""
+
+
+def _broken(file: Path, reason: str) -> UserError:
+    return UserError(
+        f"model file must be a safetensors file; got a broken header in {file}: {reason}"
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

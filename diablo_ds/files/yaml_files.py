@@ -13,6 +13,9 @@ from typing import Any
 from diablo_ds.errors import UserError
 from diablo_ds.files import strict_json
 
+MAX_BYTES = 1 << 20
+"""PyYAML reads some 100 KB per second."""
+
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _WORDS = {
@@ -31,10 +34,11 @@ def loads(data: bytes) -> Any:
     """
     import yaml
 
+    if len(data) > MAX_BYTES:
+        raise UserError(f"a document must have at most {MAX_BYTES:,} bytes")
     try:
         text = strict_json.decode_text(data)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader)):
-            raise UserError("each value must be written out: anchors and aliases are not read")
+        _check_events(text)
         node = yaml.compose(text, yaml.BaseLoader)
         value = None if node is None else _value(node)
         # Depth, numbers beyond a float's range and halves of surrogate pairs, as in JSON.
@@ -45,6 +49,20 @@ def loads(data: bytes) -> Any:
         raise UserError(error.msg) from None
     except RecursionError:
         raise UserError(strict_json.TOO_DEEP) from None
+
+
+def _check_events(text: str) -> None:
+    """Refuse aliases, and nesting so deep that the parser's time would grow with its square."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, yaml.BaseLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError("each value must be written out: anchors and aliases are not read")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > strict_json.MAX_DEPTH:
+            raise UserError(strict_json.TOO_DEEP)
 
 
 def _value(node: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 
-from diablo_ds.files import owned
+from diablo_ds.files import trust
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.ranks.records import record_file
 
@@ -39,6 +40,7 @@ def make_log_folder(logs: Path, cluster: Cluster) -> Path:
         return folder
     for number in itertools.count(int(folder.name.removeprefix("attempt-"))):
         folder = logs / f"attempt-{number:03d}"
-        if owned.new_folder(folder):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(trust.PRIVATE_FOLDER)
             return folder
     raise AssertionError

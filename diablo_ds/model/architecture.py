@@ -60,6 +60,7 @@ def read_config_values(folder: Path) -> dict[str, Any]:
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_MAX_LAYERS, _MAX_SIZE = 10_000, 1 << 31
 _KEY_HEADS = "num_key_value_heads"
 
 
@@ -74,6 +75,11 @@ def _check_sizes(values: Mapping[str, Any], file: Path) -> None:
             raise UserError(
                 f"{name} of a model must be an integer of at least 1; got {name}={value!r} in "
                 f"{file}"
+            )
+        most = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_SIZE
+        if value > most:
+            raise UserError(
+                f"{name} of a model must be at most {most:,}; got {name}={value!r:.30} in {file}"
             )
     heads, key_heads = values.get("num_attention_heads"), values.get(_KEY_HEADS)
     if isinstance(heads, int) and isinstance(key_heads, int) and heads % key_heads:

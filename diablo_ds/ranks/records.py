@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from diablo_ds.files import owned
+from diablo_ds.files import trust
 from diablo_ds.files.layout import RANK_RECORDS
 from diablo_ds.ranks.memory_kills import KILLER, log_of_kill
 
@@ -77,7 +79,7 @@ def write_record(folder: Path, record: RankRecord) -> None:
     text = json.dumps(asdict(record), indent=2)
     with contextlib.suppress(OSError):
         path = record_file(folder, record.rank)
-        descriptor = owned.open_own_file(path, os.O_CREAT | os.O_WRONLY)
+        descriptor = trust.open_own_file(path, os.O_CREAT | os.O_WRONLY)
         os.write(descriptor, f"{text:{RECORD_BYTES - 1}}\n".encode())
         os.fsync(descriptor)
         os.close(descriptor)
@@ -86,7 +88,7 @@ def write_record(folder: Path, record: RankRecord) -> None:
 def announce_failure(folder: Path, rank: int) -> None:
     """Tell all other ranks that one failed, unless another one did so first."""
     with contextlib.suppress(OSError):
-        owned.write_new_file(folder / FAILED_FILE, f"{rank}\n".encode())
+        trust.write_new_file(folder / FAILED_FILE, f"{rank}\n".encode())
 
 
 def read_records(folder: Path) -> list[RankRecord]:
@@ -96,9 +98,26 @@ def read_records(folder: Path) -> list[RankRecord]:
     """
     records = []
     for path in sorted(folder.glob(RANK_RECORDS)):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            records.append(RankRecord(**json.loads(owned.read_own_file(path))))
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            records.append(_parse(json.loads(trust.read_own_file(path))))
     return records
+
+
+def _parse(values: Any) -> RankRecord:
+    """Return a record; ValueError or TypeError where a value is of another type."""
+    record = RankRecord(**values)
+    for name, example in asdict(_EXAMPLE).items():
+        value = getattr(record, name)
+        is_number = isinstance(example, float) and type(value) in (int, float)
+        is_open = name == "exit_code" and value is None
+        if not (type(value) is type(example) or is_number or is_open):
+            raise TypeError(f"{name} must be {type(example).__name__}")
+        if is_number and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite")
+    return record
+
+
+_EXAMPLE = RankRecord(0, "", 0, 0, 0.0, exit_code=0)
 
 
 def last_log_folder(logs: Path) -> Path | None:
@@ -152,7 +171,7 @@ def _cause_of_vanishing(record: RankRecord) -> str:
 def last_lines(path: Path, count: int = TAIL_LINES) -> list[str]:
     """Return the end of a log without blank lines; only its last 64 KiB are read."""
     try:
-        with os.fdopen(owned.open_own_file(path, os.O_RDONLY), "rb") as file:
+        with os.fdopen(trust.open_own_file(path, os.O_RDONLY), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
             text = file.read().decode(errors="replace")
     except OSError:

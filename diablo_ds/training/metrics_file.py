@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from diablo_ds.files.bounds import read_lines
+
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
     """Read a metrics file.
@@ -16,13 +18,15 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
         crash cut short. Values that were not finite are NaN.
     """
     points, num_bad = [], 0
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        point = _parse_point(line)
-        if point is None:
-            num_bad += 1
-        else:
-            points.append(point)
+    if not path.is_file():
+        return [], 0
+    with path.open("rb") as file:
+        for line in read_lines(file):
+            point = _parse_point(line)
+            if point is None:
+                num_bad += 1
+            else:
+                points.append(point)
     return points, num_bad
 
 
@@ -46,7 +50,7 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _parse_point(line: str) -> dict[str, float] | None:
+def _parse_point(line: bytes) -> dict[str, float] | None:
     try:
         values = json.loads(line)
         point = {name: math.nan if v is None else float(v) for name, v in values.items()}

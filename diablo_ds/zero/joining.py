@@ -62,8 +62,11 @@ def _unlink_shared_memory() -> None:
         Path("/dev/shm", name).unlink(missing_ok=True)
 
 
-def init_process_group() -> torch.device:
+def init_process_group(*, shared_folders: bool = False) -> torch.device:
     """Join the process group that the launcher announced, or make one of this process alone.
+
+    Args:
+        shared_folders: whether to load compiled ops even from a folder that others can write.
 
     Returns:
         The device of this rank.
@@ -83,7 +86,7 @@ def init_process_group() -> torch.device:
     if not deepspeed.comm.is_initialized():
         quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
         extensions = extensions_folder()
-        check_extensions(extensions)
+        check_extensions(extensions, shared=shared_folders)
         prefer_own_programs()
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from json import JSONDecodeError
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import IO, Any
 from diablo_ds.data.corpora.opening import not_utf8
 from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable, fields, too_long
 from diablo_ds.errors import UserError
+from diablo_ds.files.bounds import check_values
 from diablo_ds.files.strict_json import Decoder, has_lone_surrogate
 
 _BLOCK_CHARACTERS = 1 << 20
@@ -20,6 +22,7 @@ _MAX_LINE_BYTES = 1 << 30
 """Longest line, too long for a row, that is skipped."""
 _MAX_COLUMNS_CHARACTERS = 1 << 28
 """Longest object of columns, which is read at once."""
+_SPACE, _BETWEEN_ROWS = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -112,51 +115,50 @@ class _Rewound(io.RawIOBase):
 def _read_array(text: IO[str], path: Path) -> Iterator[RawRow]:
     """Yield the objects of a JSON array, one at a time."""
     decoder = Decoder(finite=False)
-    buffer, line, at_end = "", 1, False
-    opened = False
+    buffer, place, line = "", 0, 1  # what was read, from where on it is unread, and on which line
+    at_end = opened = False
     while True:
-        buffer, line = _skip(buffer, line, " \t\r\n," if opened else " \t\r\n")
-        if not buffer and not at_end:
-            buffer = text.read(_BLOCK_CHARACTERS)
+        skipped = (_BETWEEN_ROWS if opened else _SPACE).match(buffer, place)
+        end = skipped.end() if skipped else place
+        place, line = end, line + buffer.count("\n", place, end)
+        if place == len(buffer) and not at_end:
+            buffer, place = text.read(_BLOCK_CHARACTERS), 0
             at_end = not buffer
             continue
         if not opened:
-            if not buffer:
+            if place == len(buffer):
                 return  # an empty file
-            if buffer[0] != "[":
+            if buffer[place] != "[":
                 raise _bad_json(path, line, "an array or an object must come first")
-            opened, buffer = True, buffer[1:]
+            opened, place = True, place + 1
             continue
-        if buffer.startswith("]"):
+        if buffer.startswith("]", place):
             return
         try:
-            decoded = decoder.decode(buffer)
+            decoded = decoder.decode(buffer, place)
         except JSONDecodeError as error:
             may_continue = error.msg.startswith("Unterminated") or error.pos > len(buffer) - 16
+            bad_line = line + buffer.count("\n", place, error.pos)
+            buffer, place = buffer[place:], 0  # all of one object
+            if problem := check_values(buffer):
+                raise _bad_json(path, line, problem) from None
             more = ""
             if may_continue and not at_end and len(buffer) < _MAX_OBJECT_CHARACTERS:
                 more = text.read(max(_BLOCK_CHARACTERS, len(buffer)))
             if not more:
-                bad_line = line + buffer.count("\n", 0, error.pos)
                 raise _bad_json(path, bad_line, error.msg) from None
             buffer += more
             continue
         end = decoded.end
         if end == len(buffer) and not at_end and not isinstance(decoded.value, dict):
-            if end > _MAX_OBJECT_CHARACTERS:
+            if end - place > _MAX_OBJECT_CHARACTERS:
                 raise _bad_json(path, line, "a number must end")
             more = text.read(_BLOCK_CHARACTERS)  # a number may continue
             at_end = not more
-            buffer += more
+            buffer, place = buffer[place:] + more, 0
             continue
         yield RawRow(line, fields(decoded))
-        line += buffer.count("\n", 0, end)
-        buffer = buffer[end:]
-
-
-def _skip(buffer: str, line: int, characters: str) -> tuple[str, int]:
-    rest = buffer.lstrip(characters)
-    return rest, line + buffer.count("\n", 0, len(buffer) - len(rest))
+        place, line = end, line + buffer.count("\n", place, end)
 
 
 def _read_columns(text: IO[str], path: Path) -> Iterator[RawRow]:
@@ -167,6 +169,8 @@ def _read_columns(text: IO[str], path: Path) -> Iterator[RawRow]:
             "a source file with one object must have at most "
             f"{_MAX_COLUMNS_CHARACTERS:,} characters; got more in {path}; write one row per line"
         )
+    if problem := check_values(content):
+        raise _bad_json(path, 1, f"{problem}; write one row per line")
     start = len(content) - len(content.lstrip())
     try:
         decoded = Decoder(finite=False).decode(content, start)

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.bounds import Growth
 from diablo_ds.files.strict_json import foreign_encoding
 
 _BUFFER_BYTES = 1 << 18
+_MAX_XZ_BYTES = 1 << 28
+"""Memory that an .xz file may ask for; `xz -9` needs 65 MiB to decompress."""
 
 
 @contextmanager
@@ -58,18 +61,56 @@ def not_utf8(path: Path, error: UnicodeDecodeError, line: int | None = None) -> 
 
 def _decompressed(packed: Any, path: Path) -> Any:
     ending = path.suffix.lower()
+    stream: Any
     if ending == ".gz":
-        return io.BufferedReader(_Decompressed(gzip.GzipFile(fileobj=packed), path), _BUFFER_BYTES)
-    if ending == ".bz2":
-        return io.BufferedReader(_Decompressed(bz2.BZ2File(packed), path), _BUFFER_BYTES)
-    if ending == ".xz":
-        return io.BufferedReader(_Decompressed(lzma.LZMAFile(packed), path), _BUFFER_BYTES)
-    if ending == ".zst":
+        stream = gzip.GzipFile(fileobj=packed)
+    elif ending == ".bz2":
+        stream = bz2.BZ2File(packed)
+    elif ending == ".xz":
+        stream = _Xz(packed)
+    elif ending == ".zst":
         import pyarrow as pa
 
         stream = pa.CompressedInputStream(packed, "zstd")
-        return io.BufferedReader(_Decompressed(stream, path), _BUFFER_BYTES)
-    return packed
+    else:
+        return packed
+    return io.BufferedReader(_Decompressed(stream, path), _BUFFER_BYTES)
+
+
+class _Xz:
+    """An .xz stream whose header cannot ask for any amount of memory, as `lzma.LZMAFile` allows."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._decompressor = self._new()
+
+    def _new(self) -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes; none at the end of the file."""
+        while True:
+            if self._decompressor.eof:  # another stream may follow, after zeros
+                rest = self._decompressor.unused_data.lstrip(b"\0") or self._next_block()
+                if not rest:
+                    return b""
+                self._decompressor = self._new()
+                data = self._decompressor.decompress(rest, size)
+            elif self._decompressor.needs_input:
+                block = self._packed.read(_BUFFER_BYTES)
+                if not block:
+                    raise EOFError("compressed file ended before the end of its stream")
+                data = self._decompressor.decompress(block, size)
+            else:
+                data = self._decompressor.decompress(b"", size)
+            if data:
+                return data
+
+    def _next_block(self) -> bytes:
+        while block := self._packed.read(_BUFFER_BYTES):
+            if rest := block.lstrip(b"\0"):
+                return rest
+        return b""
 
 
 class _Counting(io.RawIOBase):
@@ -98,6 +139,7 @@ class _Decompressed(io.RawIOBase):
     def __init__(self, stream: Any, path: Path) -> None:
         self._stream = stream
         self._path = path
+        self._growth = Growth(path, path.stat().st_size)
 
     def readable(self) -> bool:
         return True
@@ -109,5 +151,6 @@ class _Decompressed(io.RawIOBase):
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # from the disk, not from the decompressor
             raise UserError(f"source file must be undamaged; got {self._path}: {error}") from None
+        self._growth.add(len(data))
         buffer[: len(data)] = data
         return len(data)

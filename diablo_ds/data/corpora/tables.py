@@ -1,19 +1,24 @@
-"""Rows of CSV, TSV, parquet and Arrow files."""
+"""Rows of CSV, TSV, parquet and Arrow files, a few at a time whatever the files say."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from diablo_ds.data.arrow_bounds import check_batch, check_messages, open_stream
 from diablo_ds.data.corpora.opening import not_utf8, unopened
+from diablo_ds.data.corpora.parquet_pages import rows_at_once
 from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable
 from diablo_ds.errors import UserError
+from diablo_ds.files.bounds import Growth, size_of
 
+_MAX_RECORD_CHARACTERS = 64 * MAX_ROW_CHARACTERS
 _MAX_CELL_CHARACTERS = 16 * MAX_ROW_CHARACTERS
 """A longer cell is the rest of the file after a quote that is never closed."""
 _ROWS_PER_BATCH = 1000
@@ -35,11 +40,13 @@ def read_csv(file: IO[bytes], path: Path, delimiter: str = ",") -> Iterator[RawR
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     line = 1
     try:
-        reader = csv.reader(_lines(text, path), strict=True, delimiter=delimiter)
+        lines = _Lines(text, path)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         header = next(reader, [])
         _check_names(header, path)
         line = reader.line_num + 1
         for cells in reader:
+            lines.num_characters = 0
             if len(cells) == len(header):
                 yield RawRow(line, dict(zip(header, cells, strict=True)))
             elif cells:
@@ -53,16 +60,35 @@ def read_csv(file: IO[bytes], path: Path, delimiter: str = ",") -> Iterator[RawR
         ) from None
 
 
-def _lines(text: IO[str], path: Path) -> Iterator[str]:
-    number = 0
-    while line := text.readline(_MAX_CELL_CHARACTERS + 1):
-        number += 1
-        if len(line) > _MAX_CELL_CHARACTERS:
-            raise UserError(
-                f"a line of a CSV file must have at most {_MAX_CELL_CHARACTERS:,} characters; got "
-                f"more in {path}, line {number}"
-            )
-        yield line
+class _Lines:
+    """The lines of a CSV file, neither too long each nor too long together for one record."""
+
+    def __init__(self, text: IO[str], path: Path) -> None:
+        self._text = text
+        self._path = path
+        self._number = 0
+        self.num_characters = 0
+        """Of the current record, of which quoted line breaks make several lines."""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(_MAX_CELL_CHARACTERS + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self.num_characters += len(line)
+        for what, most, number in (
+            ("line", _MAX_CELL_CHARACTERS, len(line)),
+            ("row", _MAX_RECORD_CHARACTERS, self.num_characters),
+        ):
+            if number > most:
+                raise UserError(
+                    f"a {what} of a CSV file must have at most {most:,} characters; got more in "
+                    f"{self._path}, line {self._number}"
+                )
+        return line
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -84,7 +110,8 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
 
     with _valid(path, "parquet") as rows, pq.ParquetFile(path) as file:
         _check_names(file.schema_arrow.names, path)
-        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
+        num_rows = rows_at_once(path, file.metadata, _ROWS_PER_BATCH)
+        for batch in file.iter_batches(batch_size=num_rows):
             yield from rows.of(batch)
 
 
@@ -93,28 +120,25 @@ def read_arrow(path: Path) -> Iterator[RawRow]:
     import pyarrow as pa
 
     with _valid(path, "Arrow") as rows, pa.memory_map(str(path)) as file:
-        try:
-            stream = pa.ipc.open_stream(file)
-        except pa.ArrowInvalid:
-            stored = pa.ipc.open_file(file)
-            schema, batches = stored.schema, map(stored.get_batch, range(stored.num_record_batches))
-        else:
-            schema, batches = stream.schema, iter(stream)
-        _check_names(schema.names, path)
-        for batch in batches:
-            for start in range(0, batch.num_rows, _ROWS_PER_BATCH):
-                yield from rows.of(batch.slice(start, _ROWS_PER_BATCH))
+        check_messages(file, path)
+        with open_stream(file) as stream:
+            _check_names(stream.schema.names, path)
+            for batch in stream:
+                check_batch(batch)
+                yield from rows.of(batch)
 
 
 class _Numbered:
     """Numbers the rows of the record batches of one file."""
 
-    def __init__(self) -> None:
+    def __init__(self, growth: Growth) -> None:
         self.number = 0
+        self._growth = growth
 
     def of(self, batch: Any) -> Iterator[RawRow]:
         for row in _rows(batch):
             self.number += 1
+            self._growth.add(size_of(row))
             yield RawRow(self.number, row)
 
 
@@ -124,11 +148,11 @@ def _valid(path: Path, file_format: str) -> Iterator[_Numbered]:
     import pyarrow as pa
 
     try:
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise unopened(path, error) from None
-    rows = _Numbered()
+    rows = _Numbered(Growth(path, num_bytes))
     try:
         yield rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names need not be UTF-8
@@ -147,26 +171,17 @@ _NO_PYTHON_VALUE = (ArithmeticError, LookupError, TypeError, ValueError)
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | Unreadable]:
-    """Yield the rows of a record batch."""
-    try:
-        rows = batch.to_pylist()
-    except _NO_PYTHON_VALUE:
-        rows = _one_by_one(batch)
-    yield from rows
-
-
-def _one_by_one(batch: Any) -> Iterator[dict[str, Any] | Unreadable]:
-    """Yield the rows of a record batch with values that Python cannot represent."""
+    """Yield the rows of a record batch, made one by one: each may repeat a dictionary's text."""
+    columns = list(zip(batch.schema.names, batch.columns, strict=True))
     for index in range(batch.num_rows):
-        row: dict[str, Any] | Unreadable = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        row: dict[str, Any] = {}
+        for name, column in columns:
             try:
-                value = column[index].as_py()
+                row[name] = column[index].as_py()
             except _NO_PYTHON_VALUE as error:
-                row = Unreadable(
+                yield Unreadable(
                     f"a value must be one that Python can represent: column {name!r}, {error}"
                 )
                 break
-            assert isinstance(row, dict)
-            row[name] = value
-        yield row
+        else:
+            yield row

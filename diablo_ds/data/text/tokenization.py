@@ -15,6 +15,7 @@ from diablo_ds.data.text.control_tokens import ControlToken, ControlTokens
 from diablo_ds.data.text.encoders import Encoder, HuggingFaceEncoder, SentencePieceEncoder
 from diablo_ds.data.text.templates import Segment
 from diablo_ds.errors import UserError
+from diablo_ds.files.atomic import MAX_SETTINGS_BYTES
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -166,6 +167,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
         UserError: if there is none, it is damaged, it has no end token (a model would not learn to
             stop), or it cannot keep a prompt and its completion apart.
     """
+    for file in [path] if path.is_file() else [path / name for name in TOKENIZER_FILES]:
+        if file.is_file() and file.stat().st_size > MAX_SETTINGS_BYTES:
+            raise UserError(
+                f"a tokenizer's file must have at most {MAX_SETTINGS_BYTES:,} bytes; got {file}"
+            )
     try:
         tokenizer = _load_sentencepiece(path) if path.is_file() else _load_hugging_face(path)
         _check_boundary(tokenizer, path)

@@ -1,0 +1,135 @@
+"""Small files that would take all memory, or lead a reader out of its own: refused."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from diablo_ds.data import arrow_bounds
+from diablo_ds.data.corpora import parquet_pages, tables
+from diablo_ds.data.corpora.reading import read_rows
+from diablo_ds.errors import UserError
+from diablo_ds.files import bounds
+
+ROW = b'{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Limits so small that tests need no large data."""
+    monkeypatch.setattr(bounds, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(arrow_bounds, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 1 << 20)
+
+
+def _repeated(text, count):
+    indices = pa.array(np.zeros(count, np.int32))
+    return pa.DictionaryArray.from_arrays(indices, pa.array([text]))
+
+
+def _write_arrow(path, table, *, is_file=False, **options):
+    new = pa.ipc.new_file if is_file else pa.ipc.new_stream
+    options = pa.ipc.IpcWriteOptions(**options)
+    with pa.OSFile(str(path), "wb") as file, new(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+
+
+def _refused(path, rule):
+    with pytest.raises(UserError, match=rule) as caught:
+        for _ in read_rows(path):
+            pass
+    assert str(path) in str(caught.value)
+
+
+def test_compressed_rows_without_end(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(ROW * 200_000))
+    _refused(path, "200 times its size")
+    assert sum(1 for _ in read_rows(_plain(tmp_path))) == 200_000
+
+
+def _plain(folder):
+    (folder / "a.jsonl").write_bytes(ROW * 200_000)
+    return folder / "a.jsonl"
+
+
+def test_an_xz_header_that_asks_for_much_memory(tmp_path):
+    packed = bytearray(lzma.compress(ROW, lzma.FORMAT_ALONE))
+    packed[1:5] = struct.pack("<I", 3 << 29)
+    (tmp_path / "a.jsonl.xz").write_bytes(packed)
+    _refused(tmp_path / "a.jsonl.xz", "Memory usage limit")
+
+
+@pytest.mark.parametrize("between", [b"", bytes(4), bytes(8)])
+def test_xz_streams_one_after_the_other(between, tmp_path):
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(ROW) + between + lzma.compress(ROW))
+    assert len(list(read_rows(tmp_path / "a.jsonl.xz"))) == 2
+
+
+def test_a_text_that_many_rows_of_parquet_repeat(tmp_path):
+    table = pa.table({"prompt": _repeated("a" * 100_000, 10_000)})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    _refused(tmp_path / "a.parquet", "200 times its size")
+
+
+def test_few_rows_at_once_where_a_dictionary_is_large(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": _repeated("a" * 500_000, 10), "n": range(10)}), path)
+    most = parquet_pages.rows_at_once(path, pq.ParquetFile(path).metadata, 1000)
+    assert 100 < most < 140
+    pq.write_table(pa.table({"a": ["b"] * 10, "n": [[1.5] * 9] * 10}), path)
+    assert parquet_pages.rows_at_once(path, pq.ParquetFile(path).metadata, 1000) == 1000
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_a_huge_page_of_parquet(version, compression, tmp_path):
+    table = pa.table({"prompt": ["b", "a" * (1 << 20)]})
+    options = {"use_dictionary": False, "compression": compression, "data_page_version": version}
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    _refused(tmp_path / "a.parquet", "a page of a parquet file")
+
+
+def test_compressed_zeros_in_arrow(tmp_path):
+    table = pa.table({"prompt": ["a" * (2 << 20)]})
+    _write_arrow(tmp_path / "a.arrow", table, compression="zstd")
+    _refused(tmp_path / "a.arrow", "when it is decompressed")
+    _write_arrow(tmp_path / "a.arrow", table)
+    assert len(list(read_rows(tmp_path / "a.arrow"))) == 1
+
+
+def test_one_value_for_millions_of_rows_of_arrow(tmp_path):
+    run = pa.RunEndEncodedArray.from_arrays(pa.array([10_000_000], pa.int32()), pa.array(["a"]))
+    _write_arrow(tmp_path / "a.arrow", pa.table({"prompt": run}))
+    _refused(tmp_path / "a.arrow", "200 times its size")
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_arrow_offsets_that_lead_elsewhere(is_file, tmp_path):
+    path = tmp_path / "a.arrow"
+    _write_arrow(path, pa.table({"prompt": ["a", "b"]}), is_file=is_file)
+    content = path.read_bytes()
+    good, wild = struct.pack("<3i", 0, 1, 2), struct.pack("<3i", 0, 2**31 - 2, 2**31 - 1)
+    assert good in content
+    path.write_bytes(content.replace(good, wild))
+    _refused(path, "must be valid Arrow")
+
+
+def test_a_record_of_csv_without_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "_MAX_RECORD_CHARACTERS", 1000)
+    (tmp_path / "a.csv").write_bytes(b"a,b\n" + b'"\n",' * 1000)
+    _refused(tmp_path / "a.csv", "a row of a CSV file")
+    (tmp_path / "a.csv").write_bytes(b"a,b\n" + b'"\n",x\n' * 1000)
+    assert len(list(read_rows(tmp_path / "a.csv"))) == 1000
+
+
+def test_an_array_of_very_many_small_values_takes_no_square_of_its_size(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"[" + b"1," * 300_000 + b"1]")
+    assert len(list(read_rows(tmp_path / "a.json"))) == 300_001
