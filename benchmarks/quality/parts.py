@@ -15,6 +15,7 @@ from benchmarks.quality.study import MIN_STEPS, Study
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         "rate": "Learning rate",
+        "length": "Length of training",
         "batch": "Batch size",
         "targets": "Targets at equal size",
         "permutation": "Permuted input channels",
@@ -29,6 +30,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
 )
 """Methods as they are printed."""
 _BETWEEN = 32
+LONGER = 4
+"""Times as many steps as the other sweeps have, in the comparison of lengths."""
 _BLOCKS = (4, 8, 16, 32, 64, 96, 192)
 
 
@@ -46,6 +49,19 @@ def rate_arms(study: Study, findings: Findings) -> list[Arm]:
         _arm(study, method, blocks, around=2, top=3, start=study.anchors[method])
         for method, blocks in dict.fromkeys(order)
     ]
+
+
+def length_arms(study: Study, findings: Findings) -> list[Arm]:
+    """DiaBlo and LoRA in trainings as long as the other sweeps', and in longer ones."""
+    n = study.nearest(study.num_blocks)
+    arms = []
+    for method in ("diablo", "lora"):
+        start = _best_rate(study, findings, method, n)
+        for times in (1, LONGER):
+            examples = times * study.amounts.num_examples
+            suffix = f"{examples:,} examples"
+            arms.append(_arm(study, method, n, start=start, suffix=suffix, num_examples=examples))
+    return arms
 
 
 def batch_arms(study: Study, findings: Findings) -> list[Arm]:
@@ -152,6 +168,7 @@ def final_arms(study: Study, findings: Findings) -> list[Arm]:
 PARTS: Mapping[str, Callable[[Study, Findings], list[Arm]]] = MappingProxyType(
     {
         "rate": rate_arms,
+        "length": length_arms,
         "batch": batch_arms,
         "targets": targets_arms,
         "permutation": permutation_arms,

@@ -9,10 +9,11 @@ from math import fsum
 from pathlib import Path
 
 from benchmarks.quality.arms import Findings
+from benchmarks.quality.elements import Page
 from benchmarks.quality.parts import PARTS, TITLES, describe, possible_batches, wanted_of_all
 from benchmarks.quality.progress import duration
 from benchmarks.quality.records import Record
-from benchmarks.quality.sections import SECTIONS, Page
+from benchmarks.quality.sections import SECTIONS
 from benchmarks.quality.sizes import Estimates
 from benchmarks.quality.spec import Spec
 from benchmarks.quality.study import MIN_STEPS, Study

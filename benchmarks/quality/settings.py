@@ -81,7 +81,7 @@ def new_study(model: str, precision: str) -> Study:
         model,
         batches=(8, 32, 64),
         data="gsm8k",
-        max_length=128,
+        max_length=152,
     )
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 
 from benchmarks.quality.arms import Arm, Findings
 from benchmarks.quality.comparing import loss_difference
+from benchmarks.quality.elements import equal_sizes
 from benchmarks.quality.parts import NAMES, PARTS, TITLES, rate_arms
 from benchmarks.quality.rule import Rule, fit_rule
-from benchmarks.quality.sections import equal_sizes
 from benchmarks.quality.study import Study
 
 _WORDS = {-1: "lower", 1: "higher", 0: "not shown to differ"}

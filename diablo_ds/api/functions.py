@@ -44,6 +44,7 @@ from diablo_ds.api.checks import (
     unwrapped,
 )
 from diablo_ds.errors import UserError
+from diablo_ds.files.hub import revision_of
 from diablo_ds.model.architecture import load_model_config
 from diablo_ds.model.finding import files_of, find_model, fingerprint
 from diablo_ds.model.pretrained import from_pretrained
@@ -134,6 +135,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     config = AdapterConfig(
         base_model=str(getattr(model, "name_or_path", "") or ""),
         base_fingerprint=fingerprint(files) if files else "",
+        revision=revision_of(files) or None if files else None,
         num_blocks=counts,
         dropout=max(layer.dropout for layer in layers.values()),
         library_versions=installed_versions(),
@@ -154,8 +156,8 @@ def load(
     """Put a saved adapter on its base model, where it can be used, or trained further.
 
     Args:
-        model: the base: a model, which is changed in place, or the folder or hub name to load it
-            from, in evaluation mode.
+        model: the base: a model, which is changed in place, or the folder or hf://owner/name to
+            load it from, in evaluation mode.
         folder: an adapter's folder, a checkpoint, or the folder of a run that is done.
         force: take a base with another fingerprint, with a warning. Layers and shapes always have
             to agree.

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of, sharing_options
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
 
 
@@ -36,7 +36,9 @@ class ImportOptions:
     """
 
     base: str = setting(
-        REQUIRED, "Base model that the file was trained on: default, a folder, a hub name.", "model"
+        REQUIRED,
+        "Base model that the file was trained on: default, a folder, hf://owner/name.",
+        "model",
     )
     output: Path = setting(REQUIRED, "New folder of the adapter.", "run")
 
@@ -52,8 +54,10 @@ class DiffOptions:
         UserError: if a value is illegal.
     """
 
-    base: str = setting(REQUIRED, "Base model: default, a folder, or a hub name.", "model")
-    tuned: str = setting(REQUIRED, "Model that was made of it: a folder or a hub name.", "model")
+    base: str = setting(REQUIRED, "Base model: default, a folder, or hf://owner/name.", "model")
+    tuned: str = setting(
+        REQUIRED, "Model that was made of it: a folder or hf://owner/name.", "model"
+    )
     num_blocks: str = setting(
         "",
         'Block count N of each delta, or "auto:<share>", e.g. auto:1%.',
@@ -74,6 +78,7 @@ class DiffOptions:
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
 @click.argument("adapters", metavar="ADAPTER=WEIGHT...", nargs=-1, required=True)
+@sharing_options
 @options_of(CombineOptions)
 def combine(adapters: tuple[str, ...], **values: Any) -> None:
     """Write the weighted sum of adapters of one base and geometry: combine A=0.7 B=0.3."""
@@ -89,6 +94,7 @@ def combine(adapters: tuple[str, ...], **values: Any) -> None:
 
 @click.command("import", cls=GroupedCommand, context_settings=CONTEXT)
 @click.argument("file", type=click.Path(path_type=Path))
+@sharing_options
 @options_of(ImportOptions)
 def import_(file: Path, **values: Any) -> None:
     """Write the adapter in a file of the method's published code, `adapter.chkpt`."""
@@ -108,6 +114,7 @@ def import_(file: Path, **values: Any) -> None:
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@sharing_options
 @options_of(DiffOptions)
 def diff(**values: Any) -> None:
     """Write the adapter that turns a base into a tuned model, and report what it cannot hold."""

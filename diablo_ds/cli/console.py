@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from diablo_ds.errors import is_reported
+from diablo_ds.files import modes
+from diablo_ds.files.shown_text import shown
 from diablo_ds.model.default_model import cache_folder
 from diablo_ds.ranks import terminal
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
@@ -28,7 +30,8 @@ def run_command(command: click.Command) -> None:
     A rank exits without shutting the interpreter down: with gloo's threads alive that aborts
     about one time in ten, after everything was written.
     """
-    terminal.accept_any_character()
+    terminal.make_safe()
+    modes.set_umask()
     share_cores()
     _keep_torch_out_of_tmp()
     try:
@@ -105,7 +108,7 @@ class clean_errors:  # noqa: N801 - reads as a statement
             sys.exit(0)
         if error is not None and is_reported(error):
             if isinstance(error, IdentityError):  # nothing tells which one is rank 0
-                click.echo(f"Error: {error}", err=True)
+                click.echo(f"Error: {shown(str(error))}", err=True)
             else:
                 echo_error(str(error))
             # A full disk may have room the next time; a wrong setting stays wrong.
@@ -116,7 +119,7 @@ class clean_errors:  # noqa: N801 - reads as a statement
 def echo_error(text: str) -> None:
     """Print an error to stderr, on rank 0 of a run."""
     if _is_main_process():
-        click.echo(f"Error: {text}", err=True)
+        click.echo(f"Error: {shown(text)}", err=True)
 
 
 def _is_main_process() -> bool:

@@ -13,6 +13,7 @@ from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of
 from diablo_ds.errors import UserError
 from diablo_ds.generation.options import GenerateOptions
+from diablo_ds.ranks.terminal import ShownStream
 
 if TYPE_CHECKING:
     from diablo_ds.generation.answering import Answering
@@ -34,7 +35,7 @@ def generate(**values: Any) -> None:
         from diablo_ds.model.finding import find_base
 
         adapter = find_adapter(options.adapter)
-        base = find_base(options.base, load_adapter_config(adapter).base_model, options.adapter)
+        base = find_base(options.base, load_adapter_config(adapter), options.adapter)
         answering = load_answering(options, adapter, base)
         click.echo(f"Template {answering.form.text}, {answering.form.origin}.", err=True)
         if options.chat:
@@ -86,7 +87,10 @@ def _answer(
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    if isinstance(sys.stdout, ShownStream) and not sys.stdout.isatty():
+        sys.stdout.write_as_is(text)
+    else:
+        sys.stdout.write(text)
     sys.stdout.flush()
 
 

@@ -18,7 +18,7 @@ from diablo_ds.cli.generate import generate
 from diablo_ds.cli.launch import launch
 from diablo_ds.cli.looking import explain, inspect, status
 from diablo_ds.cli.merge import merge, verify
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, check_words, from_options, options_of
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
 from diablo_ds.cli.push import push
@@ -38,7 +38,14 @@ def entry_point() -> None:
     run_command(main)
 
 
-@click.group(context_settings=CONTEXT)
+class _Main(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of a command line; see `click.Group.parse_args`."""
+        check_words(ctx, args)
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Main, context_settings=CONTEXT)
 @click.version_option(__version__)
 def main() -> None:
     """Fine-tune large language models with DiaBlo on DeepSpeed."""

@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of, sharing_options
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification.options import Method, VerifyOptions
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@sharing_options
 @options_of(MergeOptions)
 def merge(**values: Any) -> None:
     """Add an adapter to its base for good, and write a model folder that any tool loads.
@@ -52,7 +53,7 @@ def verify(**values: Any) -> None:
         from diablo_ds.model.finding import find_base, find_model
 
         adapter = find_adapter(options.adapter)
-        base = find_base(options.base, load_adapter_config(adapter).base_model, options.adapter)
+        base = find_base(options.base, load_adapter_config(adapter), options.adapter)
         _verify(base, adapter, find_model(str(options.merged)), options.method)
         click.echo(f"Verified: {options.merged}")
 

@@ -7,18 +7,38 @@ given, so that a file's values or the dataclass's own defaults stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from diablo_ds.cli.same_command import keep_words
-from diablo_ds.config.setting import GROUPS, Setting, settings_of
+from diablo_ds.config.setting import AUTO, GROUPS, Setting, settings_of
+from diablo_ds.config.sharing import Sharing, share_files
 from diablo_ds.config.suggestion import closest
+from diablo_ds.files.strict_json import is_one_line
 
 Settings = TypeVar("Settings")
 _OTHERS = "other options"
+
+
+def check_words(context: click.Context, words: Sequence[str]) -> None:
+    """Refuse control characters in a command line, which reach scripts, records and screens.
+
+    Raises:
+        click.UsageError: if a word holds one.
+    """
+    for place, word in enumerate(words):
+        if not is_one_line(word):
+            option = word.partition("=")[0] if word.startswith("-") else words[max(0, place - 1)]
+            shown = f", of {option!a:.60}" if option.startswith("-") else ""  # no secret's value
+            raise click.UsageError(
+                "a command line must be text without control characters; got one in word "
+                f"{place + 1}{shown}",
+                context,
+            )
 
 
 class SettingOption(click.Option):
@@ -27,6 +47,19 @@ class SettingOption(click.Option):
     def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+
+
+class OpenNumber(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A number, or the word auto for the default that leaves it open."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._number = click.types.convert_type(setting.kind)
+        self._open = setting.default
+        self.name = self._number.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; see `click.ParamType.convert`."""
+        return self._open if value == AUTO else self._number.convert(value, param, ctx)
 
 
 class GroupedCommand(click.Command):
@@ -111,6 +144,19 @@ def from_options(cls: type[Settings], values: Mapping[str, Any], **others: Any) 
     return cls(**given_values(cls, values), **others)
 
 
+def sharing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that writes files the options for whom they are made, and obey them."""
+
+    @functools.wraps(command)
+    def sharing(*args: Any, **values: Any) -> Any:
+        share_files(from_options(Sharing, values))
+        for setting in settings_of(Sharing):
+            del values[setting.name]
+        return command(*args, **values)
+
+    return options_of(Sharing)(sharing)
+
+
 def _option(
     setting: Setting, override_a_file: bool
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -136,6 +182,8 @@ def _type(setting: Setting) -> Any:
         return click.Choice(setting.choices)
     if setting.kind is Path:
         return click.Path(path_type=Path)
+    if setting.takes_auto:
+        return OpenNumber(setting)
     return None if setting.kind is bool else setting.kind
 
 

@@ -21,6 +21,7 @@ from diablo_ds.config.choices import CORPORA
 from diablo_ds.config.continuation import FREE_CHOICES
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import GROUPS, OnResume, Setting, settings_of
+from diablo_ds.config.sharing import Sharing
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification.options import VerifyOptions
 from diablo_ds.data.prepare.options import PrepareOptions
@@ -38,15 +39,15 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "diablo-ds launch": (ClusterOptions, StartOptions),
     "diablo-ds slurm": (Job, ScriptOptions),
     "diablo-ds plan": (PlanOptions, Shape, Assumptions),
-    "diablo-ds prepare CORPUS": (PrepareOptions,),
+    "diablo-ds prepare CORPUS": (PrepareOptions, Sharing),
     "diablo-ds prepare": (PreviewOptions,),
-    "diablo-ds evaluate": (EvaluateOptions,),
+    "diablo-ds evaluate": (EvaluateOptions, Sharing),
     "diablo-ds generate": (GenerateOptions,),
-    "diablo-ds merge": (MergeOptions,),
+    "diablo-ds merge": (MergeOptions, Sharing),
     "diablo-ds verify": (VerifyOptions,),
-    "diablo-ds combine": (CombineOptions,),
-    "diablo-ds diff": (DiffOptions,),
-    "diablo-ds import": (ImportOptions,),
+    "diablo-ds combine": (CombineOptions, Sharing),
+    "diablo-ds diff": (DiffOptions, Sharing),
+    "diablo-ds import": (ImportOptions, Sharing),
     "diablo-ds push": (PushOptions,),
 }
 """The commands of the page, and the dataclasses of their options."""

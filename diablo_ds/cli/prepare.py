@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.options import GroupedCommand, GroupedGroup, from_options, options_of
+from diablo_ds.cli.options import (
+    GroupedCommand,
+    GroupedGroup,
+    from_options,
+    options_of,
+    sharing_options,
+)
 from diablo_ds.config.choices import AUTO, CORPORA, Corpus
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.data.prepare.options import PrepareOptions
@@ -108,6 +114,7 @@ def prepare(context: click.Context, /, **values: Any) -> None:
 
 
 def _command(family: Corpus) -> click.Command:
+    @sharing_options
     @options_of(PrepareOptions)
     def command(**values: Any) -> None:
         with clean_errors():

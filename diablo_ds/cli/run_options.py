@@ -14,6 +14,7 @@ from diablo_ds.config.continuation import left_out_values
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import FileSettings, load_settings
 from diablo_ds.config.setting import check_settings, setting
+from diablo_ds.config.sharing import share_files
 from diablo_ds.errors import UserError
 
 _RIVALS = (
@@ -72,7 +73,7 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
     the ways to give the batch sizes. What a run recorded of its micro batch holds where it divides,
     and of recomputation where the options say nothing of it.
     Where the output folder holds a run, what is left out is as that run has it, but for settings
-    that may change freely.
+    that may change freely. Files are made for whom it says from then on.
 
     Args:
         values: parameters of a command with `run_options`.
@@ -99,7 +100,9 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
         settings["global_batch"] = _global_batch(settings, accumulation, world_size)
     elif file.is_record and "micro_batch" not in given and not _divides(settings, world_size):
         settings.pop("micro_batch", None)
-    return RunConfig(**(_left_out(settings) | settings))
+    run_config = RunConfig(**(_left_out(settings) | settings))
+    share_files(run_config)
+    return run_config
 
 
 def _left_out(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.config.setting import check_settings, setting, settings_of
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import write_text
 from diablo_ds.files.layout import LOGS_FOLDER, RunFolder
 from diablo_ds.launcher.cluster import interface_env
@@ -153,8 +153,8 @@ def _write(text: str, file: Path, run_config: RunConfig) -> None:
     logs = RunFolder(Path(run_config.output)).logs
     # SLURM drops a job that cannot write its output.
     for path, what in ((logs.parent, "run folder"), (logs, "log folder")):
-        trust.make_folder(path, what, shared=run_config.shared_folders)
-    file.parent.mkdir(parents=True, exist_ok=True)
+        owned.make_folder(path, what)
+    owned.make_parents(file)
     write_text(file, text)
     click.echo(f"Wrote {file}")
 

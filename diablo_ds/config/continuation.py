@@ -13,6 +13,7 @@ from typing import Any
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import Setting, settings_of
 from diablo_ds.config.starts import Change, changed_settings
+from diablo_ds.files.hub import is_same_source
 
 OPEN_SETTINGS: dict[str, Any] = {s.name: s.default for s in settings_of(RunConfig) if s.is_open}
 """Settings that may be left open, by the value that says so."""
@@ -63,7 +64,8 @@ def left_out_values(recorded: RunConfig, given: Collection[str]) -> dict[str, An
 
 
 def changes_ahead(old: RunConfig, new: RunConfig) -> list[Change]:
-    """Return what changes for the steps to come."""
+    """Return what changes for the steps to come; what the new one leaves open stays as it is."""
+    new = keep_recorded(new, old)
     return [change for change in changed_settings(old, new) if change.field in AHEAD]
 
 
@@ -103,5 +105,5 @@ def _differing(old: RunConfig, new: RunConfig) -> Iterator[tuple[Setting, Any, A
     for setting in settings_of(RunConfig):
         was, now = getattr(old, setting.name), getattr(new, setting.name)
         is_free = any({was, now} <= alike for alike in FREE_CHOICES.get(setting.name, ()))
-        if setting.on_resume == "fixed" and was != now and not is_free:
+        if setting.on_resume == "fixed" and not is_same_source(was, now) and not is_free:
             yield setting, was, now

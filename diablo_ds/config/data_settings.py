@@ -32,8 +32,8 @@ class DataSettings:
 
     data: tuple[str, ...] = _data(
         DEFAULT_DATA,
-        "Training data: a prepared dataset, a raw file, folder, glob or hub name (JSON, JSONL, "
-        "CSV, TSV, parquet, Arrow, text), or NAME=one of them; repeatable.",
+        "Training data: a prepared dataset, a raw file, folder, glob or hf://owner/name (JSON, "
+        "JSONL, CSV, TSV, parquet, Arrow, text), or NAME=one of them; repeatable.",
         shown_default="a slice of GSM8K",
     )
     mix: tuple[str, ...] = _data(

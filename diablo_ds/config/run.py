@@ -24,6 +24,7 @@ from diablo_ds.config.choices import (
 )
 from diablo_ds.config.data_settings import DataSettings
 from diablo_ds.config.setting import LARGEST, check_settings, setting
+from diablo_ds.config.sharing import ALLOW_GROUP_WRITE, GROUP_READABLE
 from diablo_ds.config.task_settings import TaskSettings
 
 _model = functools.partial(setting, group="model")
@@ -44,7 +45,7 @@ class RunConfig(DataSettings, TaskSettings):
     """
 
     model: str = _model(
-        "default", "Base model: a folder, a hub name, or default for SmolLM2-135M-Instruct."
+        "default", "Base model: a folder, hf://owner/name, or default for SmolLM2-135M-Instruct."
     )
     base_dropout: bool | None = _model(
         None, "The base's own dropout.", is_open=True, shown_default="as the base has it"
@@ -113,7 +114,12 @@ class RunConfig(DataSettings, TaskSettings):
     max_steps: int = _batch(
         0, "Optimizer steps; 0 derives them from num_epochs.", minimum=0, on_resume="ahead"
     )
-    learning_rate: float = _update(2e-3, "Peak learning rate of AdamW.", minimum=0)
+    learning_rate: float = _update(
+        0.0,
+        "Peak learning rate of AdamW; auto follows a rule by the width of the blocks.",
+        minimum=0,
+        is_open=True,
+    )
     schedule: Schedule = _update("linear", "Learning-rate schedule after warm-up.")
     warmup_steps: int = _update(3, "Steps of linear warm-up.", minimum=0)
     weight_decay: float = _update(0.0, "AdamW's decoupled weight decay.", minimum=0)
@@ -170,11 +176,8 @@ class RunConfig(DataSettings, TaskSettings):
         on_resume="free",
     )
     output: str = _run("", "Run folder; empty makes a new one under runs/.", on_resume="free")
-    shared_folders: bool = _run(
-        False,
-        "Accept folders for output, logs, cache and compiled ops that others own or can write.",
-        on_resume="free",
-    )
+    allow_group_write: bool = _run(False, ALLOW_GROUP_WRITE, on_resume="free")
+    group_readable: bool = _run(False, GROUP_READABLE, on_resume="free")
     seed: int = _run(0, "Seed of data order and dropout.", minimum=0, maximum=2**63 - 1)
     log_every: int = _run(1, "Steps between TensorBoard points.", minimum=1, on_resume="free")
     eval_every: int = _run(

@@ -11,18 +11,20 @@ from typing import Any
 
 from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.setting import Setting, settings_of
+from diablo_ds.config.setting import AUTO, Setting, settings_of
 from diablo_ds.config.starts import STARTS
 from diablo_ds.config.suggestion import did_you_mean
 from diablo_ds.config.task_settings import DEFAULT_LIMIT
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.hub import recorded_revisions, with_revision
 from diablo_ds.files.settings_files import read_settings, settings_file
-from diablo_ds.files.strict_json import key_list
+from diablo_ds.files.strict_json import check_texts, key_list
 
 _FORMER_NAMES = {
     "gradient_checkpointing": "recompute",
     "checkpointed_layers": "recomputed_layers",
+    "shared_folders": "allow_group_write",
 }
 """Settings that earlier versions wrote under another name."""
 _FORMERLY_ONE = ("data", "heldout_data", "eval_task_limit")
@@ -33,7 +35,7 @@ _FORMER_MICRO_BATCH = 4
 """The default that earlier versions wrote beside `micro_batch_tokens`, where it had no effect."""
 _FORMER_DELTA_PATHS = {"merged": "summed", "triton_merged": "triton_summed"}
 """Names that earlier versions gave to delta paths."""
-_INPUTS = ("model", "data", "heldout_data", "init_adapter", "eval_task_data")
+_INPUTS = frozenset({"model", "data", "heldout_data", "init_adapter", "eval_task_data"})
 """Settings that name files to read."""
 PARENT = "parent"
 """Key of what a run's file records of the adapter that it started from; no setting."""
@@ -168,6 +170,8 @@ def parse_settings(values: Any, source: Path) -> FileSettings:
 def _found_inputs(values: dict[str, Any], starts: Any) -> dict[str, Any]:
     """Return a record's values with inputs that are only found from where the run was started.
 
+    What the run took from the hub is named with its revision.
+
     Args:
         values: settings by name.
         starts: the record's entries, which may be anything.
@@ -176,30 +180,36 @@ def _found_inputs(values: dict[str, Any], starts: Any) -> dict[str, Any]:
     folder = last.get("working_folder") if isinstance(last, dict) else None
     if not isinstance(folder, str):
         return values
+    revisions = recorded_revisions(starts)
 
-    def found(text: str) -> str:
+    def found(text: str, kind: str) -> str:
         for name, equals, path in (("", "", text), text.partition("=")):  # a path, or NAME=PATH
             there = os.path.join(folder, path)
             if path and not os.path.exists(path) and os.path.exists(there):
                 return f"{name}{equals}{there}"
-        return text
+        return with_revision(text, kind, revisions)
 
-    inputs = {name: values[name] for name in _INPUTS if name in values}
-    return values | {
-        name: tuple(map(found, value)) if isinstance(value, tuple) else found(value)
-        for name, value in inputs.items()
-    }
+    result = dict(values)
+    for name in _INPUTS & values.keys():
+        value, kind = values[name], "model" if name == "model" else "dataset"
+        if isinstance(value, tuple):
+            result[name] = tuple(found(text, kind) for text in value)
+        else:
+            result[name] = found(value, kind)
+    return result
 
 
 def read_ds_config(path: Path) -> Any:
     """Return the content of a DeepSpeed config file, or that config in a run config file.
 
     Raises:
-        UserError: if the file cannot be read, or is neither JSON nor YAML.
+        UserError: if the file cannot be read, is neither JSON nor YAML, or holds control
+            characters.
     """
     values = read_settings(path)
     if isinstance(values, dict):
-        return values.get(DS_CONFIG, values.get(DS_CONFIG.replace("_", "-"), values))
+        values = values.get(DS_CONFIG, values.get(DS_CONFIG.replace("_", "-"), values))
+    check_texts(f"ds_config of {path}", values)
     return values
 
 
@@ -235,6 +245,8 @@ def _typed(setting: Setting, value: Any) -> Any:
             return tuple(values)
         is_one = setting.name in _FORMERLY_ONE and isinstance(values[0], str)
         return tuple(filter(None, values)) if is_one else value
+    if setting.takes_auto and value == AUTO:
+        return setting.default
     return _text_of(value) if setting.kind is str else value
 
 

@@ -40,7 +40,12 @@ def learning_rate(run_config: RunConfig, step: int, num_steps: int) -> float:
         run_config: the run config.
         step: the step about to be taken, counted from 0.
         num_steps: number of steps in the run.
+
+    Raises:
+        ValueError: if the rate is still open.
     """
+    if not run_config.learning_rate:
+        raise ValueError("an open learning_rate is chosen by resolve_run, before the first step")
     return run_config.learning_rate * lr_factor(
         run_config.schedule, step, num_steps=num_steps, warmup_steps=run_config.warmup_steps
     )

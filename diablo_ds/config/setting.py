@@ -18,6 +18,8 @@ LARGEST = 2**31 - 1
 """Largest integer where a setting names no maximum; tokens and steps are 32-bit numbers."""
 LARGEST_FLOAT = (2 - 2.0**-23) * 2.0**127
 """Largest number with a fraction where a setting names no maximum: that of fp32."""
+AUTO = "auto"
+"""The word for a number that is open, where one is given as text."""
 REQUIRED = dataclasses.MISSING
 """The default of a setting that must be given."""
 
@@ -80,6 +82,11 @@ class Setting:
         return option_name(self.name)
 
     @property
+    def takes_auto(self) -> bool:
+        """Whether the word auto stands for the default: a number that a run's start chooses."""
+        return self.is_open and self.kind in (int, float)
+
+    @property
     def is_required(self) -> bool:
         """Whether there is no default."""
         return self.default is REQUIRED
@@ -89,7 +96,7 @@ class Setting:
         if self.shown_default or self.is_required:
             return self.shown_default
         if self.is_open and self.default == 0:
-            return "open"
+            return AUTO
         if isinstance(self.default, bool):
             return "on" if self.default else "off"
         return "" if self.default in ("", None, ()) else str(self.default)
@@ -211,7 +218,16 @@ def option_words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option if value else f"--no-{option[2:]}"]
     values = value if isinstance(value, tuple) else (value,)
-    return [word for item in values for word in (option, str(item))]
+    return [word for item in values for word in with_value(option, str(item))]
+
+
+def with_value(option: str, value: str) -> list[str]:
+    """Return the words of a command line that give an option a value.
+
+    A value that begins with a dash is one word with its option: guards and launchers, which read
+    the command line first, would take it for an option of their own.
+    """
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
 def _with_type(declared: Setting, name: str, hint: Any) -> Setting:

@@ -12,6 +12,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
+from diablo_ds.files.hub import is_same_source
 
 STARTS = "starts"
 """Key of the entries in a run's file; no setting."""
@@ -65,6 +66,8 @@ class StartRecord:
     """`id` on the hub and its `revision`, None where there is none, `path` and `fingerprint`."""
     data: Mapping[str, Any]
     """`train` and `heldout`: fingerprint and counts; `heldout` is None where there are none."""
+    hub: Mapping[str, str]
+    """Revision of each repository of the hub that was used, such as of "models/owner/name"."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the object that `run.json` has."""
@@ -109,7 +112,9 @@ def changed_settings(old: RunConfig, new: RunConfig) -> tuple[Change, ...]:
         for setting in settings_of(RunConfig)
         if setting.name != "output"
     )
-    return tuple(Change(name, was, now) for name, was, now in values if was != now)
+    return tuple(
+        Change(name, was, now) for name, was, now in values if not is_same_source(was, now)
+    )
 
 
 def changed_values(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.config.setting import Setting, option_name
+from diablo_ds.config.setting import AUTO, Setting, option_name
 from diablo_ds.config.suggestion import did_you_mean
 from diablo_ds.errors import UserError
 
@@ -126,7 +126,7 @@ def _parse_value(setting: Setting, word: str, text: str) -> Any:
             raise ValueError
         if kind is bool:
             return _SWITCH[word.lower()]
-        value = kind(word)
+        value = setting.default if setting.takes_auto and word == AUTO else kind(word)
     except (ValueError, KeyError):
         what = {bool: "on or off", int: "an integer", float: "a number"}.get(kind, "not empty")
         raise UserError(
@@ -140,7 +140,8 @@ def _names(setting: Setting, values: Sequence[Any], text: str) -> tuple[str, ...
 
     Of paths it is the last part, where these differ.
     """
-    texts = [_text(value) for value in values]
+    is_auto = [setting.takes_auto and value == setting.default for value in values]
+    texts = [AUTO if auto else _text(value) for auto, value in zip(is_auto, values, strict=True)]
     short = [_UNSAFE.sub("-", Path(t).name if t.strip("/") else t) for t in texts]
     full = [_UNSAFE.sub("-", t) for t in texts]
     names = short if len(set(short)) == len(short) else full

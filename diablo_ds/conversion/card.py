@@ -32,7 +32,14 @@ UNKNOWN_BASE = "BASE_MODEL"
 _TAGS = ["diablo", "peft", "diablo-ds"]
 _POINTS = 10
 """Training losses in the table of a card."""
-_OF_MACHINE = ("output", "cache_folder", "shared_folders", "hang_timeout", "log_every")
+_OF_MACHINE = (
+    "output",
+    "cache_folder",
+    "allow_group_write",
+    "group_readable",
+    "hang_timeout",
+    "log_every",
+)
 """Settings that say nothing of the result."""
 _USE = """\
 `ADAPTER` is the folder of this file. With PEFT (`pip install 'diablo-ds[peft]'`):

@@ -23,6 +23,7 @@ from diablo_ds.conversion.changes import Change, Pair, find_change, take_blocks
 from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.conversion.progress import Progress
 from diablo_ds.errors import UserError
+from diablo_ds.files.hub import revision_of
 from diablo_ds.files.tensor_files import find_tensors
 from diablo_ds.files.text_table import text_table
 from diablo_ds.model.architecture import build_meta_model, load_model_config
@@ -150,6 +151,7 @@ def diff(
         base_fingerprint=fingerprint(base_folder),
         num_blocks=counts,
         parent={"tuned_model": tuned, "tuned_fingerprint": fingerprint(tuned_folder)},
+        revision=revision_of(base_folder) or None,
         targets=targets_of(counts, dict(model.named_modules())),
     )
     save_with_card(output, tensors, config)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diablo_ds.files.hub import looks_like_hub_name
+from diablo_ds.files.hub import SCHEME, looks_like_hub_name
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model of which the default base is a conversion, by way of 4-bit weights."""
@@ -22,6 +22,9 @@ def hub_name(name: str) -> str:
     Args:
         name: a hub name, or a path, of which only one in the hub's cache has a name there.
     """
+    if name.startswith(SCHEME):
+        name = name.removeprefix(SCHEME).removeprefix("models/").removeprefix("datasets/")
+        return name.partition("@")[0]
     if cached := _CACHED.search(name):
         return f"{cached[1]}/{cached[2]}"
     is_path = not name or not looks_like_hub_name(name) or Path(name).expanduser().exists()

@@ -28,6 +28,7 @@ from diablo_ds.conversion.combination import check_finite
 from diablo_ds.conversion.output import check_new_folder, check_outside
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file
+from diablo_ds.files.hub import revision_of
 from diablo_ds.model.architecture import build_meta_model, load_model_config
 from diablo_ds.model.finding import find_model, fingerprint, lasting_name
 
@@ -78,6 +79,7 @@ def import_published(file: Path, base: str, output: Path) -> Imported:
         base_fingerprint=fingerprint(folder),
         num_blocks=num_blocks,
         parent={"imported": str(path), "sha256": sha256_file(path)},
+        revision=revision_of(folder) or None,
         targets=targets_of(num_blocks, dict(shapes.named_modules())),
     )
     save_with_card(output, deltas, config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.predictions import Predictions
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.layout import (
     EVALUATION_FILE,
@@ -114,19 +114,19 @@ def _short(value: Any) -> str:
     return text if len(text) < 64 else f"{text[:12]}..."
 
 
-def own_folder(output: Path, record: Record, *, shared: bool) -> tuple[FolderOwner, Predictions]:
+def own_folder(output: Path, record: Record) -> tuple[FolderOwner, Predictions]:
     """Make or continue the folder of an evaluation, as its only owner.
 
     Args:
         output: the folder.
         record: what is asked for.
-        shared: accept a folder that others can change.
 
     Raises:
         UserError: if the folder holds something else, is in use or cannot be written, or its
             answers so far were made with other settings.
     """
-    trust.make_writable_folder(output, _WHAT, "--output", shared=shared)
+    owned.make_writable_folder(output, _WHAT, "--output")
+    owned.check_tree(output, _WHAT)
     owner = claim(output, _WHAT)
     try:
         old = read_record_of_owner(output)

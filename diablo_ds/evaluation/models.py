@@ -228,7 +228,7 @@ def open_models(
     Collective, where the ranks have joined: every rank must call this.
 
     Args:
-        base: folder or hub name of the base model, or "default"; empty for the one that the
+        base: folder or hf://owner/name of the base model, or "default"; empty for the one that the
             adapters record.
         adapters: adapters, checkpoints, folders of runs that are done, or merged models' folders.
         include_base: whether the base itself is one of the models.
@@ -271,7 +271,7 @@ def _find_entries(
             continue
         adapter = find_adapter(path)
         tensors, config = load_adapter(adapter)
-        own = folder or find_base("", config.base_model, path)
+        own = folder or find_base("", config, path)
         check_base(config, base or str(own), fingerprint(own), force=force)
         with_deltas[name] = _Entry(own, adapter, tensors), config
     bases = list(dict.fromkeys(entry.folder for entry, _ in with_deltas.values()))

@@ -77,7 +77,7 @@ class EvaluateOptions:
     merged: tuple[str, ...] = setting((), "Folder of a merged model; may be repeated.", "sources")
     base: str = setting(
         "",
-        "Base model: a folder, a hub name, or default.",
+        "Base model: a folder, hf://owner/name, or default.",
         "sources",
         shown_default="as the adapters record",
     )
@@ -139,9 +139,6 @@ class EvaluateOptions:
         "Where the model is: copies on each rank, or sharded over all of them by ZeRO-3; auto "
         "shards what does not fit.",
         "memory and speed",
-    )
-    shared_folders: bool = setting(
-        False, "Accept folders for compiled ops that others own or can write.", "run"
     )
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ def start_ranks(options: EvaluateOptions) -> None:
     if distributed.world_size() > 1:
         from diablo_ds.zero.joining import init_process_group
 
-        init_process_group(shared_folders=options.shared_folders)
+        init_process_group()
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(num_cores())
     set_up_logging(is_main_process=distributed.is_main_process())
@@ -65,9 +65,7 @@ def _own(evaluation: Evaluation, resources: contextlib.ExitStack) -> Predictions
     options, opened = evaluation.options, list[Predictions]()
 
     def own() -> None:
-        owner, predictions = own_folder(
-            options.output, evaluation.record, shared=options.shared_folders
-        )
+        owner, predictions = own_folder(options.output, evaluation.record)
         resources.callback(owner.release)
         resources.callback(predictions.close)
         opened.append(predictions)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import strict_json
+from diablo_ds.files import modes, owned, strict_json
 
 MAX_SETTINGS_BYTES = 1 << 28
 
@@ -36,13 +36,16 @@ def sync_file(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file name that becomes ``path`` when the block ends without an error.
+    """Yield a temporary file that becomes ``path`` when the block ends without an error.
 
-    An old file stays intact until the new one is complete. On an error nothing is left behind.
+    It is empty, and its mode is the one that all files have, also where the block replaces it. An
+    old file stays intact until the new one is complete. On an error nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        owned.write_new_file(temporary, b"")
         yield temporary
+        modes.set_mode(temporary)
         sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
@@ -98,28 +101,34 @@ def read_bytes(path: Path) -> bytes:
 def new_folder(folder: Path, *, keep_first: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``folder`` when the block ends without an error.
 
-    Every file in it is synced before the rename. On an error nothing is left behind, and ``folder``
-    is as it was.
+    Every file in it is synced before the rename, and gets the mode that all files have. On an error
+    nothing is left behind, and ``folder`` is as it was.
 
     Args:
         folder: the new folder; one that exists is replaced.
         keep_first: whether one that another process has made meanwhile stays instead, since it may
             be in use.
+
+    Raises:
+        UserError: if there is one that belongs to somebody else.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    owned.make_parents(folder)
+    if os.path.lexists(folder):
+        owned.check_folder(folder, "a folder that is replaced")
     tag = uuid.uuid4().hex[:8]
     temporary = folder.with_name(f".{folder.name}.{tag}.tmp")
     old = folder.with_name(f".{folder.name}.{tag}.old")
-    temporary.mkdir(0o755)  # whatever the umask is, nobody else may write to it
+    owned.new_folder(temporary)
     try:
         yield temporary
         for path in temporary.rglob("*"):
+            modes.set_mode(path)
             if path.is_file():
                 sync_file(path)
         sync_folder(temporary)
         if keep_first:
             if not _rename_unless_there(temporary, folder):
-                shutil.rmtree(temporary, ignore_errors=True)
+                _remove(temporary)
                 return
         else:
             if folder.exists():
@@ -127,11 +136,16 @@ def new_folder(folder: Path, *, keep_first: bool = False) -> Iterator[Path]:
             temporary.rename(folder)
         sync_folder(folder.parent)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        owned.remove_own(folder)
 
 
 def _rename_unless_there(folder: Path, name: Path) -> bool:

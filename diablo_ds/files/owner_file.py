@@ -5,7 +5,6 @@ It lies in the hidden folder `.owner` of the folder that is owned.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import getpass
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.errors import UserError
+from diablo_ds.files import modes, owned
 from diablo_ds.files.layout import OWNER_FOLDER
 from diablo_ds.files.process_status import process_status
 
@@ -69,7 +69,8 @@ def create(folder: Path, number: int) -> tuple[int, Owner] | None:
     temporary = path.with_name(f".{owner.token}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(temporary, flags, 0o600)
+        descriptor = os.open(temporary, flags, modes.PRIVATE_FILE)
+        modes.set_mode(descriptor)
         try:
             os.pwrite(descriptor, to_bytes(owner), 0)
             os.fsync(descriptor)
@@ -100,7 +101,7 @@ def _link(temporary: Path, path: Path, descriptor: int) -> bool:
 def _create_without_links(temporary: Path, path: Path) -> bool:
     """Reserve the name first, and then move the file there."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600))
+        owned.write_new_file(path, b"")
     except FileExistsError:
         return False
     temporary.replace(path)
@@ -110,11 +111,11 @@ def _create_without_links(temporary: Path, path: Path) -> bool:
 def make_owner_folder(folder: Path) -> None:
     """Make a folder, and the one for its owner's file; raise UserError where that is a link."""
     path = folder / OWNER_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    if not stat.S_ISDIR(path.lstat().st_mode):
-        raise UserError(f"{OWNER_FOLDER} must be a folder, and no link; got {path}; remove it")
+    owned.make_parents(path)
+    if not owned.new_folder(path):
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise UserError(f"{OWNER_FOLDER} must be a folder, and no link; got {path}; remove it")
+        owned.check_folder(path, "the folder of an owner's file", repair="remove it")
 
 
 def numbers(folder: Path) -> list[int]:

@@ -26,6 +26,8 @@ TOO_DEEP = f"at most {MAX_DEPTH} lists and objects may be nested"
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = " \t\r\n"
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNSHOWN = re.compile(r"[^ -~]")
 
 
@@ -169,9 +171,13 @@ def has_lone_surrogate(value: Any) -> bool:
 def is_one_line(text: str) -> bool:
     """Return whether a text has no control characters and no bytes that were not UTF-8.
 
-    Names with them cannot be written down: in a record, on a screen, or in a job script.
+    Names with them cannot be written down: in a record, on a screen, or in a job script. What ends
+    a line for Python, or has a terminal show characters in another order, counts as control too.
     """
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    return text.isprintable() or not any(
+        unicodedata.category(character) in _CONTROL or character in _REORDERING
+        for character in text
+    )
 
 
 def key_list(keys: Iterable[str], most: int = 5) -> str:
@@ -210,3 +216,14 @@ def check_text(**settings: object) -> None:
                 raise UserError(
                     f"{name} must be text without control characters; got {name}={text!a:.60}"
                 )
+
+
+def check_texts(name: str, value: Any) -> None:
+    """Refuse control characters in every text of a JSON value, keys included.
+
+    Raises:
+        UserError: if one is text that cannot be written on one line.
+    """
+    check_text(**{name: value})
+    for child in [*value, *value.values()] if isinstance(value, dict) else _children(value):
+        check_texts(name, child)

@@ -25,7 +25,7 @@ class GenerateOptions:
     )
     base: str = setting(
         "",
-        "Base model: a folder, a hub name, or default.",
+        "Base model: a folder, hf://owner/name, or default.",
         "sources",
         shown_default="as the adapter records",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from diablo_ds.config.words import shell_text
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.launcher.guard import PEER_GRACE_S
 from diablo_ds.launcher.launcher_output import Printer, say
@@ -104,9 +104,9 @@ class Attempt:
         if self.asked_by and self._stop_deadline == float("inf"):
             say(f"\n{self.asked_by}: stopping at the next micro batch.")
             with contextlib.suppress(OSError):
-                trust.append_to_own_file(self.folder / STOP_FILE).close()
+                owned.append_to_own_file(self.folder / STOP_FILE).close()
             self._stop_deadline = now + STOP_GRACE_S + MARGIN_S
-        if trust.is_own_file(self.folder / FAILED_FILE):
+        if owned.is_own_file(self.folder / FAILED_FILE):
             self._end_deadline = min(self._end_deadline, now + PEER_GRACE_S + MARGIN_S)
         if has_ended:
             self._end_deadline = min(self._end_deadline, now + STOP_GRACE_S + MARGIN_S)

@@ -17,7 +17,7 @@ unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU"""
 START = """\
 job_name={job_name}
 logs="$run_folder/{logs}/$job_name-${{SLURM_RESTART_COUNT:-0}}"
-(umask 077 && mkdir -p "$logs")
+(umask 077 && mkdir -p -- "$logs")
 export run_folder log_folder
 # Python imports what lies in the working folder first where it starts a module by its name.
 export PYTHONSAFEPATH=1
@@ -47,7 +47,7 @@ trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' 
 
 run_once() {{
     log_folder="$logs/attempt-$attempt"
-    (umask 077 && mkdir -p "$log_folder")
+    (umask 077 && mkdir -p -- "$log_folder")
     # A node that is done must not cut the others short; after a failure the guards end them.
     srun --cpus-per-task="$SRUN_CPUS_PER_TASK" --export=ALL --kill-on-bad-exit=0 \\
         bash -c {command} &
@@ -66,7 +66,7 @@ while :; do
     case $code in
         0 | {stopped} | {user_error}) break ;;  # done, stopped, or a setting that stays wrong
     esac
-    diablo-ds explain "$log_folder"
+    diablo-ds explain -- "$log_folder"
     first=$?
     case $first in  # srun's own code says little: after TERM, or where several ranks ended
         0 | {stopped} | {user_error}) code=$first; break ;;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,14 +12,14 @@ from pathlib import Path
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_bytes
 from diablo_ds.files.strict_json import check_text, decode_text
+from diablo_ds.launcher.quoting import HOST_NAME, check_host, check_word, split_words
 from diablo_ds.ranks.identity import ANY_PORT
 
 RUNNERS = ("local", "pdsh", "openmpi", "mpich", "slurm", "no-ssh")
 """How ranks get to their hosts: DeepSpeed's own runners, and "no-ssh", where `diablo-ds launch` is
 started on each host."""
 SSH_RUNNERS = ("pdsh", "openmpi", "mpich")
-_HOST_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>\d{1,6})\s*(#.*)?")
-_WORD = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.,:@/+=-]*")
+_HOST_LINE = re.compile(rf"(?P<name>{HOST_NAME})\s+slots=(?P<slots>[0-9]{{1,6}})\s*(#.*)?")
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -105,8 +104,12 @@ class Cluster:
                 "launcher_args are for pdsh, mpirun and srun; got "
                 f"launcher_args={self.launcher_args!r} with runner {self.runner!r}"
             )
-        for name in ("master_addr", "interface"):
-            check_word(name, getattr(self, name))
+        for host in self.hosts:
+            check_host("host", host.name)
+        check_host("master_addr", self.master_addr)
+        check_word("interface", self.interface)
+        for name in ("wrap", "launcher_args"):
+            split_words(name, getattr(self, name))
         check_text(
             wrap=self.wrap,
             launcher_args=self.launcher_args,
@@ -144,14 +147,6 @@ class Cluster:
         """Return the hosts as a line of text."""
         hosts = ", ".join(f"{host.name} x {host.slots}" for host in self.hosts)
         return f"{self.world_size} ranks on {hosts}"
-
-
-def check_word(name: str, value: str) -> None:
-    """Raise UserError unless a setting is empty or one plain word that is no option."""
-    if value and not _WORD.fullmatch(value):
-        raise UserError(
-            f"{name} must be a word of letters, digits and _ . , : @ / + = -; got {name}={value!r}"
-        )
 
 
 def interface_env(interface: str) -> dict[str, str]:
@@ -203,4 +198,8 @@ def rank_python(venv: Path | None, wrap: str) -> list[str]:
     It imports nothing from the working folder (-P), where a file may be named like a module.
     """
     inside = "python3" if wrap else sys.executable
-    return [*shlex.split(wrap), inside if venv is None else str(venv / "bin" / "python"), "-P"]
+    return [
+        *split_words("wrap", wrap),
+        inside if venv is None else str(venv / "bin" / "python"),
+        "-P",
+    ]

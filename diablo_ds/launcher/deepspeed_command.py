@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
+import sys
 from pathlib import Path
 
 from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import with_value
 from diablo_ds.config.words import train_words
-from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
+from diablo_ds.launcher.quoting import check_plain, pdsh_word
 from diablo_ds.ranks.environment import home_exports
 
 SCRIPT = Path(__file__).parent / "script" / "train.py"
@@ -40,19 +41,20 @@ def build_command(
         UserError: if the global batch does not divide, or a value cannot pass through the runner.
     """
     resolve_batch(run_config, cluster.world_size)
-    script = ["--ds_config", shown_path(ds_config), "--log-folder", str(log_folder)]
+    script = with_value("--ds_config", shown_path(ds_config))
+    script += with_value("--log-folder", str(log_folder))
     for name, value in cluster.rank_env().items():
         script += ["--env", f"{name}={value}"]
-    if hidden_file is not None:
-        script += ["--env-file", str(hidden_file)]
-    if cluster.venv is not None:
-        script += ["--venv", str(cluster.venv)]
-    if cluster.wrap:
-        script += ["--wrap", cluster.wrap]
+    for option, own in (
+        ("--env-file", hidden_file),
+        ("--venv", cluster.venv),
+        ("--wrap", cluster.wrap),
+    ):
+        script += with_value(option, str(own)) if own else []
     script += train_words(run_config, recorded)
     if cluster.runner == "pdsh":
-        _check_remote_folder(Path.cwd())
-        script = [_for_remote_shell(word) for word in script]
+        _check_remote_names()
+        script = [pdsh_word(word) for word in script]
     return ["deepspeed", *_launcher_options(cluster), shown_path(SCRIPT), *script]
 
 
@@ -89,8 +91,7 @@ def _launcher_options(cluster: Cluster) -> list[str]:
         here = ["--hostfile", os.devnull, "--num_gpus", str(cluster.hosts[0].slots)]
         return [*here, *options, "--log_level", "warning"]
     options = [
-        "--hostfile",
-        str(cluster.hostfile),
+        *with_value("--hostfile", str(cluster.hostfile)),
         "--master_addr",
         cluster.first_address,
         *options,
@@ -117,28 +118,8 @@ def _launcher_args(cluster: Cluster) -> str:
     return cluster.launcher_args
 
 
-def _check_remote_folder(folder: Path) -> None:
-    """Raise UserError where the shell of another host would read more into a folder's name."""
-    if shlex.quote(str(folder)) != str(folder):
-        raise UserError(
-            "the working folder of a run through pdsh must have a name without blanks, quotes and "
-            f"other characters that a shell understands; got {str(folder)!r}"
-        )
-
-
-def _for_remote_shell(word: str) -> str:
-    """Quote a word for the shell of another host, where pdsh passes it as it is.
-
-    DeepSpeed puts double quotes around words with a space, and nothing around others.
-
-    Raises:
-        UserError: if a word with a space holds something that double quotes do not protect.
-    """
-    if " " not in word:
-        return shlex.quote(word)
-    if any(character in word for character in '$`\\!"'):
-        raise UserError(
-            'an option that goes through pdsh must not hold a space and one of $ ` \\ ! "; got '
-            f"{word!r}; put the setting into a file and give --config"
-        )
-    return word
+def _check_remote_names() -> None:
+    """Raise UserError where pdsh or the shell of another host would read more into a name."""
+    check_plain("the working folder", str(Path.cwd()))
+    check_plain("the script", shown_path(SCRIPT))
+    check_plain("Python", sys.executable)

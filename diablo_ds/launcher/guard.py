@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.launcher.processes import (
     ancestors,
     describe_exit,
@@ -204,12 +204,12 @@ class Guard:
             self._ask("the launcher's terminal or connection is gone", signal.SIGTERM, STOP_GRACE_S)
         elif self.folder is not None and now > self._next_folder_poll:
             self._next_folder_poll = now + FOLDER_POLL_S
-            has_failed = trust.is_own_file(self.folder / FAILED_FILE)
+            has_failed = owned.is_own_file(self.folder / FAILED_FILE)
             if has_failed and is_stopped(self.process.pid):
                 self._end_hanging(now)
             elif has_failed:
                 self._ask("stopped, since another rank failed", signal.SIGTERM, PEER_GRACE_S)
-            elif not self.asked_by and trust.is_own_file(self.folder / STOP_FILE):
+            elif not self.asked_by and owned.is_own_file(self.folder / STOP_FILE):
                 self._ask("stopped by the launcher", signal.SIGTERM, STOP_GRACE_S)
 
     def _end_hanging(self, now: float) -> None:

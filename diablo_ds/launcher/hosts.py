@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
+from diablo_ds.launcher.quoting import line_in_folder, ssh_words
 
 CONNECT_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 60
@@ -48,9 +48,8 @@ def on_all_hosts(
 def _run(cluster: Cluster, host: Host, command: Sequence[str]) -> Answer:
     words = list(command)
     if cluster.runner in SSH_RUNNERS:
-        port = [] if cluster.ssh_port is None else ["-p", str(cluster.ssh_port)]
-        remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)}"
-        words = ["ssh", *_OPTIONS, *port, host.name, remote]
+        remote = line_in_folder(str(Path.cwd()), command)
+        words = ssh_words(host.name, cluster.ssh_port, _OPTIONS, remote)
     try:
         done = subprocess.run(
             words,

@@ -9,15 +9,15 @@ from typing import Any
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import setting, settings_of
 from diablo_ds.errors import UserError
-from diablo_ds.launcher.cluster import check_word
+from diablo_ds.launcher.quoting import check_word, sbatch_option
 from diablo_ds.launcher.rank_settings import RankSettings, count_ranks
 from diablo_ds.ranks.environment import secret_assignment
 
 SIGNAL_EARLY_S = 60
 """By so much SLURM may send its warning ahead of the time that was asked for (man sbatch)."""
 _TIME_OPTIONS = re.compile(r"--(time|signal)(?![-\w])|-t")
-_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
-_NODES = re.compile(r"(\d+)(?:-(\d+))?")
+_MEMORY = re.compile(r"[0-9]+[KMGT]?B?", re.IGNORECASE)
+_NODES = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,7 @@ class Job(RankSettings):
             raise UserError(f"name must not be empty; got name={self.name!r}")
         self._check_time()
         for option in self.sbatch_option:
-            if not option.startswith("-"):
-                raise UserError(f"sbatch_option must begin with -; got sbatch_option={option!r}")
+            sbatch_option(option)
             if _TIME_OPTIONS.match(option):
                 raise UserError(
                     "time limit and signal of a job must be given by --time and --warning-s, which "

@@ -8,9 +8,11 @@ import threading
 import time
 from pathlib import Path
 
-from diablo_ds.files import trust
+from diablo_ds.files import owned
+from diablo_ds.files.shown_text import shown_line
 from diablo_ds.ranks.noise import is_noise
 from diablo_ds.ranks.records import FAILED_FILE
+from diablo_ds.ranks.terminal import ShownStream
 
 HOLD_S = 8.0
 """How long an error may be held back where no rank has failed yet."""
@@ -50,7 +52,7 @@ class Printer:
     def flush_old(self) -> None:
         """Print what was held for long, where no rank failed."""
         is_old = bool(self._held) and time.monotonic() - self._held_since > HOLD_S
-        if is_old and not trust.is_own_file(self.folder / FAILED_FILE):
+        if is_old and not owned.is_own_file(self.folder / FAILED_FILE):
             self.flush()
 
     def flush(self) -> None:
@@ -62,5 +64,8 @@ class Printer:
 
     def _print(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            sys.stdout.write(line)
+            if isinstance(sys.stdout, ShownStream):
+                sys.stdout.write_line(line)
+            else:
+                sys.stdout.write(shown_line(line))
             sys.stdout.flush()

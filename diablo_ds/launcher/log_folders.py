@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from pathlib import Path
 
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.ranks.records import record_file
 
@@ -40,7 +39,6 @@ def make_log_folder(logs: Path, cluster: Cluster) -> Path:
         return folder
     for number in itertools.count(int(folder.name.removeprefix("attempt-"))):
         folder = logs / f"attempt-{number:03d}"
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(trust.PRIVATE_FOLDER)
+        if owned.new_folder(folder):
             return folder
     raise AssertionError

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.process_status import process_status
 from diablo_ds.launcher.devices import AGENT
 from diablo_ds.ranks.free_port import free_port
@@ -56,12 +56,12 @@ def meeting_folder(
         )
     started = process_status(parent).started
     folder = Path(tempfile.gettempdir(), f"diablo-ds-{os.getuid()}-{parent}-{started}")
-    trust.make_folder(folder, "folder of the master port")
+    owned.make_folder(folder, "folder of the master port")
     try:
         yield folder
     finally:  # a rank may be gone before another one has read the port
         with contextlib.suppress(FileNotFoundError):
-            trust.write_new_file(folder / f"left-{identity.rank}", b"")
+            owned.write_new_file(folder / f"left-{identity.rank}", b"")
             if len(list(folder.glob("left-*"))) == identity.world_size:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -76,13 +76,13 @@ def agree_on_port(folder: Path, rank: int) -> int:
     if rank == 0:
         port = free_port()
         path.unlink(missing_ok=True)  # of a start that was killed before it came further
-        trust.write_new_file(path, f"{port:05d}\n".encode())
+        owned.write_new_file(path, f"{port:05d}\n".encode())
         return port
     launcher = os.getppid()
     deadline = time.monotonic() + PORT_WAIT_S
     while time.monotonic() < deadline:
         with contextlib.suppress(FileNotFoundError):
-            data = trust.read_own_file(path)
+            data = owned.read_own_file(path)
             if len(data) == _PORT_BYTES:
                 return int(data)
         if any((folder / name).exists() for name in (FAILED_FILE, STOP_FILE)):

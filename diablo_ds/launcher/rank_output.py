@@ -11,7 +11,7 @@ import select
 import sys
 from pathlib import Path
 
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.ranks.terminal import TERMINAL, Outlet
 
 DRAIN_S = 2.0
@@ -32,7 +32,7 @@ class RankOutput:
     def __init__(self, log: Path | None, *, is_shown: bool) -> None:
         self._is_shown = is_shown or log is None
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._log = None if log is None else trust.open_own_file(log, flags)
+        self._log = None if log is None else owned.open_own_file(log, flags)
         self._log_outlet = Outlet("they could not be written to this file")
         remark = "the launcher did not read them"
         self._shown = Outlet(remark if log is None else f"{remark}; all are in {log}")

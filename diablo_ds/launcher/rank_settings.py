@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
-from diablo_ds.launcher.cluster import check_word
+from diablo_ds.launcher.quoting import check_host, check_word, split_words
 from diablo_ds.ranks.identity import ANY_PORT
 
 LARGEST_PORT = 65535
@@ -42,8 +42,9 @@ class RankSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("master_addr", "interface"):
-            check_word(name, getattr(self, name))
+        check_host("master_addr", self.master_addr)
+        check_word("interface", self.interface)
+        split_words("wrap", self.wrap)
 
 
 def count_ranks(gpus_per_node: int | None, ranks_per_node: int | None) -> int | None:

@@ -13,11 +13,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import modes, owned
 from diablo_ds.launcher.cluster import rank_python
 from diablo_ds.launcher.devices import check_devices, given_environment, put_back
 from diablo_ds.launcher.guard import Guard
@@ -33,17 +33,9 @@ from diablo_ds.ranks.records import RankRecord, announce_failure, log_file, writ
 
 def main(command: str = "train") -> None:
     """Run a command of `diablo-ds` with this script's arguments under guard; exit as it did."""
-    terminal.accept_any_character()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--log-folder", "--log_folder", type=Path)
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--env-file", type=Path)
-    parser.add_argument("--venv", type=Path)
-    parser.add_argument("--wrap", default="")
-    parser.add_argument("--shared-folders", "--shared_folders", action="store_true")
-    own, arguments = parser.parse_known_args()
-    if own.shared_folders:
-        arguments.append("--shared-folders")
+    terminal.make_safe()
+    own, arguments = split_options(sys.argv[1:])
+    modes.share(allow_group_write=own.allow_group_write, group_readable=own.group_readable)
     python = rank_python(own.venv, own.wrap)
     guard = None
     resources = contextlib.ExitStack()
@@ -54,7 +46,7 @@ def main(command: str = "train") -> None:
         environment = rank_environment(variables)
         environment.setdefault(COMMAND, _given_command(environment))
         if own.log_folder is not None:
-            trust.make_folder(own.log_folder, "log folder", shared=own.shared_folders)
+            owned.make_folder(own.log_folder, "log folder")
         if environment.get("RANK") and environment["MASTER_PORT"] == str(ANY_PORT):
             identity = find_identity(environment)
             folder = resources.enter_context(meeting_folder(own.log_folder, identity, environment))
@@ -69,12 +61,28 @@ def main(command: str = "train") -> None:
         sys.stderr.write(text)
         code = EXIT_USER_ERROR if isinstance(error, UserError) else 1
         if own.log_folder is not None and guard is None:
-            _record_refusal(own.log_folder, code, text, shared=own.shared_folders)
+            _record_refusal(own.log_folder, code, text)
     finally:
         resources.close()
         if guard is not None and guard.is_orphan:  # a killed launcher leaves its files
             remove_start(own.env_file, os.environ.get(STORE_FILE))
     sys.exit(code)
+
+
+def split_options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of a guard, and the words of its rank's command."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--log-folder", "--log_folder", type=Path)
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--env-file", type=Path)
+    parser.add_argument("--venv", type=Path)
+    parser.add_argument("--wrap", default="")
+    parser.add_argument("--allow-group-write", "--allow_group_write", action="store_true")
+    parser.add_argument("--group-readable", "--group_readable", action="store_true")
+    own, arguments = parser.parse_known_args(words)
+    arguments += ["--allow-group-write"] * own.allow_group_write
+    arguments += ["--group-readable"] * own.group_readable
+    return own, arguments
 
 
 def _given_command(environment: Mapping[str, str]) -> str:
@@ -88,16 +96,16 @@ def _given_command(environment: Mapping[str, str]) -> str:
     return shlex.join([program, *hide_secrets(words, environment)])
 
 
-def _record_refusal(folder: Path, code: int, text: str, *, shared: bool) -> None:
+def _record_refusal(folder: Path, code: int, text: str) -> None:
     """Write down that a rank could not be started, so that no other one waits for it.
 
     Nothing is written where it is the folder itself that is refused.
     """
     with contextlib.suppress(ValueError, OSError):
-        trust.make_folder(folder, "log folder", shared=shared)
+        owned.make_folder(folder, "log folder")
         identity = find_identity(os.environ)
         now = time.time()
-        with trust.append_to_own_file(log_file(folder, identity.rank)) as file:
+        with owned.append_to_own_file(log_file(folder, identity.rank)) as file:
             file.write(text.encode(errors="replace"))
         record = RankRecord(
             rank=identity.rank,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from diablo_ds.config.run import RunConfig
@@ -10,6 +9,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.node_share import NodeRequest
+from diablo_ds.launcher.quoting import check_line, sbatch_line, sbatch_option
 
 
 def sbatch_lines(
@@ -30,26 +30,22 @@ def sbatch_lines(
     number = "%A_%a" if num_values else "%j"
     # SLURM reads a relative path from where the script is submitted.
     logs = RunFolder(folder.absolute() / run_config.output).logs
-    if not str(folder.absolute()).isprintable():  # settings have been checked
-        raise UserError(
-            "the folder of a job must have a name without control characters, which would end a "
-            f"line of its script; got {str(folder)!r}"
-        )
+    check_line("the folder of a job", str(folder.absolute()))  # settings have been checked
     if "\\" in str(logs):
         raise UserError(
             "output must have no backslash for SLURM, which would not fill in the job's number; "
             f"got output={run_config.output!r} in {folder}"
         )
     log = f"{str(logs).replace('%', '%%')}/slurm-{number}.out"
-    options = [
-        f"--job-name={_quoted(job.name)}",
-        f"--nodes={job.nodes}",
-        "--ntasks-per-node=1",
-        f"--output={_quoted(log)}",
-        "--open-mode=append",
-        "--requeue",
-        f"--signal=B:USR1@{job.warning_s}",
-    ]
+    options = {
+        "job-name": job.name,
+        "nodes": job.nodes,
+        "ntasks-per-node": "1",
+        "output": log,
+        "open-mode": "append",
+        "requeue": None,
+        "signal": f"B:USR1@{job.warning_s}",
+    }
     optional = {
         "gpus-per-node": job.gpus_per_node,
         "partition": job.partition,
@@ -57,11 +53,6 @@ def sbatch_lines(
         "time": job.time,
         "array": f"0-{num_values - 1}" if num_values else "",
     }
-    options += [f"--{name}={value}" for name, value in optional.items() if value]
-    return [f"#SBATCH {option}" for option in (*options, *request.options, *job.sbatch_option)]
-
-
-def _quoted(value: str) -> str:
-    """Quote a value of an #SBATCH line, which sbatch takes apart by rules of its own."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return value if re.fullmatch(r"[\w./%:@+=,-]+", value, re.ASCII) else f'"{escaped}"'
+    options |= {name: str(value) for name, value in optional.items() if value}
+    own = [sbatch_line(f"--{name}", value) for name, value in options.items()]
+    return [*own, *map(sbatch_option, (*request.options, *job.sbatch_option))]

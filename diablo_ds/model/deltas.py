@@ -6,6 +6,7 @@ recomputed, the loss computed in the head.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,24 @@ def choose_num_blocks(model: Any, run_config: RunConfig) -> dict[str, int]:
         within=text_decoder_name(model),
     )
     return resolve_num_blocks(targets, run_config.num_blocks or DEFAULT_NUM_BLOCKS)
+
+
+def block_widths(
+    model: Any, run_config: RunConfig, num_blocks: Mapping[str, int] | None = None
+) -> list[int]:
+    """Return the inputs of a block of each target layer.
+
+    Args:
+        model: the base model; may be on the meta device.
+        run_config: names targets, layers and block count.
+        num_blocks: target layers by full module name; those of the run config by default.
+
+    Raises:
+        UserError: see `choose_num_blocks`.
+    """
+    chosen = choose_num_blocks(model, run_config) if num_blocks is None else num_blocks
+    modules = dict(model.named_modules())
+    return [modules[name].in_features // count for name, count in chosen.items()]
 
 
 def add_deltas(

@@ -7,10 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.data.text.tokenization import TOKENIZER_FILES
 from diablo_ds.errors import UserError
-from diablo_ds.files.hub import cached_hub_file, hub_folder, looks_like_hub_name
+from diablo_ds.files.hub import (
+    SCHEME,
+    Repository,
+    cached_hub_file,
+    find_repository,
+    hub_folder,
+    hub_hint,
+    is_repository,
+    looks_like_hub_name,
+)
 from diablo_ds.files.tensor_files import read_header
+from diablo_ds.model.built_in import BY_HUB_NAME
 from diablo_ds.model.default_model import cache_folder, converted_model
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -23,24 +34,37 @@ _HUB_COPIES = ["consolidated*", "original/*"]
 _SAMPLES_PER_TENSOR_BYTES = 1024
 
 
-def find_model(name: str, cache: str = "", *, shared: bool = False) -> Path:
+def hub_model(name: str) -> Repository | None:
+    """Return the model of the hub that a user named, or None.
+
+    A name without ``hf://`` could be a mistyped path, and is taken only if it is that of a
+    published model whose shape is built in, and no folder here has its owner's name.
+    """
+    repository = find_repository(name, "model")
+    known = BY_HUB_NAME.get(name.lower())
+    if repository is None and known is not None and not Path(name).parent.exists():
+        return Repository("model", known[1])
+    return repository
+
+
+def find_model(name: str, cache: str = "") -> Path:
     """Return the local folder of a base model, converting or downloading it where needed.
 
     Args:
-        name: "default", a local folder, or a hub name such as "org/model".
+        name: "default", a local folder, or a model of the hub; see `hub_model`.
         cache: cache folder for the converted default model; empty for the user's.
-        shared: use a cache folder that other users can write, too.
 
     Raises:
         UserError: if the folder or the hub's model does not exist, or is not a causal LM's.
     """
     if name == "default":
-        return converted_model(cache_folder(cache), shared=shared)
+        return converted_model(cache_folder(cache))
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if not looks_like_hub_name(name):
-            raise UserError(f"model must be an existing folder or a hub name; got model={name!r}")
-        folder = hub_folder(name, "model", _HUB_FILES, ignored=_HUB_COPIES)
+        repository = hub_model(name)
+        if repository is None:
+            raise UserError(f"model must be an existing folder; got model={name!r}{hub_hint(name)}")
+        folder = hub_folder(repository, _HUB_FILES, ignored=_HUB_COPIES)
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder must hold a config.json; got model={name!r} in {folder}")
     if not list(folder.glob("*.safetensors")):
@@ -50,12 +74,12 @@ def find_model(name: str, cache: str = "", *, shared: bool = False) -> Path:
     return folder
 
 
-def find_base(given: str, recorded: str, adapter: Path) -> Path:
+def find_base(given: str, config: AdapterConfig, adapter: Path) -> Path:
     """Return the folder of an adapter's base.
 
     Args:
         given: name or folder that the user gave; empty for none.
-        recorded: the one in the adapter's config.
+        config: the adapter's config, which records its base.
         adapter: the adapter's path, for the error.
 
     Raises:
@@ -63,10 +87,12 @@ def find_base(given: str, recorded: str, adapter: Path) -> Path:
     """
     if given:
         return find_model(given)
+    recorded = config.base_model
     if not recorded:
         raise UserError("a base must be given where the adapter records none; give it by --base")
+    is_of_hub = config.revision and is_repository(recorded, config.revision)
     try:
-        return find_model(recorded)
+        return find_model(f"{SCHEME}{recorded}@{config.revision}" if is_of_hub else recorded)
     except UserError as error:
         raise UserError(
             f"{error}; that is the base which {adapter} records; give it by --base"
@@ -74,13 +100,18 @@ def find_base(given: str, recorded: str, adapter: Path) -> Path:
 
 
 def lasting_name(name: str) -> str:
-    """Return a model's name as it can be written down: a folder's from the root of the file system.
+    """Return a model's name as it can be written down.
+
+    A folder's path starts at the root of the file system; a model of the hub is "owner/name".
 
     Args:
         name: as `find_model` takes it.
     """
     folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else name
+    if folder.is_dir():
+        return str(folder.absolute())
+    repository = hub_model(name)
+    return name if repository is None else repository.name
 
 
 def fingerprint(folder: Path) -> str:
@@ -118,7 +149,7 @@ def find_tokenizer(name: str) -> Path:
     """Return the folder or file of a tokenizer, downloading it where needed.
 
     Args:
-        name: "default", a folder, a SentencePiece file (*.model), or a hub name.
+        name: "default", a folder, a SentencePiece file (*.model), or a model of the hub.
 
     Raises:
         UserError: if there is none.
@@ -129,12 +160,13 @@ def find_tokenizer(name: str) -> Path:
     if path.suffix == ".model" and path.is_file():
         return path
     if not path.is_dir():
-        if path.exists() or not looks_like_hub_name(name):
+        repository = None if path.exists() else hub_model(name)
+        if repository is None:
             raise UserError(
-                "tokenizer must be an existing folder, a *.model file or a hub name; got "
-                f"tokenizer={name!r}"
+                "tokenizer must be an existing folder or a *.model file; got "
+                f"tokenizer={name!r}{hub_hint(name)}"
             )
-        path = hub_folder(name, "model", TOKENIZER_FILES)
+        path = hub_folder(repository, TOKENIZER_FILES)
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"tokenizer folder must hold tokenizer.json; got tokenizer={name!r}")
     return path

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.errors import UserError
-from diablo_ds.files.hub import hub_folder, looks_like_hub_name
+from diablo_ds.files.hub import hub_folder, hub_hint
 from diablo_ds.model.architecture import load_model_config
 from diablo_ds.model.built_in import BUILT_IN, BuiltIn, find_built_in
+from diablo_ds.model.finding import hub_model
 from diablo_ds.model.shape import Shape
 
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -19,8 +20,8 @@ def find_model_config(model: str, shape: Shape, length: int) -> tuple[Any, str]:
     """Return a model's Hugging Face config, and the name that a run takes.
 
     Args:
-        model: a built-in model's short name or hub name, "default", a folder, another hub name, or
-            empty where ``shape`` says all.
+        model: a built-in model's short name or hub name, "default", a folder, another model of the
+            hub by ``hf://owner/name``, or empty where ``shape`` says all.
         shape: widths that differ from the model's.
         length: tokens per sequence; a model given by its shape has at least that many positions.
 
@@ -86,12 +87,13 @@ def _config_folder(model: str) -> Path:
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    if folder.exists() or not looks_like_hub_name(model):
+    repository = None if folder.exists() else hub_model(model)
+    if repository is None:
         raise UserError(
-            "model must be a folder with a config.json, a hub name or a built-in shape; got "
-            f"model={model!r}; built in are {', '.join(BUILT_IN)}"
+            "model must be a folder with a config.json or a built-in shape; got "
+            f"model={model!r}{hub_hint(model)}; built in are {', '.join(BUILT_IN)}"
         )
     try:
-        return hub_folder(model, "model", ["config.json"])
+        return hub_folder(repository, ["config.json"])
     except UserError as error:
         raise UserError(f"{error}; built in are {', '.join(BUILT_IN)}") from None

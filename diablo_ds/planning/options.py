@@ -24,7 +24,9 @@ class PlanOptions:
     """
 
     model: str = setting(
-        "", "Built-in shape, folder with config.json, or hub name; or all widths instead.", "model"
+        "",
+        "Built-in shape, folder with config.json, or hf://owner/name; or all widths instead.",
+        "model",
     )
     nodes: int = setting(1, "Nodes of the cluster.", "hardware", minimum=1)
     gpus_per_node: int = setting(8, "GPUs of each node.", "hardware", minimum=1)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
+from diablo_ds.files.owners import describe_access
 from diablo_ds.files.strict_json import check_text
 
 HIDDEN_FILE = "environment"
@@ -34,6 +35,8 @@ _KEY_FILE = "key"
 _KEY_BYTES = 16
 _SHARED_WAIT_S = 30.0
 """How long a file may take to be seen on another host."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""Of a variable, for every shell."""
 _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|KEY|SECRET|PASS|PWD.|CREDENTIAL|AUTH", re.IGNORECASE)
 _SECRET_ASSIGNMENT = re.compile(r"\b([A-Za-z_]\w*)=['\"]?(?=[^\s$'\"])")
 _EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
@@ -74,7 +77,7 @@ def parse_env(pairs: tuple[str, ...]) -> RankVariables:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         masked = f"{name}={MASK}" if is_secret_name(name) and equals else pair
-        if not name.isidentifier() or (not equals and name not in os.environ):
+        if not _NAME.fullmatch(name) or (not equals and name not in os.environ):
             raise UserError(
                 "env must be NAME=VALUE, or the NAME of a variable that is set here; got "
                 f"env={masked!r}"
@@ -97,7 +100,7 @@ def write_hidden(folder: Path, variables: Mapping[str, str]) -> Path:
     """Write variables to a file in a log folder, mode 0600, and return it."""
     path = folder / HIDDEN_FILE
     path.unlink(missing_ok=True)  # of a launcher that was killed
-    trust.write_new_file(path, json.dumps(dict(variables)).encode())
+    owned.write_new_file(path, json.dumps(dict(variables)).encode())
     return path
 
 
@@ -141,7 +144,7 @@ def shared_key(folder: Path) -> str:
     """
     path = folder / _KEY_FILE
     try:
-        trust.write_new_file(path, new_key().encode())
+        owned.write_new_file(path, new_key().encode())
     except FileExistsError:
         pass
     except OSError as error:
@@ -156,7 +159,7 @@ def _wait_for(path: Path, num_bytes: int = 1) -> bytes:
     deadline = time.monotonic() + _SHARED_WAIT_S
     while True:
         try:
-            data = trust.read_own_file(path)
+            data = owned.read_own_file(path)
         except FileNotFoundError:
             data = b""
             if time.monotonic() > deadline:
@@ -202,10 +205,10 @@ def read_exports() -> RankVariables:
     for path in dict.fromkeys((home_exports(), Path.cwd() / home_exports().name)):
         if not path.is_file():
             continue
-        if not trust.has_trusted_owner(path):
+        if not owned.has_trusted_owner(path):
             raise UserError(
                 f"a file of exports for DeepSpeed must be your own; got {path}, "
-                f"{trust.describe_access(path.stat())}; start in another folder"
+                f"{describe_access(path.stat())}; start in another folder"
             )
         try:
             text = path.read_text(encoding="utf-8")
@@ -224,5 +227,5 @@ def write_exports(folder: Path, variables: Mapping[str, str]) -> Path:
     """Write a file of exports for DeepSpeed to a log folder, and return it."""
     path = folder / EXPORTS_FILE
     path.unlink(missing_ok=True)
-    trust.write_new_file(path, "".join(f"{n}={v}\n" for n, v in variables.items()).encode())
+    owned.write_new_file(path, "".join(f"{n}={v}\n" for n, v in variables.items()).encode())
     return path

@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 
+from diablo_ds.files.shown_text import shown
+
 logger = logging.getLogger("diablo_ds")
+
+
+class _ShownMessages(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 def set_up_logging(*, is_main_process: bool) -> None:
@@ -13,6 +20,6 @@ def set_up_logging(*, is_main_process: bool) -> None:
     logger.setLevel(logging.INFO if is_main_process else logging.ERROR)
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_ShownMessages("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.layout import RANK_RECORDS
 from diablo_ds.ranks.memory_kills import KILLER, log_of_kill
 
@@ -79,7 +79,7 @@ def write_record(folder: Path, record: RankRecord) -> None:
     text = json.dumps(asdict(record), indent=2)
     with contextlib.suppress(OSError):
         path = record_file(folder, record.rank)
-        descriptor = trust.open_own_file(path, os.O_CREAT | os.O_WRONLY)
+        descriptor = owned.open_own_file(path, os.O_CREAT | os.O_WRONLY)
         os.write(descriptor, f"{text:{RECORD_BYTES - 1}}\n".encode())
         os.fsync(descriptor)
         os.close(descriptor)
@@ -88,7 +88,7 @@ def write_record(folder: Path, record: RankRecord) -> None:
 def announce_failure(folder: Path, rank: int) -> None:
     """Tell all other ranks that one failed, unless another one did so first."""
     with contextlib.suppress(OSError):
-        trust.write_new_file(folder / FAILED_FILE, f"{rank}\n".encode())
+        owned.write_new_file(folder / FAILED_FILE, f"{rank}\n".encode())
 
 
 def read_records(folder: Path) -> list[RankRecord]:
@@ -99,7 +99,7 @@ def read_records(folder: Path) -> list[RankRecord]:
     records = []
     for path in sorted(folder.glob(RANK_RECORDS)):
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            records.append(_parse(json.loads(trust.read_own_file(path))))
+            records.append(_parse(json.loads(owned.read_own_file(path))))
     return records
 
 
@@ -171,7 +171,7 @@ def _cause_of_vanishing(record: RankRecord) -> str:
 def last_lines(path: Path, count: int = TAIL_LINES) -> list[str]:
     """Return the end of a log without blank lines; only its last 64 KiB are read."""
     try:
-        with os.fdopen(trust.open_own_file(path, os.O_RDONLY), "rb") as file:
+        with os.fdopen(owned.open_own_file(path, os.O_RDONLY), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
             text = file.read().decode(errors="replace")
     except OSError:

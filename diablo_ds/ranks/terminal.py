@@ -1,4 +1,4 @@
-"""Output that never stops a run, whatever encoding its reader has and however slow it is.
+"""Output that never stops a run, and that no terminal obeys, whatever it is made of.
 
 Only the standard library is used here: a guard lives beside every rank and has to stay small.
 """
@@ -15,14 +15,36 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from diablo_ds.files.shown_text import shown_line, shown_output
+
 TERMINAL = "DIABLO_TERMINAL"
 """Environment variable of a rank whose guard passes its stderr on to a terminal."""
 BUFFER_BYTES = 4 << 20
 """What waits for a reader; beyond it, output is dropped."""
 
 
-def accept_any_character() -> None:
-    """Write characters that the encoding of stdout or stderr lacks as escapes such as `\\u6587`.
+class ShownStream(io.TextIOWrapper):
+    """A stream to a person: control characters, but for lines and progress bars, are written out.
+
+    So are characters that its encoding lacks, such as `\\u6587`.
+    """
+
+    def write(self, text: str, /) -> int:
+        """Write text; return its length."""
+        super().write(shown_output(text))
+        return len(text)
+
+    def write_line(self, line: str) -> None:
+        """Write a line of another process of this run, with the bars that it draws."""
+        super().write(shown_line(line))
+
+    def write_as_is(self, text: str) -> None:
+        """Write a result to another program, character by character."""
+        super().write(text)
+
+
+def make_safe() -> None:
+    """Have stdout and stderr take any character, and show control characters; see `ShownStream`.
 
     A stream that this process was started without leads nowhere: a file that is opened later must
     not take its place.
@@ -36,8 +58,16 @@ def accept_any_character() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        elif type(stream) is io.TextIOWrapper:
+            encoding, is_by_line = stream.encoding, stream.line_buffering
+            new = ShownStream(
+                stream.detach(),
+                encoding=encoding,
+                errors="backslashreplace",
+                line_buffering=is_by_line,
+            )
+            setattr(sys, name, new)
+            setattr(sys, f"__{name}__", new)
 
 
 def shows_progress() -> bool:
@@ -185,7 +215,7 @@ def unblocked(remark: str = "") -> Iterator[None]:
         # Two streams of one terminal stay in order.
         outlet = outlets.setdefault((found.st_dev, found.st_ino), Outlet(remark))
         raw: Any = _Raw(outlet, descriptor)
-        new = io.TextIOWrapper(
+        new = ShownStream(
             raw,
             encoding=stream.encoding,
             errors="backslashreplace",

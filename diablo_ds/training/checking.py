@@ -43,9 +43,7 @@ def check_targets(runs: Iterable[tuple[str, RunConfig]]) -> None:
     bases: dict[Path, Base] = {}
     for name, run_config in runs:
         try:
-            folder = find_model(
-                run_config.model, run_config.cache_folder, shared=run_config.shared_folders
-            )
+            folder = find_model(run_config.model, run_config.cache_folder)
             if folder not in bases:
                 bases[folder] = read_base(folder)
             if not run_config.init_adapter:

@@ -32,7 +32,7 @@ def describe_run(run_config: RunConfig, ds_config_file: Path) -> str:
         UserError: if a setting, file or folder is wrong: whatever a run refuses.
     """
     import_deepspeed()
-    check_extensions(extensions_folder(), shared=run_config.shared_folders)
+    check_extensions(extensions_folder())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = prepare_run(run_config, ds_config_file, device)
     position = find_position(prepared, prepared.folder)

@@ -19,6 +19,7 @@ from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import load_parent
+from diablo_ds.files.hub import keep_revisions, revision_of
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.model.base import Base, keep_apart, read_base
 from diablo_ds.model.compile_cache import set_up_cache
@@ -39,7 +40,7 @@ from diablo_ds.training.initial_adapter import (
 from diablo_ds.training.inputs import Inputs, load_inputs
 from diablo_ds.training.machine import look_at_machines
 from diablo_ds.training.resolution import resolve_run
-from diablo_ds.training.run_folder import choose_run_folder, find_initial_adapter, recorded_config
+from diablo_ds.training.run_folder import choose_run_folder, find_initial_adapter, read_record
 from diablo_ds.training.task_inputs import TaskInputs, find_tasks, read_tasks
 from diablo_ds.zero import support
 from diablo_ds.zero.ds_config import load_ds_config, zero_stage
@@ -151,6 +152,7 @@ def prepare_run(
         library_versions=installed_versions(),
         targets=targets_of(design.num_blocks, dict(base.shapes.named_modules())),
         parent=parent,
+        revision=revision_of(base.folder) or None,
     )
     return Prepared(
         folder=folder,
@@ -175,12 +177,13 @@ def _read_settings(
     given = {**dataclasses.asdict(run_config), "DeepSpeed config": json.dumps(policy)}
     distributed.check_same(given)
     distributed.on_every_rank(lambda: find_tasks(run_config))
-    recorded = distributed.on_main_process(lambda: recorded_config(run_config.output))
+    recorded, revisions = distributed.on_main_process(lambda: read_record(run_config.output))
+    keep_revisions(revisions)
     resolve_batch(run_config, distributed.world_size(), recorded=recorded, policy=policy)
 
     def check_support() -> None:
         support.check_precision(run_config.precision, device.type, zero_stage(policy))
-        support.check_offload(policy, shared_folders=run_config.shared_folders)
+        support.check_offload(policy)
         support.check_quantized(policy, device.type)
 
     if is_here:
@@ -190,10 +193,8 @@ def _read_settings(
 
 def _read_model(run_config: RunConfig) -> Base:
     """Find the base model, the same one on every host, and read its config."""
-    cache, shared = run_config.cache_folder, run_config.shared_folders
-    folder = distributed.on_each_host_first(
-        lambda: find_model(run_config.model, cache, shared=shared)
-    )
+    cache = run_config.cache_folder
+    folder = distributed.on_each_host_first(lambda: find_model(run_config.model, cache))
     heart.beat("checking the model")
     check_same_model(folder)
     return read_base(folder)

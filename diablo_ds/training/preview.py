@@ -26,7 +26,7 @@ def preview_data(run_config: RunConfig, num_examples: int) -> str:
             "preview needs data that are read before the run; got stream=True; leave --stream out "
             "and name one of the files"
         )
-    folder = find_model(run_config.model, run_config.cache_folder, shared=run_config.shared_folders)
+    folder = find_model(run_config.model, run_config.cache_folder)
     tokenizer = load_tokenizer(folder)
     train, heldout = load_data(run_config, tokenizer, read_base(folder).vocab_size)
     lines = [f"Training data: {train.describe()}"]

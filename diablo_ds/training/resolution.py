@@ -15,12 +15,14 @@ from diablo_ds.adapter.kernels.triton_support import check_usable
 from diablo_ds.adapter.paths import TRITON_PATHS, resolve_delta_path
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.choices import DEFAULT_NUM_BLOCKS
+from diablo_ds.config.rate_rule import choose_rate
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import DTYPES
 from diablo_ds.model.attention import choose_attention, takes_lengths
 from diablo_ds.model.base_dropout import check_layers_kept, choose_dropout, describe_dropout
 from diablo_ds.model.compilation import choose_compilation
+from diablo_ds.model.deltas import block_widths
 from diablo_ds.model.varlen import VARLEN
 from diablo_ds.training.machine import Machine
 from diablo_ds.training.memory_choice import fit_gpus
@@ -77,6 +79,10 @@ def resolve_run(
     run_config = dataclasses.replace(run_config, compile=compiling)
     if not run_config.num_blocks and not run_config.init_adapter:
         run_config = dataclasses.replace(run_config, num_blocks=DEFAULT_NUM_BLOCKS)
+    if not run_config.learning_rate:
+        rate, reason = choose_rate(block_widths(shapes, run_config, num_blocks))
+        run_config = dataclasses.replace(run_config, learning_rate=rate)
+        lines.append(f"learning rate {rate:g}: {reason}")
     if run_config.data_order == "auto":
         run_config = dataclasses.replace(run_config, data_order="hashed")
     base_dropout, rates = choose_dropout(run_config.base_dropout, shapes)

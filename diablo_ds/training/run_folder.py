@@ -18,8 +18,9 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config, save_run_config
 from diablo_ds.config.starts import StartRecord, load_starts
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import read_json
+from diablo_ds.files.hub import recorded_revisions
 from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder, list_checkpoints
 from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
@@ -63,10 +64,10 @@ def reserve_run_folder(run_config: RunConfig, *, for_later: bool = False) -> Pat
     if run_config.output:
         return folder
     for folder in _new_names(run_config):
-        with contextlib.suppress(FileExistsError), _naming_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(trust.PRIVATE_FOLDER)
-            return folder
+        with _naming_errors(folder):
+            owned.make_parents(folder)
+            if owned.new_folder(folder):
+                return folder
     raise AssertionError
 
 
@@ -95,7 +96,9 @@ def own_run_folder(run_config: RunConfig) -> FolderOwner:
     """
     folder = reserve_run_folder(run_config)
     with _naming_errors(folder):
-        trust.make_folder(folder, "run folder", shared=run_config.shared_folders)
+        owned.make_folder(folder, "run folder")
+        owned.close_tree(folder)
+        owned.check_tree(folder, "run folder")
         owner = claim(folder, "run folder")
         try:
             _refuse_other_content(run_config, folder)  # another run may have been there meanwhile
@@ -164,7 +167,7 @@ def _refuse_other_content(run_config: RunConfig, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output must be a folder; got a file: output={run_config.output!r}")
     if folder.exists():
-        trust.check_folder(folder, "run folder", shared=run_config.shared_folders)
+        owned.check_folder(folder, "run folder")
     if not folder.exists() or all(path.name in _NOT_A_RUN for path in folder.iterdir()):
         return
     run_config_file = RunFolder(folder).run_config
@@ -203,6 +206,18 @@ def recorded_config(output: str) -> RunConfig | None:
     """
     path = RunFolder(Path(output)).run_config
     return load_recorded(path) if output and path.is_file() else None
+
+
+def read_record(output: str) -> tuple[RunConfig | None, dict[str, str]]:
+    """Return what `recorded_config` does, and the revisions of what the run took from the hub.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    recorded = recorded_config(output)
+    if recorded is None:
+        return None, {}
+    return recorded, recorded_revisions(load_starts(RunFolder(Path(output)).run_config))
 
 
 def load_recorded(path: Path) -> RunConfig:

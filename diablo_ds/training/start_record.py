@@ -16,7 +16,7 @@ from diablo_ds.config.run_files import DS_CONFIG
 from diablo_ds.config.starts import Change, StartRecord, changed_settings, changed_values
 from diablo_ds.conversion.public_names import base_hub_name
 from diablo_ds.files.atomic import read_json
-from diablo_ds.files.hub import revision_of
+from diablo_ds.files.hub import revision_of, used_revisions
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.masking import COMMAND, given_command
@@ -81,6 +81,7 @@ def _describe_start(
             name: part and {key: part[key] for key in _COUNTS if key in part}
             for name, part in (("train", position.data.train), ("heldout", position.data.heldout))
         },
+        hub=used_revisions(),
     )
 
 

@@ -88,7 +88,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
         UserError: if a setting, file or folder is wrong; before the model is loaded.
     """
     heart.beat("joining the other ranks")
-    device = init_process_group(shared_folders=run_config.shared_folders)
+    device = init_process_group()
     set_up_logging(is_main_process=distributed.is_main_process())
     if device.type == "cpu":
         logger.info(f"Threads of each rank: {torch.get_num_threads()}")

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.ranks.log import logger
 
 LOCAL_AGE_S = 30.0
@@ -47,24 +46,17 @@ def prefer_own_programs() -> None:
         os.environ["PATH"] = os.pathsep.join([own, *path])
 
 
-def check_extensions(folder: Path, *, shared: bool = False) -> None:
+def check_extensions(folder: Path) -> None:
     """Create the folder of compiled ops, or refuse one in which others could put code.
 
     Raises:
-        UserError: if the folder cannot be created, or another user can change it or one in it that
-            holds an op.
+        UserError: if the folder cannot be created, or another user can change it, or has placed
+            something in it.
     """
     what = "folder of compiled ops"
-    repair = "set TORCH_EXTENSIONS_DIR to another, or give --shared-folders to use it as it is"
-    trust.make_writable_folder(
-        folder, what, "the variable TORCH_EXTENSIONS_DIR", shared=shared, repair=repair
-    )
-    for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
-        with suppress(FileNotFoundError):  # removed meanwhile
-            trust.check_folder(inside, what, shared=shared, repair=repair)
-    for library in (*folder.glob("*/*.so"), *folder.glob("*/*/*.so")):
-        if not shared and library.exists() and not trust.is_own_file(library):
-            raise UserError(f"a compiled op must be your own file; got {library}; remove it")
+    repair = "set TORCH_EXTENSIONS_DIR to another, or remove it"
+    owned.make_writable_folder(folder, what, "the variable TORCH_EXTENSIONS_DIR", repair=repair)
+    owned.check_tree(folder, what, repair=repair)
 
 
 @contextmanager
@@ -118,7 +110,7 @@ class StaleLocks:
         for lock in [*self._folder.glob("*/lock"), *self._folder.glob("*/*/lock")]:
             inside = [p for p in lock.parents if p != self._folder]
             inside = [p for p in inside if p.is_relative_to(self._folder)]
-            if trust.is_own_file(lock) and not any(p.is_symlink() for p in inside):
+            if owned.is_own_file(lock) and not any(p.is_symlink() for p in inside):
                 yield lock
 
     def _is_left_behind(self, lock: Path) -> bool:

@@ -62,11 +62,8 @@ def _unlink_shared_memory() -> None:
         Path("/dev/shm", name).unlink(missing_ok=True)
 
 
-def init_process_group(*, shared_folders: bool = False) -> torch.device:
+def init_process_group() -> torch.device:
     """Join the process group that the launcher announced, or make one of this process alone.
-
-    Args:
-        shared_folders: whether to load compiled ops even from a folder that others can write.
 
     Returns:
         The device of this rank.
@@ -86,7 +83,7 @@ def init_process_group(*, shared_folders: bool = False) -> torch.device:
     if not deepspeed.comm.is_initialized():
         quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
         extensions = extensions_folder()
-        check_extensions(extensions, shared=shared_folders)
+        check_extensions(extensions)
         prefer_own_programs()
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.zero.ds_config import offload_device
 from diablo_ds.zero.joining import import_deepspeed
 
@@ -48,7 +48,7 @@ def check_quantized(ds_config: Mapping[str, Any], device_type: str) -> None:
             )
 
 
-def check_offload(ds_config: Mapping[str, Any], *, shared_folders: bool = False) -> None:
+def check_offload(ds_config: Mapping[str, Any]) -> None:
     """Raise UserError where NVMe offload is wanted and libaio or the folder is missing.
 
     The folder in it that DeepSpeed uses, whoever made it, must not be one that others can change.
@@ -61,7 +61,7 @@ def check_offload(ds_config: Mapping[str, Any], *, shared_folders: bool = False)
         if not folder or not os.path.isdir(folder):
             raise UserError(f"NVMe offload needs an existing folder; got nvme_path={folder!r}")
         for used in (Path(folder), *Path(folder).glob("zero_stage_*")):
-            trust.check_folder(used, "nvme_path", shared=shared_folders)
+            owned.check_folder(used, "nvme_path")
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         with contextlib.redirect_stdout(io.StringIO()):

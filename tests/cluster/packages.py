@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diablo_ds.files.trust import append_to_own_file
+from diablo_ds.files.owned import append_to_own_file
 
 _LOCK = Path("/tmp/diablo_ds-apt.lock")
 _ENV = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # starts no service

@@ -46,7 +46,7 @@ def find_inputs(options: MergeOptions) -> MergeInputs:
     adapter = find_adapter(options.adapter)
     check_new_folder(options.output)
     deltas = StoredDeltas(adapter)
-    base = find_base(options.base, deltas.config.base_model, options.adapter)
+    base = find_base(options.base, deltas.config, options.adapter)
     check_outside(options.output, (base, adapter))
     read_config_values(base)  # before any weight: it says what the weights mean
     tensors = find_tensors(base)

@@ -17,7 +17,7 @@ from typing import Any
 
 from diablo_ds.conversion.merging.rounding import Rounding
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import read_json, sync_file, sync_folder, write_json
 from diablo_ds.files.layout import MERGE_RECORD_FILE, OWNER_FOLDER
 from diablo_ds.files.ownership import FolderOwner, claim
@@ -118,7 +118,7 @@ def open_work_folder(output: Path, inputs: Mapping[str, Any]) -> Iterator[WorkFo
     if path.is_symlink():  # an attacker's, to have another folder emptied
         raise UserError(f"the work folder must not be a link; got {path}; remove it")
     output.parent.mkdir(parents=True, exist_ok=True)
-    trust.make_folder(path, "work folder", repair="remove it, or choose another output")
+    owned.make_folder(path, "work folder", repair="remove it, or choose another output")
     owner = claim(path, "output that is being merged")
     try:
         work = WorkFolder(path, inputs, owner)

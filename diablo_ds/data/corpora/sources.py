@@ -1,4 +1,4 @@
-"""Source options to files: what a file name, folder, glob or hub name stands for."""
+"""Source options to files: what a file name, folder, glob or name on the hub stands for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
-from diablo_ds.files.hub import hub_folder, looks_like_hub_name
+from diablo_ds.files.hub import find_repository, hub_folder, hub_hint
 from diablo_ds.files.strict_json import is_one_line
 
 TEXT_FORMATS = (".txt", ".md")
@@ -42,9 +42,9 @@ def find_sources(
     """Find the files that source options name.
 
     Args:
-        texts: each a file, folder, glob or hub name, or NAME=one of them. Without a name, a file
-            called train is named after its task's folder, a text file among others after the folder
-            that was given or that it is in, any other file after itself.
+        texts: each a file, folder, glob or ``hf://owner/name``, or NAME=one of them. Without a
+            name, a file called train is named after its task's folder, a text file among others
+            after the folder that was given or that it is in, any other file after itself.
         may_be_tests: whether a folder may contain only test files.
 
     Returns:
@@ -62,12 +62,9 @@ def find_sources(
         if not files and not (held_back and may_be_tests):
             note = f"; {len(held_back)} files look like test data: name them to use them"
             is_folder = Path(rest).expanduser().is_dir()
-            what = (
-                "hold files of data"
-                if is_folder
-                else "be an existing file, folder, glob or hub name"
-            )
-            raise UserError(f"source must {what}; got source={text!r}{note if held_back else ''}")
+            what = "hold files of data" if is_folder else "be an existing file, folder or glob"
+            hint = note if held_back else "" if is_folder else hub_hint(rest)
+            raise UserError(f"source must {what}; got source={text!r}{hint}")
         skipped += held_back
         sources += [SourceFile(name or _default_name(file, rest), file) for file in files]
     if twice := sorted(
@@ -116,10 +113,11 @@ def name_sources(paths: Sequence[Path]) -> list[SourceFile]:
 def _find_files(text: str) -> tuple[list[Path], list[Path]]:
     path = Path(text).expanduser()
     skipped: list[Path] = []
+    repository = find_repository(text, "dataset")
     if path.is_file():
         files = [path]
-    elif path.is_dir() or (not glob.has_magic(text) and looks_like_hub_name(text)):
-        folder = path if path.is_dir() else hub_folder(text, "dataset", _PATTERNS)
+    elif repository is not None or path.is_dir():
+        folder = path if repository is None else hub_folder(repository, _PATTERNS)
         found = _files_of(folder)
         has_rows = any(format_of(file) not in TEXT_FORMATS for file in found)
         skipped = [
@@ -205,6 +203,8 @@ def _default_name(path: Path, given: str = "") -> str:
         is_pattern = glob.has_magic(given)
         return path.resolve().parent.name if is_pattern else Path(given).resolve().name
     stem = re.sub(r"-\d+-of-\d+$", "", _stem(path))
-    folder = path.resolve().parent.name  # a bare file name has no parent
+    repository = find_repository(given, "dataset")
+    # A bare file name has no parent, and the hub's cache folders that tell nothing.
+    folder = path.resolve().parent.name if repository is None else Path(repository.name).name
     is_split = stem.startswith("train") or _is_for_evaluation(Path(stem)) or stem == "data"
     return folder if folder and is_split else stem

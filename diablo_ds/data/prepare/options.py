@@ -37,8 +37,8 @@ class PrepareOptions:
     """One of `CORPORA`."""
     source: tuple[str, ...] = setting(
         REQUIRED,
-        "File, folder, glob or hub name, or NAME=one of them; repeatable. JSON, JSONL, CSV, TSV, "
-        "parquet, Arrow, text, compressed, or saved by datasets.",
+        "File, folder, glob or hf://owner/name, or NAME=one of them; repeatable. JSON, JSONL, CSV, "
+        "TSV, parquet, Arrow, text, compressed, or saved by datasets.",
         "sources",
     )
     mix: tuple[str, ...] = setting(
@@ -70,7 +70,9 @@ class PrepareOptions:
         maximum=1,
     )
     tokenizer: str = setting(
-        "default", "Folder, SentencePiece .model file, or hub name; default is SmolLM2's.", "model"
+        "default",
+        "Folder, SentencePiece .model file, or hf://owner/name; default is SmolLM2's.",
+        "model",
     )
     template: Template = setting(AUTO, "Prompt template; auto takes the corpus's own.", "data")
     column: tuple[str, ...] = setting(
@@ -106,7 +108,9 @@ class PrepareOptions:
             )
         check_settings(self)
         if not self.source:
-            raise UserError("source must be at least one file, folder, glob or hub name; got none")
+            raise UserError(
+                "source must be at least one file, folder, glob or hf://owner/name; got none"
+            )
         check_control_tokens(self.control_tokens, self.template)
         if self.val_share and self.val_source:
             raise UserError(

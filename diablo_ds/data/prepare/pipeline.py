@@ -42,7 +42,7 @@ from diablo_ds.data.prepare.selection import check_names
 from diablo_ds.data.prepare.workers import encode_chunks, load_tokenizer
 from diablo_ds.data.text import tokenization
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.layout import MANIFEST_FILE
 from diablo_ds.files.ownership import FolderOwner, claim
@@ -154,7 +154,7 @@ def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
     """
     if folder.is_symlink():  # an attacker's, to have another folder emptied
         raise UserError(f"the work folder must not be a link; got {folder}; remove it")
-    trust.make_folder(folder, "work folder", repair="remove it, or choose another output")
+    owned.make_folder(folder, "work folder", repair="remove it, or choose another output")
     owner = claim(folder, "output that is being prepared")
     is_done = False
     try:

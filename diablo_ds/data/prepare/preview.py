@@ -15,6 +15,7 @@ from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_file
+from diablo_ds.files.shown_text import shown
 
 PLOT_FILE = "lengths.png"
 _BAR_WIDTH = 50
@@ -65,6 +66,7 @@ def colored(example: Example, encoder: Encoder) -> str:
     """Return an example's text, with loss in green and control tokens underlined (ANSI codes)."""
     text = ""
     for piece, has_loss, is_control in pieces(example, encoder):
+        piece = shown(piece)
         if is_control:
             piece = f"{_UNDERLINE}{piece}{'' if has_loss else _RESET}"
         text += f"{_GREEN}{_BOLD}{piece}{_RESET}" if has_loss else piece

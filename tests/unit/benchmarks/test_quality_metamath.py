@@ -191,8 +191,8 @@ def files(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "nowhere/at/all"}, "model must be an existing folder or a hub name"),
-        ({"data": "nowhere.json"}, "must be an existing path or a reachable hub name"),
+        ({"model": "nowhere/at/all"}, "model must be an existing folder; got"),
+        ({"data": "nowhere.json"}, "must be an existing file, folder or glob"),
         ({"test": "nowhere.jsonl"}, "--test must name a path that exists"),
         ({"steps": 3}, "got examples=12 and 8 rows to train on"),
         ({"limit": 4}, "limit must be at most the number of test questions; got limit=4 and 3"),

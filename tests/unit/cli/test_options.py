@@ -139,6 +139,15 @@ def test_a_flag_of_a_run_has_an_opposite_that_overrides_a_file(name):
     assert given_values(RunConfig, params) == {name: False}
 
 
+def test_auto_stands_for_a_number_that_is_left_open():
+    auto = _parse("diablo-ds train", "--learning-rate", "auto", "--global-batch", "auto")
+    assert from_options(RunConfig, auto) == RunConfig()
+    given = from_options(RunConfig, _parse("diablo-ds train", "--learning-rate", "5e-4"))
+    assert given.learning_rate == 5e-4
+    with pytest.raises(click.BadParameter, match="not a valid float"):
+        _parse("diablo-ds train", "--learning-rate", "automatic")
+
+
 def test_without_options_a_dataclass_has_its_defaults():
     assert from_options(RunFiles, _parse("diablo-ds train")) == RunFiles()
     assert from_options(RunFiles, _parse("diablo-ds train", "--config", "a")).config == Path("a")

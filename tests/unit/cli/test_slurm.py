@@ -70,7 +70,7 @@ def test_a_folder_whose_name_would_end_the_headers_line_is_refused(slurm, tmp_pa
     monkeypatch.chdir(folder)
     result = slurm("--gpus-per-node", 1, "--output", tmp_path / "x", "--no-check", "--dry-run")
     assert result.exit_code == 2
-    assert "must have a name without control characters" in result.output
+    assert "must be text without control characters" in result.output
 
 
 @pytest.mark.parametrize(

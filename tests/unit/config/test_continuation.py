@@ -41,12 +41,19 @@ def test_changes_for_the_steps_to_come_are_told_with_both_values():
     ]
 
 
+def test_an_open_learning_rate_is_no_change():
+    old = RunConfig(learning_rate=1e-4)
+    assert changes_ahead(old, RunConfig()) == []
+    told = [change.text() for change in changes_ahead(old, RunConfig(learning_rate=2e-4))]
+    assert told == ["learning_rate: 0.0001 -> 0.0002"]
+
+
 def test_what_is_left_out_is_as_the_run_has_it_but_for_a_start_s_own_settings():
     recorded = RunConfig(
-        seed=3, max_steps=8, learning_rate=1e-4, keep_best=True, global_batch=6, data=("a.jsonl",)
+        seed=3, max_steps=8, warmup_steps=5, keep_best=True, global_batch=6, data=("a.jsonl",)
     )
     values = left_out_values(recorded, {"data", "schedule"})
-    assert (values["seed"], values["max_steps"], values["learning_rate"]) == (3, 8, 1e-4)
+    assert (values["seed"], values["max_steps"], values["warmup_steps"]) == (3, 8, 5)
     assert not {"data", "schedule", "keep_best", "global_batch", "allow_changed_data"} & set(values)
     # A number of epochs would have no effect beside the number of steps that the run had.
     assert "max_steps" not in left_out_values(recorded, {"num_epochs"})

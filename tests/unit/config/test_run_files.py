@@ -138,6 +138,15 @@ def test_a_file_of_a_user_may_be_yaml_with_dashes_and_hold_the_deepspeed_config(
     assert load_settings(path).ds_config == Path("ds_configs/zero2.json")
 
 
+def test_auto_stands_for_a_number_that_is_left_open(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("learning-rate: auto\nmicro-batch: auto\n")
+    assert load_settings(path).settings == {"learning_rate": 0.0, "micro_batch": 0}
+    path.write_text("warmup-steps: auto\n")
+    with pytest.raises(UserError, match="warmup_steps must be int; got warmup_steps='auto'"):
+        load_settings(path)
+
+
 def test_a_run_folder_stands_for_its_file(tmp_path):
     starts = [{"version": "1"}]
     save_run_config(RunConfig(seed=3), tmp_path / "run.json", ds_config={}, starts=starts)

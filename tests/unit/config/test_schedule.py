@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from diablo_ds.config.choices import SCHEDULES
-from diablo_ds.config.schedule import describe_warmup, lr_factor
+from diablo_ds.config.run import RunConfig
+from diablo_ds.config.schedule import describe_warmup, learning_rate, lr_factor
 from diablo_ds.errors import UserError
 
 
@@ -25,6 +26,11 @@ def test_falls_to_zero_one_step_after_the_last(schedule):
 def test_linear_and_cosine_meet_halfway_and_constant_stays():
     for schedule, expected in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
         assert lr_factor(schedule, 5, num_steps=10, warmup_steps=0) == pytest.approx(expected)
+
+
+def test_an_open_rate_has_to_be_chosen_before_the_first_step():
+    with pytest.raises(ValueError, match="an open learning_rate is chosen by resolve_run"):
+        learning_rate(RunConfig(), 0, 10)
 
 
 def test_unknown_schedule_is_refused():

@@ -80,7 +80,7 @@ def test_defaults_and_ranges_in_words():
         "size": "all",
         "names": "",
         "flag": "off",
-        "left": "open",
+        "left": "auto",
     }
     assert [SETTINGS[name].range_text() for name in ("share", "size", "left", "kind")] == [
         "above 0, at most 1",

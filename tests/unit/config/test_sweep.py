@@ -38,6 +38,7 @@ def test_all_combinations_are_runs_in_the_order_of_the_command():
         ("init-adapter=a/run,b/run", ["a/run", "b/run"], ["a-run", "b-run"]),
         ("num-blocks=auto:1%", ["auto:1%"], ["auto-1%"]),
         ("learning-rate=0.00123456789", [0.00123456789], ["0.00123456789"]),
+        ("learning-rate=auto,1e-3", [0.0, 0.001], ["auto", "0.001"]),
     ],
 )
 def test_values_have_the_type_of_their_setting_and_a_name_for_a_folder(text, values, names):
@@ -58,6 +59,7 @@ def test_values_have_the_type_of_their_setting_and_a_name_for_a_folder(text, val
         (["packing=maybe"], "packing must be on or off"),
         (["model="], "model must be not empty"),
         (["learning-rate=1e-3,0.001"], "got 1e-3 and 0.001"),
+        (["learning-rate=auto,0"], "got auto and 0"),
         (["num-blocks=1,2", "num_blocks=4"], "must be swept once; got num-blocks twice"),
         (["model=a:b,a*b"], "must have names that differ"),
         (["seed=1,2"], "must be given by --sweep or by --seed, not by both"),

@@ -136,7 +136,7 @@ def test_missing_cut_and_foreign_files_are_refused(base, tmp_path):
     file, output = tmp_path / "adapter.chkpt", tmp_path / "imported"
     assert f"must exist; got {file}" in _import(tmp_path, base, output).stderr
     torch.save(_publish(build_model(), 4), file)
-    assert "existing folder or a hub name" in _import(file, "/none", output).stderr
+    assert "must be an existing folder" in _import(file, "/none", output).stderr
     file.write_bytes(file.read_bytes()[:-100])
     assert "file must be" in _import(file, base, output).stderr
     file.write_text("no pickle")

@@ -22,11 +22,11 @@ from tests.unit.launcher.cases import make_job
         ({"wrap": "apptainer exec --env A_KEY=b x"}, "wrap must not hold .* that sets A_KEY"),
         ({"mem": "much"}, "mem must be a number with K, M, G or T"),
         ({"wrap": "a\rb"}, "wrap must be text without control characters"),
-        ({"sbatch_option": ("exclusive",)}, "sbatch_option must begin with -"),
+        ({"sbatch_option": ("exclusive",)}, "sbatch_option must be one option"),
         ({"sbatch_option": ("--time=1",)}, "must be given by --time"),
         ({"sbatch_option": ("-t1",)}, "must be given by --time"),
         ({"sbatch_option": ("--signal=B:USR1",)}, "must be given by --time and --warning-s"),
-        ({"master_addr": "h;id"}, "master_addr must be a word"),
+        ({"master_addr": "h;id"}, "master_addr must be an address"),
     ],
 )
 def test_what_would_be_more_than_one_option_of_sbatch_is_refused(changes, message):

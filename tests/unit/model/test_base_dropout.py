@@ -87,7 +87,7 @@ def test_switched_off_a_training_forward_equals_an_evaluation(name):
 
 
 def _resolve(setting: bool | None, meta_model: torch.nn.Module) -> object:
-    config = RunConfig(base_dropout=setting)
+    config = RunConfig(learning_rate=1e-3, base_dropout=setting)
     return resolve_run(config, [Machine("host", "cpu", bf16_factor=1.0)], meta_model)
 
 
@@ -124,10 +124,12 @@ def test_layers_dropped_at_random_do_not_go_with_stage_3_on_several_ranks():
     meta_model, policy = build_meta_model(config), {"zero_optimization": {"stage": 3}}
     host = Machine("host", "cpu", bf16_factor=1.0)
     assert find_dropout(meta_model) == {"model.decoder": 0.2}
-    assert resolve_run(RunConfig(), [host], meta_model, policy=policy).run_config.base_dropout
+    assert resolve_run(
+        RunConfig(learning_rate=1e-3), [host], meta_model, policy=policy
+    ).run_config.base_dropout
     with pytest.raises(UserError, match="drops entire layers at random needs ZeRO stage 0, 1 or 2"):
-        resolve_run(RunConfig(), [host] * 2, meta_model, policy=policy)
-    off = RunConfig(base_dropout=False)
+        resolve_run(RunConfig(learning_rate=1e-3), [host] * 2, meta_model, policy=policy)
+    off = RunConfig(learning_rate=1e-3, base_dropout=False)
     assert resolve_run(off, [host] * 2, meta_model, policy=policy).run_config.base_dropout is False
 
 

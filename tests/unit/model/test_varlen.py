@@ -211,7 +211,7 @@ def test_packed_rows_on_a_gpu_take_it_where_no_package_is_installed():
     meta_model = build_meta_model(FAMILIES["llama"])
 
     def attention(machine=GPU, **settings):
-        resolution = resolve_run(RunConfig(**settings), [machine], meta_model)
+        resolution = resolve_run(RunConfig(learning_rate=1e-3, **settings), [machine], meta_model)
         return resolution.run_config.attention
 
     assert attention(packing=True) == VARLEN

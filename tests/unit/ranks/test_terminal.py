@@ -20,7 +20,7 @@ def _run(code: str, **options: object) -> subprocess.CompletedProcess[bytes]:
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_a_character_that_the_encoding_lacks_is_written_as_an_escape(encoding):
     code = (
-        "import sys; from diablo_ds.ranks import terminal; terminal.accept_any_character()\n"
+        "import sys; from diablo_ds.ranks import terminal; terminal.make_safe()\n"
         "print('\\u6587 \\udce9.'); print('\\u6587 \\udce9.', file=sys.stderr)\n"
         "with terminal.unblocked(): print('\\u6587 \\udce9.')"
     )
@@ -30,9 +30,33 @@ def test_a_character_that_the_encoding_lacks_is_written_as_an_escape(encoding):
     assert done.stderr.decode() == f"{expected} \\udce9.\n"
 
 
+def test_what_a_terminal_would_obey_is_shown_and_bars_are_drawn():
+    code = (
+        "import sys; from diablo_ds.ranks import terminal; terminal.make_safe()\n"
+        "from tqdm import tqdm\n"
+        "text = 'a\\x1b]0;title\\x07\\r\\x9b2J\\tb'\n"
+        "print(text); sys.__stdout__.write(text + '\\n'); print(text, file=sys.stderr)\n"
+        "with terminal.unblocked(): print(text)\n"
+        "sys.stdout.write_line('\\r 5%|' + text + '\\n'); sys.stdout.write_as_is(text)\n"
+        "outer, inner = tqdm(total=1), tqdm(total=1, position=1); inner.update(); inner.close()\n"
+        "raise ValueError(text)\n"
+    )
+    done = _run(code, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    safe = "a\\x1b]0;title\\x07\\r\\x9b2J\tb\n"
+    assert done.stdout.decode() == safe * 3 + (
+        "\r 5%|a\\x1b]0;title\\x07\r\\x9b2J\tb\na\x1b]0;title\x07\r\x9b2J\tb"
+    )
+    errors = done.stderr.decode()
+    assert errors.startswith(safe)
+    assert f"ValueError: {safe}" in errors
+    assert "\r100%" in errors  # a bar
+    assert "\x1b[A" in errors  # and its way back
+    assert "\x07" not in errors
+
+
 def test_a_process_without_streams_keeps_its_files_apart_from_them(tmp_path):
     code = (
-        "from diablo_ds.ranks import terminal; terminal.accept_any_character()\n"
+        "from diablo_ds.ranks import terminal; terminal.make_safe()\n"
         f"file = open({str(tmp_path / 'file')!r}, 'w'); print('lost'); assert file.fileno() > 2"
     )
     closed = f'exec {sys.executable} -c "$0" >&- 2>&-'

@@ -18,11 +18,14 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import build_meta_model
+from diablo_ds.model.deltas import choose_num_blocks
 from diablo_ds.training.machine import Machine
 from diablo_ds.training.resolution import resolve_run
 from tests.tiny import FAMILIES
 
-SHAPES = build_meta_model(FAMILIES["llama"])
+_WIDER = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+SHAPES = build_meta_model(type(FAMILIES["llama"]).from_dict(FAMILIES["llama"].to_dict() | _WIDER))
+"""Of widths that the default number of blocks divides."""
 FAST = Machine("fast", "cpu", bf16_factor=0.4)
 SLOW = Machine("slow", "cpu", bf16_factor=22.0)
 GPU = Machine("a", "cuda")
@@ -221,3 +224,29 @@ def test_an_open_block_count_is_the_default_or_the_initial_adapters():
         "num_blocks: '', now '8'"
     ]
     assert "init_adapter: 'runs/first', now ''" in differing_fields(second, RunConfig())
+
+
+def test_an_open_learning_rate_follows_from_the_width_of_the_blocks():
+    chosen = {}
+    for n in ("4", "8"):
+        resolution = _resolve([FAST], RunConfig(num_blocks=n))
+        chosen[n] = resolution.run_config.learning_rate
+        assert f"learning rate {chosen[n]:g}: the rule for blocks of" in resolution.text()
+    assert 0 < chosen["4"] < chosen["8"]
+    given = _resolve([FAST], RunConfig(num_blocks="4", learning_rate=3e-4))
+    assert given.run_config.learning_rate == 3e-4
+    assert "learning rate" not in given.text()
+
+
+def test_block_counts_of_an_adapter_decide_the_learning_rate():
+    counts = choose_num_blocks(SHAPES, RunConfig(num_blocks="8"))
+    by_adapter = _resolve([FAST], RunConfig(num_blocks="4"), num_blocks=counts)
+    by_setting = _resolve([FAST], RunConfig(num_blocks="8"))
+    assert by_adapter.run_config.learning_rate == by_setting.run_config.learning_rate
+
+
+def test_a_continued_run_keeps_the_learning_rate_that_was_chosen():
+    recorded = _resolve([FAST], RunConfig(learning_rate=7e-4)).run_config
+    kept = _resolve([FAST], RunConfig(), recorded=recorded)
+    assert kept.run_config.learning_rate == 7e-4
+    assert "learning rate 0.0007: as this run has it" in kept.text()

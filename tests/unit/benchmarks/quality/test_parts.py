@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from benchmarks.quality.arms import Findings
-from benchmarks.quality.parts import PARTS, rate_arms, wanted_of, wanted_of_all
+from benchmarks.quality.parts import LONGER, PARTS, rate_arms, wanted_of, wanted_of_all
 from benchmarks.quality.sizes import Estimates, amounts, fitting_amounts, planned_seconds
+from benchmarks.quality.study import MIN_STEPS
 from tests.unit.benchmarks.quality import made_up
 
 STUDY = made_up.study()
@@ -59,12 +60,30 @@ def test_what_is_left_after_a_cut_is_what_was_left_before():
 def test_batches_see_equal_examples_and_have_enough_steps(findings):
     arms = PARTS["batch"](STUDY, findings)
     assert {arm.spec.num_examples for arm in arms} == {STUDY.amounts.batch_examples}
-    assert all(arm.spec.num_steps >= 4 for arm in arms)
+    assert all(arm.spec.num_steps >= MIN_STEPS for arm in arms)
+    assert STUDY.amounts.batch_examples == 384
     counts = Counter(arm.spec.global_batch for arm in arms)
     assert counts == {8: 3, 32: 3, 128: 3}
     # A batch's search begins where the smaller one's best rate says.
     start = {arm.spec.global_batch: arm.start for arm in arms if arm.spec.method == "diablo"}
     assert start[8] < start[32] < start[128]
+
+
+def test_long_trainings_begin_at_the_best_rate_of_short_ones(findings):
+    arms = PARTS["length"](STUDY, findings)
+    by_method = {arm.spec.method: [] for arm in arms}
+    for arm in arms:
+        by_method[arm.spec.method].append(arm)
+    for short, long in by_method.values():
+        assert short.wanted(findings) == []  # the same trainings as in the first part
+        assert long.spec.num_steps == LONGER * short.spec.num_steps
+        assert long.start == short.tuned(findings).rate
+
+
+def test_sweeps_on_gsm8k_ask_no_questions():
+    spec = dataclasses.replace(STUDY, data="gsm8k", max_length=152).spec("diablo", 64)
+    assert (spec.data, spec.max_length, spec.num_questions) == ("gsm8k", 152, 0)
+    assert STUDY.spec("diablo", 64).num_questions == STUDY.amounts.num_held_out
 
 
 def test_targets_have_equal_size():

@@ -59,9 +59,12 @@ def test_amounts_are_given_by_name():
 
 def test_data_are_looked_for_that_the_parts_need(tmp_path):
     sources = {"commonsense": tmp_path, "gsm8k": tmp_path / "none"}
-    check_data(["rate", "batch"], sources)
+    study = made_up.study()
+    check_data(study, ["rate", "batch"], sources)
     with pytest.raises(UserError, match="these parts need: final"):
-        check_data(list(PARTS), sources)
+        check_data(study, list(PARTS), sources)
+    with pytest.raises(UserError, match="these parts need: rate, batch"):
+        check_data(dataclasses.replace(study, data="gsm8k"), ["rate", "batch"], sources)
 
 
 def test_a_plan_lists_what_is_left_and_changes_nothing(tmp_path):

@@ -44,7 +44,9 @@ def test_a_data_set_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert _found("org/corpus") == ([("data", "train.parquet")], ["test.parquet"])
+    assert _found("hf://org/corpus") == ([("corpus", "train.parquet")], ["test.parquet"])
+    with pytest.raises(UserError, match=r"named hf://org/corpus$"):
+        _found("org/corpus")
 
 
 def test_the_splits_of_a_hub_folder_are_told_apart(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.prepare.pipeline import _work_folder
 from diablo_ds.errors import UserError
-from diablo_ds.files import trust
+from diablo_ds.files import owned
 from diablo_ds.model.default_model import FOLDER_NAME, converted_model
 from diablo_ds.ranks.records import (
     FAILED_FILE,
@@ -54,27 +55,35 @@ def open_umask():
 # --- folders -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [0o700, 0o755, 0o1777, 0o3770])
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o2750])
 def test_a_folder_of_ones_own_is_taken(folder, mode):
     folder.chmod(mode)
-    trust.check_folder(folder, "run folder")
+    owned.check_folder(folder, "run folder")
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o757, 0o2777])
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o2777, 0o1777, 0o1757])
 def test_a_folder_that_others_can_write_is_refused_with_its_owner_and_mode(folder, mode):
     folder.chmod(mode)
-    with pytest.raises(UserError, match=rf"run folder must .*owner \w+ \(uid.*, mode {mode:04o}"):
-        trust.check_folder(folder, "run folder")
-    trust.check_folder(folder, "run folder", shared=True)
+    text = re.escape(stat.filemode(folder.stat().st_mode))
+    with pytest.raises(UserError, match=rf"run folder must .*owner=\w+ \(uid.*, mode={text};"):
+        owned.check_folder(folder, "run folder")
+
+
+def test_the_sticky_bit_is_enough_for_a_folder_above(folder):
+    folder.chmod(0o1777)
+    owned.check_parent(folder, "nvme_path")
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match="nvme_path"):
+        owned.check_parent(folder, "nvme_path")
 
 
 @as_root
 def test_a_group_counts_as_others_unless_it_is_the_users_own(folder):
     folder.chmod(0o775)
-    trust.check_folder(folder, "run folder")  # the group root of root
+    owned.check_folder(folder, "run folder")  # the group root of root
     os.chown(folder, 0, NOBODY)
-    with pytest.raises(UserError, match="group nogroup, mode 0775"):
-        trust.check_folder(folder, "run folder")
+    with pytest.raises(UserError, match="group=nogroup, mode=drwxrwxr-x"):
+        owned.check_folder(folder, "run folder")
 
 
 @as_root
@@ -82,27 +91,27 @@ def test_a_group_counts_as_others_unless_it_is_the_users_own(folder):
 def test_a_folder_of_another_user_is_refused(folder, mode):
     os.chown(folder, NOBODY, NOBODY)
     folder.chmod(mode)
-    with pytest.raises(UserError, match="owner nobody"):
-        trust.make_folder(folder, "run folder")
+    with pytest.raises(UserError, match="owner=nobody"):
+        owned.make_folder(folder, "run folder")
 
 
 @as_root
 def test_a_link_that_another_user_made_is_refused(folder, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(folder)
-    trust.check_folder(link, "run folder")
+    owned.check_folder(link, "run folder")
     os.lchown(link, NOBODY, NOBODY)
-    with pytest.raises(UserError, match="owner nobody"):
-        trust.check_folder(link, "run folder")
+    with pytest.raises(UserError, match="owner=nobody"):
+        owned.check_folder(link, "run folder")
 
 
 def test_what_is_made_is_private_whatever_the_umask(tmp_path, open_umask):
     made = tmp_path / "a" / "b" / "c"
-    trust.make_folder(made, "run folder")
-    assert [_mode(path) for path in (made, made.parent)] == [0o700, 0o755]
+    owned.make_folder(made, "run folder")
+    assert {_mode(path) for path in (made, made.parent)} == {0o700}
     write_record(made, RECORD)
     announce_failure(made, 1)
-    trust.append_to_own_file(log_file(made, 1)).close()
+    owned.append_to_own_file(log_file(made, 1)).close()
     assert {_mode(path) for path in made.iterdir()} == {0o600}
 
 
@@ -124,7 +133,7 @@ def test_links_in_a_log_folder_are_not_written_through(folder, treasure, plant):
     write_record(folder, RECORD)
     announce_failure(folder, 1)
     with pytest.raises(OSError, match=r"symbolic|regular file"):
-        trust.append_to_own_file(log_file(folder, 1))
+        owned.append_to_own_file(log_file(folder, 1))
     assert treasure.read_text() == "precious"
 
 
@@ -133,7 +142,7 @@ def test_pipes_in_a_log_folder_stop_nobody(folder):
         os.mkfifo(path)
     assert read_records(folder) == []
     assert last_lines(log_file(folder, 1)) == ["(no log)"]
-    assert not trust.is_own_file(folder / FAILED_FILE)
+    assert not owned.is_own_file(folder / FAILED_FILE)
     write_record(folder, RECORD)
 
 
@@ -148,15 +157,6 @@ def test_what_another_user_leaves_in_a_log_folder_does_not_end_a_rank(tmp_path, 
     assert [record.rank for record in read_records(tmp_path)] == [1]
 
 
-@as_root
-def test_files_of_the_owner_of_an_accepted_folder_are_believed(folder):
-    write_record(folder, RECORD)
-    for path in (folder, record_file(folder, 1)):
-        os.chown(path, NOBODY, NOBODY)  # as a file system with other owners shows them
-    trust.make_folder(folder, "log folder", shared=True)
-    assert read_records(folder) == [RECORD]
-
-
 # --- who asks ------------------------------------------------------------------------------------
 
 
@@ -167,7 +167,6 @@ def test_a_run_folder_that_others_can_write_is_refused(folder):
         choose_run_folder(config)
     with pytest.raises(UserError, match="run folder must belong to you"):
         own_run_folder(config)
-    assert choose_run_folder(RunConfig(output=str(folder), shared_folders=True)) == folder
 
 
 def test_a_guard_refuses_a_log_folder_that_others_can_write(folder):
@@ -189,7 +188,7 @@ def test_compiled_ops_that_others_could_swap_are_refused(tmp_path, depth):
     op.mkdir(parents=True)
     check_extensions(tmp_path / "ops")
     (tmp_path / "ops" / depth).chmod(0o777)
-    with pytest.raises(UserError, match="TORCH_EXTENSIONS_DIR"):
+    with pytest.raises(UserError, match="folder of compiled ops must"):
         check_extensions(tmp_path / "ops")
 
 
@@ -199,7 +198,7 @@ def test_a_compiled_op_of_another_user_is_refused(tmp_path):
     library.parent.mkdir()
     library.touch()
     os.chown(library, NOBODY, NOBODY)
-    with pytest.raises(UserError, match=r"some_op\.so; remove it"):
+    with pytest.raises(UserError, match=r"some_op\.so, owner=nobody"):
         check_extensions(tmp_path)
 
 
