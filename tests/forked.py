@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from diablo_ds.ranks.environment import RUN_KEY, new_key
 from diablo_ds.ranks.free_port import free_port
 from tests.e2e.commands import ROOT, environment
 from tests.overriding import with_last_options
@@ -88,7 +89,7 @@ class Command:
         self._folder = tempfile.TemporaryDirectory(prefix="forked-")
         self._outputs = [os.path.join(self._folder.name, name) for name in ("stdout", "stderr")]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks}
-        shared["LOCAL_SIZE"] = num_ranks
+        shared |= {"LOCAL_SIZE": num_ranks, RUN_KEY: new_key()}
         numbers = [shared | {"RANK": n, "LOCAL_RANK": n} for n in range(num_ranks)] or [{}]
         context = multiprocessing.get_context(start_method())
         self.processes = []

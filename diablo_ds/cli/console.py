@@ -113,7 +113,12 @@ class clean_errors:  # noqa: N801 - reads as a statement
                 echo_error(str(error))
             # A full disk may have room the next time; a wrong setting stays wrong.
             code = 1 if isinstance(error, OSError) else EXIT_USER_ERROR
-            sys.exit(EXIT_PORT_IN_USE if type(error).__name__ == "PortInUseError" else code)
+            sys.exit(EXIT_PORT_IN_USE if _is_of(error, "PortInUseError") else code)
+
+
+def _is_of(error: BaseException, name: str) -> bool:
+    """Return whether an error is of a class that would take torch to import."""
+    return any(cls.__name__ == name for cls in type(error).__mro__)
 
 
 def echo_error(text: str) -> None:

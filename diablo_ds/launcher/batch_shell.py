@@ -21,7 +21,7 @@ logs="$run_folder/{logs}/$job_name-${{SLURM_RESTART_COUNT:-0}}"
 export run_folder log_folder
 # Python imports what lies in the working folder first where it starts a module by its name.
 export PYTHONSAFEPATH=1
-export {run_key}="$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
+export {run_key}="$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
 export {warning_variable}={warning_s}
 export hostfile="$logs/hostfile"
 export master_addr={master_addr}

@@ -1,4 +1,4 @@
-"""The master port: chosen free on the host of rank 0, for each start, and handed to the others.
+"""What ranks need to meet: a secret, a file or a port that is free on the host of rank 0.
 
 A port that is chosen elsewhere or earlier, or follows from a job's number, is a neighbour's in the
 end. Rank 0's guard chooses it as it starts and writes it to the log folder, which all hosts share.
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files import owned
-from diablo_ds.files.process_status import process_status
-from diablo_ds.launcher.devices import AGENT
+from diablo_ds.ranks.environment import RUN_KEY, STORE_FILE, shared_key
 from diablo_ds.ranks.free_port import free_port
 from diablo_ds.ranks.identity import ANY_PORT, Identity
+from diablo_ds.ranks.launcher_folder import is_started_together, launcher_folder
 from diablo_ds.ranks.records import FAILED_FILE, STOP_FILE
 
 PORT_FILE = "master-port"
@@ -32,38 +30,51 @@ _POLL_S = 0.1
 _PORT_BYTES = 6
 
 
-@contextlib.contextmanager
-def meeting_folder(
-    log_folder: Path | None, identity: Identity, environment: Mapping[str, str]
-) -> Iterator[Path]:
-    """Yield the folder in which rank 0 writes down the port: the log folder, if there is one.
+def meeting_variables(
+    log_folder: Path | None,
+    identity: Identity,
+    environment: Mapping[str, str],
+    resources: contextlib.ExitStack,
+    *,
+    is_wrapped: bool = False,
+) -> dict[str, str]:
+    """Return the variables by which the rank of this guard finds the others, and knows them.
 
-    Without one, ranks that one launcher of DeepSpeed's started on this host alone meet in a folder
-    that is named after it; the last guard to leave removes it.
+    What a launcher of this program's has given stays. Otherwise ranks that were started together
+    on this host get a secret and a file in a private folder; ranks that have a log folder in common
+    get a secret in it.
+
+    Args:
+        log_folder: the log folder, shared by all hosts, if there is one.
+        identity: the rank.
+        environment: of the rank.
+        resources: keeps the folder until the guard leaves.
+        is_wrapped: whether the rank is in a container, which may have a /tmp of its own.
 
     Raises:
-        UserError: if they have no folder in common, or others can write it.
+        UserError: if any port can be taken, but they have no folder in common; or others can write
+            the folder that they have.
+        OSError: if rank 0 has chosen no port.
     """
-    if log_folder is not None:
-        yield log_folder
-        return
-    parent = os.getppid()
-    is_agent = AGENT in Path(f"/proc/{parent}/cmdline").read_bytes()
-    if not is_agent or environment.get("CROSS_SIZE") != "1":
-        raise UserError(
-            f"any port can be chosen for ranks that share a log folder; got MASTER_PORT={ANY_PORT} "
-            "and no --log-folder; give it, the same on all hosts, or give a port"
-        )
-    started = process_status(parent).started
-    folder = Path(tempfile.gettempdir(), f"diablo-ds-{os.getuid()}-{parent}-{started}")
-    owned.make_folder(folder, "folder of the master port")
-    try:
-        yield folder
-    finally:  # a rank may be gone before another one has read the port
-        with contextlib.suppress(FileNotFoundError):
-            owned.write_new_file(folder / f"left-{identity.rank}", b"")
-            if len(list(folder.glob("left-*"))) == identity.world_size:
-                shutil.rmtree(folder, ignore_errors=True)
+    if identity.world_size == 1:  # nobody listens
+        return {"MASTER_PORT": str(free_port())} if identity.port == ANY_PORT else {}
+    found: dict[str, str] = {}
+    folder = log_folder
+    if RUN_KEY not in environment and is_started_together(identity):
+        folder = resources.enter_context(launcher_folder(identity, environment))
+        if not is_wrapped:
+            found[STORE_FILE] = str(folder / "store")
+    if folder is not None and RUN_KEY not in environment:
+        found[RUN_KEY] = shared_key(folder)
+    if identity.port == ANY_PORT:
+        if folder is None:
+            raise UserError(
+                "any port can be chosen for ranks that share a log folder; got "
+                f"MASTER_PORT={ANY_PORT} and no --log-folder; give it, the same on all hosts, or "
+                "give a port"
+            )
+        found["MASTER_PORT"] = str(agree_on_port(folder, identity.rank))
+    return found
 
 
 def agree_on_port(folder: Path, rank: int) -> int:

@@ -21,12 +21,12 @@ from diablo_ds.files import modes, owned
 from diablo_ds.launcher.cluster import rank_python
 from diablo_ds.launcher.devices import check_devices, given_environment, put_back
 from diablo_ds.launcher.guard import Guard
-from diablo_ds.launcher.ports import agree_on_port, meeting_folder
+from diablo_ds.launcher.ports import meeting_variables
 from diablo_ds.launcher.processes import describe_exit
 from diablo_ds.ranks import terminal
 from diablo_ds.ranks.environment import STORE_FILE, read_hidden, remove_start
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
-from diablo_ds.ranks.identity import ANY_PORT, RANK_NAMES, find_identity
+from diablo_ds.ranks.identity import RANK_NAMES, find_identity
 from diablo_ds.ranks.masking import COMMAND, hide_secrets
 from diablo_ds.ranks.records import RankRecord, announce_failure, log_file, write_record
 
@@ -47,10 +47,14 @@ def main(command: str = "train") -> None:
         environment.setdefault(COMMAND, _given_command(environment))
         if own.log_folder is not None:
             owned.make_folder(own.log_folder, "log folder")
-        if environment.get("RANK") and environment["MASTER_PORT"] == str(ANY_PORT):
-            identity = find_identity(environment)
-            folder = resources.enter_context(meeting_folder(own.log_folder, identity, environment))
-            environment["MASTER_PORT"] = str(agree_on_port(folder, identity.rank))
+        if environment.get("RANK"):
+            environment |= meeting_variables(
+                own.log_folder,
+                find_identity(environment),
+                environment,
+                resources,
+                is_wrapped=bool(own.wrap),
+            )
         if own.venv is not None:  # DeepSpeed looks for ninja there
             environment["PATH"] = f"{own.venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
         guard = Guard(environment, own.log_folder)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import owned
+from diablo_ds.files import modes, owned
 from diablo_ds.files.owners import describe_access
 from diablo_ds.files.strict_json import check_text
 
@@ -28,11 +28,11 @@ HIDDEN_FILE = "environment"
 EXPORTS_FILE = "deepspeed_env"
 """In the log folder: what DeepSpeed exports on other hosts, in the form of its `.deepspeed_env`."""
 RUN_KEY = "DIABLO_RUN_KEY"
-"""Variable with a random text that the ranks of one start have in common, and nobody else has."""
+"""Variable with the secret of one start, which its ranks have in common, and nobody else has."""
 STORE_FILE = "DIABLO_STORE_FILE"
 """Variable with the file, in a private folder, by which the ranks of one host meet."""
 _KEY_FILE = "key"
-_KEY_BYTES = 16
+_KEY_BYTES = 32
 _SHARED_WAIT_S = 30.0
 """How long a file may take to be seen on another host."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -100,8 +100,19 @@ def write_hidden(folder: Path, variables: Mapping[str, str]) -> Path:
     """Write variables to a file in a log folder, mode 0600, and return it."""
     path = folder / HIDDEN_FILE
     path.unlink(missing_ok=True)  # of a launcher that was killed
-    owned.write_new_file(path, json.dumps(dict(variables)).encode())
+    write_secret(path, json.dumps(dict(variables)).encode())
     return path
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a new file that this user alone can read, whoever may read the others of a run.
+
+    Raises:
+        OSError: if something has that name, or it cannot be written.
+    """
+    with owned.open_owned(path, "xb") as file:
+        os.fchmod(file.fileno(), modes.PRIVATE_FILE)
+        file.write(data)
 
 
 def read_hidden(path: Path) -> dict[str, str]:
@@ -130,25 +141,25 @@ def remove_start(hidden_file: Path | None, store_file: str | None) -> None:
 
 
 def new_key() -> str:
-    """Return a random text that cannot be guessed."""
+    """Return a new secret: 32 random bytes, as hexadecimal digits."""
     return secrets.token_hex(_KEY_BYTES)
 
 
 def shared_key(folder: Path) -> str:
-    """Return the same new key on every host, where each has a launcher of its own.
+    """Return the same secret on every host, where each has a launcher of its own.
 
-    The first one writes it to the log folder, which all share.
+    The first one writes it to a folder that all share.
 
     Raises:
         UserError: if it is another user's.
     """
     path = folder / _KEY_FILE
     try:
-        owned.write_new_file(path, new_key().encode())
+        write_secret(path, new_key().encode())
     except FileExistsError:
         pass
     except OSError as error:
-        raise UserError(f"log folder must be writable; got {error}") from None
+        raise UserError(f"the folder of a run's key must be writable; got {error}") from None
     try:
         return _wait_for(path, num_bytes=2 * _KEY_BYTES).decode()
     except OSError as error:
@@ -166,7 +177,7 @@ def _wait_for(path: Path, num_bytes: int = 1) -> bytes:
                 raise
         if len(data) >= num_bytes or time.monotonic() > deadline:
             return data
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 # --- what DeepSpeed exports ----------------------------------------------------------------------

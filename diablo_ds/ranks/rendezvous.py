@@ -1,154 +1,183 @@
-"""How the ranks of a run find one another, and nobody else finds them.
+"""How the ranks of a run find one another: where they meet, and a process group of them alone.
 
-PyTorch's store is a server without authentication on all network interfaces. A single process
-needs no server; the ranks of one host meet in a private folder if their launcher created one; and
-if the launcher gave them a key, they prove to one another that they have it before they exchange
-anything else.
+PyTorch's store is a server without authentication on all network interfaces. A single process needs
+none; the ranks of one host meet in a private folder, or at a port of the loopback interface; and
+`diablo_ds.ranks.joining` tells strangers from ranks before a group exists, and once it does.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
+import contextlib
+import errno
+import logging
 import os
+import socket
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from diablo_ds.errors import UserError
 from diablo_ds.ranks import distributed
-from diablo_ds.ranks.environment import RUN_KEY, STORE_FILE
+from diablo_ds.ranks.environment import RUN_KEY, STORE_FILE, shared_key
+from diablo_ds.ranks.identity import find_identity
+from diablo_ds.ranks.joining import PROOF_BYTES, Membership, PortInUseError, meet
+from diablo_ds.ranks.launcher_folder import is_started_together, launcher_folder
 
-_TELLING_S = 60.0
-"""How long rank 0 stays to tell the other ranks why the run cannot start."""
-_PROOF_BYTES = hashlib.sha256().digest_size
-
-
-class PortInUseError(OSError):
-    """Another process has the master port; the next attempt uses another one."""
+logger = logging.getLogger("diablo_ds")
+_WITHOUT_SECRET = (
+    "These ranks have no secret by which to know each other: whoever reaches the port at which "
+    "they meet can join and disturb them. Start them with diablo-ds launch or slurm, or give "
+    "launch/train.py a --log-folder that all hosts share."
+)
+_SCHEME = "diablo-ds"
+_LOOPBACK = "127.0.0.1"
+_SOCKET_NAMES = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_BACKLOG = 1024
+_stores: list[tuple[Any, int, int]] = []
+"""The store of this process, its rank and the number of ranks, for PyTorch to ask for."""
 
 
 def join(
-    init: Callable[..., object], backend: str, timeout: timedelta, facts: Mapping[str, str]
-) -> None:
-    """Join the process group that the variables announce.
+    init: Callable[..., object],
+    backend: str,
+    timeout: timedelta,
+    facts: Mapping[str, str],
+    device: torch.device | str,
+) -> str:
+    """Join the process group that the variables announce, with ranks that have the run's secret.
 
-    Collective: every rank must call this.
+    Nothing that another rank says is believed before it has proved that it has the secret, where
+    the launcher gave one. Collective: every rank must call this.
 
     Args:
-        init: makes the process group with more than one rank: `deepspeed.init_distributed`.
+        init: makes the process group: `deepspeed.init_distributed`.
         backend: "nccl", "gloo" or another of PyTorch's.
         timeout: how long a rank waits in a collective.
         facts: what this rank found on its machine and every host must have, by name.
+        device: where the backend communicates.
+
+    Returns:
+        A text that all ranks have in common and nobody else can guess; while the group is made it
+        stands in MASTER_ADDR, by which DeepSpeed's op for CPUs names its shared memory.
 
     Raises:
         PortInUseError: if the master port is in use.
+        StrangerError: if a process without the secret has joined.
         UserError: if a host has other facts.
+        OSError: if rank 0 cannot be reached.
     """
+    secret, store_file = os.environ.pop(RUN_KEY, ""), os.environ.pop(STORE_FILE, "")
+    if dist.is_initialized():
+        init(backend)
+        return os.environ.get("MASTER_ADDR", "")
     rank, world_size = distributed.rank(), distributed.world_size()
-    store_file = os.environ.pop(STORE_FILE, "")
-    is_on_one_host = world_size == 1 or bool(store_file)
-    if is_on_one_host and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    try:
-        if world_size == 1 and not dist.is_initialized():
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        where: dict[str, Any] = {}
-        server = None
-        if store_file and world_size > 1:
-            where = {"init_method": f"file://{store_file}", "rank": rank, "world_size": world_size}
-        elif not dist.is_initialized():
-            server = check_same_before_joining(facts)
-        init(backend, **where)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise PortInUseError(
-            "master port must be free; got one in use, MASTER_PORT="
-            f"{os.environ.get('MASTER_PORT')}; give another, or --master_port 0 for any free one"
-        ) from None
-    del server  # the process group has it too
+    secret = secret or _common_secret()
+    mine = Membership(secret.encode(), rank, world_size)
+    if not secret and world_size > 1 and rank == 0:
+        logger.warning(_WITHOUT_SECRET)
+    if distributed.local_world_size() == world_size and sys.platform == "linux":
+        for name, interface in _SOCKET_NAMES.items():
+            os.environ.setdefault(name, interface)
+    with _reported():
+        store = _make_store(mine, store_file, timeout)
+        mine = meet(store, mine, facts)
+        _stores.append((store, rank, world_size))
+        if not _is_registered:
+            register_rendezvous_handler(_SCHEME, _hand_over)
+            _is_registered.append(True)
+        with _address(mine.label()):
+            init(backend, init_method=f"{_SCHEME}://", rank=rank, world_size=world_size)
+    if world_size > 1:
+        mine.check_proofs(_gather_proofs(mine, device))
+    return mine.label()
 
 
-def check_same_before_joining(facts: Mapping[str, str]) -> object:
-    """Raise UserError on every rank unless all that were announced have the same facts.
+_is_registered: list[bool] = []
 
-    Meant for what a process group needs in order to form, such as the kind of device: ranks
-    that differ in it would wait for each other forever. Collective: every rank must call this,
-    before the process group exists.
 
-    Args:
-        facts: what this rank found on its machine, by name.
+def _common_secret() -> str:
+    """Return the secret of ranks that one launcher started here; empty where they have none."""
+    found = find_identity(os.environ)
+    if not is_started_together(found):
+        return ""
+    with launcher_folder(found, os.environ) as folder:
+        return shared_key(folder)
 
-    Returns:
-        An object to keep alive until the process group exists: it serves the master port.
 
-    Raises:
-        UserError: on every rank, if two ranks differ; names them and their hosts.
-    """
-    store, own_rank, num_ranks = next(rendezvous("env://"))
-    prefix = f"diablo_ds-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if own_rank:
-        store.set(f"{prefix}-{own_rank}", json.dumps([distributed.host_name(), dict(facts)]))
-        difference = store.get(f"{prefix}-difference").decode()
-        store.add(f"{prefix}-told", 1)
+def _hand_over(url: str, **_: Any) -> Iterator[tuple[Any, int, int]]:
+    """Give PyTorch the store in which ranks have met."""
+    yield _stores[-1]
+    raise RuntimeError("ranks meet once")
+
+
+def _make_store(mine: Membership, store_file: str, timeout: timedelta) -> Any:
+    """Return the store in which the ranks of this run meet."""
+    if mine.world_size == 1:
+        return dist.HashStore()  # type: ignore[attr-defined]
+    is_on_one_host = distributed.local_world_size() == mine.world_size
+    if store_file:
+        store: Any = dist.FileStore(store_file, mine.world_size)
+    elif is_on_one_host and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store = _loopback_store(mine, int(os.environ["MASTER_PORT"]), timeout)
     else:
-        others = [json.loads(store.get(f"{prefix}-{rank}")) for rank in range(1, num_ranks)]
-        difference = distributed.first_difference(
-            [(distributed.host_name(), dict(facts)), *others], "host"
-        )
-        store.set(f"{prefix}-difference", difference)
-        deadline = time.monotonic() + _TELLING_S
-        while store.add(f"{prefix}-told", 0) < num_ranks - 1 and time.monotonic() < deadline:
-            time.sleep(0.01)  # with this process the store ends, from which the others read
-    if difference:
-        raise UserError(difference)
+        store, _, _ = next(rendezvous("env://"))
+    store.set_timeout(timeout)
     return store
 
 
-def check_key(device: torch.device | str) -> None:
-    """Refuse to continue with a process that does not have the key of this run.
-
-    Each rank sends a keyed hash of its number, which neither reveals the key nor serves another
-    rank. Nothing else that a rank sends is read before. Without a key nothing is checked.
-    Collective: every rank must call this.
-
-    Args:
-        device: where the backend communicates.
-
-    Raises:
-        UserError: if a rank has another key or none, on the ranks that have one.
-    """
-    key = os.environ.pop(RUN_KEY, "").encode()
-    if distributed.world_size() == 1:
-        return
-    mine = torch.tensor(list(_proof(key, distributed.rank())), dtype=torch.uint8, device=device)
-    proofs = [torch.empty_like(mine) for _ in range(distributed.world_size())]
-    dist.all_gather(proofs, mine)
-    strangers = [
-        rank
-        for rank, proof in enumerate(proofs)
-        if not hmac.compare_digest(bytes(proof.tolist()), _proof(key, rank))
-    ]
-    if strangers:
-        raise UserError(
-            "every rank must have the key that the launcher gave to this run; got another, or "
-            f"none, on ranks {', '.join(map(str, strangers))} as seen by rank "
-            f"{distributed.rank()}; either the hosts do not share the log folder, or a process of "
-            "somebody else's has joined at the master port"
-        )
+def _loopback_store(mine: Membership, port: int, timeout: timedelta) -> Any:
+    """Return a store that no other machine can reach; PyTorch's own listens on all interfaces."""
+    listening = {}
+    if mine.rank == 0:
+        server = socket.create_server((_LOOPBACK, port), backlog=_BACKLOG)
+        listening = {"master_listen_fd": server.detach()}
+    return dist.TCPStore(
+        _LOOPBACK, port, mine.world_size, mine.rank == 0, timeout=timeout, **listening
+    )
 
 
-def _proof(key: bytes, rank: int) -> bytes:
-    """Return the bytes by which a rank proves that it has a key; zeros for no key."""
-    if not key:
-        return bytes(_PROOF_BYTES)
-    return hmac.digest(key, f"rank {rank}".encode(), "sha256")
+def _gather_proofs(mine: Membership, device: torch.device | str) -> list[bytes]:
+    """Return what each rank of the group proves. Collective: every rank must call this."""
+    own = torch.tensor(list(mine.proof(mine.rank, "group")), dtype=torch.uint8, device=device)
+    gathered = own.new_empty(mine.world_size * PROOF_BYTES)
+    dist.all_gather_into_tensor(gathered, own)
+    return [bytes(row) for row in gathered.view(mine.world_size, PROOF_BYTES).tolist()]
+
+
+@contextlib.contextmanager
+def _address(text: str) -> Iterator[None]:
+    """Have MASTER_ADDR hold another text for a while."""
+    before = os.environ.get("MASTER_ADDR")
+    os.environ["MASTER_ADDR"] = text
+    try:
+        yield
+    finally:
+        os.environ.pop("MASTER_ADDR")
+        if before is not None:
+            os.environ["MASTER_ADDR"] = before
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Turn errors of PyTorch's network into those that a user can act on."""
+    try:
+        yield
+    except (dist.DistNetworkError, dist.DistStoreError, OSError) as error:
+        taken = "EADDRINUSE" in str(error) or getattr(error, "errno", None) == errno.EADDRINUSE
+        place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT="
+        place += str(os.environ.get("MASTER_PORT"))
+        if taken:
+            raise PortInUseError(
+                f"master port must be free; got one in use, {place}; give another, or "
+                "--master_port 0 for any free one"
+            ) from None
+        if isinstance(error, OSError):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"every rank must reach rank 0 at the master port; got {place}: {reason}"
+        ) from None

@@ -50,12 +50,15 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def _unlink_shared_memory() -> None:
+def _unlink_shared_memory(address: str) -> None:
     """Free the name of the 69 MB buffer that DeepSpeed's op for CPUs leaves in memory forever.
 
     Every rank has mapped every buffer by then, and a mapping outlives its name.
+
+    Args:
+        address: what MASTER_ADDR was as the buffers were made.
     """
-    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    port = os.environ.get("MASTER_PORT", "")
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{distributed.rank()}"
     if torch.distributed.get_backend() == "gloo":
         torch.distributed.barrier()
@@ -87,12 +90,12 @@ def init_process_group() -> torch.device:
         prefer_own_programs()
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())
-            rendezvous.join(
+            address = rendezvous.join(
                 functools.partial(deepspeed.init_distributed, verbose=False),
                 accelerator.communication_backend_name(),
                 default_pg_timeout,
                 {"device": accelerator.device_name(), **versions(), "source files": code_digest()},
+                accelerator.current_device_name(),
             )
-        rendezvous.check_key(accelerator.current_device_name())
-        _unlink_shared_memory()
+        _unlink_shared_memory(address)
     return torch.device(accelerator.current_device_name())

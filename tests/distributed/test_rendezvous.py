@@ -1,46 +1,16 @@
-"""Ranks prove that they belong to one run; a process alone opens no port to others."""
+"""A process alone, and the ranks of one host, open no port to others."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from diablo_ds.errors import UserError
-from diablo_ds.ranks.environment import RUN_KEY
-from diablo_ds.ranks.rendezvous import check_key
-from tests.distributed.runner import run_distributed
 from tests.e2e.commands import environment
 
 pytestmark = pytest.mark.distributed
-
-
-def _check(rank: int, keys: tuple[str, ...], refusing: set[int]) -> None:
-    os.environ[RUN_KEY] = keys[rank]
-    if rank in refusing:
-        with pytest.raises(UserError, match="every rank must have the key") as error:
-            check_key("cpu")
-        assert not any(key in str(error.value) for key in keys if key)
-    else:
-        check_key("cpu")
-    assert RUN_KEY not in os.environ
-
-
-@pytest.mark.parametrize(
-    ("keys", "refusing"),
-    [
-        (("a" * 32, "a" * 32), set()),
-        (("", ""), set()),
-        (("a" * 32, "b" * 32), {0, 1}),
-        (("a" * 32, ""), {0, 1}),
-    ],
-    ids=["same", "none", "another", "missing"],
-)
-def test_a_process_without_the_key_of_a_run_is_refused(tmp_path, keys, refusing):
-    run_distributed(_check, 2, tmp_path, keys, refusing)
 
 
 _ALONE = """

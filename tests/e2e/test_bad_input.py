@@ -172,6 +172,7 @@ def test_under_the_launcher_one_message_and_all_ranks_end(options, tmp_path):
 def test_a_master_port_in_use_is_named(options):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        result = deepspeed(*options, num_ranks=2, check=False, port=port)
+        # In containers, which may have no folder in common, ranks meet at the port.
+        result = deepspeed(*options, "--wrap", "env", num_ranks=2, check=False, port=port)
     assert result.returncode == EXIT_PORT_IN_USE
     assert_user_error(result, "master port must be free", f"MASTER_PORT={port}")
