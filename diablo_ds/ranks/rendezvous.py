@@ -120,7 +120,7 @@ def _make_store(mine: Membership, store_file: str, timeout: timedelta) -> Any:
         return dist.HashStore()  # type: ignore[attr-defined]
     is_on_one_host = distributed.local_world_size() == mine.world_size
     if store_file:
-        store: Any = dist.FileStore(store_file, mine.world_size)
+        store: Any = dist.FileStore(store_file, mine.world_size)  # type: ignore[attr-defined]
     elif is_on_one_host and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         store = _loopback_store(mine, int(os.environ["MASTER_PORT"]), timeout)
     else:
@@ -131,11 +131,11 @@ def _make_store(mine: Membership, store_file: str, timeout: timedelta) -> Any:
 
 def _loopback_store(mine: Membership, port: int, timeout: timedelta) -> Any:
     """Return a store that no other machine can reach; PyTorch's own listens on all interfaces."""
-    listening = {}
+    listening: dict[str, Any] = {}
     if mine.rank == 0:
         server = socket.create_server((_LOOPBACK, port), backlog=_BACKLOG)
         listening = {"master_listen_fd": server.detach()}
-    return dist.TCPStore(
+    return dist.TCPStore(  # type: ignore[attr-defined]
         _LOOPBACK, port, mine.world_size, mine.rank == 0, timeout=timeout, **listening
     )
 
