@@ -32,6 +32,9 @@ def run_command(command: click.Command) -> None:
     """
     terminal.make_safe()
     modes.set_umask()
+    # Of any Python that is started from here, such as a library's worker, none imports what lies in
+    # the working folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     share_cores()
     _keep_torch_out_of_tmp()
     try:

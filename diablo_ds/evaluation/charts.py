@@ -10,6 +10,7 @@ from typing import Any
 from diablo_ds.evaluation.results import Results, Score
 from diablo_ds.evaluation.tables import NATURAL, refusal_scores, shortened
 from diablo_ds.files.atomic import new_file
+from diablo_ds.files.figures import figure_class
 
 SCORES_PLOT, TRADE_OFF_PLOT = "scores.png", "tradeoff.png"
 _BAR_WIDTH = 40
@@ -27,7 +28,7 @@ def draw_charts(results: Results, models: Sequence[str], folder: Path) -> list[s
         Names of the files, none without matplotlib.
     """
     try:
-        from matplotlib.figure import Figure
+        figure_of = figure_class()
     except ImportError:
         return []
     names = []
@@ -38,7 +39,7 @@ def draw_charts(results: Results, models: Sequence[str], folder: Path) -> list[s
     if panels:
         most = max(len(_groups(part)) for part, _ in panels)
         size = max(9.0, most * (0.3 + 0.12 * len(models))), 4.2 * len(panels)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = figure_of(figsize=size, layout="constrained")
         for axes, (scores, unit) in zip(
             figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
         ):
@@ -47,7 +48,7 @@ def draw_charts(results: Results, models: Sequence[str], folder: Path) -> list[s
         names.append(SCORES_PLOT)
     refusals = refusal_scores(results)
     if refusals:
-        figure = Figure(figsize=(6, 5), layout="constrained")
+        figure = figure_of(figsize=(6, 5), layout="constrained")
         axes = figure.subplots()
         for harmful, harmless, model, first, second in refusals:
             x, y = 100 * second.estimate.score, 100 * first.estimate.score

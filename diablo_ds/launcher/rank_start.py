@@ -34,6 +34,7 @@ from diablo_ds.ranks.records import RankRecord, announce_failure, log_file, writ
 def main(command: str = "train") -> None:
     """Run a command of `diablo-ds` with this script's arguments under guard; exit as it did."""
     terminal.make_safe()
+    os.environ["PYTHONSAFEPATH"] = "1"
     own, arguments = split_options(sys.argv[1:])
     modes.share(allow_group_write=own.allow_group_write, group_readable=own.group_readable)
     python = rank_python(own.venv, own.wrap)

@@ -12,9 +12,11 @@ from pathlib import Path
 from diablo_ds.config.run import RunConfig
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
 from diablo_ds.launcher.deepspeed_command import build_command, launcher_env
+from diablo_ds.launcher.launcher_output import say
 from diablo_ds.ranks.environment import (
     RUN_KEY,
     STORE_FILE,
+    ignored_exports,
     new_key,
     read_exports,
     shared_key,
@@ -59,6 +61,8 @@ def prepared_start(
     with contextlib.ExitStack() as stack:
         if cluster.runner in (*SSH_RUNNERS, "slurm"):
             environment, taken = split_exported(environment)
+            if sentence := ignored_exports():
+                say(sentence)
             exports = read_exports()
             exports_file = write_exports(folder, exports.shown)
             given = {name: os.environ[name] for name in (COMMAND,) if name in os.environ}

@@ -8,6 +8,7 @@ from typing import Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_file
+from diablo_ds.files.figures import figure_class
 from diablo_ds.planning.candidate import VARIANTS, Candidate
 from diablo_ds.planning.hardware import GB
 
@@ -26,11 +27,11 @@ def scaling_figure(candidates: Sequence[Candidate], title: str) -> Any:
         UserError: if matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        figure_of = figure_class()
         from matplotlib.ticker import PercentFormatter
     except ModuleNotFoundError:
         raise UserError("a plot needs matplotlib; got none; run `pip install matplotlib`") from None
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure = figure_of(figsize=(13, 8), layout="constrained")
     (rate, of_one), (mfu, memory) = figure.subplots(2, 2)
     for number, variant in enumerate(VARIANTS):
         own = [c for c in candidates if c.variant == variant]

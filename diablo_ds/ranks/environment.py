@@ -41,6 +41,11 @@ _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|KEY|SECRET|PASS|PWD.|CREDENTIAL|AUTH", r
 _SECRET_ASSIGNMENT = re.compile(r"\b([A-Za-z_]\w*)=['\"]?(?=[^\s$'\"])")
 _EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 """Beginnings of the names that DeepSpeed puts on the command lines of its runners."""
+_OF_IMPORTS = frozenset(
+    {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONUSERBASE"}
+)
+"""By them Python finds its packages, before it can read a file with variables."""
+_EXPORTS_AT_HOME = ".deepspeed_env"
 MASK = "***"
 
 
@@ -184,7 +189,7 @@ def _wait_for(path: Path, num_bytes: int = 1) -> bytes:
 
 
 def split_exported(environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Take out of an environment the secrets that DeepSpeed would put on command lines.
+    """Take out of an environment what DeepSpeed would put on command lines and need not be there.
 
     Returns:
         What is left for the `deepspeed` command, and what was taken out.
@@ -192,34 +197,48 @@ def split_exported(environment: Mapping[str, str]) -> tuple[dict[str, str], dict
     taken = {
         name: value
         for name, value in environment.items()
-        if name.startswith(_EXPORTED) and is_secret_name(name)
+        if name.startswith(_EXPORTED) and name not in _OF_IMPORTS
     }
     left = {name: value for name, value in environment.items() if name not in taken}
     return left, taken
 
 
 def home_exports() -> Path:
-    """Return the file that DeepSpeed reads exports from in the user's home."""
-    return Path(os.path.expanduser("~")) / os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    """Return the file that exports for DeepSpeed are read from.
+
+    That is one in the user's home, or the one whose path DS_ENV_FILE holds.
+    """
+    named = os.environ.get("DS_ENV_FILE", _EXPORTS_AT_HOME)
+    return Path(named).absolute() if "/" in named else Path(os.path.expanduser("~")) / named
+
+
+def ignored_exports() -> str:
+    """Return a sentence about exports in the working folder, which nobody named; or empty.
+
+    DeepSpeed obeys them, and has their values read by a shell on every host.
+    """
+    path = Path.cwd() / _EXPORTS_AT_HOME
+    if not path.is_file() or path == home_exports():
+        return ""
+    return f"Not obeyed: {path}; if it is meant, name it by DS_ENV_FILE=./{_EXPORTS_AT_HOME}"
 
 
 def read_exports() -> RankVariables:
-    """Return what DeepSpeed's `.deepspeed_env` files export, at home and in the working folder.
+    """Return what the file of exports for DeepSpeed holds; see `home_exports`.
 
     DeepSpeed also puts the working folder first on PYTHONPATH, from which ranks would import any
     file named like a module; here it stays what it is.
 
     Raises:
-        UserError: if the one in the working folder is another user's.
+        UserError: if the file is another user's.
     """
     variables = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    for path in dict.fromkeys((home_exports(), Path.cwd() / home_exports().name)):
-        if not path.is_file():
-            continue
+    path = home_exports()
+    if path.is_file():
         if not owned.has_trusted_owner(path):
             raise UserError(
                 f"a file of exports for DeepSpeed must be your own; got {path}, "
-                f"{describe_access(path.stat())}; start in another folder"
+                f"{describe_access(path.stat())}; name another by DS_ENV_FILE"
             )
         try:
             text = path.read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from diablo_ds.config.continuation import FREE_ON_RESUME
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.statistics import Estimate
 from diablo_ds.files.atomic import new_file, write_text
+from diablo_ds.files.figures import figure_class
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
@@ -233,12 +234,12 @@ class Reporter:
 def plot_losses(history: list[dict[str, float]], path: Path) -> None:
     """Draw training and held-out loss over steps as a PNG, where matplotlib is installed."""
     try:
-        from matplotlib.figure import Figure
+        figure_of = figure_class()
     except ImportError:
         logger.warning(f"{path.name} is not drawn: it needs matplotlib; run pip install matplotlib")
         return
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = figure_of(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, label, style in (
         ("loss", "training (one step)", {"linewidth": 1, "alpha": 0.7}),

@@ -15,6 +15,7 @@ from diablo_ds.data.text.tokenization import load_tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_file
+from diablo_ds.files.figures import figure_class
 from diablo_ds.files.shown_text import shown
 
 PLOT_FILE = "lengths.png"
@@ -87,9 +88,7 @@ def _histogram(histogram: dict[str, Any], longest: int) -> str:
 
 def plot_lengths(parts: dict[str, Any], path: Path) -> None:
     """Plot the lengths of each part's examples as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = figure_class()(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for part, described in parts.items():
         width = described["length_histogram"]["bin_width"]

@@ -10,6 +10,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.launcher.cluster import Cluster, Host
 from diablo_ds.ranks import environment
 from diablo_ds.ranks.environment import (
+    ignored_exports,
     is_secret_name,
     parse_env,
     read_exports,
@@ -117,12 +118,11 @@ def test_a_script_line_that_sets_a_secret_is_found():
 # --- what DeepSpeed puts on command lines --------------------------------------------------------
 
 
-def test_secrets_that_deepspeed_would_export_are_taken_out():
-    left, taken = split_exported(
-        {"MLFLOW_TRACKING_PASSWORD": "x", "MLFLOW_RUN": "1", "HF_TOKEN": "y"}
-    )
-    assert taken == {"MLFLOW_TRACKING_PASSWORD": "x"}
-    assert left == {"MLFLOW_RUN": "1", "HF_TOKEN": "y"}  # this one DeepSpeed does not export
+def test_what_deepspeed_would_export_is_taken_out_but_for_what_imports_need():
+    settings = {"MLFLOW_TRACKING_PASSWORD": "x", "MLFLOW_RUN": "1", "UCX_TLS": "tcp"}
+    settings |= {"PYTHONWARNINGS": "ignore", "MV2_X": "1", "NCCL_DEBUG": "INFO"}
+    kept = {"PYTHONPATH": "/lib", "PYTHONHOME": "/usr", "HF_TOKEN": "y"}  # not exported, the last
+    assert split_exported(settings | kept) == (kept, settings)
 
 
 def test_the_working_folder_is_not_on_the_ranks_path(home, tmp_path):
@@ -133,17 +133,21 @@ def test_the_working_folder_is_not_on_the_ranks_path(home, tmp_path):
     assert write_exports(tmp_path, found.shown).read_text() == "PYTHONPATH=/lib/mine\nA=1\n"
 
 
-def test_ones_own_exports_of_the_working_folder_come_last(home):
+def test_exports_of_the_working_folder_are_obeyed_only_where_they_are_named(home, monkeypatch):
     (home / ".deepspeed_env").write_text("A=1\n")
-    (home.parent / "work" / ".deepspeed_env").write_text("A=2\n")
+    assert ignored_exports() == ""
+    planted = home.parent / "work" / ".deepspeed_env"
+    planted.write_text("A=2\nLD_PRELOAD=/tmp/evil.so\n")
+    assert read_exports().shown == {"PYTHONPATH": "/lib/mine", "A": "1"}
+    assert ignored_exports().startswith(f"Not obeyed: {planted}; ")
+    monkeypatch.setenv("DS_ENV_FILE", "./.deepspeed_env")
     assert read_exports().shown["A"] == "2"
+    assert ignored_exports() == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
-def test_exports_that_another_user_left_in_the_working_folder_are_refused(home):
-    planted = home.parent / "work" / ".deepspeed_env"
-    planted.write_text("LD_PRELOAD=/tmp/evil.so\n")
-    os.chown(planted, 65534, 65534)
-    os.chown(planted.parent, 65534, 65534)
+def test_exports_of_another_user_are_refused(home):
+    (home / ".deepspeed_env").write_text("LD_PRELOAD=/tmp/evil.so\n")
+    os.chown(home / ".deepspeed_env", 65534, 65534)
     with pytest.raises(UserError, match="must be your own"):
         read_exports()

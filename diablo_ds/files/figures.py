@@ -1,0 +1,24 @@
+"""Plots in the user's style or matplotlib's own, never in that of the working folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def figure_class() -> Any:
+    """Return `matplotlib.figure.Figure`.
+
+    matplotlib reads a file `matplotlibrc` of the working folder before the user's own, whoever put
+    it there: it can have LaTeX typeset the texts and read other files into them.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    import matplotlib
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    if Path(matplotlib.matplotlib_fname()).absolute().parent == Path.cwd():
+        matplotlib.style.use("default")
+    return Figure
