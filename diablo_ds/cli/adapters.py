@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of, sharing_options
+from diablo_ds.cli.options import (
+    GroupedCommand,
+    from_options,
+    options_of,
+    remote_code_option,
+    sharing_options,
+)
 from diablo_ds.config.setting import REQUIRED, check_settings, setting
 
 
@@ -95,6 +101,7 @@ def combine(adapters: tuple[str, ...], **values: Any) -> None:
 @click.command("import", cls=GroupedCommand, context_settings=CONTEXT)
 @click.argument("file", type=click.Path(path_type=Path))
 @sharing_options
+@remote_code_option
 @options_of(ImportOptions)
 def import_(file: Path, **values: Any) -> None:
     """Write the adapter in a file of the method's published code, `adapter.chkpt`."""
@@ -115,6 +122,7 @@ def import_(file: Path, **values: Any) -> None:
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
 @sharing_options
+@remote_code_option
 @options_of(DiffOptions)
 def diff(**values: Any) -> None:
     """Write the adapter that turns a base into a tuned model, and report what it cannot hold."""

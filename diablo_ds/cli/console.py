@@ -35,6 +35,9 @@ def run_command(command: click.Command) -> None:
     # Of any Python that is started from here, such as a library's worker, none imports what lies in
     # the working folder.
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Kernels of the hub are code that models and their configs ask for: transformers is to find no
+    # package that fetches them.
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     share_cores()
     _keep_torch_out_of_tmp()
     try:

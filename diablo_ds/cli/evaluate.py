@@ -11,7 +11,13 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of, sharing_options
+from diablo_ds.cli.options import (
+    GroupedCommand,
+    from_options,
+    options_of,
+    remote_code_option,
+    sharing_options,
+)
 from diablo_ds.cli.same_command import given_command
 from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.launcher.devices import check_devices
@@ -23,6 +29,7 @@ from diablo_ds.ranks.identity import announce
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
 @sharing_options
+@remote_code_option
 @options_of(EvaluateOptions)
 @click.option("--local-rank", type=int, hidden=True, help="Set by DeepSpeed's launcher; not used.")
 def evaluate(local_rank: int | None, **values: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of, remote_code_option
 from diablo_ds.errors import UserError
 from diablo_ds.generation.options import GenerateOptions
 from diablo_ds.ranks.terminal import ShownStream
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@remote_code_option
 @options_of(GenerateOptions)
 def generate(**values: Any) -> None:
     """Generate text with a trained adapter, greedily, with the template that it was trained with.

@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of, sharing_options
+from diablo_ds.cli.options import (
+    GroupedCommand,
+    from_options,
+    options_of,
+    remote_code_option,
+    sharing_options,
+)
 from diablo_ds.conversion.merging.options import MergeOptions
 from diablo_ds.conversion.verification.options import Method, VerifyOptions
 
@@ -40,6 +46,7 @@ def merge(**values: Any) -> None:
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@remote_code_option
 @options_of(VerifyOptions)
 def verify(**values: Any) -> None:
     """Compare a merged model with its base and adapter: files, and outputs where both fit.

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from diablo_ds.cli.same_command import keep_words
+from diablo_ds.config.remote_code import RemoteCode, trust_code
 from diablo_ds.config.setting import AUTO, GROUPS, Setting, settings_of
 from diablo_ds.config.sharing import Sharing, share_files
 from diablo_ds.config.suggestion import closest
@@ -155,6 +156,19 @@ def sharing_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, **values)
 
     return options_of(Sharing)(sharing)
+
+
+def remote_code_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that loads a model or tokenizer the option to run its code, and obey it."""
+
+    @functools.wraps(command)
+    def trusting(*args: Any, **values: Any) -> Any:
+        trust_code(from_options(RemoteCode, values))
+        for setting in settings_of(RemoteCode):
+            del values[setting.name]
+        return command(*args, **values)
+
+    return options_of(RemoteCode)(trusting)
 
 
 def _option(

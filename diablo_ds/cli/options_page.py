@@ -19,6 +19,7 @@ from diablo_ds.cli.run_options import RunFiles
 from diablo_ds.cli.slurm import ScriptOptions
 from diablo_ds.config.choices import CORPORA
 from diablo_ds.config.continuation import FREE_CHOICES
+from diablo_ds.config.remote_code import RemoteCode
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import GROUPS, OnResume, Setting, settings_of
 from diablo_ds.config.sharing import Sharing
@@ -38,16 +39,16 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     _TRAIN: (RunFiles, RunConfig, TrainOptions),
     "diablo-ds launch": (ClusterOptions, StartOptions),
     "diablo-ds slurm": (Job, ScriptOptions),
-    "diablo-ds plan": (PlanOptions, Shape, Assumptions),
-    "diablo-ds prepare CORPUS": (PrepareOptions, Sharing),
+    "diablo-ds plan": (PlanOptions, RemoteCode, Shape, Assumptions),
+    "diablo-ds prepare CORPUS": (PrepareOptions, RemoteCode, Sharing),
     "diablo-ds prepare": (PreviewOptions,),
-    "diablo-ds evaluate": (EvaluateOptions, Sharing),
-    "diablo-ds generate": (GenerateOptions,),
+    "diablo-ds evaluate": (EvaluateOptions, RemoteCode, Sharing),
+    "diablo-ds generate": (GenerateOptions, RemoteCode),
     "diablo-ds merge": (MergeOptions, Sharing),
-    "diablo-ds verify": (VerifyOptions,),
+    "diablo-ds verify": (VerifyOptions, RemoteCode),
     "diablo-ds combine": (CombineOptions, Sharing),
-    "diablo-ds diff": (DiffOptions, Sharing),
-    "diablo-ds import": (ImportOptions, Sharing),
+    "diablo-ds diff": (DiffOptions, RemoteCode, Sharing),
+    "diablo-ds import": (ImportOptions, RemoteCode, Sharing),
     "diablo-ds push": (PushOptions,),
 }
 """The commands of the page, and the dataclasses of their options."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors
-from diablo_ds.cli.options import GroupedCommand, from_options, options_of
+from diablo_ds.cli.options import GroupedCommand, from_options, options_of, remote_code_option
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH, choose_batch_sizes
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
@@ -28,6 +28,7 @@ _FIGURES = {
 
 
 @click.command(cls=GroupedCommand, context_settings=CONTEXT)
+@remote_code_option
 @options_of(PlanOptions)
 @options_of(Shape)
 @options_of(Assumptions)

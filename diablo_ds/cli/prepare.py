@@ -15,6 +15,7 @@ from diablo_ds.cli.options import (
     GroupedGroup,
     from_options,
     options_of,
+    remote_code_option,
     sharing_options,
 )
 from diablo_ds.config.choices import AUTO, CORPORA, Corpus
@@ -115,6 +116,7 @@ def prepare(context: click.Context, /, **values: Any) -> None:
 
 def _command(family: Corpus) -> click.Command:
     @sharing_options
+    @remote_code_option
     @options_of(PrepareOptions)
     def command(**values: Any) -> None:
         with clean_errors():

@@ -11,6 +11,7 @@ from diablo_ds.cli.options import from_options, given_values, options_of
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.continuation import left_out_values
+from diablo_ds.config.remote_code import trust_code
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import FileSettings, load_settings
 from diablo_ds.config.setting import check_settings, setting
@@ -102,6 +103,7 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
         settings.pop("micro_batch", None)
     run_config = RunConfig(**(_left_out(settings) | settings))
     share_files(run_config)
+    trust_code(run_config)
     return run_config
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from diablo_ds.config import run_checks
+from diablo_ds.config import remote_code, run_checks
 from diablo_ds.config.batch_sizes import accumulation_steps
 from diablo_ds.config.choices import (
     ATTENTIONS,
@@ -47,6 +47,7 @@ class RunConfig(DataSettings, TaskSettings):
     model: str = _model(
         "default", "Base model: a folder, hf://owner/name, or default for SmolLM2-135M-Instruct."
     )
+    trust_remote_code: bool = _model(False, remote_code.HELP, on_resume="free")
     base_dropout: bool | None = _model(
         None, "The base's own dropout.", is_open=True, shown_default="as the base has it"
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.config import remote_code
 from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import AUTO, Setting, settings_of
@@ -154,6 +155,7 @@ def parse_settings(values: Any, source: Path) -> FileSettings:
         )
     if steps is not None and (type(steps) is not int or steps < 1):
         raise UserError(f"{ACCUMULATION} must be an integer >= 1; got {steps!r:.60} in {source}")
+    _check_no_trust(values, source, is_record=bool(starts))
     settings = {setting.name: setting for setting in settings_of(RunConfig)}
     _check_known(values, {*settings, DS_CONFIG, ACCUMULATION}, source)
     values = _present_values({n: _typed(settings[n], value) for n, value in values.items()})
@@ -223,6 +225,15 @@ def _with_field_names(values: Mapping[str, Any], source: Path) -> dict[str, Any]
             raise UserError(f"each setting must be given once; got {name} twice in {source}")
         named[name] = value
     return named
+
+
+def _check_no_trust(values: dict[str, Any], source: Path, *, is_record: bool) -> None:
+    """Take out of a record what no file may give; refuse it in a user's file."""
+    if values.pop(remote_code.NAME, False) and not is_record:
+        raise UserError(
+            f"{remote_code.NAME} must be given on the command line, since a file may be anybody's; "
+            f"got it in {source}; remove it, and give --trust-remote-code"
+        )
 
 
 def _check_known(values: Mapping[str, Any], known: Collection[str], source: Path) -> None:

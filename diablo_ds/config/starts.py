@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.config import remote_code
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
 from diablo_ds.files.hub import is_same_source
 
+_OF_A_START = ("output", remote_code.NAME)
+"""Settings that say nothing of a run: its folder's name, and what no record may give."""
 STARTS = "starts"
 """Key of the entries in a run's file; no setting."""
 
@@ -110,7 +113,7 @@ def changed_settings(old: RunConfig, new: RunConfig) -> tuple[Change, ...]:
     values = (
         (setting.name, getattr(old, setting.name), getattr(new, setting.name))
         for setting in settings_of(RunConfig)
-        if setting.name != "output"
+        if setting.name not in _OF_A_START
     )
     return tuple(
         Change(name, was, now) for name, was, now in values if not is_same_source(was, now)

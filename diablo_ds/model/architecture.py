@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from diablo_ds.config.remote_code import trusts_code
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
+from diablo_ds.model.remote_code import check_remote_code, load_remote_model_class
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -21,17 +23,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def load_model_config(folder: Path) -> Any:
     """Load a model folder's Hugging Face config, and check what no training can do without.
 
-    Code that a checkpoint brings is never run.
+    Code that a checkpoint brings is not run, unless the user's command names the option for it.
 
     Raises:
         UserError: if it is missing, malformed, quantised or of an unknown model type.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     file = folder / "config.json"
-    read_config_values(folder)
+    values = read_config_values(folder)
+    check_remote_code(values, file, is_known=values["model_type"] in CONFIG_MAPPING)
     try:
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trusts_code())
+        if trusts_code():
+            load_remote_model_class(model_config, folder)
         text = model_config.get_text_config()
         _check_sizes({name: getattr(text, name, None) for name in (*_SIZES, _KEY_HEADS)}, file)
     # Each model type's config class raises errors of its own kinds for a wrong value.
@@ -91,14 +96,15 @@ def _check_sizes(values: Mapping[str, Any], file: Path) -> None:
 
 def _check_no_kernels(values: Mapping[str, Any], file: Path) -> None:
     """Raise UserError if a config names an implementation that is fetched from the hub as code."""
-    for part in (values, *(value for value in values.values() if isinstance(value, dict))):
-        for key, value in part.items():
-            names = value.values() if isinstance(value, dict) else (value,)
-            if key.endswith("_implementation") and any("/" in str(name) for name in names):
-                raise UserError(
-                    f"model config must name no kernels of the hub; got {key}={value!r} in "
-                    f"{file}; remove it, and choose with --attention"
-                )
+    for key, value in values.items():
+        names = value.values() if isinstance(value, dict) else (value,)
+        if key.endswith("_implementation") and any("/" in str(name) for name in names):
+            raise UserError(
+                f"model config must name no kernels of the hub; got {key}={value!r} in "
+                f"{file}; remove it, and choose with --attention"
+            )
+        if isinstance(value, dict):
+            _check_no_kernels(value, file)
 
 
 def _check_not_quantised(values: Mapping[str, Any], file: Path) -> None:

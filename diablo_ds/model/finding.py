@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.adapter.storage import AdapterConfig
+from diablo_ds.config.remote_code import trusts_code
 from diablo_ds.data.text.tokenization import TOKENIZER_FILES
 from diablo_ds.errors import UserError
 from diablo_ds.files.hub import (
@@ -64,7 +65,8 @@ def find_model(name: str, cache: str = "") -> Path:
         repository = hub_model(name)
         if repository is None:
             raise UserError(f"model must be an existing folder; got model={name!r}{hub_hint(name)}")
-        folder = hub_folder(repository, _HUB_FILES, ignored=_HUB_COPIES)
+        files = [*_HUB_FILES, "*.py"] if trusts_code() else _HUB_FILES
+        folder = hub_folder(repository, files, ignored=_HUB_COPIES)
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder must hold a config.json; got model={name!r} in {folder}")
     if not list(folder.glob("*.safetensors")):
@@ -166,7 +168,8 @@ def find_tokenizer(name: str) -> Path:
                 "tokenizer must be an existing folder or a *.model file; got "
                 f"tokenizer={name!r}{hub_hint(name)}"
             )
-        path = hub_folder(repository, TOKENIZER_FILES)
+        files = [*TOKENIZER_FILES, "*.py"] if trusts_code() else TOKENIZER_FILES
+        path = hub_folder(repository, files)
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"tokenizer folder must hold tokenizer.json; got tokenizer={name!r}")
     return path

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from diablo_ds.config import remote_code
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config
 from diablo_ds.errors import UserError
@@ -22,7 +23,10 @@ MODULE = "diablo_ds.training.checking"
 
 def runs_as_json(runs: Iterable[tuple[str, RunConfig]]) -> str:
     """Return runs as this module's program reads them."""
-    return json.dumps([[name, dataclasses.asdict(run_config)] for name, run_config in runs])
+    values = [(name, dataclasses.asdict(run_config)) for name, run_config in runs]
+    for _, settings in values:
+        del settings[remote_code.NAME]  # no file may give it; the environment holds it
+    return json.dumps(values)
 
 
 def check_targets(runs: Iterable[tuple[str, RunConfig]]) -> None:

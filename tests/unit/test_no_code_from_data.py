@@ -25,6 +25,8 @@ PICKLES_ALLOWED = {
 }
 RUNS_PROGRAMS = "evaluation.sandbox."
 """Where programs that a model wrote run behind walls."""
+_TRUST = "trusts_code()"
+"""The one value besides False: whether the user's command names the option for it."""
 LOADERS = {"from_pretrained", "from_config"}
 
 
@@ -50,7 +52,7 @@ def _forbidden_call(node: ast.Call, name: str) -> str:
         return "torch.load without weights_only=True"
     if options.get("allow_pickle", "False") != "False":
         return "allow_pickle"
-    if options.get("trust_remote_code", "False") != "False":
+    if options.get("trust_remote_code", "False") not in ("False", _TRUST):
         return f"trust_remote_code={options['trust_remote_code']}"
     is_library = method in LOADERS and "." in function
     if is_library and "trust_remote_code" not in options and "gguf_file" not in options:

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diablo_ds.config.remote_code import trusts_code
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.data.text.chat_template import ChatTemplate
 from diablo_ds.data.text.control_tokens import ControlToken, ControlTokens
@@ -263,7 +264,7 @@ def _auto_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code())
     except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"folder must hold a tokenizer; got {folder}: {reason}") from None
