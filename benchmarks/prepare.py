@@ -107,7 +107,7 @@ def measure_speed(family: str, source: str, tokenizer_path: Path) -> dict[str, A
 
     def ours() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            encode = ChunkEncoder(row_encoder, limit, ExcludedQuestions([]), 0, Path(folder))
+            encode = ChunkEncoder(row_encoder, limit, ExcludedQuestions([]), 0, Path(folder), {})
             for chunk in chunks:
                 encode(chunk)
         return 0

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import secrets
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
 
 from diablo_ds.errors import is_reported
 from diablo_ds.files import modes
+from diablo_ds.files.cache import cache_folder
 from diablo_ds.files.shown_text import shown
-from diablo_ds.model.default_model import cache_folder
 from diablo_ds.ranks import terminal
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
 from diablo_ds.ranks.identity import IdentityError, is_announced
@@ -72,15 +77,23 @@ def share_cores() -> None:
 def _keep_torch_out_of_tmp() -> None:
     """Give PyTorch's cache of compiled kernels a folder that no other user can create first.
 
-    By default it is in /tmp under the user's name, whoever created it.
+    By default it is in /tmp under the user's name, whoever created it. Without a cache folder that
+    can be written it is one for this process.
     """
     try:
         folder = cache_folder() / "inductor"
     except RuntimeError:  # no home, which `clean_errors` says
         return
     existing = next((parent for parent in folder.parents if parent.exists()), folder)
-    if os.access(existing, os.W_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    if not os.access(existing, os.W_OK):
+        folder = Path(tempfile.gettempdir(), f"diablo-ds-inductor-{secrets.token_hex(8)}")
+        atexit.register(_remove_empty, folder)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def echo(text: str) -> None:

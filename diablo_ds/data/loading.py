@@ -19,7 +19,7 @@ from diablo_ds.data.default_files import with_default_files
 from diablo_ds.data.examples import Examples
 from diablo_ds.data.length_limit import LengthLimit, warn_of_dropped
 from diablo_ds.data.mixing import Spans, mix_sources
-from diablo_ds.data.prepare.manifest import count_examples, load_manifest
+from diablo_ds.data.prepare.manifest import FILES, check_files, count_examples, load_manifest
 from diablo_ds.data.raw_table import tokenise_files
 from diablo_ds.data.run_sources import (
     HELDOUT,
@@ -32,6 +32,7 @@ from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.data.token_table import TokenTable
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import MANIFEST_FILE
+from diablo_ds.ranks.distributed import is_main_process
 
 logger = logging.getLogger("diablo_ds")
 
@@ -205,6 +206,11 @@ class _Reader:
     ) -> tuple[TokenTable, ReadCounts, str]:
         """Open a part of a prepared dataset."""
         manifest = load_manifest(path) if (path / MANIFEST_FILE).is_file() else None
+        if manifest is not None and is_main_process():  # the others would read the same files
+            if manifest[FILES]:
+                check_files(path, manifest, part)
+            else:
+                logger.warning(f"{path} was prepared without digests: its files are not checked")
         table = TokenTable.load(path, part)
         templates = {}
         if manifest is None:  # of another program

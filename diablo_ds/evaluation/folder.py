@@ -8,7 +8,7 @@ from typing import Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.predictions import Predictions
-from diablo_ds.files import owned
+from diablo_ds.files import owned, trees
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.layout import (
     EVALUATION_FILE,
@@ -126,7 +126,8 @@ def own_folder(output: Path, record: Record) -> tuple[FolderOwner, Predictions]:
             answers so far were made with other settings.
     """
     owned.make_writable_folder(output, _WHAT, "--output")
-    owned.check_tree(output, _WHAT)
+    trees.close_tree(output)
+    trees.check_tree(output, _WHAT)
     owner = claim(output, _WHAT)
     try:
         old = read_record_of_owner(output)

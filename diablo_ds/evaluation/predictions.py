@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.items import Key
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import write_text
 from diablo_ds.files.bounds import MAX_LINE_BYTES, read_lines
 
@@ -37,7 +38,7 @@ class Predictions:
         self.path = path
         self.rows: dict[Key, Row] = {}
         kept = self._read()
-        self._file: IO[bytes] = path.open("ab")
+        self._file: IO[bytes] = owned.open_owned(path, "ab")
         if self._file.tell() > kept:
             self._file.truncate(kept)
         self._synced = time.monotonic()

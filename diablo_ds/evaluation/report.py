@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from diablo_ds.evaluation.tables import (
     refusal_table,
     screen_table,
 )
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import write_json, write_text
 from diablo_ds.files.layout import (
     PREDICTIONS_FILE,
@@ -155,7 +155,8 @@ def _markdown(
 def _write_tensorboard(folder: Path, results: Results, run: Mapping[str, Any]) -> None:
     """Write the scores anew, a run of TensorBoard for each model, and the tables as text."""
     root = folder / TENSORBOARD_FOLDER
-    shutil.rmtree(root, ignore_errors=True)
+    owned.remove_own(root)
+    owned.make_folder(root, "TensorBoard folder")
     for model in dict.fromkeys(score.model for score in results.scores):
         step = max(0, step_of(Path(run["models"][model])))
         with open_writer(root / model.replace("/", "-")) as writer:

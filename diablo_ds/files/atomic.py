@@ -56,8 +56,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
-    with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with (
+        new_file(path) as temporary,
+        owned.open_owned(temporary, "w", encoding="utf-8") as file,
+    ):
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -119,6 +122,7 @@ def new_folder(folder: Path, *, keep_first: bool = False) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.{tag}.tmp")
     old = folder.with_name(f".{folder.name}.{tag}.old")
     owned.new_folder(temporary)
+    made, replaced = os.lstat(temporary), None
     try:
         yield temporary
         for path in temporary.rglob("*"):
@@ -128,24 +132,25 @@ def new_folder(folder: Path, *, keep_first: bool = False) -> Iterator[Path]:
         sync_folder(temporary)
         if keep_first:
             if not _rename_unless_there(temporary, folder):
-                _remove(temporary)
+                _remove(temporary, made)
                 return
         else:
             if folder.exists():
+                replaced = os.stat(folder)
                 folder.rename(old)
             temporary.rename(folder)
         sync_folder(folder.parent)
     except BaseException:
-        _remove(temporary)
+        _remove(temporary, made)
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise
-    _remove(old)
+    _remove(old, replaced)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, made: os.stat_result | None) -> None:
     with contextlib.suppress(OSError):
-        owned.remove_own(folder)
+        owned.remove_own(folder, made=made)
 
 
 def _rename_unless_there(folder: Path, name: Path) -> bool:

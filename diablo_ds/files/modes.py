@@ -34,9 +34,14 @@ def share(*, allow_group_write: bool = False, group_readable: bool = False) -> N
     set_umask()
 
 
+def umask() -> int:
+    """Return the umask with which libraries make files with these modes too."""
+    return 0o777 & ~folder_mode()
+
+
 def set_umask() -> None:
     """Have libraries make files with these modes too."""
-    given = os.umask(0o777 & ~folder_mode())
+    given = os.umask(umask())
     if not _given:
         _given.append(given)
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,9 +26,8 @@ from diablo_ds.files.owners import (
     others_write,
 )
 
-_REPAIR = "choose another, or give --allow-group-write if its group shares it on purpose"
+REPAIR = "choose another, or give --allow-group-write if its group shares it on purpose"
 _MAX_READ_BYTES = 1 << 20
-_OTHERS_ENTER, _OTHERS_CHANGE = stat.S_IXGRP | stat.S_IXOTH, stat.S_IWGRP | stat.S_IWOTH
 _FLAGS = {
     "r": os.O_RDONLY,
     "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
@@ -40,7 +39,7 @@ _FLAGS = {
 # --- folders -------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path, what: str, *, repair: str = _REPAIR) -> None:
+def check_folder(folder: Path, what: str, *, repair: str = REPAIR) -> None:
     """Refuse a folder whose content other users can change.
 
     It has to belong to this user or to root, and nobody else may write to it. A group counts as
@@ -84,7 +83,7 @@ def check_parent(folder: Path, what: str) -> None:
         check_folder(folder, what)
 
 
-def make_folder(folder: Path, what: str, *, repair: str = _REPAIR) -> None:
+def make_folder(folder: Path, what: str, *, repair: str = REPAIR) -> None:
     """Make a folder and its missing parents, or check the one that is there.
 
     Raises:
@@ -113,7 +112,7 @@ def new_folder(folder: Path) -> bool:
     return True
 
 
-def make_writable_folder(folder: Path, what: str, remedy: str, *, repair: str = _REPAIR) -> None:
+def make_writable_folder(folder: Path, what: str, remedy: str, *, repair: str = REPAIR) -> None:
     """Make a folder as `make_folder` does, and say what helps where it cannot be written.
 
     Args:
@@ -133,57 +132,6 @@ def make_writable_folder(folder: Path, what: str, remedy: str, *, repair: str = 
     except OSError as error:
         reason = str(error)
     raise UserError(f"{what} must be writable; got {folder}: {reason}; name another with {remedy}")
-
-
-def check_tree(folder: Path, what: str, *, repair: str = _REPAIR) -> None:
-    """Refuse a folder in which, at any depth, others have placed something or can change anything.
-
-    Of this user's own links to folders, where they lead is checked, but not what is there.
-
-    Raises:
-        UserError: if there is such a thing; names it.
-    """
-    check_folder(folder, what, repair=repair)
-    for entry in _entries(folder):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            found = entry.stat(follow_symlinks=False)
-            is_ours = is_trusted(found) or found.st_uid == os.stat(folder).st_uid
-            if not is_ours or others_write(Path(entry.path), found):
-                raise UserError(
-                    f"{what} must hold what belongs to you and is writable by nobody else; got "
-                    f"{entry.path}, {describe_access(found)}; remove it, or `chmod -R go-w "
-                    f"{folder}` if all of it is yours"
-                )
-            if stat.S_ISLNK(found.st_mode) and entry.is_dir():
-                check_folder(Path(entry.path), what, repair=repair)
-
-
-def close_tree(folder: Path) -> None:
-    """Take from others the right to write to what this user made where they cannot enter.
-
-    The right was never used then, as where an earlier version obeyed the umask of a project.
-    """
-    found = os.stat(folder)
-    if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_ENTER:
-        return
-    for entry in _entries(folder):
-        with contextlib.suppress(FileNotFoundError):
-            inside = entry.stat(follow_symlinks=False)
-            mode = inside.st_mode
-            if inside.st_uid != found.st_uid or stat.S_ISLNK(mode):
-                continue
-            if mode & _OTHERS_CHANGE:
-                os.chmod(entry.path, stat.S_IMODE(mode) & ~_OTHERS_CHANGE)
-
-
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield all that is in a folder, at any depth; a folder before what is in it."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry
-            if entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
-                    yield from _entries(Path(entry.path))
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -231,7 +179,7 @@ def open_own_file(path: Path, flags: int) -> int:
     return descriptor
 
 
-def open_owned(path: Path, mode: str = "rb", **options: Any) -> IO[Any]:
+def open_owned(path: Path, mode: str = "rb", **options: Any) -> Any:
     """Open a file of this user's as `open` does: r, a, w or x, with b for bytes.
 
     Raises as `open_own_file` does.
@@ -245,7 +193,8 @@ def open_owned(path: Path, mode: str = "rb", **options: Any) -> IO[Any]:
 
 def append_to_own_file(path: Path) -> IO[bytes]:
     """Open a file of this user's to append to it, or make it. Raises as `open_own_file` does."""
-    return open_owned(path, "ab")
+    file: IO[bytes] = open_owned(path, "ab")
+    return file
 
 
 def read_own_file(path: Path) -> bytes:
@@ -279,19 +228,42 @@ def write_new_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def remove_own(path: Path) -> None:
+def remove_own(path: Path, *, made: os.stat_result | None = None, keep: Sequence[str] = ()) -> None:
     """Remove a file, a link by its own name, or a folder of this user's with all that is in it.
 
-    Nothing is removed through a link. It is no error if there is nothing.
+    Nothing is removed through a link, or from a folder that is put in the place of the one that was
+    looked at. It is no error if there is nothing.
+
+    Args:
+        path: what to remove.
+        made: what it was when this process made it; what has its name now may be another folder.
+        keep: names in the folder; they remain, and so does the folder.
 
     Raises:
-        OSError: if it is another user's, or cannot be removed.
+        OSError: if it is another user's, another folder, or cannot be removed.
     """
     with contextlib.suppress(FileNotFoundError):
-        found = os.lstat(path)
-        if not (is_trusted(found) or is_shown_as_ours(path.parent, found)):
-            raise PermissionError(f"{path} must be yours; got {describe_access(found)}")
-        if stat.S_ISDIR(found.st_mode):
-            shutil.rmtree(path)
-        else:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            _check_removable(path, os.lstat(path), made)
             path.unlink()
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _check_removable(path, os.fstat(descriptor), made)
+            for name in set(os.listdir(descriptor)) - set(keep):
+                inside = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISDIR(inside.st_mode):
+                    shutil.rmtree(name, dir_fd=descriptor)
+                else:
+                    os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        if not keep:
+            path.rmdir()
+
+
+def _check_removable(path: Path, found: os.stat_result, made: os.stat_result | None) -> None:
+    if not (is_trusted(found) or is_shown_as_ours(path.parent, found)):
+        raise PermissionError(f"{path} must be yours; got {describe_access(found)}")
+    if made is not None and not os.path.samestat(found, made):
+        raise PermissionError(f"{path} must be what was made; got something else in its place")

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.data.corpora.sources import split_name
+from diablo_ds.files import owned
 from diablo_ds.files.text_table import text_table
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster, Host
 from diablo_ds.launcher.hosts import Answer, on_all_hosts
@@ -142,12 +143,14 @@ def _shared_folder(run_config: RunConfig) -> Iterator[Path]:
     """Yield a new folder beside the output folder, which all hosts should see."""
     parent = Path(run_config.output).resolve().parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
+    owned.make_parents(parent / "run")
     folder = Path(tempfile.mkdtemp(prefix=".shared-check-", dir=parent))
+    mine = folder.lstat()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            owned.remove_own(folder, made=mine)
         for path in made:
             path.rmdir()
 

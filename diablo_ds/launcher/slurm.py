@@ -10,6 +10,7 @@ from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import option_name, with_value
 from diablo_ds.config.words import train_words
+from diablo_ds.files import modes
 from diablo_ds.files.layout import LOGS_FOLDER
 from diablo_ds.launcher import batch_shell
 from diablo_ds.launcher.deepspeed_command import SCRIPT, shown_path
@@ -114,6 +115,7 @@ def build_script(
         ),
         *_run_folder_lines(run_config, field, values),
         batch_shell.START.format(
+            umask=f"{modes.umask():03o}",
             job_name=batch_shell.ARRAY_JOB_NAME if values else batch_shell.JOB_NAME,
             logs=LOGS_FOLDER,
             slots=job.slots,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.files import owned
-from diablo_ds.model.default_model import cache_folder
+from diablo_ds.files import owned, trees
+from diablo_ds.files.cache import cache_folder
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.cores import num_cores
 
@@ -33,9 +32,7 @@ def set_up_cache(run_config: RunConfig) -> Path:
     what = "folder of compiled layers"
     repair = f"name another by {CACHE_VARIABLE}"
     owned.make_writable_folder(folder, what, f"the variable {CACHE_VARIABLE}", repair=repair)
-    for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            owned.check_folder(inside, what, repair=repair)
+    trees.check_upper(folder, what, repair=repair)
     os.environ[CACHE_VARIABLE] = str(folder)
     # Compiler processes of each rank; PyTorch starts one per core and rank, up to 32.
     cores_per_rank = num_cores() // distributed.local_world_size()

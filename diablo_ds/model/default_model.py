@@ -10,12 +10,11 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
 import sys
 from pathlib import Path
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import owned
+from diablo_ds.files import owned, trees
 from diablo_ds.files.atomic import new_folder
 from diablo_ds.ranks.terminal import shows_progress
 
@@ -26,13 +25,6 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_MODEL_NAME = "smollm2-135m-instruct"
 _REPAIR = "choose another by --cache-folder or XDG_CACHE_HOME"
 FOLDER_NAME = f"{DEFAULT_MODEL_NAME}-bf16-v1"
-
-
-def cache_folder(override: str = "") -> Path:
-    """Return the folder for converted models: ``override``, or `diablo_ds` in the XDG cache."""
-    if override:
-        return Path(override)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diablo_ds"
 
 
 def converted_model(cache: Path) -> Path:
@@ -49,9 +41,10 @@ def converted_model(cache: Path) -> Path:
             is in the folder.
     """
     folder = cache / FOLDER_NAME
-    for path in (cache, folder):
-        if path.exists():
-            owned.check_folder(path, "cache folder", repair=_REPAIR)
+    if cache.exists():
+        owned.check_folder(cache, "cache folder", repair=_REPAIR)
+    if folder.exists():
+        trees.check_tree(folder, "cache folder", repair=_REPAIR)
     if not (folder / "config.json").is_file():
         _convert(folder)
     return folder

@@ -8,6 +8,7 @@ from typing import Any
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.words import shell_text, train_words
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import write_json, write_text
 from diablo_ds.planning.candidate import Candidate
 from diablo_ds.planning.plan import Planner
@@ -46,7 +47,7 @@ def write_output(
     Returns:
         What was written, and the commands, as lines of text.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    owned.make_folder(folder, "folder of a plan")
     ds_config = (folder / DS_CONFIG_FILE).resolve()
     zero = planner.zero_section(best.variant, best.cluster, best.run_config)
     write_json(ds_config, {"zero_optimization": zero})

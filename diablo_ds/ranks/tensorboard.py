@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.files import owned
+
 
 def open_writer(folder: Path, *, purge_step: int | None = None) -> Any:
     """Return a `SummaryWriter`.
@@ -17,6 +19,7 @@ def open_writer(folder: Path, *, purge_step: int | None = None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     threading.excepthook = _leave_to_the_writer
+    owned.make_folder(folder, "TensorBoard folder")
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from diablo_ds.config.continuation import FREE_ON_RESUME
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.statistics import Estimate
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import new_file, write_text
 from diablo_ds.files.figures import figure_class
 from diablo_ds.files.layout import RunFolder
@@ -227,7 +228,7 @@ class Reporter:
         self.history.append(point)
         if self._owner is not None and self._owner.is_lost:  # the next save says so and ends
             return
-        with self._metrics_file.open("a", encoding="utf-8") as file:
+        with owned.open_owned(self._metrics_file, "a", encoding="utf-8") as file:
             file.write(format_point(point))
 
 

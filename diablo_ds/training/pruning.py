@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import shutil
 from pathlib import Path
 
+from diablo_ds.files import owned
 from diablo_ds.files.atomic import read_json
 from diablo_ds.files.layout import checksums_file, list_checkpoints, step_of
 
@@ -57,7 +57,8 @@ def _remove(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     with contextlib.suppress(FileNotFoundError):  # someone else removed it
         folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        owned.remove_own(hidden)
 
 
 def remove_leftovers(root: Path) -> None:
@@ -67,4 +68,5 @@ def remove_leftovers(root: Path) -> None:
         if suffix == ".old" and not (root / name).exists():  # replaced by no new one yet
             path.rename(root / name)
         elif suffix in (".old", ".tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                owned.remove_own(path)

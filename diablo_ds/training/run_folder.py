@@ -18,7 +18,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config, save_run_config
 from diablo_ds.config.starts import StartRecord, load_starts
 from diablo_ds.errors import UserError
-from diablo_ds.files import owned
+from diablo_ds.files import owned, trees
 from diablo_ds.files.atomic import read_json
 from diablo_ds.files.hub import recorded_revisions
 from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder, list_checkpoints
@@ -97,8 +97,7 @@ def own_run_folder(run_config: RunConfig) -> FolderOwner:
     folder = reserve_run_folder(run_config)
     with _naming_errors(folder):
         owned.make_folder(folder, "run folder")
-        owned.close_tree(folder)
-        owned.check_tree(folder, "run folder")
+        trees.close_tree(folder)
         owner = claim(folder, "run folder")
         try:
             _refuse_other_content(run_config, folder)  # another run may have been there meanwhile
@@ -167,7 +166,7 @@ def _refuse_other_content(run_config: RunConfig, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output must be a folder; got a file: output={run_config.output!r}")
     if folder.exists():
-        owned.check_folder(folder, "run folder")
+        trees.check_tree(folder, "run folder", closed_is_enough=True)
     if not folder.exists() or all(path.name in _NOT_A_RUN for path in folder.iterdir()):
         return
     run_config_file = RunFolder(folder).run_config

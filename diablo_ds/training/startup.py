@@ -33,6 +33,7 @@ from diablo_ds.training.start_record import record_start
 from diablo_ds.training.task_inputs import TaskInputs
 from diablo_ds.zero.engine import Engine, EngineState
 from diablo_ds.zero.joining import init_process_group
+from diablo_ds.zero.offload_folders import private_offload
 from diablo_ds.zero.start import start_engine
 
 
@@ -102,6 +103,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     run_config, inputs = prepared.run_config, prepared.inputs
     folder, owner = own_folder(prepared, resources)
     heart.tell_run_folder(folder)
+    resources.enter_context(private_offload(prepared.design.ds_config, folder))
     position = find_position(prepared, folder)
     record_start(prepared, position, folder)
     if position.changes:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diablo_ds.files import owned
+from diablo_ds.files import owned, trees
 from diablo_ds.ranks.log import logger
 
 LOCAL_AGE_S = 30.0
@@ -23,6 +23,7 @@ LOCAL_AGE_S = 30.0
 SHARED_WAIT_S = 60.0
 """On a shared file system, where another host may hold it: how long a lock must be seen unchanged.
 Whoever watches from the holder's host touches it all the while; clocks of hosts may differ."""
+_CACHE_VARIABLES = ("TRITON_CACHE_DIR", "TRITON_HOME", "CUDA_CACHE_PATH")
 _LOCAL_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs"}
 _POLL_S = 1.0
 
@@ -56,7 +57,19 @@ def check_extensions(folder: Path) -> None:
     what = "folder of compiled ops"
     repair = "set TORCH_EXTENSIONS_DIR to another, or remove it"
     owned.make_writable_folder(folder, what, "the variable TORCH_EXTENSIONS_DIR", repair=repair)
-    owned.check_tree(folder, what, repair=repair)
+    trees.check_tree(folder, what, repair=repair)
+
+
+def check_code_caches() -> None:
+    """Refuse caches of compiled kernels that others could change, where variables name them.
+
+    Raises:
+        UserError: if another user can change one.
+    """
+    for name in _CACHE_VARIABLES:
+        if folder := os.environ.get(name):
+            repair = f"set {name} to another folder"
+            trees.check_upper(Path(folder), "cache of compiled kernels", repair=repair)
 
 
 @contextmanager

@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 
+from diablo_ds.errors import UserError
+from diablo_ds.files import owned
+from diablo_ds.files.owners import describe_access
 from diablo_ds.ranks import distributed, identity, rendezvous
 from diablo_ds.ranks.cores import num_cores
 from diablo_ds.ranks.noise import is_noise
 from diablo_ds.ranks.software import code_digest, versions
 from diablo_ds.zero.build_lock import (
+    check_code_caches,
     check_extensions,
     extensions_folder,
     prefer_own_programs,
@@ -50,6 +54,32 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def _shared_buffer(address: str, rank: object) -> str:
+    """Return the name of the buffer of a rank that DeepSpeed's op for CPUs shares on a host."""
+    port = os.environ.get("MASTER_PORT", "")
+    return f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+
+
+def _check_shared_memory() -> None:
+    """Raise UserError where another user has made a buffer of this run first, as he could read it.
+
+    The names can be known before: they are made of user, address, port and rank.
+    """
+    for path in _SHARED_MEMORY.glob(_shared_buffer("*", "*")):
+        with contextlib.suppress(FileNotFoundError):
+            if not owned.is_own_file(path):
+                raise UserError(
+                    f"{_BUFFER_RULE}; got {path}, {describe_access(path.lstat())}; {_BUFFER_REPAIR}"
+                )
+
+
+_BUFFER_RULE = "a buffer in shared memory must be made by this run"
+_BUFFER_REPAIR = "start again with another --master-port, and tell the machine's administrator"
+
+
 def _unlink_shared_memory(address: str) -> None:
     """Free the name of the 69 MB buffer that DeepSpeed's op for CPUs leaves in memory forever.
 
@@ -57,12 +87,17 @@ def _unlink_shared_memory(address: str) -> None:
 
     Args:
         address: what MASTER_ADDR was as the buffers were made.
+
+    Raises:
+        UserError: if another user made it after `_check_shared_memory`.
     """
-    port = os.environ.get("MASTER_PORT", "")
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{distributed.rank()}"
     if torch.distributed.get_backend() == "gloo":
         torch.distributed.barrier()
-        Path("/dev/shm", name).unlink(missing_ok=True)
+        path = _SHARED_MEMORY / _shared_buffer(address, distributed.rank())
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError as error:
+            raise UserError(f"{_BUFFER_RULE}; got {error}; {_BUFFER_REPAIR}") from None
 
 
 def init_process_group() -> torch.device:
@@ -87,7 +122,10 @@ def init_process_group() -> torch.device:
         quietly = contextlib.redirect_stdout(io.StringIO())  # "op built successfully"
         extensions = extensions_folder()
         check_extensions(extensions)
+        check_code_caches()
         prefer_own_programs()
+        if accelerator.device_name() == "cpu":
+            _check_shared_memory()
         with removing_stale_locks(extensions), quietly:
             accelerator.set_device(distributed.local_rank())
             address = rendezvous.join(

@@ -51,7 +51,7 @@ def check_quantized(ds_config: Mapping[str, Any], device_type: str) -> None:
 def check_offload(ds_config: Mapping[str, Any]) -> None:
     """Raise UserError where NVMe offload is wanted and libaio or the folder is missing.
 
-    The folder in it that DeepSpeed uses, whoever made it, must not be one that others can change.
+    Others may write to the folder where its sticky bit keeps each entry its owner's.
     """
     zero = ds_config.get("zero_optimization", {})
     for what in ("param", "optimizer"):
@@ -60,8 +60,7 @@ def check_offload(ds_config: Mapping[str, Any]) -> None:
         folder = zero[f"offload_{what}"].get("nvme_path")
         if not folder or not os.path.isdir(folder):
             raise UserError(f"NVMe offload needs an existing folder; got nvme_path={folder!r}")
-        for used in (Path(folder), *Path(folder).glob("zero_stage_*")):
-            owned.check_folder(used, "nvme_path")
+        owned.check_parent(Path(folder), "nvme_path")
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         with contextlib.redirect_stdout(io.StringIO()):

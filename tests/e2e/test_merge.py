@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import re
@@ -18,7 +17,8 @@ from diablo_ds.adapter.storage import AdapterConfig, save_adapter
 from diablo_ds.conversion.merging import shards
 from diablo_ds.conversion.merging.merge import merge_adapter
 from diablo_ds.conversion.merging.options import MergeOptions
-from diablo_ds.files.layout import MERGE_RECORD_FILE, MERGE_REPORT_FILE
+from diablo_ds.files.layout import MERGE_REPORT_FILE
+from diablo_ds.files.work_folders import find_work_folder, open_work_folder
 from diablo_ds.model.finding import fingerprint
 from tests import forked
 from tests.e2e.commands import assert_user_error
@@ -52,7 +52,8 @@ def case(tmp_path):
     return make_case(tmp_path, dtype=torch.bfloat16, max_shard_size="15KB", num_hidden_layers=4)
 
 
-def _kill(case, output: Path, after_writes: int) -> Path:
+def _kill(case, output: Path, after_writes: int) -> tuple[Path, set[str]]:
+    """Return the work folder of a merge that was killed, and the names of its complete files."""
     process = multiprocessing.get_context("fork").Process(
         target=_killed, args=(case, output, after_writes)
     )
@@ -60,13 +61,13 @@ def _kill(case, output: Path, after_writes: int) -> Path:
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not output.exists()
-    return output.with_name(f".{output.name}.partial")
+    folder, notes = find_work_folder(output)
+    return folder, {note["name"] for note in notes}
 
 
 def test_a_killed_merge_continues_after_the_last_complete_file(case, tmp_path):
     case.merge(tmp_path / "whole")
-    partial = _kill(case, tmp_path / "merged", 20)
-    complete = set(json.loads((partial / MERGE_RECORD_FILE).read_text())["shards"])
+    partial, complete = _kill(case, tmp_path / "merged", 20)
     assert 0 < len(complete) < len(list(case.base.glob("*.safetensors")))
     written = {name: (partial / name).stat() for name in complete}
     result = forked.diablo_ds("merge", "--adapter", case.adapter, "--output", tmp_path / "merged")
@@ -84,8 +85,7 @@ def test_a_killed_merge_continues_after_the_last_complete_file(case, tmp_path):
 
 @pytest.mark.parametrize("changed", ["adapter", "base", "dtype", "file"])
 def test_nothing_is_kept_of_a_merge_from_other_inputs(case, tmp_path, changed):
-    partial = _kill(case, tmp_path / "merged", 20)
-    record = json.loads((partial / MERGE_RECORD_FILE).read_text())
+    partial, complete = _kill(case, tmp_path / "merged", 20)
     options = {}
     if changed == "adapter":
         config = AdapterConfig(str(case.base), fingerprint(case.base), case.num_blocks)
@@ -99,7 +99,7 @@ def test_nothing_is_kept_of_a_merge_from_other_inputs(case, tmp_path, changed):
     elif changed == "dtype":
         options["dtype"] = "fp32"
     else:
-        name = sorted(record["shards"])[0]
+        name = min(complete)
         (partial / name).write_bytes(b"x" * (partial / name).stat().st_size)
     case.merge(tmp_path / "merged", **options)
     case.merge(tmp_path / "whole", **options)
@@ -107,17 +107,13 @@ def test_nothing_is_kept_of_a_merge_from_other_inputs(case, tmp_path, changed):
 
 
 def test_two_merges_to_one_output_do_not_meet(case, tmp_path):
-    from diablo_ds.files.ownership import claim
-
-    partial = tmp_path / ".merged.partial"
-    partial.mkdir(mode=0o700)
-    owner = claim(partial, "output that is being merged")
-    result = forked.diablo_ds(
-        "merge", "--adapter", case.adapter, "--output", tmp_path / "merged", check=False
-    )
-    owner.release()
-    assert_user_error(result, "output that is being merged")
-    assert partial.is_dir()
+    output = tmp_path / "merged"
+    with open_work_folder(output, {}, "output that is being merged") as work:
+        result = forked.diablo_ds(
+            "merge", "--adapter", case.adapter, "--output", output, check=False
+        )
+        assert_user_error(result, "output that is being merged")
+        assert work.path.is_dir()
 
 
 def test_a_disk_that_fills_up_keeps_what_is_complete(case, tmp_path, small_disk, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diablo_ds.files.work_folders import find_work_folder
 from tests.e2e.commands import BIN, assert_user_error, environment
 from tests.forked import diablo_ds
 from tests.tiny import write_pairs
@@ -82,10 +83,9 @@ def undisturbed(long_options, tmp_path_factory):
 
 
 def _start_and_wait_for_chunks(options, output):
-    partial = output.with_name(f".{output.name}.partial")
     process = _start(*options, "--output", output, "--num-proc", 2)
     try:
-        wait_until(lambda: len(list(partial.glob("chunk-*.arrow"))) > 5, "chunks")
+        wait_until(lambda: len((find_work_folder(output) or ("", ()))[1]) > 5, "chunks")
         workers = wait_until(lambda: _children(process.pid), "workers")
     except BaseException:
         process.kill()

@@ -86,6 +86,7 @@ def _merge(options: MergeOptions) -> Merged:
         check_new_folder(options.output)  # another process may have just made it
         layers = _write_shards(shards, inputs, work, is_stochastic=is_stochastic)
         _check_changed(layers, inputs)
+        work.check()
         torch_name = None if dtype is None else _TORCH_NAMES[options.dtype]
         notes = carry_over(inputs.base, inputs.adapter, work.path, torch_name)
         write_index(inputs.base, work.path, shards)

@@ -22,6 +22,7 @@ from diablo_ds.conversion.merging.plan import PlannedShard, PlannedTensor
 from diablo_ds.conversion.merging.rounding import Rounding
 from diablo_ds.conversion.neighbours import round_stochastically
 from diablo_ds.errors import UserError
+from diablo_ds.files import owned
 
 _PIECE_BYTES = 2**20
 """Bytes of the base read at once: so few that they are still in a core's cache when written."""
@@ -57,7 +58,7 @@ def write_shard(
     found: dict[str, Rounding] = {}
     source = _Source()
     try:
-        with target.open("wb", buffering=0) as out:
+        with owned.open_owned(target, "wb", buffering=0) as out:
             _write(out, memoryview(shard.header))
             progress(len(shard.header))
             for run in _runs(shard.tensors):

@@ -22,7 +22,7 @@ from diablo_ds.data.prepare.chunk_files import (
     row_numbers,
 )
 from diablo_ds.data.prepare.chunks import MAX_SHOWN, TOO_LONG
-from diablo_ds.data.prepare.manifest import EXAMPLES_LEFT_OUT
+from diablo_ds.data.prepare.manifest import EXAMPLES_LEFT_OUT, FILES, digest_files
 from diablo_ds.data.prepare.options import PrepareOptions
 from diablo_ds.data.prepare.selection import Mask, RowNumbers
 from diablo_ds.data.text.conversations import EACH_ANSWER
@@ -92,6 +92,7 @@ def assemble(
         if by_row:
             num_too_long = sum(len(count.too_long) for count in counts)
             manifest[EXAMPLES_LEFT_OUT] = {"too_long": num_too_long, **skipped[EXAMPLES]}
+        manifest[FILES] = digest_files(temporary)
         write_json(temporary / MANIFEST_FILE, manifest)
     return manifest
 

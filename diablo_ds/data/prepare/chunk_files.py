@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from diablo_ds.data.dataset_files import TOKENS
 from diablo_ds.data.labels import Example
-from diablo_ds.files.atomic import new_file
+from diablo_ds.files import owned
+from diablo_ds.files.atomic import new_file, sha256_file
 
 DIGEST_BYTES = 16
 _SCHEMA = pa.schema(
@@ -59,6 +60,16 @@ class ChunkCounts(NamedTuple):
     """Good rows by the name of their kind."""
     notes: dict[str, int]
     """Good rows by what was done with them."""
+
+
+class FinishedChunk(NamedTuple):
+    """A chunk whose file is complete."""
+
+    name: str
+    """Of its file."""
+    sha256: str
+    """Of its file, in hexadecimal."""
+    counts: ChunkCounts
 
 
 def chunk_file(folder: Path, number: int) -> Path:
@@ -121,9 +132,14 @@ def row_numbers(table: pa.Table) -> npt.NDArray[np.int32]:
     return numbers
 
 
-def read_finished(path: Path) -> ChunkCounts | None:
-    """Return the counts of a chunk that an earlier run wrote; None if it is missing or damaged."""
-    if not path.is_file():
+def read_finished(path: Path, sha256: str | None) -> ChunkCounts | None:
+    """Return the counts of a chunk that an earlier run wrote; None where there is no such file.
+
+    Args:
+        path: the file.
+        sha256: of what that run wrote, in hexadecimal; None where it wrote none.
+    """
+    if sha256 is None or not owned.is_own_file(path) or sha256_file(path) != sha256:
         return None
     try:
         is_known = read_chunk(path).schema.equals(_SCHEMA)  # not that of another version

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from diablo_ds.data.corpora.encoding import Encoded, Rejected, RowEncoder
 from diablo_ds.data.length_limit import LengthLimit
 from diablo_ds.data.prepare.chunk_files import (
     ChunkCounts,
+    FinishedChunk,
     KeptExample,
     chunk_file,
     read_finished,
     write_chunk,
 )
 from diablo_ds.data.prepare.decontamination import ExcludedQuestions
+from diablo_ds.files.atomic import sha256_file
 
 MAX_SHOWN = 20
 """Rejected rows that a chunk and the manifest list one by one; all are counted."""
@@ -40,6 +43,7 @@ class ChunkEncoder:
         tests: test questions; training rows that contain one are skipped.
         num_heldout_files: number of source files, the first ones, with held-out rows.
         folder: for the chunk files.
+        finished: SHA-256 of the chunk files that an interrupted run wrote there, by name.
     """
 
     def __init__(
@@ -49,18 +53,26 @@ class ChunkEncoder:
         tests: ExcludedQuestions,
         num_heldout_files: int,
         folder: Path,
+        finished: Mapping[str, str],
     ) -> None:
         self._encoder = encoder
         self._limit = limit
         self._tests = tests
         self._num_heldout_files = num_heldout_files
         self._folder = folder
+        self._finished = finished
 
-    def __call__(self, chunk: Chunk) -> ChunkCounts:
-        """Write a chunk's file, unless it exists already, and return its counts."""
+    def __call__(self, chunk: Chunk) -> FinishedChunk:
+        """Write a chunk's file, unless it exists already."""
         path = chunk_file(self._folder, chunk.number)
-        if found := read_finished(path):
-            return found
+        sha256 = self._finished.get(path.name)
+        counts = read_finished(path, sha256)
+        if counts is None or sha256 is None:
+            counts = self._write(path, chunk)
+            sha256 = sha256_file(path)
+        return FinishedChunk(path.name, sha256, counts)
+
+    def _write(self, path: Path, chunk: Chunk) -> ChunkCounts:
         results = self._encoder.encode(chunk.rows)
         rejected = [result for result in results if isinstance(result, Rejected)]
         encoded = [result for result in results if isinstance(result, Encoded)]
@@ -129,7 +141,7 @@ def _follow(parent: Any) -> None:
     os._exit(1)
 
 
-def encode_in_worker(chunk: Chunk) -> ChunkCounts:
+def encode_in_worker(chunk: Chunk) -> FinishedChunk:
     """Tokenise a chunk in this worker process."""
     assert _encoder is not None
     return _encoder(chunk)

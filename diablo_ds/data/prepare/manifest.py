@@ -23,6 +23,8 @@ FORMAT_VERSION = 2
 EXAMPLES_LEFT_OUT = "examples_left_out"
 """Only present if rows gave several examples, as is ``examples`` in each part: other manifests are
 the same as those of earlier versions."""
+FILES = "files"
+"""SHA-256 of each file, by its path in the folder; not in manifests of earlier versions."""
 _LIBRARIES = ("datasets", "pyarrow", "sentencepiece", "tokenizers", "transformers")
 
 
@@ -97,6 +99,7 @@ _SHAPE = {
     "licences": [_TEXT],
     "templates": {...: _TEXT},
     "notes": {...: _COUNT},
+    FILES: {...: _TEXT},
     "parts": {...: {**_PART, "length_histogram": {"bin_width": _COUNT, "counts": [_COUNT]}}},
 }
 _SHAPE_BY_ROW = {
@@ -121,7 +124,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
-        for name in ("notes", "templates"):  # not in those of earlier versions
+        for name in ("notes", "templates", FILES):  # not in those of earlier versions
             manifest.setdefault(name, {})
         options = manifest.get("options")
         if isinstance(options, dict) and isinstance(options.get("family"), str):
@@ -143,6 +146,38 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             f"{wrong}; got another value in {path}; prepare it again with diablo-ds prepare"
         )
     return manifest
+
+
+def digest_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a dataset, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], part: str = "") -> None:
+    """Compare the files of a dataset with the digests in its manifest.
+
+    Args:
+        folder: the dataset's.
+        manifest: its record.
+        part: the part that is used; empty for all.
+
+    Raises:
+        UserError: if one is missing or different, or the manifest has no digests.
+    """
+    rule = f"a prepared dataset must have the files whose digests its {MANIFEST_FILE} holds"
+    if not manifest[FILES]:
+        raise UserError(f"{rule}; got none in {folder}; prepare it again, into a new folder")
+    for name, sha256 in manifest[FILES].items():
+        if part and "/" in name and not name.startswith(f"{part}/"):
+            continue
+        file = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
+            raise UserError(f"{rule}; got no file {name!r:.80} in {folder}")
+        if sha256_file(file) != sha256:
+            raise UserError(
+                f"{rule}; got other content in {file}; prepare it again, into a new folder"
+            )
 
 
 def count_examples(part: Mapping[str, Any]) -> int:

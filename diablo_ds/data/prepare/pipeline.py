@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import secrets
-import shutil
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from diablo_ds.data.prepare.manifest import (
     FILE_TIMES,
     FORMAT_VERSION,
     FileHashes,
+    check_files,
     describe_files,
     differences,
     library_versions,
@@ -42,13 +41,10 @@ from diablo_ds.data.prepare.selection import check_names
 from diablo_ds.data.prepare.workers import encode_chunks, load_tokenizer
 from diablo_ds.data.text import tokenization
 from diablo_ds.errors import UserError
-from diablo_ds.files import owned
-from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files import trees
 from diablo_ds.files.layout import MANIFEST_FILE
-from diablo_ds.files.ownership import FolderOwner, claim
+from diablo_ds.files.work_folders import WorkFolder, open_work_folder
 from diablo_ds.ranks.byte_progress import byte_progress
-
-INPUTS_FILE = "inputs.json"
 
 
 def say(text: str) -> None:
@@ -84,9 +80,9 @@ def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> d
     for file in (*skipped, *val_skipped):
         say(f"Not read, as it looks like test data or notes: {file}")
 
-    partial = options.output.with_name(f".{options.output.name}.partial")
-    old = options.output if options.output.exists() else partial
-    sha256 = FileHashes(old / FILE_TIMES)
+    if os.path.lexists(options.output):
+        trees.check_tree(options.output, "output", repair="choose another output")
+    sha256 = FileHashes(options.output / FILE_TIMES)
     inputs = {
         "format_version": FORMAT_VERSION,
         "options": options.recorded(),
@@ -101,8 +97,10 @@ def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> d
     }
     if options.output.exists():
         return _load_same(options.output, inputs)
-    with _work_folder(partial, inputs) as owner:
-        work = owner.folder
+    what = "output that is being prepared"
+    with open_work_folder(options.output, without_paths(inputs), what) as work:
+        if work.is_continued:
+            say(f"Continuing an interrupted run: {work.path}")
         if options.output.exists():  # another process has just finished it
             return _load_same(options.output, inputs)
         # The held-out files come first: of two equal rows the held-out one is kept.
@@ -110,8 +108,8 @@ def prepare(options: PrepareOptions, find_tokenizer: Callable[[str], Path]) -> d
         num_heldout_files = len(val_sources)
         tokenizer = load_tokenizer(tokenizer_path)
         _encode_all(options, tokenizer, sources, excluded, num_heldout_files, work)
-        owner.check()
-        manifest = assemble(options, inputs, tokenizer, sources, num_heldout_files, work)
+        work.owner.check()
+        manifest = assemble(options, inputs, tokenizer, sources, num_heldout_files, work.path)
         sha256.save(options.output / FILE_TIMES)
     return manifest
 
@@ -138,49 +136,9 @@ def _load_same(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
             "output must be new, or prepared from the same inputs; got "
             f"output={str(output)!r}, which differs: {'; '.join(found[:5])}"
         )
+    check_files(output, manifest)
     say(f"Already prepared from the same inputs: {output}")
     return manifest
-
-
-@contextlib.contextmanager
-def _work_folder(folder: Path, inputs: dict[str, Any]) -> Iterator[FolderOwner]:
-    """Own the folder of finished chunks; it is emptied first if they come from other inputs.
-
-    It remains after an interruption if it has a chunk to keep. Only one process at a time may use
-    it.
-
-    Raises:
-        UserError: if another process uses it.
-    """
-    if folder.is_symlink():  # an attacker's, to have another folder emptied
-        raise UserError(f"the work folder must not be a link; got {folder}; remove it")
-    owned.make_folder(folder, "work folder", repair="remove it, or choose another output")
-    owner = claim(folder, "output that is being prepared")
-    is_done = False
-    try:
-        same = json.loads(json.dumps(without_paths(inputs)))
-        inputs_file = folder / INPUTS_FILE
-        if inputs_file.is_file() and read_json(inputs_file) == same:
-            say(f"Continuing an interrupted run: {folder}")
-        else:
-            inputs_file.unlink(missing_ok=True)
-            for path in (*folder.glob("chunk-*.arrow"), *folder.glob(".chunk-*.tmp")):
-                path.unlink()
-            write_json(inputs_file, same)
-        yield owner
-        is_done = True
-    finally:
-        if is_done or not any(folder.glob("chunk-*")):
-            _remove(folder)
-        owner.release()
-
-
-def _remove(folder: Path) -> None:
-    """Rename a folder, then remove it, so that another process can create it again meanwhile."""
-    removed = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(removed)
-    shutil.rmtree(removed, ignore_errors=True)
 
 
 # --- raw rows to chunks --------------------------------------------------------------------------
@@ -192,21 +150,26 @@ def _encode_all(
     sources: Sequence[SourceFile],
     excluded: Sequence[SourceFile],
     num_heldout_files: int,
-    work: Path,
+    work: WorkFolder,
 ) -> None:
     """Tokenise every chunk that has no file yet."""
+    noted = {note["chunk"]: note["sha256"] for note in work.notes}
+    work.remove_others(noted)
     limit = LengthLimit(options.max_length, options.overlong, tokenizer.start_ids)
     encoder = ChunkEncoder(
         RowEncoder.from_settings(options, tokenizer, family=options.family),
         limit,
         ExcludedQuestions(load_questions(source.path for source in excluded)),
         num_heldout_files,
-        work,
+        work.path,
+        noted,
     )
     bad_rows, finished = BadRows(options.max_bad_rows), []
     with byte_progress("Tokenising", sum(source.path.stat().st_size for source in sources)) as bar:
         chunks = split_chunks(sources, num_heldout_files, options.limit, bar.update)
-        for counts in encode_chunks(encoder, chunks, options.num_proc):
+        for name, digest, counts in encode_chunks(encoder, chunks, options.num_proc):
+            if noted.get(name) != digest:
+                work.note({"chunk": name, "sha256": digest})
             finished.append(counts)
             bad_rows.add(counts.num_rows, counts.num_rejected, bad_row_lines([counts], sources))
             _check_lengths(options, finished)

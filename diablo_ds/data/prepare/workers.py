@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.data.corpora.chunking import Chunk
-from diablo_ds.data.prepare.chunk_files import ChunkCounts
+from diablo_ds.data.prepare.chunk_files import FinishedChunk
 from diablo_ds.data.prepare.chunks import ChunkEncoder, encode_in_worker, start_worker
 from diablo_ds.data.text import tokenization
 from diablo_ds.data.text.tokenization import Tokenizer
@@ -49,7 +49,7 @@ def _tokenizer_or_message(path: Path) -> Tokenizer | str:
 
 def encode_chunks(
     encoder: ChunkEncoder, chunks: Iterator[Chunk], num_proc: int
-) -> Iterator[ChunkCounts]:
+) -> Iterator[FinishedChunk]:
     """Encode chunks in worker processes, a few ahead, and yield their counts in order.
 
     A single chunk is encoded in this process, which is faster than starting another.
@@ -63,7 +63,7 @@ def encode_chunks(
         yield from map(encoder, chunks)
         return
     with _pool(num_proc, start_worker, (encoder,)) as pool:
-        waiting: deque[Future[ChunkCounts]] = deque()
+        waiting: deque[Future[FinishedChunk]] = deque()
         for chunk in chunks:
             waiting.append(pool.submit(encode_in_worker, chunk))
             if len(waiting) > 2 * num_proc:

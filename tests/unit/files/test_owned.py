@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.prepare.pipeline import _work_folder
 from diablo_ds.errors import UserError
 from diablo_ds.files import owned
 from diablo_ds.model.default_model import FOLDER_NAME, converted_model
@@ -222,41 +221,3 @@ def test_a_cache_folder_that_others_can_write_is_refused(tmp_path):
     converted.chmod(0o777)
     with pytest.raises(UserError, match="cache folder must belong to you"):
         converted_model(tmp_path)
-
-
-# --- the work folder of prepare ------------------------------------------------------------------
-
-
-@pytest.fixture
-def planted(tmp_path):
-    """What a work folder must leave alone, and the name under which it is looked for."""
-    thesis = tmp_path / "thesis"
-    thesis.mkdir()
-    (thesis / "thesis.tex").write_text("precious")
-    return thesis, tmp_path / ".math.partial"
-
-
-def test_a_link_in_place_of_the_work_folder_is_refused(planted):
-    thesis, work = planted
-    work.symlink_to(thesis)
-    with pytest.raises(UserError, match="work folder must not be a link"), _work_folder(work, {}):
-        pass
-    assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
-
-
-def test_a_work_folder_that_others_can_write_is_refused(planted):
-    thesis, work = planted
-    thesis.rename(work)
-    work.chmod(0o777)
-    with pytest.raises(UserError, match=r"choose another output$"), _work_folder(work, {}):
-        pass
-    assert [path.name for path in work.iterdir()] == ["thesis.tex"]
-
-
-def test_a_work_folder_loses_no_file_but_its_own(planted):
-    thesis, work = planted
-    thesis.rename(work)
-    (work / "chunk-00000000.arrow").touch()
-    inputs = {"sources": [], "val_sources": [], "excluded": [], "tokenizer": {"fingerprint": ""}}
-    with _work_folder(work, inputs):
-        assert sorted(p.name for p in work.iterdir()) == [".owner", "inputs.json", "thesis.tex"]

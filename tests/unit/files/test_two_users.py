@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import modes, owned
+from diablo_ds.files import modes, owned, trees
 from diablo_ds.files.atomic import new_folder, write_json
 from diablo_ds.files.ownership import claim
 from tests.strangers import TwoUsers, needs_root, users
@@ -89,7 +89,7 @@ def test_a_team_shares_a_run_on_purpose_and_nobody_else_does(users, place):
     def continue_run(number: int) -> None:
         modes.share(allow_group_write=True)
         owned.make_folder(place / "run", "run folder")
-        owned.check_tree(place / "run", "run folder")
+        trees.check_tree(place / "run", "run folder")
         owner = claim(place / "run", "run folder")
         write_json(place / "run" / "progress.json", {"steps": number})
         owner.release()
@@ -98,7 +98,7 @@ def test_a_team_shares_a_run_on_purpose_and_nobody_else_does(users, place):
     users.stranger.run(continue_run, 2)
     users.victim.run(continue_run, 3)
     with pytest.raises(UserError, match="run folder must belong to you"):
-        users.victim.run(owned.check_tree, place, "run folder")
+        users.victim.run(trees.check_tree, place, "run folder")
     (place / "run").chmod(0o777)
     with pytest.raises(UserError, match="run folder must belong to you"):
         users.victim.run(continue_run, 4)
@@ -127,7 +127,7 @@ def test_what_a_stranger_placed_in_a_folder_is_found(users, place, kind):
     users.stranger.run(makers[kind], folder / "checkpoints" / "step-000002")
     (folder / "checkpoints").chmod(0o755)  # as its owner would after a first refusal
     with pytest.raises(UserError, match=rf"step-000002, owner={users.stranger.name}"):
-        users.victim.run(owned.check_tree, folder, "run folder")
+        users.victim.run(trees.check_tree, folder, "run folder")
 
 
 def test_a_file_that_the_group_can_write_is_not_believed(users, place):
@@ -170,3 +170,51 @@ def test_a_folder_is_not_put_in_place_of_a_strangers(users, place):
     with pytest.raises(UserError, match="a folder that is replaced must belong to you"):
         users.victim.run(replace)
     assert [path.name for path in place.iterdir()] == ["adapter"]
+
+
+def test_buffers_in_shared_memory_that_a_stranger_made_are_refused(users, monkeypatch, tmp_path):
+    from diablo_ds.zero import joining
+
+    monkeypatch.setattr(joining, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    buffer = tmp_path / f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_29500_1"
+    buffer.touch()
+    joining._check_shared_memory()
+    os.chown(buffer, users.stranger.uid, users.stranger.gid)
+    with pytest.raises(UserError, match=rf"_29500_1, owner={users.stranger.name}.*--master-port"):
+        joining._check_shared_memory()
+
+
+def test_caches_of_code_that_a_stranger_made_are_refused(users, place, monkeypatch):
+    from diablo_ds.zero.build_lock import check_code_caches
+
+    cache = place / "triton"
+    users.stranger.run(_make, cache, 0o755)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    with pytest.raises(UserError, match=f"{cache}, owner=.*set TRITON_CACHE_DIR to another"):
+        check_code_caches()
+
+
+def test_offload_goes_to_a_folder_of_the_users_own(users, place):
+    from diablo_ds.zero.offload_folders import offload_folder, private_offload
+
+    nvme, run = place / "nvme", Path("/runs/a")
+    _make(nvme, 0o1777)
+
+    def offload() -> str:
+        section = {"device": "nvme", "nvme_path": str(nvme)}
+        with private_offload({"zero_optimization": {"offload_param": section}}, run):
+            folder = Path(section["nvme_path"])
+            assert folder.is_relative_to(nvme / f"diablo-ds-{os.getuid()}")
+            assert {stat.S_IMODE(p.stat().st_mode) & 0o777 for p in nvme.rglob("*")} == {0o700}
+            (folder / "weights").touch()
+        assert list(nvme.iterdir()) == []
+        return section["nvme_path"]
+
+    first, second = users.victim.run(offload), users.stranger.run(offload)
+    assert first != second
+    assert offload_folder(nvme, run, 0) != offload_folder(nvme, Path("/runs/b"), 0)
+    users.stranger.run(_make, nvme / f"diablo-ds-{users.victim.uid}", 0o777)
+    with pytest.raises(UserError, match="folder for NVMe offload must belong to you"):
+        users.victim.run(offload)

@@ -8,6 +8,8 @@ import pytest
 from diablo_ds.data.labels import Example
 from diablo_ds.data.prepare import chunk_files, pipeline
 from diablo_ds.data.prepare.chunk_files import ChunkCounts, KeptExample
+from diablo_ds.files.atomic import sha256_file
+from diablo_ds.files.work_folders import find_work_folder
 from tests.unit.data.prepare.preparing import pairs, read_files, write_rows
 
 
@@ -27,9 +29,11 @@ def test_a_chunk_comes_back_as_it_was_written(tmp_path):
     digests = chunk_files.digests(table)
     assert (digests[0] == digests[2]).all()
     assert (digests[0] != digests[1]).any()
-    read = chunk_files.read_finished(path)
+    read = chunk_files.read_finished(path, sha256_file(path))
     assert read._replace(shown=[tuple(line) for line in read.shown]) == counts
-    assert chunk_files.read_finished(chunk_files.chunk_file(tmp_path, 5)) is None
+    assert chunk_files.read_finished(path, sha256_file(path)[::-1]) is None
+    assert chunk_files.read_finished(path, None) is None
+    assert chunk_files.read_finished(chunk_files.chunk_file(tmp_path, 5), "0" * 64) is None
 
 
 def test_an_empty_chunk_can_be_read(tmp_path):
@@ -37,7 +41,7 @@ def test_an_empty_chunk_can_be_read(tmp_path):
     path = chunk_files.chunk_file(tmp_path, 0)
     chunk_files.write_chunk(path, [], counts)
     assert chunk_files.digests(chunk_files.read_chunk(path)).shape == (0, 2)
-    assert chunk_files.read_finished(path) == counts
+    assert chunk_files.read_finished(path, sha256_file(path)) == counts
 
 
 def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(prepare, tmp_path, monkeypatch):
@@ -47,7 +51,7 @@ def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(prepare, tmp_path, 
         context.setattr(pipeline, "assemble", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(source)
-    damaged = sorted((tmp_path / ".out.partial").glob("chunk-*"))
+    damaged = sorted(find_work_folder(tmp_path / "out")[0].glob("chunk-*"))
     damaged[0].write_bytes(damaged[0].read_bytes()[:-400])
     damaged[1].write_bytes(b"")
     assert prepare(source)["parts"] == uninterrupted["parts"]
@@ -62,7 +66,7 @@ def test_chunks_of_an_older_version_are_made_again(prepare, tmp_path, monkeypatc
         patch.setattr(pipeline, "assemble", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(path, val_share=0.1)
-    for file in (tmp_path / ".out.partial").glob("chunk-*.arrow"):
+    for file in find_work_folder(tmp_path / "out")[0].glob("chunk-*.arrow"):
         with pa.ipc.open_stream(file.read_bytes()) as reader:
             table = reader.read_all().drop_columns("row")
         counts = json.loads(table.schema.metadata[b"counts"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 
@@ -114,19 +115,19 @@ def test_a_dataset_that_another_process_finished_meanwhile_is_left_alone(
     prepare, tmp_path, monkeypatch
 ):
     path = write_rows(tmp_path / "d.jsonl", pairs(5))
-    work_folder = pipeline._work_folder
+    work_folder = pipeline.open_work_folder
 
     @contextlib.contextmanager
     def after_another_one(*args):
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "_work_folder", work_folder)
+            patch.setattr(pipeline, "open_work_folder", work_folder)
             prepare(path)
         before = _times(tmp_path / "out")
         with work_folder(*args) as owner:
             yield owner
         assert _times(tmp_path / "out") == before
 
-    monkeypatch.setattr(pipeline, "_work_folder", after_another_one)
+    monkeypatch.setattr(pipeline, "open_work_folder", after_another_one)
     assert prepare(path)["parts"]["train"]["rows"]
     assert sorted(p.name for p in tmp_path.glob("*out*")) == ["out"]
 
@@ -196,3 +197,31 @@ def test_a_dataset_of_another_tokenizer_is_not_trained_on(prepare, tmp_path, tok
     config = RunConfig(data=(str(tmp_path / "out"),))
     with pytest.raises(UserError, match=r"must be made with the model's tokenizer; got .*other"):
         load_data(config, load_tokenizer(tokenizer_folder), 1000)
+
+
+@pytest.mark.parametrize("changed", ["train/data-00000-of-00001.arrow", "train/state.json"])
+def test_a_prepared_dataset_is_believed_only_with_its_digests(prepare, tmp_path, changed):
+    path = write_rows(tmp_path / "d.jsonl", pairs(5))
+    manifest = prepare(path)
+    assert prepare(path) == manifest
+    file = tmp_path / "out" / changed
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=f"got other content in {file}"):
+        prepare(path)
+    file.unlink()
+    with pytest.raises(UserError, match=f"got no file '{changed}'"):
+        prepare(path)
+    record = tmp_path / "out" / "manifest.json"
+    record.write_text(json.dumps({**manifest, "files": {}}))
+    with pytest.raises(UserError, match="got none in"):
+        prepare(path)
+
+
+def test_an_output_that_others_can_write_is_refused(prepare, tmp_path):
+    path = write_rows(tmp_path / "d.jsonl", pairs(5))
+    prepare(path)
+    (tmp_path / "out" / "train").chmod(0o777)
+    with pytest.raises(UserError, match=r"output must .*/train, owner=.*mode=drwxrwxrwx"):
+        prepare(path)
