@@ -7,6 +7,7 @@ which libraries obey that make files of their own. Only the standard library is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pathlib import Path
 VARIABLE = "DIABLO_SHARED_WITH"
 """Environment variable with the words of the choice, for processes that this one starts."""
 ALLOW_GROUP_WRITE, GROUP_READABLE = "allow-group-write", "group-readable"
+_NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Of file systems that show one mode for all files."""
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 READABLE_FOLDER, READABLE_FILE = 0o750, 0o640
 TEAM_FOLDER, TEAM_FILE = 0o770, 0o660
@@ -90,7 +93,11 @@ def set_mode(path: Path | int) -> None:
     else:
         return
     if stat.S_IMODE(found.st_mode) != mode:
-        os.chmod(path, mode)
+        try:
+            os.chmod(path, mode)
+        except OSError as error:
+            if error.errno not in _NO_MODES:
+                raise
 
 
 def _reads() -> bool:

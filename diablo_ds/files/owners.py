@@ -54,14 +54,26 @@ def is_own(path: Path, found: os.stat_result) -> bool:
 def others_write(path: Path, found: os.stat_result) -> bool:
     """Return whether others than the owner can change a file, or what is in a folder.
 
-    A group counts as others if it may have other members, and is not trusted.
+    A group counts as others if it may have other members, and is not trusted. Where a team is
+    trusted, a file system that shows the same mode for all files, as some network shares do, says
+    nothing about others.
     """
     mode = found.st_mode
     if stat.S_ISLNK(mode) or not mode & (stat.S_IWGRP | stat.S_IWOTH):
         return False
     if mode & stat.S_IWOTH:
-        return True
+        folder = path if stat.S_ISDIR(mode) else path.parent
+        return not modes.allows_group_write() or keeps_modes(folder)
     return not (modes.allows_group_write() or _is_private_group(path, found))
+
+
+def keeps_modes(folder: Path) -> bool:
+    """Return whether the file system of a folder shows a mode as it was set."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".mode-", dir=folder) as made:
+            return not os.stat(made).st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    except OSError:
+        return True
 
 
 def _is_private_group(path: Path, found: os.stat_result) -> bool:

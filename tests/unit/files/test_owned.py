@@ -12,7 +12,7 @@ import pytest
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
-from diablo_ds.files import owned
+from diablo_ds.files import modes, owned, owners, trees
 from diablo_ds.model.default_model import FOLDER_NAME, converted_model
 from diablo_ds.ranks.records import (
     FAILED_FILE,
@@ -102,6 +102,36 @@ def test_a_link_that_another_user_made_is_refused(folder, tmp_path):
     os.lchown(link, NOBODY, NOBODY)
     with pytest.raises(UserError, match="owner=nobody"):
         owned.check_folder(link, "run folder")
+
+
+def test_where_no_modes_are_kept_a_team_may_still_be_trusted(folder, monkeypatch):
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match="run folder must"):
+        owned.check_folder(folder, "run folder")
+    monkeypatch.setenv(modes.VARIABLE, modes.ALLOW_GROUP_WRITE)
+    with pytest.raises(UserError, match="run folder must"):
+        owned.check_folder(folder, "run folder")
+    monkeypatch.setattr(owners, "keeps_modes", lambda folder: False)  # as on a network share
+    owned.check_folder(folder, "run folder")
+
+
+def test_what_an_earlier_version_left_open_in_a_closed_folder_is_closed(folder):
+    inside = folder / "checkpoints" / "step-000001"
+    inside.mkdir(parents=True)
+    (inside / "state.json").touch(0o666)
+    outside = folder.with_name("outside")
+    outside.mkdir()
+    (folder / "link").symlink_to(outside)
+    for path in (folder, *folder.rglob("*"), outside):
+        path.chmod(0o2777 if path.is_dir() else 0o666)
+    folder.chmod(0o755)
+    trees.close_tree(folder)
+    assert _mode(inside) == 0o2777  # others may have written to it
+    folder.chmod(0o700)
+    trees.close_tree(folder)
+    assert _mode(inside) == 0o2755
+    assert _mode(inside / "state.json") == 0o644
+    assert _mode(outside) == 0o2777
 
 
 def test_what_is_made_is_private_whatever_the_umask(tmp_path, open_umask):
