@@ -17,12 +17,8 @@ unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU"""
 START = """\
 job_name={job_name}
 logs="$run_folder/{logs}/$job_name-${{SLURM_RESTART_COUNT:-0}}"
-<<<<<<< HEAD
-(umask 077 && mkdir -p -- "$logs")
-=======
 umask {umask}
-mkdir -p "$logs"
->>>>>>> bb43ad5 (Work folders have random names and are found by a record of our own; prepared data is believed with its digests; offload, caches and buffers of strangers are refused)
+mkdir -p -- "$logs"
 export run_folder log_folder
 # Python imports what lies in the working folder first where it starts a module by its name.
 export PYTHONSAFEPATH=1
@@ -52,11 +48,7 @@ trap 'signals=$((signals + 1)); scancel --signal=USR1 "$SLURM_JOB_ID.$attempt"' 
 
 run_once() {{
     log_folder="$logs/attempt-$attempt"
-<<<<<<< HEAD
-    (umask 077 && mkdir -p -- "$log_folder")
-=======
-    mkdir -p "$log_folder"
->>>>>>> bb43ad5 (Work folders have random names and are found by a record of our own; prepared data is believed with its digests; offload, caches and buffers of strangers are refused)
+    mkdir -p -- "$log_folder"
     # A node that is done must not cut the others short; after a failure the guards end them.
     srun --cpus-per-task="$SRUN_CPUS_PER_TASK" --export=ALL --kill-on-bad-exit=0 \\
         bash -c {command} &

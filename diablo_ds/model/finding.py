@@ -11,7 +11,7 @@ from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.remote_code import trusts_code
 from diablo_ds.data.text.tokenization import TOKENIZER_FILES
 from diablo_ds.errors import UserError
-<<<<<<< HEAD
+from diablo_ds.files.cache import cache_folder
 from diablo_ds.files.hub import (
     SCHEME,
     Repository,
@@ -24,13 +24,7 @@ from diablo_ds.files.hub import (
 )
 from diablo_ds.files.tensor_files import read_header
 from diablo_ds.model.built_in import BY_HUB_NAME
-from diablo_ds.model.default_model import cache_folder, converted_model
-=======
-from diablo_ds.files.cache import cache_folder
-from diablo_ds.files.hub import cached_hub_file, hub_folder, looks_like_hub_name
-from diablo_ds.files.tensor_files import read_header
 from diablo_ds.model.default_model import converted_model
->>>>>>> bb43ad5 (Work folders have random names and are found by a record of our own; prepared data is believed with its digests; offload, caches and buffers of strangers are refused)
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
