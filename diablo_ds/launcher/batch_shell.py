@@ -74,7 +74,7 @@ while :; do
     esac
     if [ "$first" = {port_in_use} ] && [ "$port_tries" -lt {max_port_tries} ]; then
         port_tries=$((port_tries + 1))
-        echo "The master port was taken meanwhile; starting again."
+        echo "The master port was taken meanwhile, or a stranger came there; starting again."
 {restart}    else
         break
     fi

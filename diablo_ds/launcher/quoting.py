@@ -20,6 +20,7 @@ LONGEST_SBATCH_VALUE = 1024
 """Bytes of a value in an #SBATCH line; SLURM's own limit for a path."""
 _ADDRESS = re.compile(rf"{HOST_NAME}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
 _WORD = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.,:@/+=-]*")
+_IN_DOUBLE_QUOTES = re.compile(r'([\\"$`])')
 _SBATCH_PLAIN = re.compile(r"[\w./%:@+=,-]+", re.ASCII)
 _SBATCH_OPTION = re.compile(r"(--[A-Za-z][A-Za-z0-9-]*|-[A-Za-z])(?:(=)|\s+)?(.*)", re.DOTALL)
 
@@ -110,6 +111,14 @@ def pdsh_word(word: str) -> str:
             f"{word!r}; put the setting into a file and give --config"
         )
     return word
+
+
+def pdsh_export(value: str) -> str:
+    """Return the value of a variable for DeepSpeed's runner "pdsh", which exports it on each host.
+
+    DeepSpeed puts double quotes around all but plain values.
+    """
+    return _IN_DOUBLE_QUOTES.sub(r"\\\1", value).replace("%", "%%")
 
 
 def check_plain(what: str, text: str) -> None:

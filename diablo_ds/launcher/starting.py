@@ -13,9 +13,11 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
 from diablo_ds.launcher.deepspeed_command import build_command, launcher_env
 from diablo_ds.launcher.launcher_output import say
+from diablo_ds.launcher.quoting import pdsh_export
 from diablo_ds.ranks.environment import (
     RUN_KEY,
     STORE_FILE,
+    exported_here,
     ignored_exports,
     new_key,
     read_exports,
@@ -64,7 +66,11 @@ def prepared_start(
             if sentence := ignored_exports():
                 say(sentence)
             exports = read_exports()
-            exports_file = write_exports(folder, exports.shown)
+            exported = exports.shown
+            if cluster.runner == "pdsh":  # a file's values come after those of the environment
+                exported = {**exported_here(environment), **exported}
+                exported = {name: pdsh_export(value) for name, value in exported.items()}
+            exports_file = write_exports(folder, exported)
             given = {name: os.environ[name] for name in (COMMAND,) if name in os.environ}
             own = {**given, RUN_KEY: new_key()}
             hidden = {**taken, **exports.hidden, **cluster.hidden_env, **own}

@@ -75,7 +75,7 @@ def run_until_done(
             return RunEnd(code, was_asked=bool(attempt.asked_by))
         if code == EXIT_PORT_IN_USE and port_tries < PORT_TRIES:
             port_tries += 1
-            say("The master port was taken meanwhile; starting again.")
+            say("The master port was taken meanwhile, or a stranger came there; starting again.")
         elif restarts < max_restarts:
             restarts += 1
             say(f"Restart {restarts} of {max_restarts}, from the last checkpoint.")

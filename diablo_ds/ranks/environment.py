@@ -203,6 +203,11 @@ def split_exported(environment: Mapping[str, str]) -> tuple[dict[str, str], dict
     return left, taken
 
 
+def exported_here(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of an environment that DeepSpeed puts on command lines."""
+    return {name: value for name, value in environment.items() if name.startswith(_EXPORTED)}
+
+
 def home_exports() -> Path:
     """Return the file that exports for DeepSpeed are read from.
 

@@ -19,7 +19,13 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.errors import UserError
 from diablo_ds.launcher.job import Job
-from diablo_ds.launcher.quoting import bash_line, line_in_folder, pdsh_word, sbatch_option
+from diablo_ds.launcher.quoting import (
+    bash_line,
+    line_in_folder,
+    pdsh_export,
+    pdsh_word,
+    sbatch_option,
+)
 from diablo_ds.launcher.rank_start import split_options
 from diablo_ds.launcher.slurm import build_script
 from tests.unit.launcher.cases import HOSTS, command, deepspeed_args, make_cluster, make_job
@@ -132,6 +138,20 @@ def test_a_setting_of_a_run_reaches_its_ranks_as_it_is_by_pdsh(name, value, tmp_
     words, _, _ = PDSHRunner(args, "").get_cmd({}, {"node-a": [0]})
     line = _by_pdsh(words[words.index("launch/train.py") + 1 :], "node-a")
     assert _understood(_bash(f"printf '%s\\0' {line}", tmp_path)) == run
+    assert not list(tmp_path.iterdir())
+
+
+@FEW
+@given(value=ON_ONE_LINE)
+@example(value="$(touch PWNED)")
+def test_a_variable_reaches_a_host_as_it_is_by_pdsh(value, tmp_path):
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+
+    runner = PDSHRunner(deepspeed_args(command(make_cluster())), "")
+    runner.add_export("UCX_X", pdsh_export(value))
+    words, _, _ = runner.get_cmd({}, {"node-a": [0]})
+    exports = _by_pdsh([word for word in words if word.startswith("export ")], "node-a")
+    assert _bash(f"{exports} printf '%s\\0' \"$UCX_X\"", tmp_path) == [value.strip()]
     assert not list(tmp_path.iterdir())
 
 
