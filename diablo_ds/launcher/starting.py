@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,5 +93,33 @@ def prepared_start(
             hidden_file=hidden_file,
             recorded=recorded_config(run_config.output),
         )
+        if cluster.runner == "pdsh":
+            programs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="diablo-ds-")))
+            write_harmless_pdsh(programs, environment.get("PATH", os.defpath))
+            environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
         shown = launcher_env(cluster, exports_file)
         yield Start(command, {**environment, **shown}, shown, hidden_file)
+
+
+_HARMLESS_PDSH = """#!/bin/sh
+# DeepSpeed's launcher, ended by a signal, has pdsh end all of this user's runs on the hosts.
+for word in "$@"; do
+    case "$word" in "pkill -f"*) exit 0 ;; esac
+done
+exec {pdsh} "$@"
+"""
+
+
+def write_harmless_pdsh(folder: Path, search_path: str) -> None:
+    """Write a program `pdsh` that does all that the real one does, but for `pkill -f`.
+
+    Guards see by themselves that their launcher is gone, and end the ranks of this run alone.
+
+    Args:
+        folder: of this user, where programs can be run.
+        search_path: where the real one is found; nothing is written where there is none.
+    """
+    if found := shutil.which("pdsh", path=search_path):
+        program = folder / "pdsh"
+        program.write_text(_HARMLESS_PDSH.format(pdsh=shlex.quote(os.path.abspath(found))))
+        program.chmod(0o700)
