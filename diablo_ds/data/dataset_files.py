@@ -184,7 +184,7 @@ def _described_files(path: Path) -> list[Path]:
         entries = [entry for files in lists if isinstance(files, list) for entry in files]
         for entry in entries:
             name = entry.get("filename") if isinstance(entry, dict) else None
-            if not isinstance(name, str) or name != Path(name).name:
+            if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
                 raise UserError(
                     f"prepared dataset must name files of its own folder; got {name!a:.80} in "
                     f"{state}"

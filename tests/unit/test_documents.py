@@ -25,7 +25,7 @@ FOREIGN_OPTIONS = {
 }
 """Options of other programs that the documents mention."""
 SOURCES = ("diablo_ds", "benchmarks", "tests", "launch")
-STRANGERS = ("torch.py", "random.py")
+STRANGERS = ("torch.py", "random.py", "json.py", "diablo_ds.py")
 """File names in the documents that are not of this repository."""
 
 
@@ -43,7 +43,14 @@ def test_links_lead_to_files_and_headings(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_options_and_source_files_that_sentences_name_exist(path):
     known = _options(cli) | FOREIGN_OPTIONS | {"--help", "--version"}
-    for name in ("gpu.__main__", "step", "faults", "quality.__main__", "quality.metamath"):
+    for name in (
+        "gpu.__main__",
+        "step",
+        "faults",
+        "fuzz.__main__",
+        "quality.__main__",
+        "quality.metamath",
+    ):
         known |= _options(importlib.import_module(f"benchmarks.{name}").main)
     files = {file.name for folder in SOURCES for file in (ROOT / folder).rglob("*.py")}
     for span in spans(path.read_text()):

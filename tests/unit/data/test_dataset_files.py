@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import datasets
 import pyarrow as pa
 import pytest
@@ -68,3 +71,39 @@ def test_missing_parts_and_columns_are_named(tmp_path):
     datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "raw")
     with pytest.raises(UserError, match="must have columns input_ids and labels; got text"):
         read_columns(tmp_path / "raw", "train")
+
+
+def test_no_code_beside_a_dataset_is_run(tmp_path):
+    folder, mark = _write(tmp_path / "data"), tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'w')"
+    for name in ("data.py", "dataset.py", "__init__.py", "train/data.py"):
+        (folder / name).write_text(code)
+    (folder / "train" / "data.pkl").write_bytes(b"cos\nsystem\n(S'touch " + bytes(mark) + b"'\ntR.")
+    info = folder / "train" / "dataset_info.json"
+    values = {**json.loads(info.read_text()), "builder_name": "data", "script_version": "1.0.0"}
+    info.write_text(json.dumps(values))
+    assert read_columns(folder, "train").num_rows == len(ROWS)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["../data-00000-of-00002.arrow", "/etc/passwd", "..", 7, None])
+def test_a_dataset_names_files_of_its_own_folder(name, tmp_path):
+    folder = _write(tmp_path / "data")
+    state = folder / "train" / "state.json"
+    values = json.loads(state.read_text())
+    state.write_text(json.dumps({**values, "_data_files": [{"filename": name}]}))
+    with pytest.raises(UserError, match="files of its own folder"):
+        read_columns(folder, "train")
+
+
+def test_an_indices_mapping_leads_to_rows_of_the_dataset(tmp_path):
+    rows = pa.table(dict.fromkeys(COLUMNS, pa.array(ROWS, TOKENS)))
+
+    def check(*indices):
+        mapping = pa.table({"indices": pa.array(indices, pa.uint64())})
+        dataset_files._check_indices(SimpleNamespace(data=rows, _indices=mapping), tmp_path)
+
+    check(2, 0)
+    check()
+    with pytest.raises(UserError, match=f"got 2 to {2**40} of 3"):
+        check(2, 2**40)

@@ -53,6 +53,20 @@ def test_an_error_of_a_template_is_one_for_the_user():
         template.render(TALK)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{% for x in range(10**9) %}{% endfor %}",
+        "{{ messages.append(1) }}",
+    ],
+)
+def test_a_template_does_not_leave_its_sandbox(source):
+    with pytest.raises(UserError, match="must accept the messages"):
+        _template(source).render(TALK)
+
+
 def test_the_tokens_of_turns_are_found_by_rendering():
     end, other = ControlToken("<end>", 7), ControlToken("<other>", 8)
     added = ControlTokens((ControlToken("<s>", 1), end, other))
