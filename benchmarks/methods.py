@@ -5,6 +5,7 @@ Every method gets the same frozen model, random tokens and number of trainable p
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,8 +178,9 @@ def _trainer_steps(settings: Settings) -> tuple[list[float], int]:
     # Before the Trainer's arguments, under which transformers partitions every model it builds.
     shapes = build_meta_model(load_model_config(Path(settings.model)))
     num_steps = WARM_UP_STEPS + settings.num_steps
+    unused = tempfile.TemporaryDirectory(prefix="diablo_ds-")
     arguments = transformers.TrainingArguments(
-        output_dir="/tmp/unused",
+        output_dir=unused.name,
         per_device_train_batch_size=settings.micro_batch,
         max_steps=num_steps,
         learning_rate=1e-4,
