@@ -10,7 +10,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")],
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ],
 )
 PROGRAMS = ("deepspeed", "diablo-ds", "make", "python", "pip")
 """First words of commands of this project and of those it is used with."""

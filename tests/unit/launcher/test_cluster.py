@@ -24,6 +24,11 @@ def test_a_hostfile_is_read_as_it_is_written(tmp_path):
         ("a slots=" + "9" * 5000, "at least one slot; got 'a slots=999"),
         ("\ufeffa slots=1\nb\0 slots=1", r"got 'b\\x00 slots=1' in .*hosts, line 2"),
         ("a slots=1\n\na slots=2\n", "a again in .*, line 3"),
+        ("a;id slots=1\n", "a line of"),
+        ("a$(id) slots=1\n", "a line of"),
+        ("a b slots=1\n", "a line of"),
+        ("u@h slots=1\n", "a line of"),
+        ("../x slots=1\n", "a line of"),
         ("# nothing\n", "at least one host; got none"),
     ],
 )
