@@ -18,6 +18,7 @@ from diablo_ds.cli.run_options import DEFAULT_DS_CONFIG, build_run_config
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.errors import UserError
+from diablo_ds.launcher import quoting
 from diablo_ds.launcher.job import Job
 from diablo_ds.launcher.quoting import (
     bash_line,
@@ -226,6 +227,17 @@ def test_no_option_of_a_launch_becomes_another_line_or_option(case, value):
     assert not set(value) & set(CONTROL)
     head = text[: text.index("\n\ncd")].splitlines()
     assert all(line.startswith("#") for line in head)
+
+
+def test_no_other_room_of_the_launcher_quotes_and_nothing_is_given_to_a_shell_as_text():
+    package = Path(quoting.__file__).parents[1]
+    texts = {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+    for_people = {"launcher/rank_start.py", "launcher/start_command.py"}
+    quoting_rooms = {
+        name for name, text in texts.items() if "import shlex" in text and "launcher/" in name
+    }
+    assert quoting_rooms == {"launcher/quoting.py", *for_people}
+    assert not [name for name, text in texts.items() if re.search(r"shell=True|os\.system", text)]
 
 
 def test_pdsh_replaces_nothing_in_a_word(tmp_path):
