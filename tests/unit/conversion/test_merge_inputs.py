@@ -216,7 +216,7 @@ def test_what_belongs_to_a_model_is_carried_over(case, tmp_path):
     assert names == ({path.name for path in case.base.iterdir()} - own) | {MERGE_REPORT_FILE}
     for name in names - {MERGE_REPORT_FILE, "model.safetensors"}:
         assert (tmp_path / "plain" / name).read_bytes() == (case.base / name).read_bytes()
-    assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o700
 
 
 def test_the_adapters_tokenizer_and_end_tokens_win(case, tmp_path):
