@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from transformers.utils.import_utils import KERNELS_MIN_VERSION
 
 import diablo_ds
 from diablo_ds.adapter.blocks import check_num_blocks
@@ -133,3 +134,30 @@ def test_a_reader_that_leaves_ends_every_command_quietly():
     assert codes.pop("talk") == "0"
     assert set(codes.values()) <= {"0", "1"}  # the help of click's says 1
     assert "train --help" in codes
+
+
+def test_a_package_that_fetches_kernels_is_hidden_from_transformers(tmp_path):
+    """They are code, and configs and models ask for them without the user."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('imported')")
+    about = tmp_path / f"kernels-{KERNELS_MIN_VERSION}.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
+    code = (
+        "import click; from diablo_ds.cli.console import run_command\n"
+        "def show():\n"
+        "    from transformers.utils import import_utils as utils\n"
+        "    print(utils.is_kernels_available())\n"
+    )
+    commands = ("run_command(click.command()(show))", "show()")
+    shown = []
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-c", code + command],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        shown.append(done.stdout)
+    assert shown == ["False\n", "True\n"]
