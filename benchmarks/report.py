@@ -76,4 +76,5 @@ def write_report(name: str, title: str, figures: dict[str, Any], text: str, devi
 
 
 def _module_name() -> str:
-    return f"benchmarks.{Path(sys.argv[0]).stem}"
+    path = Path(sys.argv[0])
+    return f"benchmarks.{path.parent.name if path.stem == '__main__' else path.stem}"
