@@ -4,7 +4,7 @@
     python -m benchmarks.fuzz --minutes 60 --keep FOLDER --report
 
 Every format that the product reads is truncated, has bits flipped and parts replaced; files made by
-hand come first. A traceback, a crash, an input that takes a minute of processor time or more
+hand come first. A traceback, a crash, an input that takes two minutes of processor time or more
 than 1.5 GiB of memory is a failure, and the exit code is then 1.
 """
 

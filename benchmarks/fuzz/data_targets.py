@@ -19,9 +19,14 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "c", "completion": "d", "n": -7},
     {"messages": [{"role": "user", "content": "e"}, {"role": "assistant", "content": "f"}]},
 ]
+_ENCODED = 1000
+"""Rows of a file that are tokenised; hostile files have millions."""
 _LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 _COLUMNS = {key: [row[key] for row in ROWS[:2]] for key in ROWS[0]}
 _CSV = b'prompt,completion,n\n"a\n""b""",c,1\nd,e,2\n'
+
+
+_MANY_ROWS = b"[" + b"[]," * 500_000 + b"[]]"
 
 
 def data_targets(folder: Path, *, large: bool) -> list[Target]:
@@ -41,10 +46,8 @@ def data_targets(folder: Path, *, large: bool) -> list[Target]:
         def rows_of(place: Path) -> None:
             rows = []
             for row in read_rows(place / name):
-                rows.append(row)
-                if len(rows) == 1000:  # as chunks do, for memory that does not grow
-                    encoder.encode(rows)
-                    rows = []
+                if len(rows) < _ENCODED:
+                    rows.append(row)
             for result in encoder.encode(rows):
                 getattr(result, "reason", "").encode()
 
@@ -100,7 +103,7 @@ def hostile_rows() -> dict[str, list[bytes]]:
     """Return files of rows made by hand, by name."""
     return {
         "a.jsonl": [*hostile.DEEP_JSON, *hostile.LINES],
-        "a.json": [*hostile.JSON, *hostile.MANY_VALUES, b'{"a": ' + hostile.MANY_VALUES[0] + b"}"],
+        "a.json": [*hostile.JSON, _MANY_ROWS, b'{"a": ' + hostile.MANY_VALUES[0] + b"}"],
         "a.csv": hostile.CSV,
         "a.txt": [b"a" * 3_000_000, b" " * 3_000_000, b"\xff\xfea\0"],
         "a.parquet": hostile.parquet_files(),

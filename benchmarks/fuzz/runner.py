@@ -25,7 +25,7 @@ from benchmarks.fuzz.mutations import mutate
 from benchmarks.fuzz.target import Target
 from diablo_ds.errors import UserError
 
-MAX_CPU_S = 60
+MAX_CPU_S = 120
 """Processor time for one input, whatever else the machine does."""
 MAX_GROWTH_BYTES = 3 << 29
 """Resident memory above that before an input."""
