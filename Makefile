@@ -75,9 +75,9 @@ $(READY): pyproject.toml Makefile $(wildcard requirements/*.txt)
 lock: $(TOOLS)/.ready
 	$(TOOLS)/bin/python requirements/lock.py --uv $(TOOLS)/bin/uv $(if $(KEEP),,--upgrade)
 
-# Known vulnerabilities of the locked packages, asked of the index.
+# Known vulnerabilities of the locked packages, asked of the index; fails where it does not know them.
 audit: $(TOOLS)/.ready
-	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes $(addprefix -r requirements/,$(addsuffix .txt,build packages torch triton))
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes $(addprefix -r requirements/,$(addsuffix .txt,build packages torch triton))
 
 $(TOOLS)/.ready: Makefile
 	$(PYTHON) -m venv $(TOOLS)
