@@ -44,7 +44,7 @@ def data_targets(folder: Path, *, large: bool) -> list[Target]:
 
     def read(name: str) -> Any:
         def rows_of(place: Path) -> None:
-            rows = []
+            rows: list[Any] = []
             for row in read_rows(place / name):
                 if len(rows) < _ENCODED:
                     rows.append(row)
