@@ -6,23 +6,21 @@ import math
 
 import pytest
 
-from diablo_ds.config.rate_rule import POWER, REFERENCE_RATE, REFERENCE_WIDTH, choose_rate
+from diablo_ds.config.rate_rule import RATE_TIMES_WIDTH, choose_rate
 from diablo_ds.errors import UserError
 
 
-def test_at_the_width_where_it_was_measured_the_rate_is_the_best_one():
-    rate, reason = choose_rate([REFERENCE_WIDTH] * 4 + [24])
-    assert rate == REFERENCE_RATE
-    assert f"blocks of {REFERENCE_WIDTH} inputs" in reason
-
-
-def test_wider_blocks_get_a_lower_rate_by_a_power_of_the_width():
-    rates = {width: choose_rate([width])[0] for width in (3, 9, 36, 64, 144)}
-    assert sorted(rates.values(), reverse=True) == list(rates.values())
-    for width, rate in rates.items():
-        expected = REFERENCE_RATE * (REFERENCE_WIDTH / width) ** POWER
-        assert math.isclose(rate, expected, rel_tol=0.05)
+def test_the_rate_is_one_over_the_width_to_two_digits():
+    for width in (3, 9, 36, 64, 144):
+        rate, reason = choose_rate([width])
+        assert math.isclose(rate * width, RATE_TIMES_WIDTH, rel_tol=0.05)
         assert rate == float(f"{rate:.1e}")
+        assert f"/ {width}, the inputs of a block" in reason
+
+
+def test_the_width_that_most_layers_have_decides():
+    assert choose_rate([9] * 4 + [24]) == choose_rate([9])
+    assert choose_rate([9, 24, 24]) == choose_rate([24])
 
 
 def test_without_a_target_there_is_no_rate():

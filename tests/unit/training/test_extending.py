@@ -78,7 +78,7 @@ def test_passes_are_named_where_they_make_the_steps(done):
     ],
 )
 def test_what_cannot_be_done_is_refused(changes, parts, done):
-    run_config = done(num_worse=3)
+    run_config = done(num_worse=3, learning_rate=2e-3)
     with pytest.raises(UserError, match=parts):
         _asks(run_config, **changes)
 
