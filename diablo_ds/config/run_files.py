@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.config import remote_code
 from diablo_ds.config.choices import FORMER_CORPORA
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.setting import AUTO, Setting, settings_of
-from diablo_ds.config.starts import STARTS
+from diablo_ds.config.setting import AUTO, Setting, option_name, settings_of
+from diablo_ds.config.starts import BY_COMMAND_ALONE, STARTS
 from diablo_ds.config.suggestion import did_you_mean
 from diablo_ds.config.task_settings import DEFAULT_LIMIT
 from diablo_ds.errors import UserError
@@ -229,11 +228,12 @@ def _with_field_names(values: Mapping[str, Any], source: Path) -> dict[str, Any]
 
 def _check_no_trust(values: dict[str, Any], source: Path, *, is_record: bool) -> None:
     """Take out of a record what no file may give; refuse it in a user's file."""
-    if values.pop(remote_code.NAME, False) and not is_record:
-        raise UserError(
-            f"{remote_code.NAME} must be given on the command line, since a file may be anybody's; "
-            f"got it in {source}; remove it, and give --trust-remote-code"
-        )
+    for name in BY_COMMAND_ALONE:
+        if values.pop(name, False) and not is_record:
+            raise UserError(
+                f"{name} must be given on the command line, since a file may be anybody's; got it "
+                f"in {source}; remove it, and give {option_name(name)}"
+            )
 
 
 def _check_known(values: Mapping[str, Any], known: Collection[str], source: Path) -> None:

@@ -15,8 +15,10 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json
 from diablo_ds.files.hub import is_same_source
 
-_OF_A_START = ("output", remote_code.NAME)
-"""Settings that say nothing of a run: its folder's name, and what no record may give."""
+BY_COMMAND_ALONE = (remote_code.NAME, "allow_group_write")
+"""Settings by which a user trusts others, so that no file can give them, nor a record."""
+_OF_A_START = ("output", *BY_COMMAND_ALONE)
+"""Settings that say nothing of a run."""
 STARTS = "starts"
 """Key of the entries in a run's file; no setting."""
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from diablo_ds.config import remote_code
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config
+from diablo_ds.config.starts import BY_COMMAND_ALONE
 from diablo_ds.errors import UserError
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
 
@@ -25,7 +25,8 @@ def runs_as_json(runs: Iterable[tuple[str, RunConfig]]) -> str:
     """Return runs as this module's program reads them."""
     values = [(name, dataclasses.asdict(run_config)) for name, run_config in runs]
     for _, settings in values:
-        del settings[remote_code.NAME]  # no file may give it; the environment holds it
+        for name in BY_COMMAND_ALONE:  # no file may give them; the environment holds them
+            del settings[name]
     return json.dumps(values)
 
 

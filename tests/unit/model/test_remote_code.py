@@ -12,7 +12,7 @@ from diablo_ds.config import remote_code
 from diablo_ds.config.remote_code import RemoteCode, trust_code, trusts_code
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import parse_run_config
-from diablo_ds.config.starts import changed_settings
+from diablo_ds.config.starts import BY_COMMAND_ALONE, changed_settings
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import build_meta_model, load_model_config
 from diablo_ds.model.small_model import build_small_model
@@ -71,8 +71,9 @@ def test_no_file_can_give_the_setting(monkeypatch):
     assert not trusts_code()
     trust_code(RunConfig(trust_remote_code=True))
     assert trusts_code()
-    with pytest.raises(UserError, match="must be given on the command line"):
-        parse_run_config({"trust_remote_code": True}, Path("theirs.json"))
-    record = parse_run_config({"trust_remote_code": True, "starts": [{}]}, Path("run.json"))
-    assert not record.trust_remote_code
-    assert not changed_settings(record, RunConfig(trust_remote_code=True))
+    for name in BY_COMMAND_ALONE:
+        with pytest.raises(UserError, match=f"{name} must be given on the command line"):
+            parse_run_config({name: True}, Path("theirs.json"))
+        record = parse_run_config({name: True, "starts": [{}]}, Path("run.json"))
+        assert record == RunConfig()
+        assert not changed_settings(record, RunConfig(**{name: True}))
