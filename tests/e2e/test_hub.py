@@ -60,6 +60,7 @@ def test_a_run_keeps_the_revisions_that_it_began_with(hub, model, data, tmp_path
 
 def test_a_mistyped_path_is_an_error_whatever_the_hub_has(hub, model, data):
     hub.push("datasets/prepared/maths", {"train.jsonl": data.read_bytes()})
-    result = diablo_ds("train", "--model", model, "--data", "prepared/maths", check=False)
+    options = ("--model", model, "--num-blocks", 4, "--data", "prepared/maths")
+    result = diablo_ds("train", *options, check=False)
     assert_user_error(result, "data='prepared/maths'", "named hf://prepared/maths")
     assert not [path for path in hub.requests if "prepared" in path]
