@@ -29,6 +29,8 @@ from benchmarks.fuzz.target import Target
 from benchmarks.report import table, write_report
 
 _OUTCOMES = (GOOD, REFUSED, TRACEBACK, CRASH, ENDLESS, MEMORY)
+_LINE_S = 15.0
+"""Seconds between lines of progress."""
 
 
 def all_targets(folder: Path, *, large: bool = True) -> list[Target]:
@@ -62,6 +64,22 @@ def describe(outcomes: Mapping[str, Outcomes]) -> str:
     return f"{text}\n\n{table(('reader', 'inputs', *_OUTCOMES, 'peak MB'), rows)}"
 
 
+class _Progress:
+    """A line now and then: how many inputs, how many of them ended badly, how long it takes."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _LINE_S
+
+    def __call__(self, outcomes: Mapping[str, Outcomes], left_s: float) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next += _LINE_S
+        num_inputs = sum(found.num_inputs for found in outcomes.values())
+        num_bad = sum(found.num_bad for found in outcomes.values())
+        text = f"{num_inputs:,} inputs, {num_bad:,} ended badly, {left_s / 60:.1f} min left"
+        click.echo(text, err=True)
+
+
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
 @click.option("--minutes", type=click.FloatRange(min=0), default=1.0, help="For random inputs.")
 @click.option("--seed", type=int, default=0, help="What the random inputs follow from.")
@@ -83,7 +101,8 @@ def main(minutes: float, seed: int, keep: Path | None, only: str, report: bool) 
         made.mkdir()
         inputs.mkdir()
         targets = [target for target in all_targets(made) if only in target.name]
-        outcomes = fuzz(targets, inputs, seed=seed, seconds=60 * minutes, keep=keep)
+        told = _Progress()
+        outcomes = fuzz(targets, inputs, seed=seed, seconds=60 * minutes, told=told, keep=keep)
     text = describe(outcomes)
     for name, found in outcomes.items():
         for problem in found.problems[:20]:

@@ -15,7 +15,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -64,6 +64,7 @@ def fuzz(
     seed: int,
     inputs: int | None = None,
     seconds: float = 0.0,
+    told: Callable[[Mapping[str, Outcomes], float], object] = lambda outcomes, left_s: None,
     keep: Path | None = None,
 ) -> dict[str, Outcomes]:
     """Try inputs on all targets in turn, the ones made by hand first.
@@ -73,24 +74,33 @@ def fuzz(
         folder: an empty one, to write inputs in.
         seed: what all random inputs follow from.
         inputs: how many random ones; by default as many as fit.
-        seconds: time for them.
+        seconds: time for them, after those made by hand.
+        told: gets the outcomes so far and the seconds that are left of that time, after each input.
         keep: where the files of bad inputs are kept; nowhere by default.
     """
     by_hand = [(t, number) for t, target in enumerate(targets) for number in _hand(target)]
     outcomes = {target.name: Outcomes() for target in targets}
-    deadline, number = time.monotonic() + seconds, 0
-    last = None if inputs is None else len(by_hand) + inputs
-    while last is None or number < last:
-        if last is None and number >= len(by_hand) and time.monotonic() >= deadline:
-            break
+    session = _Session(targets, by_hand, seed, folder, keep)
+    number = 0
+    while number < len(by_hand):
         number = _one_child(
-            _Session(targets, by_hand, seed, folder, keep),
-            number,
-            last,
-            deadline if last is None else None,
-            outcomes,
+            session, number, len(by_hand), None, outcomes, lambda: told(outcomes, seconds)
         )
+    last = None if inputs is None else len(by_hand) + inputs
+    deadline = time.monotonic() + seconds if last is None else None
+
+    def tell() -> None:
+        told(outcomes, max(0.0, deadline - time.monotonic()) if deadline else 0.0)
+
+    while not _is_over(number, last, deadline):
+        number = _one_child(session, number, last, deadline, outcomes, tell)
     return outcomes
+
+
+def _is_over(number: int, last: int | None, deadline: float | None) -> bool:
+    if last is not None:
+        return number >= last
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _hand(target: Target) -> Iterator[tuple[str, int]]:
@@ -141,6 +151,7 @@ def _one_child(
     last: int | None,
     deadline: float | None,
     outcomes: dict[str, Outcomes],
+    tell: Callable[[], object],
 ) -> int:
     """Let a child try inputs from ``first`` on, and return the number behind the last one."""
     context = get_context("fork")
@@ -162,6 +173,7 @@ def _one_child(
         target, outcome, growth, problem = values
         _count(outcomes[target], outcome, growth, problem, session, current)
         number, current = number + 1, None
+        tell()
     child.join()
     ours.close()
     if current is not None:
@@ -197,11 +209,12 @@ def _child(
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + _LIMIT_BYTES, hard))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    number, num_by_hand = first, len(session.by_hand)
-    while last is None or number < last:
-        is_late = deadline is not None and time.monotonic() >= deadline
-        if is_late and number >= num_by_hand:
-            break
+    # What libraries write, such as of names that they do not know, would bury the outcomes.
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    number = first
+    while not _is_over(number, last, deadline):
         pipe.send(("begin", number))
         pipe.send(("end", *_try(session, number)))
         number += 1

@@ -30,13 +30,13 @@ from benchmarks.quality.metamath_commands import (
 )
 from benchmarks.quality.metamath_settings import (
     DS_CONFIG,
-    LEARNING_RATE,
     Settings,
     check_folder,
     record,
     sizes,
 )
 from diablo_ds.cli.console import CONTEXT, clean_errors
+from diablo_ds.config.setting import AUTO
 from diablo_ds.errors import UserError
 from diablo_ds.evaluation.question import Question
 from diablo_ds.evaluation.task_data import find_data, read_first
@@ -184,9 +184,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--targets", multiple=True, help="Target layers; repeatable.  [default: DiaBlo's]")
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
-    default=LEARNING_RATE,
-    help="Peak; none was tuned for 3B.",
+    default=AUTO,
+    help="Peak; auto is the trainer's rule.",
 )
 @click.option(
     "--examples", type=click.IntRange(min=1), help="First rows to train on.  [default: 4 * steps]"

@@ -55,7 +55,7 @@ def training_figures(run_folder: Path) -> dict[str, Any]:
     points = [p for p in read_metrics(files.metrics)[0] if "loss" in p]
     tensors = file_tensors(files.adapter / ADAPTER_TENSOR_FILE)
     last = [p["loss"] for p in points[-_LOSS_STEPS:]]
-    start = load_starts(files.run_config)[-1]
+    start, recorded = load_starts(files.run_config)[-1], load_recorded(files.run_config)
     return {
         "steps": len(points),
         "loss": sum(last) / len(last),
@@ -65,7 +65,8 @@ def training_figures(run_folder: Path) -> dict[str, Any]:
         "peak_memory_bytes": max(p["memory_bytes"] for p in points),
         "trainable_parameters": sum(tensor.num_elements for tensor in tensors.values()),
         "adapter_bytes": (files.adapter / ADAPTER_TENSOR_FILE).stat().st_size,
-        "precision": load_recorded(files.run_config).precision,
+        "learning_rate": recorded.learning_rate,
+        "precision": recorded.precision,
         "hosts": start.get("hosts"),
         "model": start.get("model"),
     }

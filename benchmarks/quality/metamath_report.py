@@ -138,7 +138,7 @@ def _measured(figures: Mapping[str, Any]) -> str:
     training, test = figures["training"], figures["test"]
     settings = figures["settings"]
     header = ["", "accuracy (95 %)", "last number", "trainable", "adapter", "training", "memory"]
-    name = f"DiaBlo N={settings['num_blocks']}, rate {settings['learning_rate']:g}"
+    name = f"DiaBlo N={settings['num_blocks']}, rate {training['learning_rate']:g}"
     rows = [
         [
             name,

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import metamath_protocol as protocol
+from diablo_ds.config.setting import AUTO
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.model.finding import lasting_name
 
 DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json"
-LEARNING_RATE = 5e-4
-"""The README's rate to begin with for 7B models; none was tuned for 3B."""
 _OF_TRAINING = (
     "model",
     "data",
@@ -48,7 +47,8 @@ class Settings:
     steps: int
     num_blocks: str = "64"
     targets: tuple[str, ...] = ()
-    learning_rate: float = LEARNING_RATE
+    learning_rate: str = AUTO
+    """A number, or auto for the trainer's rule."""
     limit: int = 0
     ranks: int = 1
     seed: int = 0
