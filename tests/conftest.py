@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each started process compiles the package
@@ -29,3 +30,15 @@ def pytest_collection_finish() -> None:
 def _seed() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Restore variables and umask, which commands that run in this process set for themselves."""
+    before, mask = dict(os.environ), os.umask(0)
+    os.umask(mask)
+    yield
+    os.umask(mask)
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
 from diablo_ds.launcher.deepspeed_command import build_command, launcher_env
 from diablo_ds.launcher.launcher_output import say
-from diablo_ds.launcher.quoting import pdsh_export
+from diablo_ds.launcher.quoting import bash_word, pdsh_export
 from diablo_ds.ranks.environment import (
     RUN_KEY,
     STORE_FILE,
@@ -121,5 +120,5 @@ def write_harmless_pdsh(folder: Path, search_path: str) -> None:
     """
     if found := shutil.which("pdsh", path=search_path):
         program = folder / "pdsh"
-        program.write_text(_HARMLESS_PDSH.format(pdsh=shlex.quote(os.path.abspath(found))))
+        program.write_text(_HARMLESS_PDSH.format(pdsh=bash_word(os.path.abspath(found))))
         program.chmod(0o700)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,7 +35,7 @@ def processes_of(folder: Path) -> list[str]:
         if process.name.isdigit() and int(process.name) != os.getpid():
             with suppress(OSError):
                 text = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if f" {folder} " in text or f" {folder}/" in text:
+                if re.search(rf"[ =]{re.escape(str(folder))}[ /]", text):
                     found.append(text)
     return found
 

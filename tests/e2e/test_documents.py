@@ -185,6 +185,7 @@ def _diablo_ds_as_shown(arguments, monkeypatch):
         words = words[words.index("deepspeed") + 1 :]
         ranks = int(_value(options, "--nodes")) * int(_value(options, "--gpus-per-node"))
         shown = {"$run_folder": "runs/slurm", "$log_folder": "runs/logs"}
+        shown |= {"--node_rank=$SLURM_NODEID": "--node_rank=0"}
         _deepspeed([shown.get(word, word.replace("$", "")) for word in words], monkeypatch, [ranks])
     else:
         _diablo_ds(arguments)

@@ -16,7 +16,7 @@ from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.e2e
 
-AMOUNTS = {"num_held_out": 12, "num_seeds": 2, "final_examples": 8, "batch_examples": 32}
+AMOUNTS = {"num_held_out": 6, "num_seeds": 2, "final_examples": 8, "batch_examples": 32}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,6 @@ def test_a_study_is_stopped_continues_and_reports(command, tmp_path):
 
 
 def test_mistakes_are_found_before_anything_is_trained(command, tmp_path):
-    words = ["--commonsense", str(tmp_path / "none")]
-    assert_user_error(_run(command, tmp_path / "study", *words), "--commonsense")
+    words = ["--gsm8k", str(tmp_path / "none")]
+    assert_user_error(_run(command, tmp_path / "study", *words), "--gsm8k")
     assert not (tmp_path / "study").exists()

@@ -53,7 +53,7 @@ _CONFIG = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilMo
 
 def test_code_of_an_unknown_architecture_is_refused(model, mark):
     _change(model / "config.json", model_type="evil", auto_map=_CONFIG)
-    with pytest.raises(UserError, match="model config"):
+    with pytest.raises(UserError, match="code that a model brings is not run"):
         load_model_config(model)
     assert not mark.exists()
 
