@@ -208,7 +208,7 @@ def _train(options, monkeypatch, world_sizes=(1,)):
     if "--help" in options:
         _diablo_ds(["train", *options])
         return
-    options = [part for word in options for part in _parts(word)]
+    options = [w for word in options for w in word.split("=", word.startswith("--"))]
     if "--log-folder" in options:  # for the guard
         at = options.index("--log-folder")
         options = options[:at] + options[at + 2 :]
@@ -225,11 +225,6 @@ def _train(options, monkeypatch, world_sizes=(1,)):
                 launched.setenv(name, value)
             text = _diablo_ds(["train", "--dry-run", *options]).stdout
         assert f" x world size {world_size}" in text
-
-
-def _parts(word):
-    """An option and its value, which may be one word."""
-    return word.split("=", 1) if word.startswith("--") and "=" in word else [word]
 
 
 def _python(arguments):
