@@ -33,12 +33,12 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """Restore variables and umask, which commands that run in this process set for themselves."""
-    before, mask = dict(os.environ), os.umask(0)
+def _process() -> Iterator[None]:
+    """Restore the umask, and where Python looks for modules: commands set both for themselves."""
+    before, mask = os.environ.get("PYTHONSAFEPATH"), os.umask(0)
     os.umask(mask)
     yield
     os.umask(mask)
-    if dict(os.environ) != before:
-        os.environ.clear()
-        os.environ.update(before)
+    os.environ.pop("PYTHONSAFEPATH", None)
+    if before is not None:
+        os.environ["PYTHONSAFEPATH"] = before
