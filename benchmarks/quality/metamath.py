@@ -175,6 +175,17 @@ def _num_lines(file: Path) -> int:
 _PATH = click.Path(path_type=Path)
 
 
+def _rate(text: str) -> str:
+    """Return a learning rate as it was given."""
+    try:
+        is_rate = text == AUTO or float(text) > 0
+    except ValueError:
+        is_rate = False
+    if not is_rate:
+        raise click.BadParameter(f"it must be above 0, or {AUTO}; got {text}")
+    return text
+
+
 @click.command(context_settings={**CONTEXT, "show_default": True})
 @click.option("--model", required=True, help=f"Base model; {protocol.MODEL} in the protocol.")
 @click.option("--data", required=True, help="MetaMathQA: a file, a folder or a hub name.")
@@ -185,6 +196,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--learning-rate",
     default=AUTO,
+    callback=lambda context, parameter, text: _rate(text),
     help="Peak; auto is the trainer's rule.",
 )
 @click.option(
