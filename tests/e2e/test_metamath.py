@@ -102,7 +102,7 @@ def test_a_second_call_trains_and_asks_nothing(settings, results):
 
 def test_another_training_in_the_same_folder_is_refused(settings, results):
     other = dataclasses.replace(settings, learning_rate="1.0")
-    with pytest.raises(UserError, match=r"got learning_rate=1\.0, recorded auto;"):
+    with pytest.raises(UserError, match=r"got learning_rate='1.0', recorded 'auto';"):
         run_all(other, _run)
     data = Path(settings.data)
     data.write_text(data.read_text().replace("+", "plus"))
