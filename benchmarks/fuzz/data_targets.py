@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from benchmarks.fuzz import hostile
 from benchmarks.fuzz.target import Target, files_below
+from benchmarks.fuzz.valid import MANIFEST
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a\u00e9", "completion": "b\U0001f98a", "n": 1.5},
@@ -131,7 +132,7 @@ def _prepared(folder: Path) -> list[Target]:
         shard.write_table(table)
     dataset_files.write_part_files(dataset / "train", "train", [name], by_row=True, identity="x")
     dataset_files.write_part_names(dataset, {"train": 3})
-    (dataset / "manifest.json").write_text(json.dumps(_MANIFEST))
+    (dataset / "manifest.json").write_text(json.dumps(MANIFEST))
 
     def load(place: Path) -> None:
         kind_of(place)
@@ -171,22 +172,3 @@ def _prepared(folder: Path) -> list[Target]:
             {"manifest.json": hostile.JSON},
         ),
     ]
-
-
-_MANIFEST = {
-    "tokenizer": {"name": "t", "fingerprint": "f", "probe": [1, 2]},
-    **{key: [{"name": "n", "sha256": "s"}] for key in ("sources", "val_sources", "excluded")},
-    "rows_in": {"n": 3},
-    "rows_left_out": {
-        **dict.fromkeys(("bad", "too_long", "duplicates", "not_in_mix"), 0),
-        "in_tests": {},
-    },
-    "licences": ["l"],
-    "parts": {
-        "train": {
-            **dict.fromkeys(("rows", "cut", "tokens", "target_tokens", "longest"), 3),
-            "largest_id": 9,
-            "length_histogram": {"bin_width": 1, "counts": [3]},
-        }
-    },
-}

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.fuzz import hostile
 from benchmarks.fuzz.target import Target, files_below
+from benchmarks.fuzz.valid import EARLY_ADAPTER
 
 
 def model_targets(folder: Path) -> list[Target]:
@@ -121,14 +122,7 @@ def _adapters(folder: Path) -> list[Target]:
     config = ConfigFile("m", TargetRule(("q_proj",)), 4, num_deltas=1).as_json()
     (present / ADAPTER_CONFIG_FILE).write_text(json.dumps(config))
     save_tensors(early / EARLY_TENSOR_FILE, {"a.q_proj.delta": delta})
-    early_config = {
-        "base_model": "m",
-        "base_fingerprint": "f",
-        "num_blocks": {"a.q_proj": 4},
-        "dropout": 0.0,
-        "format": 1,
-    }
-    (early / EARLY_CONFIG_FILE).write_text(json.dumps(early_config))
+    (early / EARLY_CONFIG_FILE).write_text(json.dumps(EARLY_ADAPTER))
     slow = json.dumps({**config, "target_modules": "(a+)+$|" * 3 + "(.*.*)*x"}).encode()
     return [
         Target(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -59,7 +58,8 @@ def launcher_folder(identity: Identity, environment: Mapping[str, str]) -> Itera
         with contextlib.suppress(FileNotFoundError):
             owned.write_new_file(folder / f"left-{identity.rank}", b"")
             if len(list(folder.glob("left-*"))) == identity.world_size:
-                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    owned.remove_own(folder)
 
 
 def _private_parent(environment: Mapping[str, str]) -> Path:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.fuzz.valid import EARLY_ADAPTER, MANIFEST
 from diablo_ds.adapter.config_file import ConfigFile
 from diablo_ds.adapter.layer_names import TargetRule
 from diablo_ds.adapter.storage import load_adapter_config
@@ -160,13 +161,6 @@ def test_damaged_hostfiles(data, folder):
 
 
 ADAPTER = ConfigFile("m", TargetRule(("q_proj",)), 4, num_deltas=1).as_json()
-EARLY_ADAPTER = {
-    "base_model": "m",
-    "base_fingerprint": "f",
-    "num_blocks": {"a.q_proj": 4},
-    "dropout": 0.0,
-    "format": 1,
-}
 ADAPTER_FORMS = {ADAPTER_CONFIG_FILE: ADAPTER, EARLY_CONFIG_FILE: EARLY_ADAPTER}
 
 
@@ -185,28 +179,10 @@ def test_any_values_in_an_adapter_config(name, values, tmp_path_factory):
     result_or_user_error(lambda: load_adapter_config(folder), folder)
 
 
-MANIFEST = json.dumps(
-    {
-        "tokenizer": {"name": "t", "fingerprint": "f", "probe": [1, 2]},
-        **{key: [{"name": "n", "sha256": "s"}] for key in ("sources", "val_sources", "excluded")},
-        "rows_in": {"n": 3},
-        "rows_left_out": {
-            **dict.fromkeys(("bad", "too_long", "duplicates", "not_in_mix"), 0),
-            "in_tests": {},
-        },
-        "licences": ["l"],
-        "parts": {
-            "train": {
-                **dict.fromkeys(("rows", "cut", "tokens", "target_tokens", "longest"), 3),
-                "largest_id": 9,
-                "length_histogram": {"bin_width": 1, "counts": [3]},
-            }
-        },
-    }
-).encode()
+MANIFEST_FILE = json.dumps(MANIFEST).encode()
 
 
-@given(data=mutated([MANIFEST]))
+@given(data=mutated([MANIFEST_FILE]))
 def test_damaged_manifests(data, folder):
     dataset = folder / "dataset"
     dataset.mkdir(exist_ok=True)
@@ -215,7 +191,7 @@ def test_damaged_manifests(data, folder):
 
 
 def test_the_valid_forms_are_valid(tmp_path):
-    (tmp_path / "manifest.json").write_bytes(MANIFEST)
+    (tmp_path / "manifest.json").write_bytes(MANIFEST_FILE)
     assert load_manifest(tmp_path)["rows_in"] == {"n": 3}
     _write_deltas(tmp_path)
     for name in (EARLY_CONFIG_FILE, ADAPTER_CONFIG_FILE):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from diablo_ds.data.prepare.chunks import ChunkEncoder, encode_in_worker, start_
 from diablo_ds.data.text import tokenization
 from diablo_ds.data.text.tokenization import Tokenizer
 from diablo_ds.errors import UserError
+from diablo_ds.files.safe_python import safe_children
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -77,23 +77,16 @@ def _pool(
     num_proc: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of worker processes, which ends with the block."""
-    # A new Python looks for modules in the current folder first, where a user's math.py or
-    # random.py would hide Python's own.
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_proc, context, initializer, initargs)
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise OSError(
-            "a worker process ended before its work was done, perhaps killed because memory ran "
-            "out; finished work is kept: run the same command again to continue, with a lower "
-            "--num-proc if memory was short"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+    with safe_children():
+        pool = ProcessPoolExecutor(num_proc, context, initializer, initargs)
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise OSError(
+                "a worker process ended before its work was done, perhaps killed because memory "
+                "ran out; finished work is kept: run the same command again to continue, with a "
+                "lower --num-proc if memory was short"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import multiprocessing
-import os
 import resource
 import signal
 import threading
@@ -18,6 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.safe_python import safe_children
 
 LIMIT_S = 30.0
 """Time for one comparison; after it the answers count as different."""
@@ -74,17 +74,8 @@ def _running() -> tuple[SpawnProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    # A new Python looks for modules in the current folder first, where a user's math.py would hide
-    # Python's own.
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
+    with safe_children():
         process.start()
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
     theirs.close()
     try:
         is_started = ours.poll(_START_S) and ours.recv()
