@@ -53,7 +53,7 @@ class Decoder:
         self._problem = ""
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object,
-            parse_int=self._integer,
+            parse_int=self._finite_integer if finite else self._integer,
             parse_float=self._number if finite else None,
             parse_constant=self._constant if finite else None,
         )
@@ -91,6 +91,10 @@ class Decoder:
             self._problem = f"an integer must have at most {MAX_DIGITS:,} digits: {len(digits):,}"
             return 0
         return int(digits)
+
+    def _finite_integer(self, digits: str) -> int | float:
+        self._number(digits)
+        return self._integer(digits)
 
     def _number(self, digits: str) -> float:
         value = float(digits)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diablo_ds.files import owned
+from diablo_ds.files import owned, strict_json
 from diablo_ds.files.layout import RANK_RECORDS
 from diablo_ds.ranks.memory_kills import KILLER, log_of_kill
 
@@ -98,8 +98,8 @@ def read_records(folder: Path) -> list[RankRecord]:
     """
     records = []
     for path in sorted(folder.glob(RANK_RECORDS)):
-        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            records.append(_parse(json.loads(owned.read_own_file(path))))
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            records.append(_parse(strict_json.loads(owned.read_own_file(path))))
     return records
 
 

@@ -1,188 +1,140 @@
 """The pages of a parquet file, looked at before they are decoded: what a row can take in memory.
 
 A page says how large it becomes, and two bytes repeat a text of a dictionary: 700 bytes of a file
-become gigabytes. A page's header is a struct of Thrift's compact protocol, in the fields of
-`parquet.thrift`: 2 the decompressed size, 3 the size in the file, 5 and 8 the headers of data pages
-of version 1 and 2, 7 of a dictionary.
+become gigabytes. The footer is read here and not asked of pyarrow, whose process ends by SIGABRT
+when it is asked for a column of which a damaged footer counts more levels than there are. Fields'
+numbers are those of `parquet.thrift`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, TypeVar
 
+from diablo_ds.data.corpora import thrift
 from diablo_ds.errors import UserError
+
+_T = TypeVar("_T")
 
 MAX_PAGE_BYTES = 1 << 27
 """Decompressed page of a column; writers make pages of 1 MiB, or of some 1,000 rows."""
 MAX_ROW_BYTES = 1 << 32
 """What the values of one row of a column, all as long as its dictionary, may take."""
 _BATCH_BYTES = 1 << 26
-_MAX_HEADER_BYTES = 1 << 24
-_BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _MAP, _STRUCT = (
-    (1, 2),
-    3,
-    (4, 5, 6),
-    7,
-    8,
-    (9, 10),
-    11,
-    12,
-)
-_MAX_DEPTH = 16
+_TEXT_TYPES = (6, 7)
+"""BYTE_ARRAY and FIXED_LEN_BYTE_ARRAY."""
+_MAGIC = b"PAR1"
 
 
-def rows_at_once(path: Path, metadata: Any, most: int) -> int:
+def rows_at_once(path: Path, most: int) -> int:
     """Return how many rows of a parquet file can be decoded at once in bounded memory.
 
     Args:
         path: the file.
-        metadata: its metadata, as pyarrow has it.
         most: rows to decode at once where nothing speaks against it.
 
     Raises:
         UserError: if a page or a row is too large.
-        ArrowInvalid: if a page's header is damaged.
+        ArrowInvalid: if the footer or a page's header is damaged.
     """
+    import pyarrow as pa
+
     row_bytes = 0
     with path.open("rb") as file:
-        for group in range(metadata.num_row_groups):
-            described = metadata.row_group(group)
-            columns = (described.column(number) for number in range(described.num_columns))
-            sizes = [_row_bytes(file, column, described.num_rows, path) for column in columns]
-            row_bytes = max(row_bytes, sum(sizes))
+        try:
+            for columns, num_rows in _row_groups(file):
+                sizes = [_row_bytes(file, column, num_rows, path) for column in columns]
+                row_bytes = max(row_bytes, sum(sizes))
+        except (IndexError, ValueError, struct.error) as error:
+            raise pa.ArrowInvalid(f"a damaged footer or header of a page: {error}") from None
     return max(1, min(most, _BATCH_BYTES // max(1, row_bytes)))
 
 
-def _row_bytes(file: IO[bytes], column: Any, num_rows: int, path: Path) -> int:
+class _Column(NamedTuple):
+    """A column's chunk in a row group."""
+
+    name: str
+    is_text: bool
+    num_values: int
+    num_bytes: int
+    """In the file."""
+    start: int
+    """Offset of its first page."""
+
+
+def _row_groups(file: IO[bytes]) -> Iterator[tuple[list[_Column], int]]:
+    """Yield the columns of each row group, and its number of rows.
+
+    Raises:
+        IndexError: if the footer ends too early.
+        ValueError: if it is damaged.
+    """
+    file.seek(-8, os.SEEK_END)
+    length, magic = struct.unpack("<I4s", file.read(8))
+    if magic != _MAGIC or length + 8 > file.tell():
+        raise ValueError("no footer")
+    footer = thrift.read_struct(file, file.tell() - 8 - length).fields
+    for group in _field(footer, 4, list):
+        columns = [_column(_field(chunk, 3, dict)) for chunk in _field(group, 1, list)]
+        yield columns, _field(group, 3, int)
+
+
+def _column(described: Mapping[int, Any]) -> _Column:
+    names = b".".join(_field(described, 3, list)).decode(errors="replace")
+    starts = [_field(described, 9, int)]
+    if described.get(11):
+        starts.append(_field(described, 11, int))  # of the dictionary
+    is_text = _field(described, 1, int) in _TEXT_TYPES
+    num_values, num_bytes = (_field(described, number, int) for number in (5, 7))
+    return _Column(names, is_text, num_values, num_bytes, min(starts))
+
+
+def _field(fields: Any, number: int, kind: type[_T]) -> _T:
+    value = fields.get(number) if isinstance(fields, dict) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"field {number} must be there, of another kind")
+    return value
+
+
+def _row_bytes(file: IO[bytes], column: _Column, num_rows: int, path: Path) -> int:
     """Return what a row of a column chunk can take, as far as a dictionary repeats texts."""
     dictionary_bytes = 0
     for size, is_dictionary in _pages(file, column):
         if size > MAX_PAGE_BYTES:
             raise UserError(
                 f"a page of a parquet file must have at most {MAX_PAGE_BYTES:,} bytes when it is "
-                f"decompressed; got {size:,} in column {column.path_in_schema!r:.80} of {path}; "
+                f"decompressed; got {size:,} in column {column.name!r:.80} of {path}; "
                 "write it with smaller pages"
             )
         if is_dictionary:
             dictionary_bytes = max(dictionary_bytes, size)
-    if column.physical_type not in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
+    if not column.is_text:
         dictionary_bytes = min(dictionary_bytes, 16)
-    row_bytes: int = dictionary_bytes * max(1, column.num_values // max(1, num_rows))
+    row_bytes = dictionary_bytes * max(1, column.num_values // max(1, num_rows))
     if row_bytes > MAX_ROW_BYTES:
         raise UserError(
             f"a row of a parquet file must have at most {MAX_ROW_BYTES:,} bytes; got up to "
-            f"{row_bytes:,} in column {column.path_in_schema!r:.80} of {path}"
+            f"{row_bytes:,} in column {column.name!r:.80} of {path}"
         )
     return row_bytes
 
 
-def _pages(file: IO[bytes], column: Any) -> Iterator[tuple[int, bool]]:
+def _pages(file: IO[bytes], column: _Column) -> Iterator[tuple[int, bool]]:
     """Yield the decompressed size of each page of a column chunk, and whether it is a dictionary.
 
     Raises:
-        ArrowInvalid: if a header is damaged.
+        IndexError: if a header ends too early.
+        ValueError: if it is damaged.
     """
-    import pyarrow as pa
-
-    starts = [column.data_page_offset]
-    if column.has_dictionary_page and column.dictionary_page_offset:
-        starts.append(column.dictionary_page_offset)
-    place = min(starts)
-    end = place + column.total_compressed_size
+    place = column.start
+    end = place + column.num_bytes
     while 0 <= place < end:
-        header = _Header(file, place)
-        try:
-            fields = header.struct()
-        except (IndexError, ValueError) as error:
-            raise pa.ArrowInvalid(f"a page has a damaged header: {error}") from None
-        size, stored = (fields.get(number) for number in (2, 3))
-        if not (isinstance(size, int) and isinstance(stored, int) and min(size, stored) >= 0):
-            raise pa.ArrowInvalid("a page must have a size")
+        fields, length = thrift.read_struct(file, place)
+        size, stored = (_field(fields, number, int) for number in (2, 3))
+        if min(size, stored) < 0:
+            raise ValueError("a page must have a size")
         yield size, 7 in fields
-        place += header.place + stored
-
-
-class _Header:
-    """Reads a struct of Thrift's compact protocol from a place in a file."""
-
-    def __init__(self, file: IO[bytes], place: int) -> None:
-        file.seek(place)
-        self._file = file
-        self._data = file.read(256)
-        self.place = 0
-        """Bytes that were read."""
-
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Return the fields of a struct; of structs inside it, only that they are there.
-
-        Raises:
-            IndexError: if the file ends.
-            ValueError: if it is no struct.
-        """
-        fields: dict[int, Any] = {}
-        number = 0
-        while head := self._byte():
-            delta, kind = divmod(head, 16)
-            number = number + delta if delta else self._signed()
-            fields[number] = self._value(kind, depth)
-        return fields
-
-    def _value(self, kind: int, depth: int) -> Any:
-        if depth > _MAX_DEPTH:
-            raise ValueError("it is nested too deeply")
-        if kind in _BOOLEANS:
-            return None
-        if kind in _INTEGERS:
-            return self._signed()
-        if kind in (_BYTE, _DOUBLE, _BINARY):
-            self._skip({_BYTE: 1, _DOUBLE: 8}.get(kind) or self._unsigned())
-        elif kind in _LISTS:
-            count, inner = divmod(self._byte(), 16)
-            for _ in range(self._unsigned() if count == 15 else count):
-                self._element(inner, depth)
-        elif kind == _MAP:
-            count = self._unsigned()
-            kinds = divmod(self._byte(), 16) if count else (0, 0)
-            for _ in range(count):
-                for inner in kinds:
-                    self._element(inner, depth)
-        elif kind == _STRUCT:
-            self.struct(depth + 1)
-        else:
-            raise ValueError(f"it has a field of kind {kind}")
-        return None
-
-    def _element(self, kind: int, depth: int) -> None:
-        if kind in _BOOLEANS:
-            self._skip(1)
-        else:
-            self._value(kind, depth + 1)
-
-    def _byte(self) -> int:
-        self._skip(1)
-        return self._data[self.place - 1]
-
-    def _skip(self, count: int) -> None:
-        self.place += count
-        while self.place > len(self._data):
-            more = self._file.read(len(self._data))
-            if not more or len(self._data) > _MAX_HEADER_BYTES:
-                raise IndexError("it has no end")
-            self._data += more
-
-    def _unsigned(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-            if shift > 63:
-                raise ValueError("a number has no end")
-
-    def _signed(self) -> int:
-        value = self._unsigned()
-        return (value >> 1) ^ -(value & 1)
+        place += length + stored

@@ -110,7 +110,7 @@ def read_parquet(path: Path) -> Iterator[RawRow]:
 
     with _valid(path, "parquet") as rows, pq.ParquetFile(path) as file:
         _check_names(file.schema_arrow.names, path)
-        num_rows = rows_at_once(path, file.metadata, _ROWS_PER_BATCH)
+        num_rows = rows_at_once(path, _ROWS_PER_BATCH)
         for batch in file.iter_batches(batch_size=num_rows):
             yield from rows.of(batch)
 

@@ -34,6 +34,8 @@ _PROBE = "The 2 quick foxes: {x: -1.5}\n\tna\u00efve \u4f60\u597d \U0001f98a"
 _SPACES = ("a ", "a  b", "  a", "\n a\n ")
 """Texts whose white space some tokenizers remove or confuse with their own."""
 
+MAX_TOKEN_ID = (1 << 24) - 1
+"""Some 60 times the vocabulary of the largest tokenizers."""
 NOT_CHARACTERS = "the tokenizer must keep control tokens in a text as characters"
 """Reason why a row is rejected."""
 
@@ -205,6 +207,11 @@ def _load_hugging_face(folder: Path) -> Tokenizer:
         raise UserError(
             "tokenizer must be a fast one or a SentencePiece model; got "
             f"{type(loaded).__name__} in {folder}"
+        )
+    last = max(backend.get_vocab().values(), default=0)
+    if last > MAX_TOKEN_ID:  # the library goes through all ids up to the last one
+        raise UserError(
+            f"a tokenizer's token ids must be at most {MAX_TOKEN_ID:,}; got {last:,} in {folder}"
         )
     if loaded.eos_token_id is None:
         raise _no_end_token(folder, "eos_token in its tokenizer_config.json")

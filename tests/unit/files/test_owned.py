@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -173,6 +174,17 @@ def test_pipes_in_a_log_folder_stop_nobody(folder):
     assert last_lines(log_file(folder, 1)) == ["(no log)"]
     assert not owned.is_own_file(folder / FAILED_FILE)
     write_record(folder, RECORD)
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "1" + "0" * 400, "[" * 5000])
+def test_a_damaged_record_is_skipped(number, folder):
+    write_record(folder, RECORD)
+    path = record_file(folder, RECORD.rank)
+    assert read_records(folder) == [RECORD]
+    values = json.loads(path.read_text())
+    changed = json.dumps(values | {"started": "?"}).replace('"?"', number)
+    path.write_text(changed)
+    assert read_records(folder) == []
 
 
 @as_root

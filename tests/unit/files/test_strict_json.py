@@ -26,6 +26,7 @@ def test_what_json_holds_is_read(value, mark):
         (b'{\n"a": NaN}', 1, 1, "must be finite: NaN"),
         (b"[-Infinity]", 1, 1, "must be finite: -Infinity"),
         (b"[1e999]", 1, 1, "in the range of a double: 1e999"),
+        (b'{"a": 1' + b"0" * 400 + b"}", 1, 1, "in the range of a double: 1000"),
         (b"[" + b"7" * 5000 + b"]", 1, 1, "at most 4,300 digits: 5,000"),
         (b"[" * 200_000, 1, 1, "may be nested"),
         (b"[" * 150 + b"]" * 150, 1, 1, "at most 100 lists and objects may be nested"),

@@ -82,10 +82,39 @@ def test_a_text_that_many_rows_of_parquet_repeat(tmp_path):
 def test_few_rows_at_once_where_a_dictionary_is_large(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"a": _repeated("a" * 500_000, 10), "n": range(10)}), path)
-    most = parquet_pages.rows_at_once(path, pq.ParquetFile(path).metadata, 1000)
+    most = parquet_pages.rows_at_once(path, 1000)
     assert 100 < most < 140
     pq.write_table(pa.table({"a": ["b"] * 10, "n": [[1.5] * 9] * 10}), path)
-    assert parquet_pages.rows_at_once(path, pq.ParquetFile(path).metadata, 1000) == 1000
+    assert parquet_pages.rows_at_once(path, 1000) == 1000
+
+
+def test_what_a_footer_says_is_what_pyarrow_reads_in_it(tmp_path):
+    rows = {"a": ["b", None] * 500, "n": [[1.5], []] * 500, "s": [{"c": 1, "d": "e"}] * 1000}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=300)
+    metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
+    with (tmp_path / "a.parquet").open("rb") as file:
+        groups = list(parquet_pages._row_groups(file))
+    assert [num_rows for _, num_rows in groups] == [300, 300, 300, 100]
+    for number, (columns, _) in enumerate(groups):
+        group = metadata.row_group(number)
+        theirs = [group.column(c) for c in range(group.num_columns)]
+        assert [(c.name, c.num_values, c.num_bytes) for c in columns] == [
+            (c.path_in_schema, c.num_values, c.total_compressed_size) for c in theirs
+        ]
+        assert [c.start for c in columns] == [c.dictionary_page_offset for c in theirs]
+        assert [c.is_text for c in columns] == [c.physical_type == "BYTE_ARRAY" for c in theirs]
+
+
+def test_a_footer_that_counts_more_levels_than_a_column_has(tmp_path):
+    """pyarrow ends the process when it is asked for such a column."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["b", "c"]}), path)
+    content = path.read_bytes()
+    # An empty list of repetition levels, and two numbers of definition levels: the other way round.
+    empty, numbers = b"\x19\x06", b"\x19\x26\x00\x04"
+    assert content.count(empty + numbers) == 1
+    path.write_bytes(content.replace(empty + numbers, numbers + empty))
+    _refused(path, "histogram")
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])

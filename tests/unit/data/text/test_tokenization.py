@@ -187,6 +187,17 @@ def test_tokenizers_that_cannot_be_used_are_named(tmp_path):
         load_tokenizer(broken)
 
 
+def test_a_token_id_far_beyond_the_others(tmp_path):
+    """The library takes gigabytes for the ids between them, or ends the process."""
+    folder = kinds.save_metaspace(tmp_path)
+    values = json.loads((folder / "tokenizer.json").read_text())
+    vocab = values["model"]["vocab"]
+    vocab[list(vocab)[-1]] = 1 << 31
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"ids must be at most 16,777,215; got 2,147,483,648"):
+        load_tokenizer(folder)
+
+
 def test_the_fingerprint_covers_what_changes_tokens(tmp_path):
     folder = kinds.save_bytelevel(tmp_path / "t")
     before = fingerprint(folder)
