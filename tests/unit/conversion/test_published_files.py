@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 
 import pytest
 import torch
@@ -137,6 +138,8 @@ def test_missing_cut_and_foreign_files_are_refused(base, tmp_path):
     assert f"must exist; got {file}" in _import(tmp_path, base, output).stderr
     torch.save(_publish(build_model(), 4), file)
     assert "must be an existing folder" in _import(file, "/none", output).stderr
+    _replace_pickle(file, b"\x80\x02.")  # ends with nothing on its stack
+    assert "one that torch.save wrote" in _import(file, base, output).stderr
     file.write_bytes(file.read_bytes()[:-100])
     assert "file must be" in _import(file, base, output).stderr
     file.write_text("no pickle")
@@ -145,3 +148,11 @@ def test_missing_cut_and_foreign_files_are_refused(base, tmp_path):
     assert f"got {file}" in result.stderr
     output.mkdir()
     assert "which exists" in _import(file, base, output).stderr
+
+
+def _replace_pickle(file, pickle):
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, pickle if name.endswith("data.pkl") else content)

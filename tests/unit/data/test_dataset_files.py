@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from diablo_ds.data import dataset_files
-from diablo_ds.data.dataset_files import COLUMNS, ROW_COLUMN, TOKENS, read_columns
+from diablo_ds.data.dataset_files import COLUMNS, ROW_COLUMN, TOKENS, is_tokenised, read_columns
 from diablo_ds.errors import UserError
 
 ROWS = [[1, 2, 3], [4], [5, 6]]
@@ -71,6 +71,16 @@ def test_missing_parts_and_columns_are_named(tmp_path):
     datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "raw")
     with pytest.raises(UserError, match="must have columns input_ids and labels; got text"):
         read_columns(tmp_path / "raw", "train")
+
+
+def test_a_column_whose_name_is_not_utf_8(tmp_path):
+    folder = _write(tmp_path / "d")
+    (shard, *_) = sorted((folder / "train").glob("*.arrow"))
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b"labels", b"labe\xffs"))
+    assert is_tokenised(folder)
+    with pytest.raises(UserError, match=r"must be a prepared dataset; got .*decode byte"):
+        read_columns(folder, "train")
 
 
 def test_no_code_beside_a_dataset_is_run(tmp_path):
