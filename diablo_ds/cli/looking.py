@@ -8,19 +8,25 @@ from pathlib import Path
 import click
 
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo
+from diablo_ds.cli.watching import show_again
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("run_folder", type=click.Path(path_type=Path))
-def status(run_folder: Path) -> None:
-    """Show step, loss, rate and time left of a run, from its folder alone.
+@click.option("--watch", is_flag=True, help="Show it again every two seconds while the run lives.")
+def status(run_folder: Path, watch: bool) -> None:
+    """Show how a run stands, from its folder alone: step, loss, rate, time left, ranks, events.
 
-    Of an evaluation it shows how many answers there are, and how it is continued.
+    It can be asked on any host that sees the folder, while the run lives or after. Of a sweep its
+    table is shown, of an evaluation how many answers there are, and how it is continued.
     """
     with clean_errors():
-        from diablo_ds.launcher.status import describe_status
+        from diablo_ds.launcher.status import describe_status, look
 
-        click.echo(describe_status(run_folder))
+        if watch:
+            show_again(lambda: look(run_folder))
+        else:
+            click.echo(describe_status(run_folder))
 
 
 @click.command(context_settings=CONTEXT)

@@ -7,6 +7,8 @@ out of it, and refuses it before memory is gone.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -59,6 +61,22 @@ def read_lines(file: IO[bytes]) -> Iterator[bytes]:
         yield line
         if len(line) > MAX_LINE_BYTES:
             return
+
+
+def read_start(path: Path, max_bytes: int) -> bytes:
+    """Return the beginning of a file, whoever wrote it; waits for no pipe and follows no link.
+
+    Raises:
+        UserError: if it is no regular file.
+        OSError: if it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"a record must be a regular file; got {path}; remove it")
+        return os.read(descriptor, max_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def check_values(text: str) -> str:

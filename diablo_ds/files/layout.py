@@ -136,6 +136,8 @@ class RunFolder:
         return has_adapter and self._progress().get("done", True) is True
 
     def _progress(self) -> dict[str, Any]:
+        if not self.progress.is_file():
+            return {}
         try:
             values = read_json(self.progress)
         except ValueError:

@@ -20,6 +20,7 @@ from typing import Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.files import modes, owned
+from diablo_ds.files.bounds import read_start
 from diablo_ds.files.layout import OWNER_FOLDER
 from diablo_ds.files.process_status import process_status
 
@@ -133,14 +134,8 @@ def owner_file(folder: Path, number: int) -> Path:
 
 
 def read(path: Path) -> bytes:
-    """Read an owner's file, which may be anything by now."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"owner's file must be a regular file; got {path}; remove it")
-        return os.read(descriptor, 2 * _RECORD_BYTES)
-    finally:
-        os.close(descriptor)
+    """Read an owner's file, which may be anything by now. Raises as `read_start` does."""
+    return read_start(path, 2 * _RECORD_BYTES)
 
 
 def to_bytes(owner: Owner) -> bytes:

@@ -19,6 +19,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import OWNER_FOLDER
@@ -155,6 +156,32 @@ def living_owner(folder: Path) -> str:
         with contextlib.suppress(FileNotFoundError):
             owner = parse(read(owner_file(folder, number)))
     return owner.text() if owner is not None and _is_dead(owner) is False else ""
+
+
+class LastOwner(NamedTuple):
+    """Who owned a folder last, as far as any host that sees it can tell."""
+
+    owner: Owner
+    is_alive: bool
+    """By its process on its own machine; elsewhere by its heartbeat and this host's clock."""
+    heartbeat_age_s: float
+    """Seconds since its file was written."""
+
+
+def last_owner(folder: Path) -> LastOwner | None:
+    """Return who owns a folder or owned it last, whoever that is; None where nobody is known."""
+    number = max(numbers(folder), default=0)
+    path = owner_file(folder, number)
+    try:
+        owner = parse(read(path)) if number else None
+        age_s = max(0.0, time.time() - path.stat().st_mtime) if owner is not None else 0.0
+    except (OSError, UserError):
+        return None
+    if owner is None:
+        return None
+    is_dead = _is_dead(owner)
+    is_alive = age_s < DEAD_AFTER_S if is_dead is None else not is_dead
+    return LastOwner(owner, is_alive, age_s)
 
 
 def refuse_owned(folder: Path, what: str) -> None:

@@ -38,6 +38,7 @@ from diablo_ds.ranks.heartbeat import DESCRIPTOR, RUN_FOLDER, STACKS_SIGNAL
 from diablo_ds.ranks.memory_kills import explain_kill, read_counter
 from diablo_ds.ranks.records import (
     FAILED_FILE,
+    NOTE_S,
     STOP_FILE,
     STOP_GRACE_S,
     STOPPED,
@@ -94,6 +95,7 @@ class Guard:
         self._kill_at = float("inf")
         self._forward_later: int | None = None
         self._next_folder_poll = 0.0
+        self._last_note = 0
         self._ancestors = ancestors()
         self._partial = b""
 
@@ -119,7 +121,7 @@ class Guard:
         os.close(beats_end)
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        record = RankRecord(
+        self.record = record = RankRecord(
             rank=self.rank,
             host=socket.gethostname(),
             pid=self.process.pid,
@@ -191,7 +193,14 @@ class Guard:
         return bool(data)
 
     def _look_after(self, now: float) -> None:
-        """Stop the rank where there is a reason to."""
+        """Note what the rank does, and stop it where there is a reason to."""
+        note = int(time.time() // NOTE_S)
+        if note != self._last_note:
+            self._last_note = note
+            phase_s = now - self.watch.last_beat if self.watch.phase else 0.0
+            self._write(
+                replace(self.record, phase=self.watch.phase, phase_s=phase_s, noted=time.time())
+            )
         if now > self._kill_at:
             self._send(signal.SIGKILL)
         elif not self._has_hung and self.watch.is_late(now):

@@ -1,4 +1,4 @@
-"""Where a run stands, from its folder alone: step, loss, rate, time left, ranks."""
+"""Where a run stands, from its folder alone: step, loss, rate, time left, ranks, events."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
+from diablo_ds.launcher.rank_status import describe_ranks
 from diablo_ds.launcher.sweep_report import describe_sweep
-from diablo_ds.ranks.records import last_log_folder, read_records
+from diablo_ds.ranks.records import last_log_folder
 from diablo_ds.training.metrics_file import format_seconds, lowest_heldout, read_metrics
+from diablo_ds.training.run_events import Event, read_events
+from diablo_ds.training.standing import DONE, RUNNING, find_standing
 
 RECENT_STEPS = 50
+SHOWN_EVENTS = 5
 
 
 def describe_status(folder: Path) -> str:
@@ -23,21 +28,43 @@ def describe_status(folder: Path) -> str:
     Raises:
         UserError: if the folder is none of these.
     """
+    return look(folder)[0]
+
+
+def look(folder: Path) -> tuple[str, bool]:
+    """Return what `describe_status` does, and whether that may change, as far as can be told.
+
+    Raises:
+        UserError: if the folder is none of these.
+    """
     if kind_of(folder) is Kind.SWEEP:
-        return describe_sweep(folder)
+        return describe_sweep(folder), True
     if kind_of(folder) is Kind.EVALUATION:
         from diablo_ds.evaluation.description import describe_evaluation_status  # it needs torch
 
-        return describe_evaluation_status(folder)
+        return describe_evaluation_status(folder), True
     files = RunFolder(folder)
+    standing = find_standing(files)
+    lines = [f"Run {folder}", f"  state       {standing.text()}"]
     if not files.run_config.is_file():
-        if files.logs.is_dir():
-            return f"Run {folder}\n  it has not started to train yet"
-        raise UserError(f"path must be a run folder; got {folder}, {kind_of(folder).value}")
+        if not files.logs.is_dir():
+            raise UserError(f"path must be a run folder; got {folder}, {kind_of(folder).value}")
+        lines.append("  step        it has not started to train yet")
+    else:
+        lines += _progress_lines(files, is_done=standing.state == DONE)
+    last = last_log_folder(files.logs)
+    if last is not None:
+        running = standing.state == RUNNING
+        lines += [*describe_ranks(standing.records, is_running=running), f"  logs        {last}"]
+    lines += _event_lines(read_events(files))
+    return "\n".join(lines), standing.state == RUNNING
+
+
+def _progress_lines(files: RunFolder, *, is_done: bool) -> list[str]:
     points, _ = read_metrics(files.metrics)
     wanted = {"loss", "step_s", "tokens_per_s"}
     steps = [point for point in points if wanted <= point.keys()]
-    lines = [f"Run {folder}"]
+    lines = ["  step        none yet"]
     if steps:
         last = steps[-1]
         recent = steps[-RECENT_STEPS:]
@@ -45,26 +72,20 @@ def describe_status(folder: Path) -> str:
         step_s = statistics.median(point["step_s"] for point in recent)
         rate = statistics.median(point["tokens_per_s"] for point in recent)
         ago = format_seconds(max(0.0, time.time() - files.metrics.stat().st_mtime))
-        is_done = files.is_done()
         if is_done or num_steps is None or not math.isfinite(step_s):
             left = "done" if is_done else "unknown"
-            if early_stop := files.early_stop():
-                left += f", stopped early {early_stop}"
         else:
             left = format_seconds((num_steps - last["step"]) * step_s)
         of_all = "" if num_steps is None else f"/{num_steps} ({last['step'] / num_steps:.1%})"
         heldout = [p for p in points if "heldout_loss" in p]
-        lines += [
+        lines = [
             f"  step        {last['step']}{of_all}, written {ago} ago",
             f"  loss        {last['loss']:.4f}" + _heldout_text(heldout),
-            f"  rate        {step_s:.2f} s per step, {rate:,.0f} tokens/s",
+            f"  rate        {step_s:.2f} s per step, {rate:,.0f} tokens/s{_wait_text(recent)}",
             f"  time left   {left}",
         ]
-    else:
-        lines.append("  step        none yet")
     checkpoints = list_checkpoints(files.checkpoints)
-    lines.append(f"  checkpoint  {checkpoints[0] if checkpoints else 'none yet'}")
-    return "\n".join([*lines, *_rank_lines(files.logs)])
+    return [*lines, f"  checkpoint  {checkpoints[0] if checkpoints else 'none yet'}"]
 
 
 def _heldout_text(points: Sequence[Mapping[str, float]]) -> str:
@@ -79,15 +100,16 @@ def _heldout_text(points: Sequence[Mapping[str, float]]) -> str:
     return text
 
 
-def _rank_lines(logs: Path) -> list[str]:
-    """Return the state of the ranks of the last start."""
-    last = last_log_folder(logs)
-    if last is None:
-        return []
-    records = read_records(last)
-    running = [record for record in records if record.exit_code is None]
-    hosts = ", ".join(sorted({record.host for record in records}))
-    codes = sorted({record.exit_code for record in records if record.exit_code is not None})
-    ended = f"{len(records) - len(running)} ended with exit code {', '.join(map(str, codes))}"
-    state = [f"{len(running)} running"] * bool(running) + [ended] * bool(codes)
-    return [f"  ranks       {'; '.join(state)}; on {hosts}", f"  logs        {last}"]
+def _wait_text(points: Sequence[Mapping[str, float]]) -> str:
+    """Return how long the slowest rank waited for data, where that is more than a hundredth."""
+    waited = sum(point.get("wait_s", 0.0) for point in points)
+    share = waited / max(1e-9, sum(point["step_s"] for point in points))
+    return f"; {share:.0%} of it the slowest rank waits for data" if share >= 0.01 else ""
+
+
+def _event_lines(events: Sequence[Event]) -> list[str]:
+    lines: list[str] = []
+    for event in events[-SHOWN_EVENTS:]:
+        when = f"{datetime.fromtimestamp(event.time):%Y-%m-%d %H:%M:%S}  " if event.time else ""
+        lines.append(f"  {'' if lines else 'events':<10}  {when}{event.text}")
+    return lines

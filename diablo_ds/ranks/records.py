@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.files import owned, strict_json
+from diablo_ds.files.bounds import read_start
 from diablo_ds.files.layout import RANK_RECORDS
 from diablo_ds.ranks.memory_kills import KILLER, log_of_kill
 
@@ -29,6 +30,8 @@ WARNING_VARIABLE = "DIABLO_SLURM_WARNING_S"
 STOPPED = "stopped by a signal (SIGSTOP)"
 TAIL_LINES = 25
 RECORD_BYTES = 2048
+NOTE_S = 10.0
+"""Seconds between two notes of what a rank does: all ranks' at the same times of their clocks."""
 _LESS_MEMORY = (
     "A smaller --micro-batch or --max-length, --recompute, fewer ranks on a host, and on GPUs no "
     "offload to the CPU take less of the host's memory."
@@ -54,6 +57,10 @@ class RankRecord:
     """What it did last."""
     by_request: bool = False
     """Whether something else had ended before and this rank was told to stop."""
+    noted: float = 0.0
+    """When this was last written while it runs; its guard does so every `NOTE_S`."""
+    phase_s: float = 0.0
+    """How long it had been in its phase by then."""
 
     @property
     def has_failed(self) -> bool:
@@ -91,15 +98,20 @@ def announce_failure(folder: Path, rank: int) -> None:
         owned.write_new_file(folder / FAILED_FILE, f"{rank}\n".encode())
 
 
-def read_records(folder: Path) -> list[RankRecord]:
+def read_records(folder: Path, *, of_anyone: bool = False) -> list[RankRecord]:
     """Return the records in a log folder, by rank.
 
     One that is being written is skipped, and so is one that another user put there.
+
+    Args:
+        folder: the log folder.
+        of_anyone: whether those of other users count, where they are only shown.
     """
     records = []
     for path in sorted(folder.glob(RANK_RECORDS)):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            records.append(_parse(strict_json.loads(owned.read_own_file(path))))
+            data = read_start(path, RECORD_BYTES) if of_anyone else owned.read_own_file(path)
+            records.append(_parse(strict_json.loads(data)))
     return records
 
 

@@ -1,0 +1,94 @@
+"""What happened to a run, with times: its starts, and how each attempt of a launcher ended.
+
+Read from the run folder alone and without torch, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diablo_ds.config.starts import Change, load_starts
+from diablo_ds.files.layout import RANK_RECORDS, RunFolder
+from diablo_ds.ranks.records import RankRecord, first_failure, read_records
+
+MOST_ATTEMPTS = 1000
+"""Log folders that are read; of more the last ones."""
+
+
+class Event(NamedTuple):
+    """Something that happened to a run."""
+
+    time: float
+    """Seconds since 1970; 0 where it is not known."""
+    text: str
+    step: int | None = None
+    """Optimizer steps that were taken before, where that is known."""
+    is_fault: bool = False
+
+
+def read_events(files: RunFolder) -> list[Event]:
+    """Return a run's events in the order of their times.
+
+    Raises:
+        UserError: if `run.json` is damaged.
+    """
+    events = [_started(start) for start in load_starts(files.run_config)]
+    for folder in log_folders(files.logs):
+        ended = describe_end(read_records(folder, of_anyone=True))
+        events += [] if ended is None else [ended]
+    return sorted(events, key=lambda event: event.time)
+
+
+def log_folders(logs: Path) -> list[Path]:
+    """Return the log folders of a run's starts, by the times of their last records."""
+    last: dict[Path, float] = {}
+    for path in logs.rglob(RANK_RECORDS):
+        with contextlib.suppress(OSError):
+            last[path.parent] = max(last.get(path.parent, 0.0), path.stat().st_mtime)
+    return sorted(last, key=lambda folder: last[folder])[-MOST_ATTEMPTS:]
+
+
+def describe_end(records: Sequence[RankRecord]) -> Event | None:
+    """Return how the ranks of one start ended; None where one has left no end."""
+    ends = [record.ended for record in records if record.exit_code is not None]
+    if not records or len(ends) < records[0].world_size:
+        return None
+    failure = first_failure(records)
+    if failure is not None:
+        return Event(max(ends), describe_failed(failure), is_fault=True)
+    was_stopped = any(record.exit_code for record in records)
+    return Event(max(ends), "stopped, as asked" if was_stopped else "all ranks ended well")
+
+
+def describe_failed(record: RankRecord) -> str:
+    """Return what is known of a rank that failed, on one line."""
+    during = f", in {record.phase}" if record.phase else ""
+    if record.exit_code is None:
+        how = f"vanished{during}, with the process that guarded it"
+    else:
+        how = f"failed{during}: {record.cause}"
+    return f"rank {record.rank} on {record.host} {how}"
+
+
+def _started(start: Mapping[str, Any]) -> Event:
+    step = start.get("start_step")
+    step = step if type(step) is int else None
+    hosts = [
+        f"{host.get('ranks', '?')} x {host.get('device', '?')} on {host['name']}"
+        for host in start.get("hosts", [])
+    ]
+    changes = [Change(**change).text() for change in start.get("changes", ())]
+    facts = [f"continued after step {step}" if step else "started", *hosts]
+    facts += ["with " + "; ".join(changes)] if changes else []
+    return Event(_seconds(start.get("date", "")), ", ".join(facts), step)
+
+
+def _seconds(date: str) -> float:
+    try:
+        return datetime.fromisoformat(date).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
