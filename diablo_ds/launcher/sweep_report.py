@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.layout import SWEEP_FILE, RunFolder
 from diablo_ds.files.text_table import text_table
-from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
+from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.run_numbers import RunNumbers
 
 FORMAT = 1
 DONE, RUNNING, STOPPED, NOT_RUN = "done", "running", "stopped", "not run"
@@ -77,12 +76,7 @@ def read_result(
         keeps_best: whether its adapter is that of the best step.
     """
     files = RunFolder(root / name)
-    points, _ = read_metrics(files.metrics)
-    steps = [point for point in points if "loss" in point]
-    heldout = [point["heldout_loss"] for point in points if "heldout_loss" in point]
-    best = lowest_heldout(points)
-    rates = [p["tokens_per_s"] for p in steps if math.isfinite(p.get("tokens_per_s", math.nan))]
-    peaks = [p["memory_bytes"] for p in steps if math.isfinite(p.get("memory_bytes", math.nan))]
+    numbers = RunNumbers.of(read_metrics(files.metrics)[0])
     if status == DONE and files.early_stop():
         status = f"{DONE}, stopped early"
     return Result(
@@ -90,14 +84,14 @@ def read_result(
         values=values,
         status=status,
         exit_code=exit_code,
-        steps=int(steps[-1]["step"]) if steps else 0,
+        steps=numbers.steps,
         num_steps=files.num_steps(),
-        final_heldout_loss=heldout[-1] if heldout and math.isfinite(heldout[-1]) else None,
-        best_heldout_loss=None if best is None else best[1],
-        best_step=None if best is None else best[0],
+        final_heldout_loss=numbers.last_heldout,
+        best_heldout_loss=numbers.best_heldout,
+        best_step=numbers.best_step,
         keeps_best=keeps_best,
-        tokens_per_s=statistics.median(rates) if rates else None,
-        peak_memory_bytes=int(max(peaks)) if peaks else None,
+        tokens_per_s=numbers.tokens_per_s,
+        peak_memory_bytes=numbers.peak_memory_bytes,
     )
 
 
@@ -164,17 +158,27 @@ def describe_sweep(root: Path) -> str:
     Raises:
         UserError: if its record cannot be read.
     """
+    results, command = read_sweep(root)
+    return f"Sweep {root}\n{sweep_table(root, results)}\nIts command:\n  {command}"
+
+
+def read_sweep(root: Path) -> tuple[list[Result], str]:
+    """Return what the runs of a sweep came to, as their folders tell now, and its command.
+
+    Raises:
+        UserError: if its record cannot be read, or lists no runs.
+    """
     file = root / SWEEP_FILE
     record = read_json(file)
     try:
         results = [_read_again(root, run) for run in record["runs"]]
-        command = str(record["command"])
-        table = sweep_table(root, results)
+        if len({tuple(result.values) for result in results}) != 1:
+            raise TypeError("the runs must be of the same swept options")
+        return results, str(record["command"])
     except (TypeError, KeyError, IndexError, AttributeError):
         raise UserError(
             f"a sweep's record must list its runs; got other content in {file}"
         ) from None
-    return f"Sweep {root}\n{table}\nIts command:\n  {command}"
 
 
 def _read_again(root: Path, run: Mapping[str, Any]) -> Result:
