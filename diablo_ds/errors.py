@@ -9,7 +9,14 @@ class UserError(ValueError):
     Commands print it without a traceback and leave with `EXIT_USER_ERROR`. Any other error but an
     `OSError` or a `NonFiniteError` is taken for a defect of the program: it keeps its traceback,
     and the exit code 1, after which a launcher may try again.
+
+    Args:
+        message: its text; halves of surrogate pairs, which names in files and of files may hold and
+            no UTF-8 text can, are written out.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.encode(errors="backslashreplace").decode())
 
 
 class NonFiniteError(RuntimeError):

@@ -21,6 +21,7 @@ import pyarrow as pa
 from diablo_ds.data.arrow_bounds import check_batch, check_messages
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.strict_json import key_list
 
 TESTED_MAJORS = (4, 5)
 """Tested with datasets 4.0.0 and 5.2.0; before 4 the type of a list had another name."""
@@ -159,13 +160,13 @@ def read_columns(path: Path, part: str) -> Any:
     if isinstance(rows, datasets.DatasetDict):
         if part not in rows:
             raise UserError(
-                f"prepared dataset must have a part {part!r}; got {', '.join(rows)} in {path}"
+                f"prepared dataset must have a part {part!r}; got {key_list(rows)} in {path}"
             )
         rows = rows[part]
     if not set(COLUMNS) <= set(rows.column_names):
         raise UserError(
             "prepared dataset must have columns input_ids and labels; got "
-            f"{', '.join(rows.column_names)} in {path}; make it with diablo-ds prepare"
+            f"{key_list(rows.column_names)} in {path}; make it with diablo-ds prepare"
         )
     if not hasattr(rows, "_indices"):
         raise _untested(datasets.__version__, "without an indices mapping")

@@ -68,6 +68,10 @@ def test_rows_in_another_order_are_read_in_that_order(tmp_path):
 def test_missing_parts_and_columns_are_named(tmp_path):
     with pytest.raises(UserError, match=r"must have a part 'heldout'; got train in"):
         read_columns(_write(tmp_path / "d"), "heldout")
+    (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train\\ud800"]}')
+    with pytest.raises(UserError, match="must be a prepared dataset") as caught:
+        read_columns(tmp_path / "d", "train")
+    assert r"train\ud800" in str(caught.value)  # written out, so that any file can hold the error
     datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "raw")
     with pytest.raises(UserError, match="must have columns input_ids and labels; got text"):
         read_columns(tmp_path / "raw", "train")
