@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from diablo_ds.config.setting import check_settings, setting
+from diablo_ds.config.setting import check_settings, option_words, setting
 
 VARIABLE = "DIABLO_TRUST_REMOTE_CODE"
 """Environment variable of the choice, for processes that this one starts."""
@@ -50,3 +50,8 @@ def trust_code(chosen: _HasChoice) -> None:
 def trusts_code() -> bool:
     """Return whether code that a model brings may run."""
     return os.environ.get(VARIABLE) == "1"
+
+
+def trust_words() -> list[str]:
+    """Return the choice as words of a command line, for commands that are shown."""
+    return option_words(NAME, True) if trusts_code() else []

@@ -29,6 +29,7 @@ from diablo_ds.launcher.sweep_report import (
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.training import checking
 from diablo_ds.training.extending import describe_done
+from diablo_ds.training.next_commands import TENSORBOARD_NOTE
 
 
 @dataclass(frozen=True)
@@ -186,4 +187,4 @@ class Sweep:
                 f"this runs them again:\n  {self.same_command}"
             )
         say(f"  table        {self.root / SWEEP_FILE}")
-        say(f"  compare      tensorboard --logdir {self.root}")
+        say(f"  compare      tensorboard --logdir {self.root}\n               {TENSORBOARD_NOTE}")

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.config.remote_code import NAME, trusts_code
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.words import shell_text, train_words
 from diablo_ds.files import owned
@@ -21,6 +22,7 @@ def planned_run(candidate: Candidate, model: str) -> RunConfig:
     """Return the run config of a layout, for a model as a run names it."""
     count = candidate.recomputation.num_layers
     changes: dict[str, Any] = {"model": model, "recompute": bool(count)}
+    changes[NAME] = trusts_code()
     if 0 < count < candidate.num_layers:
         changes["recomputed_layers"] = count
     return dataclasses.replace(candidate.run_config, **changes)

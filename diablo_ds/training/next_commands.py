@@ -6,9 +6,12 @@ import shlex
 from pathlib import Path
 
 from diablo_ds.config.choices import AUTO
+from diablo_ds.config.remote_code import trust_words
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.default_files import with_default_files
 from diablo_ds.files.layout import RunFolder
+
+TENSORBOARD_NOTE = "(has no password: while it is on, every user of its machine sees the run)"
 
 
 def describe_next(run_config: RunConfig, folder: Path) -> str:
@@ -19,14 +22,16 @@ def describe_next(run_config: RunConfig, folder: Path) -> str:
         folder: the run folder.
     """
     files = RunFolder(folder)
+    generate = ["diablo-ds", "generate", "--adapter", str(folder), "--compare-base", "--chat"]
     commands = [
-        shlex.join(["diablo-ds", "generate", "--adapter", str(folder), "--compare-base", "--chat"]),
+        shlex.join([*generate, *trust_words()]),
         evaluation_command(run_config, folder),
         shlex.join(["diablo-ds", "inspect", str(files.adapter)]),
         shlex.join(["tensorboard", "--logdir", str(files.tensorboard)]),
     ]
     first, *others = filter(None, commands)
-    return "\n".join([f"Next: {first}", *(f"      {command}" for command in others)])
+    lines = [f"Next: {first}", *(f"      {command}" for command in others)]
+    return "\n".join([*lines, f"        {TENSORBOARD_NOTE}"])
 
 
 def evaluation_command(run_config: RunConfig, folder: Path) -> str:
@@ -52,7 +57,7 @@ def evaluation_command(run_config: RunConfig, folder: Path) -> str:
         words += ["--corpus", run_config.corpus]
     if task == "loss" and run_config.control_tokens != AUTO:
         words += ["--control-tokens", run_config.control_tokens]
-    return f"diablo-ds evaluate {shlex.join(words)}"
+    return f"diablo-ds evaluate {shlex.join([*words, *trust_words()])}"
 
 
 def _is_tokenised(path: str) -> bool:

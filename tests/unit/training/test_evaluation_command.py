@@ -7,10 +7,11 @@ from pathlib import Path
 
 from diablo_ds.cli.evaluate import evaluate
 from diablo_ds.cli.options import from_options
+from diablo_ds.config.remote_code import VARIABLE
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.inputs import read_inputs
 from diablo_ds.evaluation.options import EvaluateOptions
-from diablo_ds.training.next_commands import evaluation_command
+from diablo_ds.training.next_commands import describe_next, evaluation_command
 from tests.tiny import write_pairs
 
 
@@ -35,3 +36,13 @@ def test_held_out_data_of_ones_own_give_a_loss(tmp_path):
     (given,) = read_inputs(parsed(evaluation_command(config, tmp_path / "run")))
     assert (given.name, given.path) == ("loss", Path(heldout))
     assert evaluation_command(RunConfig(data=(train,)), tmp_path / "run") == ""
+
+
+def test_the_next_commands_trust_code_where_the_run_did(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert "trust" not in describe_next(RunConfig(), Path("run"))
+    monkeypatch.setenv(VARIABLE, "1")
+    lines = describe_next(RunConfig(), Path("run")).splitlines()
+    assert ["--trust-remote-code" in line for line in lines[:4]] == [True, True, False, False]
+    assert parsed(lines[1].strip()).adapter == ("run",)
+    assert "no password" in lines[4]
