@@ -10,7 +10,7 @@ for _name in (
     "matplotlib.backends.backend_agg",
     "psutil",
     "pandas",
-    "tensorboard.plugins.hparams",
+    "tensorboard.plugins.hparams.plugin_data_pb2",
     "deepspeed",
     "deepspeed.runtime.zero.stage3",
     "deepspeed.ops.op_builder.cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ from diablo_ds.files.layout import (
     step_of,
 )
 from diablo_ds.ranks.software import installed_versions
-from diablo_ds.ranks.tensorboard import open_writer
+from diablo_ds.ranks.tensorboard import TensorBoard
 
 _NO_CHART = "No chart was drawn, as matplotlib is missing: pip install matplotlib."
 
@@ -156,15 +157,16 @@ def _write_tensorboard(folder: Path, results: Results, run: Mapping[str, Any]) -
     """Write the scores anew, a run of TensorBoard for each model, and the tables as text."""
     root = folder / TENSORBOARD_FOLDER
     owned.remove_own(root)
-    owned.make_folder(root, "TensorBoard folder")
     for model in dict.fromkeys(score.model for score in results.scores):
         step = max(0, step_of(Path(run["models"][model])))
-        with open_writer(root / model.replace("/", "-")) as writer:
-            for score in results.scores:
-                if score.model == model and math.isfinite(score.estimate.score):
-                    tag = f"{score.task.replace(':', '-')}/{score.metric}"
-                    writer.add_scalar(tag, score.estimate.score, step)
-    with open_writer(root) as writer:
-        writer.add_text("scores", markdown_scores(results))
+        scores = {
+            f"scores/{score.task.replace(':', '-')}/{score.metric}": score.estimate.score
+            for score in results.scores
+            if score.model == model and math.isfinite(score.estimate.score)
+        }
+        with contextlib.closing(TensorBoard(root / model.replace("/", "-"))) as board:
+            board.scalars(step, scores)
+    with contextlib.closing(TensorBoard(root)) as board:
+        board.text(0, "scores", markdown_scores(results))
         if results.comparisons:
-            writer.add_text("differences", markdown_comparisons(results))
+            board.text(0, "differences", markdown_comparisons(results))

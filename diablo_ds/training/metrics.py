@@ -1,19 +1,15 @@
-"""What rank 0 reports of a run: TensorBoard, a metrics file, console lines, memory."""
+"""What rank 0 reports of a run: a metrics file, trackers such as TensorBoard, console lines."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from diablo_ds.config.continuation import FREE_ON_RESUME
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.statistics import Estimate
 from diablo_ds.files import owned
@@ -22,10 +18,11 @@ from diablo_ds.files.figures import figure_class
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
-from diablo_ds.ranks.tensorboard import open_writer
 from diablo_ds.ranks.terminal import shows_progress
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
+from diablo_ds.training.results import results_of
+from diablo_ds.training.tracking import Tracking
 
 STOPPED_EARLY = "stopped_early"
 """Field of the point that says that patience ended the run; cut where the run continues."""
@@ -40,10 +37,11 @@ class Reporter:
 
     Args:
         folder: the run folder.
-        run_config: logged as text and as hyperparameters.
+        run_config: of the run.
         num_steps: steps of the run.
         start_step: steps taken before this process; later points of an earlier process are cut.
         owner: of the folder; where it was lost, another process writes the metrics file.
+        tracking: where measurements go beside the metrics file; nowhere by default.
     """
 
     def __init__(
@@ -54,6 +52,7 @@ class Reporter:
         num_steps: int,
         start_step: int,
         owner: FolderOwner | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self._owner = owner
         self.run_config = run_config
@@ -70,10 +69,7 @@ class Reporter:
         self.history = [p for p in points if p["step"] <= last and STOPPED_EARLY not in p]
         write_text(self._metrics_file, "".join(map(format_point, self.history)))
         files.write_progress(num_steps, start_step, done=False)
-        self._writer = open_writer(files.tensorboard, purge_step=last + 1)
-        if not start_step:
-            values = json.dumps(dataclasses.asdict(run_config), indent=2)
-            self._writer.add_text("run_config", f"```json\n{values}\n```", 0)
+        self._tracking = Tracking() if tracking is None else tracking
         self._bar: Any = None
         if shows_progress():
             self._bar = tqdm(
@@ -96,8 +92,7 @@ class Reporter:
                 where it is known.
         """
         self._write({"step": step, **values})
-        if step % self.run_config.log_every == 0 or step == self.num_steps:
-            self._scalars(values, step)
+        self._tracking.point(step, values, is_last=step == self.num_steps)
         shown = (
             f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
             f"{values['tokens_per_s']:,.0f} tokens/s"
@@ -124,7 +119,8 @@ class Reporter:
         if self.run_config.patience:
             values["evals_without_better"] = float(evaluations.num_without_better)
         self._write({"step": step, **values})
-        self._scalars(values, step)
+        self._tracking.point(step, values, is_last=True)
+        self._tracking.results(step, results_of(self.history))
         shown = self._describe_evaluations(step, evaluations)
         self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}{shown}")
 
@@ -171,9 +167,7 @@ class Reporter:
         """
         prefix = f"{TASK_PREFIX}{name}/"
         values = {f"{prefix}{metric}": found.score for metric, found in scores.items()}
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+        self._tracking.task(step, name, scores)
         count = max((found.n for found in scores.values()), default=0)
         self._write({"step": step, **values, f"{prefix}n": float(count)})
         shown = "  ".join(
@@ -191,38 +185,16 @@ class Reporter:
         return {task.rpartition("/")[0] for task in tasks}
 
     def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
-        """Record the norm of each delta, and their distribution.
-
-        TensorBoard shows groups by name: these many series come after the few under "train".
-        """
-        for name, norm in norms.items():
-            layer = name.removesuffix(".delta")
-            self._writer.add_scalar(f"weights/delta_norm/{layer}", norm, step)
-        self._writer.add_histogram("weights/delta_norms", torch.tensor(list(norms.values())), step)
+        """Record the norm of each delta."""
+        self._tracking.delta_norms(step, norms)
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
-        """Write the hyperparameters with the final metrics, where the run ended well, and close."""
+        """Record what the run came to, where it ended well, and close."""
         if final:
-            from torch.utils.tensorboard.summary import hparams
-
-            settings = {
-                key: value if isinstance(value, bool | int | float | str) else str(value)
-                for key, value in dataclasses.asdict(self.run_config).items()
-                if key not in FREE_ON_RESUME
-            }
-            metrics = {f"final/{name}": value for name, value in final.items()}
-            file_writer: Any = self._writer.file_writer
-            for summary in hparams(settings, metrics):
-                file_writer.add_summary(summary)
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, self.num_steps)
-        self._writer.close()
+            self._tracking.results(self.num_steps, results_of(self.history))
+        self._tracking.close()
         if self._bar is not None:
             self._bar.close()
-
-    def _scalars(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
 
     def _write(self, point: dict[str, float]) -> None:
         self.history.append(point)

@@ -15,6 +15,7 @@ from diablo_ds.training.loop import Loop
 from diablo_ds.training.metrics import Reporter
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.startup import Run, start_run
+from diablo_ds.training.tracking_start import open_tracking
 
 
 def train(run_config: RunConfig, ds_config_file: Path) -> Summary:
@@ -44,6 +45,7 @@ def _run(run: Run, requests: StopRequests) -> Summary:
             num_steps=run.num_steps,
             start_step=run.start_step,
             owner=run.owner,
+            tracking=open_tracking(run),
         )
     )
     if run.start_step == 0:

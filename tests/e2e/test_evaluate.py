@@ -141,7 +141,7 @@ def test_the_table_fits_a_terminal_and_the_report_has_a_chart(evaluated):
     assert "![Scores with their intervals](scores.png)" in (output / "report.md").read_text()
     assert (output / "scores.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(output / "tensorboard" / "adapter-a")).Reload()
-    assert "gsm8k/accuracy" in events.Tags()["scalars"]
+    assert "2 scores/gsm8k/accuracy" in events.Tags()["scalars"]
 
 
 @pytest.mark.parametrize("placement", ["copies", "sharded"])

@@ -75,20 +75,23 @@ def test_nothing_on_the_screen_that_a_newcomer_cannot_act_on(finished):
 
 def test_event_files_hold_every_series(finished):
     folder, _ = finished
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    scalars = set(events.Tags()["scalars"])
-    wanted = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes", "heldout_loss")
-    assert {f"train/{name}" for name in wanted} <= scalars
-    assert "weights/delta_norm/model.layers.0.self_attn.q_proj" in scalars
-    assert "weights/delta_norms" in events.Tags()["histograms"]
-    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 20))
-    saved = losses(folder)
-    for event in events.Scalars("train/loss"):
-        assert event.value == pytest.approx(saved[event.step], rel=1e-6)
-    plugins = events.summary_metadata
-    assert plugins["run_config/text_summary"].plugin_data.plugin_name == "text"
-    assert plugins["_hparams_/experiment"].plugin_data.plugin_name == "hparams"
+    events, heldout, results = (
+        EventAccumulator(str(folder / "tensorboard" / run)).Reload()
+        for run in ("", "heldout", "results")
+    )
+    tag = "1 loss/per target token"
+    wanted = {"3 speed/tokens_per_s", "5 memory/peak_GB", "6 optimizer/learning_rate"}
+    assert {tag, "6 optimizer/grad_norm", *wanted} <= set(events.Tags()["scalars"])
+    assert "9 deltas/norms" in events.Tags()["histograms"]
+    for found, name in ((events, "loss"), (heldout, "heldout_loss")):
+        drawn = {event.step: event.value for event in found.Scalars(tag)}
+        assert drawn == pytest.approx(losses(folder, name), rel=1e-6)
+    best = results.Scalars("results/best_heldout_loss")[-1]
+    assert (best.step, best.value) == (
+        19,
+        pytest.approx(min(losses(folder, "heldout_loss").values())),
+    )
+    plugins = results.summary_metadata
     assert plugins["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
 
 
