@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.quality import metamath_protocol as protocol
 from benchmarks.quality.metamath_settings import Settings
+from diablo_ds.config.run_files import load_recorded
 from diablo_ds.config.starts import load_starts
 from diablo_ds.evaluation.model_names import BASE
 from diablo_ds.evaluation.statistics import Estimate, estimate, paired_difference
@@ -21,7 +22,6 @@ from diablo_ds.files.layout import (
 )
 from diablo_ds.files.tensor_files import file_tensors
 from diablo_ds.training.metrics_file import read_metrics
-from diablo_ds.training.run_folder import load_recorded
 
 if TYPE_CHECKING:
     from benchmarks.quality.metamath import Inputs

@@ -12,6 +12,7 @@ import click
 
 from diablo_ds import __version__
 from diablo_ds.cli.adapters import combine, diff, import_
+from diablo_ds.cli.comparing import runs
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.evaluate import evaluate
 from diablo_ds.cli.generate import generate
@@ -57,6 +58,7 @@ for _command in (
     launch,
     slurm,
     status,
+    runs,
     explain,
     inspect,
     evaluate,

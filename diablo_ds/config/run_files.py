@@ -94,6 +94,18 @@ def load_run_config(path: Path) -> RunConfig:
     return parse_run_config(read_settings(path), path)
 
 
+def load_recorded(path: Path) -> RunConfig:
+    """Read a run's `run.json`; what earlier versions did not write is as it was then.
+
+    Raises:
+        UserError: if the file is missing, malformed, or holds an unknown key or bad value.
+    """
+    values = read_json(path)
+    if isinstance(values, dict):
+        values = {"data_order": "seed-plus-epoch", **values}
+    return parse_run_config(values, path)
+
+
 def parse_run_config(values: Any, source: Path) -> RunConfig:
     """Build a run config from the content of a file.
 

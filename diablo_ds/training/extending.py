@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diablo_ds.config.continuation import changes_ahead
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.run_files import load_recorded
 from diablo_ds.config.schedule import learning_rate
 from diablo_ds.config.setting import option_name
 from diablo_ds.config.starts import Change
@@ -19,7 +20,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, list_checkpoints, step_of
 from diablo_ds.training.metrics_file import read_metrics
 from diablo_ds.training.next_commands import describe_next
-from diablo_ds.training.run_folder import check_run_folder, load_recorded
+from diablo_ds.training.run_folder import check_run_folder
 
 LENGTH = ("num_epochs", "max_steps")
 """Settings that say how many steps a run has."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.adapter.storage import load_adapter_header
+from diablo_ds.config.run_files import load_recorded
 from diablo_ds.config.starts import Change, load_starts
 from diablo_ds.data.prepare import manifest
 from diablo_ds.errors import UserError
@@ -20,7 +21,6 @@ from diablo_ds.files.layout import (
 )
 from diablo_ds.training.checkpoint import read_position, verify_checkpoint
 from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
-from diablo_ds.training.run_folder import load_recorded
 
 
 def describe(path: Path) -> str:

@@ -15,11 +15,10 @@ from typing import Any
 from diablo_ds.adapter.finding import find_adapter
 from diablo_ds.config.continuation import can_start_from, differing_fields, repair_fields
 from diablo_ds.config.run import RunConfig
-from diablo_ds.config.run_files import parse_run_config, save_run_config
+from diablo_ds.config.run_files import load_recorded, save_run_config
 from diablo_ds.config.starts import StartRecord, load_starts
 from diablo_ds.errors import UserError
 from diablo_ds.files import owned, trees
-from diablo_ds.files.atomic import read_json
 from diablo_ds.files.hub import recorded_revisions
 from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder, list_checkpoints
 from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
@@ -217,18 +216,6 @@ def read_record(output: str) -> tuple[RunConfig | None, dict[str, str]]:
     if recorded is None:
         return None, {}
     return recorded, recorded_revisions(load_starts(RunFolder(Path(output)).run_config))
-
-
-def load_recorded(path: Path) -> RunConfig:
-    """Read a run's `run.json`; what earlier versions did not write is as it was then.
-
-    Raises:
-        UserError: if the file is missing, malformed, or holds an unknown key or bad value.
-    """
-    values = read_json(path)
-    if isinstance(values, dict):
-        values = {"data_order": "seed-plus-epoch", **values}
-    return parse_run_config(values, path)
 
 
 @contextlib.contextmanager

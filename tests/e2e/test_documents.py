@@ -42,7 +42,7 @@ FIRST_RANK = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTE
 """What a launcher sets for the first of its ranks, besides their number."""
 RUN_FOLDERS = ("runs/mine",)
 """Run folders that the documents speak of: new in a start, the real run where one is looked at."""
-LOOKS = {"status", "explain", "inspect", "merge", "push", "generate", "evaluate"}
+LOOKS = {"status", "runs", "report", "explain", "inspect", "merge", "push", "generate", "evaluate"}
 """Commands that look at a run."""
 DRY = {"--check": "--dry-run", "--submit": "--dry-run"}
 """Options that need a cluster."""

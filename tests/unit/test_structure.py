@@ -15,6 +15,7 @@ from diablo_ds.files import layout
 ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("cli",),
+    ("reporting",),
     ("launcher",),
     ("training",),
     ("planning", "evaluation", "conversion", "peft"),

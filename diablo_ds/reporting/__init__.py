@@ -1,0 +1,1 @@
+"""Runs seen from outside, by their folders alone: tables, plots and reports of one or many."""

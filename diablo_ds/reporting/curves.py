@@ -1,0 +1,66 @@
+"""The curves of runs: which values are drawn over the steps, and how many points of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from diablo_ds.reporting.record import RunRecord
+
+MOST_POINTS = 400
+"""Of one curve; more would not be told apart."""
+Curve = list[tuple[float, float]]
+"""Points of step and value."""
+
+
+class Chart(NamedTuple):
+    """What is drawn into one chart."""
+
+    field: str
+    """Of the metrics file."""
+    title: str
+    scale: float = 1.0
+
+
+CHARTS = (
+    Chart("heldout_loss", "held-out loss (nats per target token)"),
+    Chart("loss", "training loss (nats per target token)"),
+    Chart("learning_rate", "learning rate"),
+    Chart("grad_norm", "gradient norm, before clipping"),
+    Chart("tokens_per_s", "tokens/s, all ranks"),
+    Chart("memory_bytes", "peak memory of rank 0 (GB)", 1e-9),
+)
+
+
+def curve_of(run: RunRecord, chart: Chart) -> Curve:
+    """Return a run's finite values over the steps, thinned to at most `MOST_POINTS`."""
+    points = [
+        (point["step"], point[chart.field] * chart.scale)
+        for point in run.points
+        if math.isfinite(point.get(chart.field, math.nan))
+    ]
+    return thinned(points)
+
+
+def thinned(points: Curve, most: int = MOST_POINTS) -> Curve:
+    """Return about as many points as can be seen: of each stretch the lowest and the highest."""
+    if len(points) <= most:
+        return points
+    length = math.ceil(len(points) / (most // 2))
+    kept: Curve = []
+    for start in range(0, len(points), length):
+        stretch = points[start : start + length]
+        ends = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
+        kept += sorted(ends)
+    return kept
+
+
+def known_charts(runs: Sequence[RunRecord]) -> list[tuple[Chart, list[tuple[RunRecord, Curve]]]]:
+    """Return the charts for which some run has values, with the curves of these runs."""
+    found = []
+    for chart in CHARTS:
+        curves = [(run, curve) for run in runs if (curve := curve_of(run, chart))]
+        if curves:
+            found.append((chart, curves))
+    return found
