@@ -13,9 +13,10 @@ import click
 from diablo_ds.cli.cluster import ClusterOptions, build_cluster
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of
-from diablo_ds.cli.run_options import build_run_config, find_ds_config, run_options
+from diablo_ds.cli.run_options import RunFiles, build_run_config, find_ds_config, run_options
 from diablo_ds.cli.run_start import with_global_batch, with_output
 from diablo_ds.cli.same_command import same_command
+from diablo_ds.config.given_file import keep_given_file
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import check_settings, setting
 from diablo_ds.errors import UserError
@@ -100,11 +101,17 @@ def launch(**values: Any) -> None:
             raise UserError(
                 "a run that is started on each host by hand needs output, the same on all; got none"
             )
-        sys.exit(_launch(run_config, ds_config, cluster, start, options.max_restarts))
+        given_file = from_options(RunFiles, values).config
+        sys.exit(_launch(run_config, ds_config, cluster, start, options.max_restarts, given_file))
 
 
 def _launch(
-    asked: RunConfig, ds_config: Path, cluster: Cluster, start: StartOptions, max_restarts: int
+    asked: RunConfig,
+    ds_config: Path,
+    cluster: Cluster,
+    start: StartOptions,
+    max_restarts: int,
+    given_file: Path | None,
 ) -> int:
     """Show, check or start a run; return the exit code."""
     run_config = with_output(asked, reserve=False)
@@ -122,6 +129,8 @@ def _launch(
 
     os.environ[COMMAND] = given_command()
     run_config = with_output(asked, reserve=True)
+    if given_file is not None:  # the ranks get its settings, as options
+        keep_given_file(given_file, Path(run_config.output))
     end = supervisor.run_until_done(
         run_config,
         ds_config,
@@ -166,8 +175,11 @@ def _launch_sweep(
         return code
     os.environ[COMMAND] = given_command()
     again = same_command(str(root))
+    given_file = from_options(RunFiles, values).config
 
     def start_run(run: SweptRun) -> supervisor.RunEnd:
+        if given_file is not None:
+            keep_given_file(given_file, Path(run.run_config.output))
         return supervisor.run_until_done(
             run.run_config,
             run.ds_config,

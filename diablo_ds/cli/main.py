@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,9 +25,18 @@ from diablo_ds.cli.options import GroupedCommand, check_words, from_options, opt
 from diablo_ds.cli.plan import plan
 from diablo_ds.cli.prepare import prepare
 from diablo_ds.cli.push import push
-from diablo_ds.cli.run_options import build_run_config, find_ds_config, run_options
+from diablo_ds.cli.run_options import (
+    RunFiles,
+    build_run_config,
+    find_ds_config,
+    run_options,
+    settings_text,
+)
 from diablo_ds.cli.slurm import slurm
 from diablo_ds.config.setting import check_settings, setting
+from diablo_ds.errors import UserError
+from diablo_ds.files import owned
+from diablo_ds.files.settings_files import YAML_SUFFIXES
 from diablo_ds.launcher.devices import check_devices
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED
 from diablo_ds.ranks.heartbeat import DESCRIPTOR
@@ -93,8 +104,17 @@ class TrainOptions:
         on_resume="free",
     )
 
+    write_config: Path | None = setting(
+        None,
+        "Write the settings to this new YAML file, with what each means, and train nothing.",
+        "start",
+        on_resume="free",
+    )
+
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.write_config is not None and (self.dry_run or self.preview):
+            raise UserError("give write_config alone, or dry_run or preview; got several")
 
 
 @main.command(cls=GroupedCommand, context_settings=CONTEXT)
@@ -108,9 +128,13 @@ def train(local_rank: int | None, **values: Any) -> None:
         check_devices(os.environ, identity.local_size or 1)
         if identity.rank == 0:
             click.echo(identity.describe(), err=True)
+        asked = from_options(TrainOptions, values)
+        if asked.write_config is not None:
+            if identity.rank == 0:
+                _write_config(asked.write_config, settings_text(values, identity.world_size))
+            return
         run_config = build_run_config(values, identity.world_size)
         ds_config = find_ds_config(values)
-        asked = from_options(TrainOptions, values)
         if asked.preview:
             from diablo_ds.training.preview import preview_data
 
@@ -130,7 +154,28 @@ def train(local_rank: int | None, **values: Any) -> None:
         try:
             # A guard takes all output at once; without one nothing else does.
             with nullcontext() if DESCRIPTOR in os.environ else unblocked():
-                echo(train_function(run_config, ds_config).text())
+                given_file = from_options(RunFiles, values).config
+                echo(train_function(run_config, ds_config, given_file).text())
         except Stopped as stop:
             echo(str(stop))
             sys.exit(EXIT_STOPPED)
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Write a file of settings that must not exist yet.
+
+    Raises:
+        UserError: if it exists, its name is no YAML file's, or it cannot be written.
+    """
+    if path.suffix.lower() not in YAML_SUFFIXES:
+        raise UserError(f"write_config must name a .yaml file; got write_config={str(path)!r}")
+    try:
+        owned.write_new_file(path, text.encode())
+    except FileExistsError:
+        raise UserError(
+            f"write_config must name a new file; got write_config={str(path)!r}, which exists; "
+            "remove it or name another"
+        ) from None
+    except OSError as error:
+        raise UserError(f"write_config must be writable; got {error}") from None
+    click.echo(f"Wrote {path}; start with --config {shlex.quote(str(path))}")

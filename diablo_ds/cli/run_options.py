@@ -14,8 +14,10 @@ from diablo_ds.config.continuation import left_out_values
 from diablo_ds.config.remote_code import trust_code
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import FileSettings, load_settings
-from diablo_ds.config.setting import check_settings, setting
+from diablo_ds.config.setting import check_settings, setting, settings_of
 from diablo_ds.config.sharing import share_files
+from diablo_ds.config.starts import BY_COMMAND_ALONE
+from diablo_ds.config.written_config import config_text
 from diablo_ds.errors import UserError
 
 _RIVALS = (
@@ -84,12 +86,10 @@ def build_run_config(values: Mapping[str, Any], world_size: int) -> RunConfig:
         UserError: if the file or a value is wrong.
     """
     given, file = given_values(RunConfig, values), _file_settings(values)
-    accumulation = from_options(RunFiles, values).gradient_accumulation_steps
+    accumulation = find_accumulation(values)
     settings = dict(file.settings)
-    if accumulation is not None:
+    if from_options(RunFiles, values).gradient_accumulation_steps is not None:
         settings.pop("global_batch", None)
-    elif not given.get("global_batch"):
-        accumulation = file.gradient_accumulation_steps
     for name, rival in _RIVALS:
         if given.get(name) and rival not in given:
             settings.pop(rival, None)
@@ -113,6 +113,45 @@ def _left_out(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     recorded = recorded_config(str(settings.get("output", "")))
     return {} if recorded is None else left_out_values(recorded, settings)
+
+
+def find_accumulation(values: Mapping[str, Any]) -> int | None:
+    """Return the micro batches per rank and step, where they are given and decide the global batch.
+
+    Args:
+        values: parameters of a command with `run_options`.
+
+    Raises:
+        UserError: if the run config file is wrong.
+    """
+    given = from_options(RunFiles, values).gradient_accumulation_steps
+    if given is not None or given_values(RunConfig, values).get("global_batch"):
+        return given
+    return _file_settings(values).gradient_accumulation_steps
+
+
+def settings_text(values: Mapping[str, Any], world_size: int) -> str:
+    """Return the settings that a command was given as a commented file for `--config`.
+
+    What the number of ranks decides, or a start, is left open.
+
+    Args:
+        values: parameters of a command with `run_options`.
+        world_size: ranks of the run.
+
+    Raises:
+        UserError: if a file or a value is wrong.
+    """
+    run_config = build_run_config(values, world_size)
+    settings = [s for cls in (RunFiles, RunConfig) for s in settings_of(cls) if s.name != "config"]
+    settings = [s for s in settings if s.name not in BY_COMMAND_ALONE]
+    written = {s.name: getattr(run_config, s.name) for s in settings_of(RunConfig)}
+    if (ds_config := find_ds_config(values)) != DEFAULT_DS_CONFIG:
+        written["ds_config"] = str(ds_config)
+    if (accumulation := find_accumulation(values)) is not None:
+        written["gradient_accumulation_steps"] = accumulation
+        del written["global_batch"]
+    return config_text(settings, written)
 
 
 def find_ds_config(values: Mapping[str, Any]) -> Path:

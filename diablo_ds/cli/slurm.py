@@ -14,9 +14,10 @@ from diablo_ds import __version__
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.looking import explain, renamed, status
 from diablo_ds.cli.options import GroupedGroup, from_options, options_of
-from diablo_ds.cli.run_options import build_run_config, find_ds_config, run_options
+from diablo_ds.cli.run_options import RunFiles, build_run_config, find_ds_config, run_options
 from diablo_ds.cli.run_start import warn_of_secrets, with_global_batch, with_output
 from diablo_ds.cli.same_command import given_command
+from diablo_ds.config.given_file import keep_given_file
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import read_ds_config
 from diablo_ds.config.setting import check_settings, setting, settings_of
@@ -99,6 +100,8 @@ def slurm(context: click.Context, /, **values: Any) -> None:
         if not script.dry_run:
             reserved = with_output(asked, reserve=True, for_later=True).output
             run_config = replace(run_config, output=reserved)
+            if (given_file := from_options(RunFiles, values).config) is not None:
+                keep_given_file(given_file, Path(reserved))
         file = script.file or RunFolder(Path(run_config.output)).logs / "job.sbatch"
         text = build_script(
             run_config,

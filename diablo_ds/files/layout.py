@@ -27,6 +27,8 @@ MANIFEST_FILE = "manifest.json"
 RUN_CONFIG_FILE = "run.json"
 SWEEP_FILE = "sweep.json"
 """The record of a sweep; it makes a folder a sweep's, with a run folder for each run."""
+GIVEN_CONFIG_FILES = ("given_config.yaml", "given_config.json")
+"""A run's copy of the file that a person gave by `--config`, by its form."""
 METRICS_FILE, PROGRESS_FILE, LOSS_PLOT = "metrics.jsonl", "progress.json", "loss.png"
 ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "adapter", "checkpoints"
 LOGS_FOLDER, TENSORBOARD_FOLDER = "logs", "tensorboard"

@@ -20,12 +20,18 @@ from diablo_ds.config.starts import StartRecord, load_starts
 from diablo_ds.errors import UserError
 from diablo_ds.files import owned, trees
 from diablo_ds.files.hub import recorded_revisions
-from diablo_ds.files.layout import LOGS_FOLDER, OWNER_FOLDER, RunFolder, list_checkpoints
+from diablo_ds.files.layout import (
+    GIVEN_CONFIG_FILES,
+    LOGS_FOLDER,
+    OWNER_FOLDER,
+    RunFolder,
+    list_checkpoints,
+)
 from diablo_ds.files.ownership import FolderOwner, claim, refuse_owned
 from diablo_ds.model.default_model import DEFAULT_MODEL_NAME
 from diablo_ds.training.pruning import remove_leftovers
 
-_NOT_A_RUN = (LOGS_FOLDER, OWNER_FOLDER)
+_NOT_A_RUN = (LOGS_FOLDER, OWNER_FOLDER, *GIVEN_CONFIG_FILES)
 """What a folder may hold before its run has begun."""
 
 

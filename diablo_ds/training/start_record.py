@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from diablo_ds import __version__
+from diablo_ds.config.given_file import keep_given_file
 from diablo_ds.config.run_files import DS_CONFIG
 from diablo_ds.config.starts import Change, StartRecord, changed_settings, changed_values
 from diablo_ds.conversion.public_names import base_hub_name
@@ -29,27 +30,36 @@ from diablo_ds.training.run_folder import record_run
 _COUNTS = ("fingerprint", "examples", "tokens", "sequences")
 
 
-def record_start(prepared: Prepared, position: Position, folder: Path) -> None:
-    """Add this start to the run's `run.json`. Collective: every rank must call this.
+def record_start(
+    prepared: Prepared, position: Position, folder: Path, given_file: Path | None
+) -> None:
+    """Add this start to the run's `run.json`, and keep the file of settings that it was given.
+
+    Collective: every rank must call this.
 
     Args:
         prepared: the run.
         position: where it begins or continues.
         folder: the run folder, owned by rank 0.
+        given_file: the file of settings that a person gave.
 
     Raises:
-        UserError: if the folder cannot be written.
+        UserError: if the folder cannot be written, or the file cannot be read any more.
     """
     places = distributed.gather_values((distributed.host_name(), _device_name()))
-    distributed.on_main_process(
-        lambda: record_run(
+
+    def record() -> None:
+        record_run(
             folder,
             prepared.run_config,
             _describe_start(prepared, position, folder, places),
             ds_config=prepared.policy,
             parent=prepared.adapter.parent,
         )
-    )
+        if given_file is not None:
+            keep_given_file(given_file, folder)
+
+    distributed.on_main_process(record)
 
 
 def _describe_start(

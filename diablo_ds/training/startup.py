@@ -75,7 +75,13 @@ class Run:
             self.owner.check()
 
 
-def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib.ExitStack) -> Run:
+def start_run(
+    run_config: RunConfig,
+    ds_config_file: Path,
+    resources: contextlib.ExitStack,
+    *,
+    given_file: Path | None = None,
+) -> Run:
     """Check every input, then load the model and hand it to DeepSpeed.
 
     Collective: every rank must call this.
@@ -84,6 +90,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
         run_config: the run config.
         ds_config_file: DeepSpeed config file.
         resources: holds the run folder until it is closed.
+        given_file: the file of settings that a person gave.
 
     Raises:
         UserError: if a setting, file or folder is wrong; before the model is loaded.
@@ -105,7 +112,7 @@ def start_run(run_config: RunConfig, ds_config_file: Path, resources: contextlib
     heart.tell_run_folder(folder)
     resources.enter_context(private_offload(prepared.design.ds_config, folder))
     position = find_position(prepared, folder)
-    record_start(prepared, position, folder)
+    record_start(prepared, position, folder, given_file)
     if position.changes:
         logger.info(position.describe_changes(run_config, folder))
     if prepared.initial is not None:

@@ -18,10 +18,15 @@ from diablo_ds.training.startup import Run, start_run
 from diablo_ds.training.tracking_start import open_tracking
 
 
-def train(run_config: RunConfig, ds_config_file: Path) -> Summary:
+def train(run_config: RunConfig, ds_config_file: Path, given_file: Path | None = None) -> Summary:
     """Train from the run config and a DeepSpeed config file, resuming what the folder holds.
 
     Collective: every rank must call this.
+
+    Args:
+        run_config: the run config.
+        ds_config_file: DeepSpeed config file.
+        given_file: the file of settings that a person gave, which the run folder gets a copy of.
 
     Raises:
         UserError: if a setting, file or folder is wrong, or the run folder is another process's;
@@ -31,7 +36,8 @@ def train(run_config: RunConfig, ds_config_file: Path) -> Summary:
         Stopped: if a signal asked for it; the last finished step is saved.
     """
     with heart.beating(), StopRequests() as requests, contextlib.ExitStack() as resources:
-        return _run(start_run(run_config, ds_config_file, resources), requests)
+        run = start_run(run_config, ds_config_file, resources, given_file=given_file)
+        return _run(run, requests)
 
 
 def _run(run: Run, requests: StopRequests) -> Summary:

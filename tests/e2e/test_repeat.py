@@ -35,8 +35,9 @@ def test_a_run_repeats_from_its_record_alone(model, data, tmp_path):
         "learning-rate: 1e-2\n"
         "dropout: 0.1\n"
         "precision: fp32\n"
-        "seed: 7\n"
+        "seed: 7  # any\n"
     )
+    given = settings.read_bytes()
     first, second = tmp_path / "first", tmp_path / "second"
     forked.ranks("--config", settings, "--output", first)
     ds_config.unlink()
@@ -44,6 +45,8 @@ def test_a_run_repeats_from_its_record_alone(model, data, tmp_path):
     forked.ranks("--config", first / "run.json", "--output", second)
 
     assert len(losses(first)) == 3
+    assert (first / "given_config.yaml").read_bytes() == given
+    assert not list(second.glob("given_config*"))  # a record has no comments
     assert losses(second) == losses(first)
     assert losses(second, "heldout_loss") == losses(first, "heldout_loss")
     deltas = load_adapter(first / "adapter")[0]

@@ -31,3 +31,16 @@ def test_what_starts_ranks_needs_no_torch(words, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "deepspeed" in done.stdout
+
+
+def test_settings_are_written_to_a_new_yaml_file_alone(tmp_path):
+    file = tmp_path / "mine.yaml"
+    words = ["train", "--seed", 3, "--write-config", file]
+    written = _invoke(*words)
+    assert (written.exit_code, "seed: 3\n" in file.read_text()) == (0, True)
+    assert f"--config {file}" in written.output
+    again = _invoke(*words)
+    assert (again.exit_code, "which exists" in again.output) == (2, True)
+    for others in (["--write-config", tmp_path / "mine.json"], [*words[-2:], "--dry-run"]):
+        refused = _invoke("train", *others)
+        assert (refused.exit_code, "write_config" in refused.output) == (2, True)
