@@ -181,6 +181,11 @@ class RunConfig(DataSettings, TaskSettings):
     group_readable: bool = _run(False, GROUP_READABLE, on_resume="free")
     seed: int = _run(0, "Seed of data order and dropout.", minimum=0, maximum=2**63 - 1)
     log_every: int = _run(1, "Steps between TensorBoard points.", minimum=1, on_resume="free")
+    track_delta_norms: bool = _run(
+        False,
+        "Record the norm of each delta at each evaluation, a curve for each, beside their picture.",
+        on_resume="free",
+    )
     eval_every: int = _run(
         0,
         "Steps between held-out evaluations; 0 for a quarter of the run.",

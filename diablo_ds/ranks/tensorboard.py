@@ -21,6 +21,7 @@ _GROUPS = (
     "network",
     "progress",
     "deltas",
+    "norms",
 )
 """In the order of interest. TensorBoard sorts groups by name, hence their numbers."""
 _LOSS = "per target token"
@@ -51,12 +52,14 @@ class TensorBoard:
         self._folder, self._last_step = folder, last_step
         self._files: dict[str, EventFile] = {}
         self._events: list[str] = []
+        self._has_new_events = False
         for run in ("", _HELDOUT, _RESULTS):
             cut_event_files(folder / run, last_step, lambda tag: tag not in _WRITTEN_AT_EACH_START)
         self._file("").write(summary=_summary(_layout_value()))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one event with all numbers of a run."""
+        self._write_events(step)
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         by_run: defaultdict[str, list[Any]] = defaultdict(list)
@@ -122,16 +125,22 @@ class TensorBoard:
         self._file(_RESULTS).write(summary=_summary(value))
 
     def event(self, step: int, time: datetime, text: str) -> None:
-        """Write the table of all events so far."""
+        """Note an event, for one table of all that is written with the next numbers."""
         cell = text.replace("|", "\\|")
-        self._events.append(f"| {time:%Y-%m-%d %H:%M:%S%z} | {step} | {cell} |")
-        table = ["| time | step | what |", "|---|---|---|", *self._events]
-        self.text(step, "events", "\n".join(table))
+        self._events.append(f"| {time:%Y-%m-%d %H:%M:%S %z} | {cell} |")
+        self._has_new_events = True
 
     def close(self) -> None:
         """Close all files."""
+        self._write_events(max(0, self._last_step))
         for file in self._files.values():
             file.close()
+
+    def _write_events(self, step: int) -> None:
+        if self._has_new_events:
+            self._has_new_events = False
+            table = ["| time | what |", "|---|---|", *self._events]
+            self.text(step, "events", "\n".join(table))
 
     def _file(self, run: str) -> EventFile:
         if run not in self._files:

@@ -47,8 +47,10 @@ class Tracker(Protocol):
     def event(self, step: int, time: datetime, text: str) -> None:
         """Record that something happened, such as a restart.
 
+        Each start tells all events of the run before again: time and text tell them apart.
+
         Args:
-            step: steps taken.
+            step: steps taken when it is told.
             time: when it was, with the offset from UTC.
             text: one line.
         """

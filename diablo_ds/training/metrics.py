@@ -21,8 +21,8 @@ from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.terminal import shows_progress
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
-from diablo_ds.training.results import results_of
 from diablo_ds.training.tracking import Tracking
+from diablo_ds.zero.block_norms import DeltaNorm
 
 STOPPED_EARLY = "stopped_early"
 """Field of the point that says that patience ended the run; cut where the run continues."""
@@ -120,7 +120,7 @@ class Reporter:
             values["evals_without_better"] = float(evaluations.num_without_better)
         self._write({"step": step, **values})
         self._tracking.point(step, values, is_last=True)
-        self._tracking.results(step, results_of(self.history))
+        self._tracking.results(step, self.history)
         shown = self._describe_evaluations(step, evaluations)
         self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}{shown}")
 
@@ -184,14 +184,15 @@ class Reporter:
         tasks = (name.removeprefix(TASK_PREFIX) for name in names if name.startswith(TASK_PREFIX))
         return {task.rpartition("/")[0] for task in tasks}
 
-    def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
-        """Record the norm of each delta."""
-        self._tracking.delta_norms(step, norms)
+    def delta_norms(self, step: int, norms: Mapping[str, DeltaNorm]) -> None:
+        """Record how large each delta is."""
+        singly = self.run_config.track_delta_norms
+        self._tracking.delta_norms(step, norms, singly=singly)
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
         """Record what the run came to, where it ended well, and close."""
         if final:
-            self._tracking.results(self.num_steps, results_of(self.history))
+            self._tracking.finish(self.history)
         self._tracking.close()
         if self._bar is not None:
             self._bar.close()

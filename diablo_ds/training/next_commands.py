@@ -27,11 +27,22 @@ def describe_next(run_config: RunConfig, folder: Path) -> str:
         shlex.join([*generate, *trust_words()]),
         evaluation_command(run_config, folder),
         shlex.join(["diablo-ds", "inspect", str(files.adapter)]),
-        shlex.join(["tensorboard", "--logdir", str(files.tensorboard)]),
+        tensorboard_command(folder),
     ]
     first, *others = filter(None, commands)
     lines = [f"Next: {first}", *(f"      {command}" for command in others)]
     return "\n".join([*lines, f"        {TENSORBOARD_NOTE}"])
+
+
+def tensorboard_command(folder: Path) -> str:
+    """Return the command that shows a run in TensorBoard, by the name of its folder.
+
+    A path with a character that `--logdir_spec` gives a meaning to is shown without a name.
+    """
+    files, name = RunFolder(folder), folder.absolute().name
+    if not name or any(mark in f"{name}{files.tensorboard}" for mark in ",:"):
+        return shlex.join(["tensorboard", "--logdir", str(files.tensorboard)])
+    return shlex.join(["tensorboard", "--logdir_spec", f"{name}:{files.tensorboard}"])
 
 
 def evaluation_command(run_config: RunConfig, folder: Path) -> str:

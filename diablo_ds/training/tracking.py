@@ -9,6 +9,10 @@ from datetime import datetime
 from diablo_ds.evaluation.statistics import Estimate
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.tracker import Tracker
+from diablo_ds.training.heat_map import HeatMap, has_labels
+from diablo_ds.training.results import results_of
+from diablo_ds.training.run_numbers import RunNumbers
+from diablo_ds.zero.block_norms import DeltaNorm
 
 _GB = 1e9
 _TAGS = {
@@ -41,11 +45,18 @@ class Tracking:
         trackers: all of them.
         log_every: steps between points.
         max_grad_norm: to which gradients are clipped; 0 for no clipping.
+        describe: returns in words what the run is made with and, from its numbers, came to.
     """
 
     def __init__(
-        self, trackers: Sequence[Tracker] = (), *, log_every: int = 1, max_grad_norm: float = 0.0
+        self,
+        trackers: Sequence[Tracker] = (),
+        *,
+        log_every: int = 1,
+        max_grad_norm: float = 0.0,
+        describe: Callable[[RunNumbers], str] = lambda numbers: "",
     ) -> None:
+        self._describe = describe
         self._trackers = list(trackers)
         self._log_every, self._max_grad_norm = log_every, max_grad_norm
 
@@ -71,16 +82,48 @@ class Tracking:
         tagged = {f"scores/{name}/{metric}": found.score for metric, found in scores.items()}
         self._hand_out(lambda tracker: tracker.scalars(step, tagged))
 
-    def results(self, step: int, values: Mapping[str, float]) -> None:
-        """Record what the run came to so far, e.g. "best_heldout_loss"."""
-        tagged = {f"results/{name}": value for name, value in values.items()}
-        self._hand_out(lambda tracker: tracker.scalars(step, tagged))
+    def results(self, step: int, points: Sequence[Mapping[str, float]]) -> None:
+        """Record what the run came to so far, by the points of its metrics file."""
+        tagged = results_of(points)
+        if tagged:
+            self._hand_out(lambda tracker: tracker.scalars(step, tagged))
 
-    def delta_norms(self, step: int, norms: Mapping[str, float]) -> None:
-        """Record the distribution of the deltas' norms."""
-        finite = [norm for norm in norms.values() if math.isfinite(norm)]
-        if finite:
+    def finish(self, points: Sequence[Mapping[str, float]]) -> None:
+        """Record what the run came to, beside what it was made with."""
+        numbers = RunNumbers.of(points)
+        self.results(numbers.steps, points)
+        self.text(numbers.steps, "run", self._describe(numbers))
+
+    def delta_norms(self, step: int, norms: Mapping[str, DeltaNorm], *, singly: bool) -> None:
+        """Record how large the deltas are: their distribution, and a picture of all of them.
+
+        Args:
+            step: steps taken.
+            norms: by the name of the delta.
+            singly: whether each norm is a scalar of its own too.
+        """
+        finite = [found.norm for found in norms.values() if math.isfinite(found.norm)]
+        if self._trackers and finite:
             self._hand_out(lambda tracker: tracker.histogram(step, "deltas/norms", finite))
+            self._heat_map(step, {name: found.relative for name, found in norms.items()})
+        if singly:
+            tagged = {
+                f"norms/{name.removesuffix('.delta')}": found.norm for name, found in norms.items()
+            }
+            self._hand_out(lambda tracker: tracker.scalars(step, tagged))
+
+    def _heat_map(self, step: int, relative: Mapping[str, float]) -> None:
+        heat_map = HeatMap.of(relative)
+        if heat_map is None:
+            return
+        png = heat_map.png(f"norm of the delta as a share of its blocks' norm, step {step}")
+        self._hand_out(lambda tracker: tracker.image(step, "deltas/relative_norms", png))
+        if not has_labels():
+            self.text(step, "deltas", heat_map.legend())
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers by tag."""
+        self._hand_out(lambda tracker: tracker.scalars(step, values))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Record a text."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Any
 
 from diablo_ds.config.choices import AUTO
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
+from diablo_ds.config.starts import load_starts
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.ranks import distributed
@@ -15,10 +17,23 @@ from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.tensorboard import TensorBoard
 from diablo_ds.ranks.tracker import Tracker
 from diablo_ds.training.evaluations import interval
+from diablo_ds.training.run_events import read_events
+from diablo_ds.training.run_numbers import RunNumbers
+from diablo_ds.training.run_table import run_table
 from diablo_ds.training.startup import Run
 from diablo_ds.training.tracking import Tracking
 
-_OF_A_MACHINE = ("output", "cache_folder", "trust_remote_code", "allow_group_write")
+_OF_A_MACHINE = (
+    "output",
+    "cache_folder",
+    "trust_remote_code",
+    "allow_group_write",
+    "group_readable",
+    "allow_changed_data",
+    "allow_code_execution",
+    "weak_sandbox",
+    "track_delta_norms",
+)
 """Settings that say nothing of a run's numbers or speed."""
 
 
@@ -34,13 +49,32 @@ def open_tracking(run: Run) -> Tracking:
         trackers.append(TensorBoard(RunFolder(run.folder).tensorboard, last_step=last_step))
     except (UserError, OSError) as error:
         logger.warning(f"TensorBoard gets nothing of this run: {error}")
-    config = run.run_config
-    tracking = Tracking(trackers, log_every=config.log_every, max_grad_norm=config.max_grad_norm)
-    tracking.hyperparameters(hyperparameters(run))
-    tracking.results(
-        run.start_step,
-        {"trainable_parameters": sum(math.prod(d.shape) for d in run.engine.deltas.values())},
+    config, step = run.run_config, run.start_step
+    num_trainable = sum(math.prod(delta.shape) for delta in run.engine.deltas.values())
+    files = RunFolder(run.folder)
+    start, placement = load_starts(files.run_config)[-1], run.engine.placement_table()
+
+    def describe(numbers: RunNumbers) -> str:
+        return run_table(
+            config,
+            start,
+            numbers,
+            num_steps=run.num_steps,
+            num_trainable=num_trainable,
+            placement=placement,
+        )
+
+    tracking = Tracking(
+        trackers,
+        log_every=config.log_every,
+        max_grad_norm=config.max_grad_norm,
+        describe=describe,
     )
+    tracking.hyperparameters(hyperparameters(run))
+    for event in read_events(files):
+        tracking.event(step, datetime.fromtimestamp(event.time).astimezone(), event.text)
+    tracking.scalars(step, {"results/trainable_parameters": num_trainable})
+    tracking.text(step, "run", describe(RunNumbers()))
     return tracking
 
 

@@ -15,6 +15,7 @@ from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.loss_head import loss_of
 from diablo_ds.ranks import distributed
 from diablo_ds.zero import optimizer_state, traffic
+from diablo_ds.zero.block_norms import DeltaNorm, base_block_norms
 from diablo_ds.zero.gradients import one_gradient_reduction
 from diablo_ds.zero.placement import TensorPlacement, placement_table, verify_placement
 from diablo_ds.zero.private.optimizers import is_plain
@@ -66,6 +67,7 @@ class Engine:
         self.placement = list(placement)
         self._evaluation_records: dict[str, Any] = {}
         self._training_peak_bytes = 0
+        self._base_norms: dict[str, float] | None = None
 
     @property
     def module(self) -> Any:
@@ -216,16 +218,23 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._training_peak_bytes = peak
 
-    def delta_norms(self) -> dict[str, float]:
-        """Return the Frobenius norm of each delta on rank 0; empty on other ranks.
+    def delta_norms(self) -> dict[str, DeltaNorm]:
+        """Return the norm of each delta, and that of the weights it is added to, on rank 0.
 
-        Collective under ZeRO-3. Right after an optimizer step every rank has all deltas and nothing
-        is communicated; before the first they may have to be gathered.
+        Empty on other ranks. Right after an optimizer step every rank has all deltas and nothing is
+        communicated but, the first time, the norms of the base; before the first step the deltas
+        may have to be gathered. Collective.
         """
+        if self._base_norms is None:
+            self._base_norms = base_block_norms(self.module, self.device)
         self.gather_deltas()
         if not distributed.is_main_process():
             return {}
-        return {name: float(delta.detach().float().norm()) for name, delta in self.deltas.items()}
+        norms = torch.stack([delta.detach().float().norm() for delta in self.deltas.values()])
+        return {
+            name: DeltaNorm(norm, self._base_norms[name])
+            for name, norm in zip(self.deltas, norms.tolist(), strict=True)
+        }
 
     # --- state and placement ---------------------------------------------------------------------
 

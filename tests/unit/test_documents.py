@@ -17,6 +17,7 @@ FOREIGN_OPTIONS = {
     "--include",  # deepspeed
     "--log_level",  # deepspeed
     "--logdir",  # tensorboard
+    "--logdir_spec",
     "--master_port",
     "--no_ssh",
     "--num_gpus",
