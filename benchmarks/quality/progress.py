@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.quality.parts import TITLES, describe
 from benchmarks.quality.spec import Spec
-from diablo_ds.ranks.terminal import shows_progress
+from diablo_ds.ranks.live_line import shows_progress
 
 _BAR = 20
 _DRAW_S, _LINE_S = 0.5, 60.0

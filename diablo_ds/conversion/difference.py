@@ -21,7 +21,6 @@ from diablo_ds.adapter.targets import resolve_num_blocks, select_targets
 from diablo_ds.conversion.card import save_with_card
 from diablo_ds.conversion.changes import Change, Pair, find_change, take_blocks
 from diablo_ds.conversion.output import check_new_folder, check_outside
-from diablo_ds.conversion.progress import Progress
 from diablo_ds.errors import UserError
 from diablo_ds.files.hub import revision_of
 from diablo_ds.files.tensor_files import find_tensors
@@ -29,6 +28,7 @@ from diablo_ds.files.text_table import text_table
 from diablo_ds.model.architecture import build_meta_model, load_model_config
 from diablo_ds.model.finding import find_model, fingerprint, lasting_name
 from diablo_ds.model.weight_names import find_weights
+from diablo_ds.ranks.progress import BYTES, Progress
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,12 @@ def _pair(base: Path, tuned: Path) -> tuple[dict[str, Pair], dict[str, str]]:
 
 
 def _find_changes(pairs: Mapping[str, Pair], weights: Collection[str]) -> dict[str, Change]:
-    progress = Progress("comparing", sum(pair.num_bytes for pair in pairs.values()))
     changes = {}
-    for name, pair in pairs.items():
-        changes[name] = find_change(pair, with_place=name in weights)
-        progress.advance(pair.num_bytes)
+    total = sum(pair.num_bytes for pair in pairs.values())
+    with Progress("Comparing", total, BYTES) as progress:
+        for name, pair in pairs.items():
+            changes[name] = find_change(pair, with_place=name in weights)
+            progress.advance(pair.num_bytes)
     return changes
 
 
@@ -243,12 +244,12 @@ def _take_out(
     pairs: Mapping[str, Pair], layers: Mapping[str, str], counts: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], tuple[LayerDifference, ...]]:
     total = sum(pairs[layers[layer]].num_bytes for layer in counts)
-    progress = Progress("taking the blocks out", total)
     tensors, found = {}, []
-    for layer, count in counts.items():
-        pair = pairs[layers[layer]]
-        blocks, outside = take_blocks(pair, count)
-        tensors[f"{layer}.delta"] = blocks.float()
-        found.append(LayerDifference(layer, count, float(blocks.norm()), outside))
-        progress.advance(pair.num_bytes)
+    with Progress("Taking the blocks out", total, BYTES) as progress:
+        for layer, count in counts.items():
+            pair = pairs[layers[layer]]
+            blocks, outside = take_blocks(pair, count)
+            tensors[f"{layer}.delta"] = blocks.float()
+            found.append(LayerDifference(layer, count, float(blocks.norm()), outside))
+            progress.advance(pair.num_bytes)
     return tensors, tuple(found)

@@ -60,6 +60,14 @@ class BatchSource:
         missing = self._position(step) - self._num_sequences
         return self.lag + (missing if 0 < missing < self.run_config.global_batch else 0)
 
+    def examples_after(self, step: int) -> int:
+        """Return the sequences that the run has seen after a step."""
+        return step * self.run_config.global_batch - self.lag_after(step)
+
+    def epochs_after(self, step: int) -> float | None:
+        """Return the passes over these examples after a step, counted from their first one."""
+        return min(self._position(step), self._num_sequences) / len(self)
+
     def _position(self, step: int) -> int:
         """Return the sequences, counting repeats, that come before a step."""
         return (step - self.start_step) * self.run_config.global_batch - self.lag
@@ -74,6 +82,12 @@ class BatchSource:
         order = self._order(self.run_config.seed)
         return self._deal([order.sequence(index) for index in range(len(order))])
 
+    @property
+    def num_heldout_batches(self) -> int:
+        """Micro batches that `heldout` yields."""
+        order = self._order(self.run_config.seed)
+        return self.dealer.count(self._sizes([order.sequence(i) for i in range(len(order))]))
+
     def describe(self) -> str:
         """Return counts as a line of text."""
         text = self.examples.describe()
@@ -86,9 +100,12 @@ class BatchSource:
             )
         return text
 
+    def _sizes(self, sequences: Sequence[Ints]) -> list[int]:
+        return [int(self.examples.lengths[members].sum()) for members in sequences]
+
     def _deal(self, sequences: Sequence[Ints]) -> Iterator[MicroBatch]:
         return self.dealer.deal(
-            [int(self.examples.lengths[members].sum()) for members in sequences],
+            self._sizes(sequences),
             lambda index: [self.examples[int(member)] for member in sequences[index]],
         )
 

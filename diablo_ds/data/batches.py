@@ -207,6 +207,11 @@ class Dealer:
                 multiple=1 if self.equal_lengths else PAD_TO_MULTIPLE,
             )
 
+    def count(self, sizes: Sequence[int]) -> int:
+        """Return how many micro batches `deal` yields of rows of these sizes."""
+        by_size = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+        return -(-len(self._groups(by_size, sizes)) // self.world_size)
+
     def _groups(self, rows: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
         """Cut rows, longest first, into micro batches."""
         groups = []

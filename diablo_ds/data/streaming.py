@@ -113,6 +113,14 @@ class StreamSource:
         """Return 0: every step of a stream is a full global batch."""
         return 0
 
+    def examples_after(self, step: int) -> int:
+        """Return the rows that the run has seen after a step, those that it skipped included."""
+        return step * self.run_config.global_batch
+
+    def epochs_after(self, step: int) -> float | None:
+        """Return None: how many rows there are is not known."""
+        return None
+
     def step(self, step: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of a step of the run, counted from 0."""
         first = (step - self.start_step) * self.run_config.global_batch

@@ -39,6 +39,14 @@ class TrainingBatches(Protocol):
         """
         ...
 
+    def examples_after(self, step: int) -> int:
+        """Return the sequences that the run has seen after a step."""
+        ...
+
+    def epochs_after(self, step: int) -> float | None:
+        """Return the passes over the data after a step; None where their end is not known."""
+        ...
+
     def describe(self) -> str:
         """Return what there is to train on, as a line of text."""
         ...

@@ -16,13 +16,13 @@ from diablo_ds.evaluation.judging import judge_answers, judgements_left, run_pro
 from diablo_ds.evaluation.options import EvaluateOptions
 from diablo_ds.evaluation.predictions import Predictions, Row
 from diablo_ds.evaluation.preparation import Evaluation, prepare
-from diablo_ds.evaluation.progress import Progress
 from diablo_ds.evaluation.prompts import NO_PROMPT
 from diablo_ds.evaluation.report import report
 from diablo_ds.evaluation.results import compute_results
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.cores import num_cores
 from diablo_ds.ranks.log import logger, set_up_logging
+from diablo_ds.ranks.progress import Progress
 
 
 def evaluate(options: EvaluateOptions) -> str:
@@ -93,7 +93,7 @@ def _ask_all(evaluation: Evaluation, predictions: Predictions | None) -> None:
     total = sum(map(len, left.values()))
     if known:
         logger.info(f"Continuing: {len(known):,} answers are there, {total:,} are to come")
-    with Progress(total) as progress:
+    with _progress("asking", total, "answers") as progress:
         for name in models.names:
             if not any(left[name, given.name] for given in inputs):
                 continue
@@ -114,6 +114,10 @@ def _ask_all(evaluation: Evaluation, predictions: Predictions | None) -> None:
     models.close()
     if predictions is not None:
         predictions.sync()
+
+
+def _progress(what: str, total: int, unit: str) -> Progress:
+    return Progress(what, total, unit, is_shown=total > 0 and distributed.is_main_process())
 
 
 def _items(evaluation: Evaluation, name: str, given: TaskInput) -> list[Item]:
@@ -138,7 +142,7 @@ def _judge_all(evaluation: Evaluation, predictions: Predictions | None) -> None:
     if evaluation.walls is not None:
         rows = {} if predictions is None else predictions.rows
         total = sum("scores" not in rows.get(key, {}) for part in keys.values() for key in part)
-        with Progress(total, unit="program") as progress:
+        with _progress("running programs", total, "programs") as progress:
             for given in coded:
                 progress.tell(given.name)
                 run_programs(
@@ -148,7 +152,7 @@ def _judge_all(evaluation: Evaluation, predictions: Predictions | None) -> None:
         asked = distributed.on_main_process(
             lambda: judgements_left(inputs, names, predictions.rows) if predictions else []
         )
-        with Progress(len(asked), unit="judgement") as progress:
+        with _progress("judging", len(asked), "judgements") as progress:
 
             def take(row: Row) -> None:
                 if predictions is not None:

@@ -113,7 +113,7 @@ class Guard:
         self.process = subprocess.Popen(
             command,
             env=self.environment,
-            pass_fds=[beats_end],
+            pass_fds=[beats_end, *self.output.inherited],
             stdout=self.output.ends[0],
             stderr=self.output.ends[-1],
             preexec_fn=die_with_parent,

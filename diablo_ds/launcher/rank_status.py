@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.ranks.records import NOTE_S, RankRecord
-from diablo_ds.training.metrics_file import format_seconds
 
 _OF_STEP = re.compile(r"(.+) of step (\d{1,18})")
 _ORDER = {"forward": 0, "backward": 0, "reading data": 1, "update": 2}

@@ -13,8 +13,9 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
 from diablo_ds.launcher.rank_status import describe_ranks
 from diablo_ds.launcher.sweep_report import describe_sweep
+from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.ranks.records import last_log_folder
-from diablo_ds.training.metrics_file import format_seconds, lowest_heldout, read_metrics
+from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
 from diablo_ds.training.run_events import Event, read_events
 from diablo_ds.training.standing import DONE, RUNNING, find_standing
 

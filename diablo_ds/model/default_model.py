@@ -16,7 +16,7 @@ from pathlib import Path
 from diablo_ds.errors import UserError
 from diablo_ds.files import owned, trees
 from diablo_ds.files.atomic import new_folder
-from diablo_ds.ranks.terminal import shows_progress
+from diablo_ds.ranks.live_line import shows_progress
 
 logger = logging.getLogger(__name__)
 

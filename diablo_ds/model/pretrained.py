@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from diablo_ds.errors import UserError
+from diablo_ds.files.tensor_files import find_tensors
 from diablo_ds.model.architecture import (
     auto_class,
     build_model,
 )
 from diablo_ds.model.checkpoint_contents import check_loading_info
+from diablo_ds.ranks import distributed
+from diablo_ds.ranks.progress import BYTES, Progress
 
 
 def from_pretrained(
@@ -38,19 +41,49 @@ def from_pretrained(
     # transformers sees ZeRO-3 only while this object is alive.
     keep_alive = HfDeepSpeedConfig(ds_config) if ds_config else None
     try:
-        model, info = auto_class(model_config).from_pretrained(
-            folder,
-            config=model_config,
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=False,
-            use_safetensors=True,  # a pickled checkpoint beside them is not looked at
-        )
+        with _shown_loading(folder):
+            model, info = auto_class(model_config).from_pretrained(
+                folder,
+                config=model_config,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,  # a pickled checkpoint beside them is not looked at
+            )
     except OSError as error:
         raise UserError(f"model folder must hold a causal LM; got {folder}: {error}") from None
     del keep_alive
     check_loading_info(info, model, folder)
     return model
+
+
+@contextlib.contextmanager
+def _shown_loading(folder: Path) -> Iterator[None]:
+    """Show the bytes that transformers has loaded, in place of its own bar."""
+    from transformers.utils import logging
+
+    sizes: dict[str, int] = {}
+    with contextlib.suppress(UserError, OSError):  # which loading itself tells
+        sizes = {name: tensor.num_bytes for name, tensor in find_tensors(folder).items()}
+
+    def loaded(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        total, is_shown = sum(sizes.values()), distributed.is_main_process()
+        with Progress("Loading the model", total, BYTES, is_shown=is_shown) as progress:
+            for name, item in items:
+                yield name, item
+                progress.advance(sizes.get(name, 0))
+
+    def hook(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Items by the name of a parameter; it has other bars as well.
+        return (
+            loaded(*args) if kwargs.get("desc") == "Loading weights" else factory(*args, **kwargs)
+        )
+
+    before = logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+
+from diablo_ds.ranks.live_line import ERASE
 
 NOISE = (
     # of its launcher, which repeats what it was asked for
@@ -35,9 +38,11 @@ def is_noise(line: str) -> bool:
 def main() -> None:
     """Pass standard input on, line by line, without the noise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ends with what it reads from
+    # The run draws on the same terminal, past this process.
+    before = ERASE.encode() if os.isatty(1) else b""
     for line in iter(sys.stdin.buffer.readline, b""):
         if not is_noise(line.decode(errors="replace")):
-            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.write(before + line)
             sys.stdout.buffer.flush()
 
 

@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from diablo_ds.files.shown_text import shown_line, shown_output
+from diablo_ds.ranks.live_line import live_line
 
-TERMINAL = "DIABLO_TERMINAL"
-"""Environment variable of a rank whose guard passes its stderr on to a terminal."""
 BUFFER_BYTES = 4 << 20
 """What waits for a reader; beyond it, output is dropped."""
 
@@ -26,12 +25,13 @@ BUFFER_BYTES = 4 << 20
 class ShownStream(io.TextIOWrapper):
     """A stream to a person: control characters, but for lines and progress bars, are written out.
 
-    So are characters that its encoding lacks, such as `\\u6587`.
+    So are characters that its encoding lacks, such as `\\u6587`. The live line stays below.
     """
 
     def write(self, text: str, /) -> int:
         """Write text; return its length."""
-        super().write(shown_output(text))
+        with live_line.aside(self, text):
+            super().write(shown_output(text))
         return len(text)
 
     def write_line(self, line: str) -> None:
@@ -68,11 +68,6 @@ def make_safe() -> None:
             )
             setattr(sys, name, new)
             setattr(sys, f"__{name}__", new)
-
-
-def shows_progress() -> bool:
-    """Return whether somebody sees stderr at once, so that a line may be drawn again and again."""
-    return sys.stderr.isatty() or bool(os.environ.get(TERMINAL))
 
 
 def lost_reader() -> list[int]:

@@ -84,7 +84,11 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    root: Path, checkpoint: Checkpoint, keep_last: int, best_step: int | None = None
+    root: Path,
+    checkpoint: Checkpoint,
+    keep_last: int,
+    best_step: int | None = None,
+    advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> Path:
     """Write a checkpoint and then remove all but the last ``keep_last`` and the best one.
 
@@ -93,6 +97,7 @@ def save_checkpoint(
         checkpoint: what to save.
         keep_last: how many to keep, counting this one; the best one is not counted.
         best_step: step of the best one; None where it is not kept for being the best.
+        advance: called with bytes that were written, and again when they were read for a checksum.
 
     Returns:
         The checkpoint's folder.
@@ -103,12 +108,14 @@ def save_checkpoint(
     folder = checkpoint_folder(root, checkpoint.step)
     with new_folder(folder) as temporary:
         write_adapter_files(temporary, checkpoint.masters, checkpoint.adapter)
+        advance((temporary / ADAPTER_TENSOR_FILE).stat().st_size)
         moments = {
             f"{name}.{key}": state[key]
             for name, state in checkpoint.state.items()
             for key in MOMENTS
         }
         save_tensors(temporary / OPTIMIZER_FILE, moments)
+        advance((temporary / OPTIMIZER_FILE).stat().st_size)
         write_json(
             temporary / STATE_FILE,
             {
@@ -123,10 +130,11 @@ def save_checkpoint(
                 "evaluations": checkpoint.evaluations.as_json(),
             },
         )
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in sorted(temporary.iterdir())
-        }
+        files = {}
+        for path in sorted(temporary.iterdir()):
+            size = path.stat().st_size
+            files[path.name] = {"bytes": size, "sha256": sha256_file(path)}
+            advance(size)
         write_json(temporary / CHECKSUMS_FILE, {"format": CHECKPOINT_FORMAT, "files": files})
     remove_old(root, folder, keep_last, best_step)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 from functools import partial
@@ -10,20 +9,20 @@ from functools import partial
 import torch
 
 from diablo_ds.config.schedule import learning_rate
-from diablo_ds.errors import NonFiniteError, UserError
-from diablo_ds.files.layout import RunFolder, checkpoint_folder
+from diablo_ds.errors import NonFiniteError
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger
+from diablo_ds.ranks.progress import Progress
 from diablo_ds.ranks.stopping import Boundaries, GraceWarning, StopRequests
-from diablo_ds.training.checkpoint import Checkpoint, save_checkpoint, verify_checkpoint
-from diablo_ds.training.evaluations import Evaluations, interval
+from diablo_ds.training.evaluations import interval
 from diablo_ds.training.exchange import Exchange
 from diablo_ds.training.metrics import Reporter
 from diablo_ds.training.reports import Reports
+from diablo_ds.training.saving import save, with_intact_best
 from diablo_ds.training.startup import Run
 from diablo_ds.training.step import evaluate, train_step
-from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, StepClock
+from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, TASKS, StepClock
 from diablo_ds.training.task_scores import open_task_scores
 from diablo_ds.training.utilization import find_utilization
 from diablo_ds.zero.traffic import counting_traffic
@@ -66,6 +65,9 @@ class Loop:
             run.engine.module, device, run.run_config.precision, distributed.world_size()
         )
         self.clock = StepClock()
+        before = [p["tokens_seen"] for p in reports.history if "tokens_seen" in p]
+        # Not known where an older version began the run.
+        self.tokens_seen = before[-1] if before else None if run.start_step else 0.0
 
     def run_steps(self) -> None:
         """Take the steps that are left, or as many as patience lasts for.
@@ -149,9 +151,10 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         run = self.run
         if run.heldout_batches is not None:
-            batches = run.heldout_batches.heldout()
-            with self.clock.apart(EVALUATION):
-                loss = evaluate(run.engine, batches, self.evaluation)
+            source = run.heldout_batches
+            what, total = f"Step {step}/{run.num_steps}: evaluation", source.num_heldout_batches
+            with self.clock.apart(EVALUATION), _progress(what, total, "batches") as progress:
+                loss = evaluate(run.engine, progress.over(source.heldout()), self.evaluation)
             evaluations = self.evaluations = self.evaluations.including(step, loss)
             self.reports.write(lambda reporter: reporter.heldout(step, loss, evaluations))
             if run.run_config.keep_best and evaluations.best_step == step != self.saved:
@@ -170,17 +173,9 @@ class Loop:
         for given in scores.inputs:
             name = given.task.name
             if name not in known:
-                total = len(given.items)
-
-                def show(count: int, name: str = name, total: int = total) -> None:
-                    asking = partial(
-                        Reporter.asking, step=step, name=name, count=count, total=total
-                    )
-                    self.reports.write(asking)
-
-                show(0)
-                with self.clock.apart(EVALUATION):
-                    found, seconds = scores.score(given, show)
+                what, total = f"Step {step}/{num_steps}: task {name}", len(given.items)
+                with self.clock.apart(TASKS), _progress(what, total, "answers") as progress:
+                    found, seconds = scores.score(given, progress.reach)
                 record = partial(Reporter.task, step=step, name=name, scores=found, seconds=seconds)
                 self.reports.write(record)
 
@@ -228,7 +223,13 @@ class Loop:
             "wait_s": wait_s,
             **seconds,
             "memory_bytes": float(run.engine.peak_memory_bytes),
+            "memory_now_bytes": float(run.engine.memory_bytes),
+            "examples_seen": float(run.train_batches.examples_after(step + 1)),
         }
+        if (epoch := run.train_batches.epochs_after(step + 1)) is not None:
+            values["epoch"] = epoch
+        if self.tokens_seen is not None:
+            values["tokens_seen"] = self.tokens_seen = self.tokens_seen + result.num_tokens
         if self.utilization is not None:
             values["mfu"] = self.utilization.mfu(totals, seconds[STEP])
         if (loss_scale := run.engine.loss_scale) is not None:
@@ -236,65 +237,11 @@ class Loop:
         self.reports.write(lambda reporter: reporter.step(step + 1, values))
 
 
+def _progress(what: str, total: int, unit: str) -> Progress:
+    return Progress(what, total, unit, is_shown=distributed.is_main_process())
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of a step's dropout on a rank: a function, so nothing has to be saved."""
     digest = hashlib.sha256(f"{seed},{step},{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def save(run: Run, step: int, evaluations: Evaluations) -> None:
-    """Write a checkpoint, and remove those that are kept no longer. Collective.
-
-    Args:
-        run: the run.
-        step: steps taken.
-        evaluations: up to this step.
-    """
-    heart.beat("saving")
-    state = run.engine.gather_state()
-    is_best = evaluations.best_step == step
-    adapter = dataclasses.replace(
-        run.adapter, step=step, heldout_loss=evaluations.best_loss if is_best else None
-    )
-    checkpoint = Checkpoint(
-        step=step,
-        global_batch=run.run_config.global_batch,
-        seed=run.run_config.seed,
-        num_optimizer_steps=state.num_optimizer_steps,
-        adapter=adapter,
-        state=state.deltas,
-        loss_scaler=state.scaler,
-        data=dataclasses.replace(run.data, lag=run.train_batches.lag_after(step)).as_json(),
-        evaluations=evaluations,
-    )
-    best_step = evaluations.best_step if run.run_config.keep_best else None
-
-    def write() -> None:
-        run.check_owner()
-        root, keep_last = RunFolder(run.folder).checkpoints, run.run_config.keep_last
-        save_checkpoint(root, checkpoint, keep_last, best_step)
-
-    distributed.on_main_process(write)
-
-
-def with_intact_best(run: Run, evaluations: Evaluations) -> Evaluations:
-    """Return the evaluations without the best one where its checkpoint is gone or damaged.
-
-    Collective: every rank must call this.
-    """
-    if evaluations.best_step is None:
-        return evaluations
-    best = checkpoint_folder(RunFolder(run.folder).checkpoints, evaluations.best_step)
-
-    def find_problem() -> str:
-        try:
-            verify_checkpoint(best)
-        except UserError as error:
-            return str(error)
-        return ""
-
-    problem = distributed.on_main_process(find_problem)
-    if not problem:
-        return evaluations
-    logger.warning(f"The best checkpoint is lost, and the best one from now on is kept: {problem}")
-    return evaluations.without_best()

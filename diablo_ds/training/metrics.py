@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.statistics import Estimate
@@ -18,9 +13,10 @@ from diablo_ds.files.figures import figure_class
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
-from diablo_ds.ranks.terminal import shows_progress
+from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.evaluations import Evaluations
-from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
+from diablo_ds.training.metrics_file import format_point, read_metrics
+from diablo_ds.training.screen import Screen
 from diablo_ds.training.tracking import Tracking
 from diablo_ds.zero.block_norms import DeltaNorm
 
@@ -42,6 +38,7 @@ class Reporter:
         start_step: steps taken before this process; later points of an earlier process are cut.
         owner: of the folder; where it was lost, another process writes the metrics file.
         tracking: where measurements go beside the metrics file; nowhere by default.
+        num_gpus: of all ranks; 0 on CPUs.
     """
 
     def __init__(
@@ -53,12 +50,11 @@ class Reporter:
         start_step: int,
         owner: FolderOwner | None = None,
         tracking: Tracking | None = None,
+        num_gpus: int = 0,
     ) -> None:
         self._owner = owner
         self.run_config = run_config
         self.num_steps = num_steps
-        self._start_step = start_step
-        self._start_time = time.monotonic()
         files = RunFolder(folder)
         self._metrics_file = files.metrics
         # A start from step 0 evaluates and records that step again.
@@ -70,18 +66,7 @@ class Reporter:
         write_text(self._metrics_file, "".join(map(format_point, self.history)))
         files.write_progress(num_steps, start_step, done=False)
         self._tracking = Tracking() if tracking is None else tracking
-        self._bar: Any = None
-        if shows_progress():
-            self._bar = tqdm(
-                total=num_steps, initial=start_step, unit="step", dynamic_ncols=True, leave=True
-            )
-
-    def log(self, text: str) -> None:
-        """Print a line above the progress bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            logger.info(text)
+        self._screen = Screen(run_config, num_steps, start_step, num_gpus)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Record a training step.
@@ -93,19 +78,7 @@ class Reporter:
         """
         self._write({"step": step, **values})
         self._tracking.point(step, values, is_last=step == self.num_steps)
-        shown = (
-            f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
-            f"{values['tokens_per_s']:,.0f} tokens/s"
-        )
-        if "mfu" in values:
-            shown += f"  MFU {values['mfu']:.1%}"
-        if self._bar is not None:
-            self._bar.set_postfix_str(shown, refresh=False)
-            self._bar.update(1)
-        else:
-            rate = (time.monotonic() - self._start_time) / (step - self._start_step)
-            left = format_seconds((self.num_steps - step) * rate)
-            logger.info(f"step {step}/{self.num_steps}  {shown}  {left} left")
+        self._screen.step(self.history)
 
     def heldout(self, step: int, loss: float, evaluations: Evaluations) -> None:
         """Record a held-out loss.
@@ -121,8 +94,9 @@ class Reporter:
         self._write({"step": step, **values})
         self._tracking.point(step, values, is_last=True)
         self._tracking.results(step, self.history)
+        self._screen.heldout(loss)
         shown = self._describe_evaluations(step, evaluations)
-        self.log(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}{shown}")
+        logger.info(f"step {step}/{self.num_steps}  held-out loss {loss:.4f}{shown}")
 
     def _describe_evaluations(self, step: int, evaluations: Evaluations) -> str:
         patience = self.run_config.patience
@@ -138,7 +112,7 @@ class Reporter:
     def stopped_early(self, step: int, evaluations: Evaluations) -> None:
         """Record that patience ends the run after a step."""
         self._write({"step": step, STOPPED_EARLY: 1.0})
-        self.log(f"Stopping early, {evaluations.describe_stop(step, self.num_steps)}")
+        logger.info(f"Stopping early, {evaluations.describe_stop(step, self.num_steps)}")
 
     def base_dropout(self, rates: Mapping[str, float]) -> None:
         """Record the largest of the base's own dropout rates, where there are any."""
@@ -151,10 +125,6 @@ class Reporter:
             p["heldout_loss"] for p in self.history if p["step"] == step and "heldout_loss" in p
         ]
         return found[-1] if found else None
-
-    def asking(self, step: int, name: str, count: int, total: int) -> None:
-        """Say how many of the answers of a task there are, since all of them may take long."""
-        self.log(f"step {step}/{self.num_steps}  asking the task {name}: {count} of {total} ...")
 
     def task(self, step: int, name: str, scores: Mapping[str, Estimate], seconds: float) -> None:
         """Record the scores of a task.
@@ -174,7 +144,7 @@ class Reporter:
             f"{metric} {found.score:.4f} [{found.interval.low:.4f}, {found.interval.high:.4f}]"
             for metric, found in scores.items()
         )
-        self.log(
+        logger.info(
             f"step {step}/{self.num_steps}  {name}: {shown}  (n={count}, {format_seconds(seconds)})"
         )
 
@@ -194,8 +164,7 @@ class Reporter:
         if final:
             self._tracking.finish(self.history)
         self._tracking.close()
-        if self._bar is not None:
-            self._bar.close()
+        self._screen.close()
 
     def _write(self, point: dict[str, float]) -> None:
         self.history.append(point)

@@ -43,13 +43,6 @@ def format_point(point: Mapping[str, float]) -> str:
     return json.dumps(finite) + "\n"
 
 
-def format_seconds(seconds: float) -> str:
-    """Format a duration as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def _parse_point(line: bytes) -> dict[str, float] | None:
     try:
         values = json.loads(line)

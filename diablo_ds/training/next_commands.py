@@ -26,6 +26,9 @@ def describe_next(run_config: RunConfig, folder: Path) -> str:
     commands = [
         shlex.join([*generate, *trust_words()]),
         evaluation_command(run_config, folder),
+        shlex.join(
+            ["diablo-ds", "merge", "--adapter", str(folder), "--output", f"{folder}-merged"]
+        ),
         shlex.join(["diablo-ds", "inspect", str(files.adapter)]),
         tensorboard_command(folder),
     ]

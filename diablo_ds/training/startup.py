@@ -22,14 +22,15 @@ from diablo_ds.model.compilation import compile_layers, compile_loss
 from diablo_ds.model.pretrained import hide_progress_bars
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
+from diablo_ds.ranks.live_line import shows_progress, terminal_columns
 from diablo_ds.ranks.log import logger, set_up_logging
-from diablo_ds.ranks.terminal import shows_progress
 from diablo_ds.training.building import attach_deltas, load_model
 from diablo_ds.training.checkpoint import Checkpoint
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.preparing import Prepared, prepare_run
 from diablo_ds.training.resuming import find_position, own_folder
 from diablo_ds.training.start_record import record_start
+from diablo_ds.training.start_screen import shown_example, start_screen
 from diablo_ds.training.task_inputs import TaskInputs
 from diablo_ds.zero.engine import Engine, EngineState
 from diablo_ds.zero.joining import init_process_group
@@ -98,10 +99,7 @@ def start_run(
     heart.beat("joining the other ranks")
     device = init_process_group()
     set_up_logging(is_main_process=distributed.is_main_process())
-    if device.type == "cpu":
-        logger.info(f"Threads of each rank: {torch.get_num_threads()}")
-    if not (distributed.is_main_process() and shows_progress()):
-        hide_progress_bars()
+    hide_progress_bars()
     prepared = prepare_run(run_config, ds_config_file, device)
     for line in prepared.resolution.warnings:
         logger.warning(line)
@@ -117,11 +115,10 @@ def start_run(
         logger.info(position.describe_changes(run_config, folder))
     if prepared.initial is not None:
         logger.info(f"The run {prepared.initial.describe()}")
-    logger.info(inputs.describe(run_config, distributed.world_size(), position.num_steps))
-    if prepared.tasks is not None:
-        logger.info(prepared.tasks.describe())
+    columns = terminal_columns() if shows_progress() else 0
+    logger.info(start_screen(prepared, position, folder, columns))
     if inputs.first_example:
-        logger.info(f"The first example, with loss in [[...]]:\n{inputs.first_example:.2000}")
+        logger.info(shown_example(inputs.first_example))
     return Run(
         run_config=run_config,
         folder=folder,

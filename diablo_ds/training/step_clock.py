@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 STEP = "step_s"
 EVALUATION = "evaluation_s"
+TASKS = "tasks_s"
 SAVING = "saving_s"
 
 

@@ -39,8 +39,6 @@ from diablo_ds.zero.engine import Engine
 
 _JUDGED_AT_ONCE = 16
 """Answers between two signs of life, at which the ranks also ask whether to stop."""
-_PROGRESS_S = 30.0
-"""Seconds between two lines about how far a task is."""
 Scores = Mapping[str, Estimate]
 
 
@@ -80,21 +78,18 @@ class TaskScores:
 
         Args:
             given: the task.
-            on_progress: called now and then with the number of answers that there are.
+            on_progress: called with the number of answers that there are.
 
         Raises:
             StopAgreed: on all ranks, soon after one of them was asked.
             UserError, OSError: if an answer cannot be judged; on every rank.
         """
-        start = shown = time.perf_counter()
+        start = time.perf_counter()
         results: dict[Key, Result] = {}
 
         def keep(item: Item, result: Result) -> None:
-            nonlocal shown
             results[item.key] = result
-            if time.perf_counter() - shown > _PROGRESS_S:
-                shown = time.perf_counter()
-                on_progress(len(results))
+            on_progress(len(results))
 
         engine = self._engine
         with _same_random_numbers(), engine.with_free_memory(), engine.evaluating("tasks"):

@@ -8,12 +8,14 @@ from pathlib import Path
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import NonFiniteError
 from diablo_ds.files.layout import RunFolder, list_checkpoints
+from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.stopping import StopAgreed, Stopped, StopRequests
 from diablo_ds.training.finishing import Summary, finish
 from diablo_ds.training.loop import Loop
 from diablo_ds.training.metrics import Reporter
 from diablo_ds.training.reports import Reports
+from diablo_ds.training.screen import showing_phases
 from diablo_ds.training.startup import Run, start_run
 from diablo_ds.training.tracking_start import open_tracking
 
@@ -36,7 +38,8 @@ def train(run_config: RunConfig, ds_config_file: Path, given_file: Path | None =
         Stopped: if a signal asked for it; the last finished step is saved.
     """
     with heart.beating(), StopRequests() as requests, contextlib.ExitStack() as resources:
-        run = start_run(run_config, ds_config_file, resources, given_file=given_file)
+        with showing_phases():
+            run = start_run(run_config, ds_config_file, resources, given_file=given_file)
         return _run(run, requests)
 
 
@@ -52,6 +55,7 @@ def _run(run: Run, requests: StopRequests) -> Summary:
             start_step=run.start_step,
             owner=run.owner,
             tracking=open_tracking(run),
+            num_gpus=distributed.world_size() if run.engine.device.type == "cuda" else 0,
         )
     )
     if run.start_step == 0:

@@ -98,6 +98,14 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @property
+    def memory_bytes(self) -> int:
+        """This rank's memory now: allocated on a GPU, resident on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    @property
     def loss_scale(self) -> float | None:
         """The dynamic loss scale; None unless in fp16."""
         if not self._ds_engine.fp16_enabled():

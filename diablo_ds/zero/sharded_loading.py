@@ -16,15 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from diablo_ds.files.tensor_files import StoredTensor, TensorReader
 from diablo_ds.model.pretrained import build_without_weights
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
+from diablo_ds.ranks.progress import BYTES, Progress
 from diablo_ds.zero.private.parameters import Partitioner
-
-_SILENT_BELOW_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,17 @@ def load_shards(
     room = torch.empty(largest, dtype=dtype, device=device)  # for one full tensor
     reader = TensorReader(tensors)
     partitioned: dict[int, nn.Parameter] = {}
-    with _progress(sum(p.numel() for p in model.parameters())) as bar:
+    sizes = [
+        (tensors[names[id(parameter)]].dtype.itemsize, parameter.numel())
+        for parameter in model.parameters()
+    ]
+    own_bytes = sum(
+        size * (min(stop, count) - min(start, count))
+        for size, count in sizes
+        for start, stop in partitioner.own_ranges(count)
+    )
+    is_shown = distributed.is_main_process()
+    with Progress("Loading the model", own_bytes, BYTES, is_shown=is_shown) as progress:
         for module in model.modules():
             for key, parameter in list(
                 module.named_parameters(recurse=False, remove_duplicate=False)
@@ -74,13 +82,14 @@ def load_shards(
                 if id(parameter) not in partitioned:
                     heart.beat("loading the model")
                     flat = room[: parameter.numel()]
+                    done = reader.bytes_read
                     full = nn.Parameter(flat.view(parameter.shape), requires_grad=False)
                     partitioner.take_over(full)
                     for start, stop in partitioner.own_ranges(parameter.numel()):
                         reader.read(names[id(parameter)], flat, start, stop)
                     partitioner.keep_shard(full)
                     partitioned[id(parameter)] = full
-                    bar.update(parameter.numel())
+                    progress.advance(reader.bytes_read - done)
                 setattr(module, key, partitioned[id(parameter)])
     _load_buffers(model, reader, device)
     reader.close()
@@ -98,14 +107,3 @@ def _load_buffers(model: nn.Module, reader: TensorReader, device: torch.device) 
             reader.read(name, flat)
             buffer = flat.view(buffer.shape)
         setattr(model.get_submodule(owner), key, buffer)
-
-
-def _progress(num_elements: int) -> Any:
-    return tqdm(
-        total=num_elements,
-        desc="loading",
-        unit="parameter",
-        unit_scale=True,
-        disable=not distributed.is_main_process() or num_elements * 2 < _SILENT_BELOW_BYTES,
-        leave=False,
-    )

@@ -159,7 +159,7 @@ def test_three_steps_are_trained(sources, options, chat_model, tmp_path):
     assert f"{read} rows read: " in result.stderr, result.stderr
     assert "Template: " in result.stderr
     assert "The first example, with loss in [[...]]" in result.stderr
-    assert ("Held-out data: 1 examples" in result.stderr) == any(
+    assert ("held-out   1 examples" in result.stderr) == any(
         form in ("/hub", "/splits") for _, form in sources
     ), result.stderr
     assert ("not in the mix" in result.stderr) == is_mixed

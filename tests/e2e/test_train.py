@@ -46,6 +46,8 @@ def test_the_summary_says_where_everything_is_and_what_is_next(finished):
     for name in ("adapter", "checkpoints/step-000019", "tensorboard", "loss.png"):
         assert str(folder / name) in result.stdout
         assert (folder / name).exists()
+    assert re.search(r"Steps took \d+:\d\d, .* tokens/s, peak memory \d", result.stdout)
+    assert f"diablo-ds merge --adapter {folder}" in result.stdout
     assert f"Next: diablo-ds generate --adapter {folder}" in result.stdout
     assert f"diablo-ds inspect {folder}/adapter" in result.stdout
 
@@ -55,10 +57,13 @@ def test_the_log_shows_batch_equation_placement_and_progress(finished):
     text = result.stderr
     assert "global batch 4 = micro batch 2 x accumulation 1 x world size 2; 19 steps" in text
     assert "38 examples" in text
+    for part in ("model      ", "2 decoder layers", "N=4", "attention sdpa", "ZeRO-3 on 2 x "):
+        assert part in text
     rows = {line[:13].strip(): line.split() for line in text.splitlines()}
     assert rows["base matrices"][-1] == "sharded"
     assert rows["deltas"][-1] == "replicated"
     assert "step 19/19  loss " in text
+    assert "\r" not in text  # nothing is drawn where no terminal is
     assert "tokens/s" in text
     assert " left" in text
     assert text.count("step 19/19  loss ") == 1  # rank 0 alone speaks

@@ -33,7 +33,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import sha256_file, write_json
 from diablo_ds.files.layout import MERGE_REPORT_FILE
 from diablo_ds.model.architecture import DTYPES
-from diablo_ds.ranks.byte_progress import byte_progress
+from diablo_ds.ranks.progress import BYTES, Progress
 
 logger = logging.getLogger("diablo_ds")
 
@@ -147,7 +147,7 @@ def _write_shards(
     pending: Future[None] | None = None
     try:
         with (
-            byte_progress("Merging", total_bytes, done_bytes) as bar,
+            Progress("Merging", total_bytes, BYTES, done=done_bytes) as progress,
             ThreadPoolExecutor(1) as syncing,
         ):
             for shard in missing:
@@ -155,7 +155,7 @@ def _write_shards(
                     shard,
                     work.unfinished(shard.name),
                     inputs.deltas,
-                    bar.update,
+                    progress.advance,
                     is_stochastic=is_stochastic,
                 )
                 layers |= found

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from diablo_ds.adapter.storage import load_adapter
-from diablo_ds.conversion.progress import Progress
 from diablo_ds.conversion.verification.folders import folder_problems, index_problems
 from diablo_ds.conversion.verification.options import Method
 from diablo_ds.conversion.verification.outputs import OutputCheck, compare_outputs
@@ -28,6 +27,7 @@ from diablo_ds.files.tensor_files import StoredTensor, find_tensors
 from diablo_ds.model.finding import fingerprint
 from diablo_ds.model.weight_names import find_weights
 from diablo_ds.ranks.free_memory import device_at_hand, free_bytes
+from diablo_ds.ranks.progress import BYTES, Progress
 
 _MODEL_OVERHEAD = 1.2
 """Memory of a loaded model over that of its weights in fp32, for buffers and a layer's copies."""
@@ -166,18 +166,18 @@ def _compare_tensors(
     is_stochastic: bool,
 ) -> None:
     total = sum(t.num_bytes for t in (*base.values(), *merged.values()))
-    progress = Progress("comparing tensors", total)
     generator = torch.Generator().manual_seed(0)
     checks: dict[str, TensorCheck] = {}
-    for name, tensor in base.items():
-        if name in layer_of:
-            delta = deltas[f"{layer_of[name]}.delta"]
-            checks[name] = check_merged(
-                tensor, merged[name], delta, generator, is_stochastic=is_stochastic
-            )
-        else:
-            checks[name] = check_copied(tensor, merged[name])
-        progress.advance(tensor.num_bytes + merged[name].num_bytes)
+    with Progress("Comparing tensors", total, BYTES) as progress:
+        for name, tensor in base.items():
+            if name in layer_of:
+                delta = deltas[f"{layer_of[name]}.delta"]
+                checks[name] = check_merged(
+                    tensor, merged[name], delta, generator, is_stochastic=is_stochastic
+                )
+            else:
+                checks[name] = check_copied(tensor, merged[name])
+            progress.advance(tensor.num_bytes + merged[name].num_bytes)
     wrong = {name: check for name, check in checks.items() if check.num_wrong}
     layers = [checks[name] for name in layer_of]
     error = max((check.error for check in layers), default=0.0)

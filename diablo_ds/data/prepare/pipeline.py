@@ -44,7 +44,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files import trees
 from diablo_ds.files.layout import MANIFEST_FILE
 from diablo_ds.files.work_folders import WorkFolder, open_work_folder
-from diablo_ds.ranks.byte_progress import byte_progress
+from diablo_ds.ranks.progress import BYTES, Progress
 
 
 def say(text: str) -> None:
@@ -165,8 +165,9 @@ def _encode_all(
         noted,
     )
     bad_rows, finished = BadRows(options.max_bad_rows), []
-    with byte_progress("Tokenising", sum(source.path.stat().st_size for source in sources)) as bar:
-        chunks = split_chunks(sources, num_heldout_files, options.limit, bar.update)
+    total = sum(source.path.stat().st_size for source in sources)
+    with Progress("Tokenising", total, BYTES) as progress:
+        chunks = split_chunks(sources, num_heldout_files, options.limit, progress.advance)
         for name, digest, counts in encode_chunks(encoder, chunks, options.num_proc):
             if noted.get(name) != digest:
                 work.note({"chunk": name, "sha256": digest})

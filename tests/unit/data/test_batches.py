@@ -92,6 +92,9 @@ def test_each_epoch_has_every_example_once_in_another_order(mode):
     steps = [_ids(source.step(s)) for s in range(source.run_config.num_steps(len(source)))]
     per_example = Counter(dict(enumerate(LENGTHS * 4)))
     assert sum(steps, Counter()) == per_example + per_example
+    assert (source.epochs_after(0), source.epochs_after(len(steps))) == (0.0, 2.0)
+    assert source.examples_after(1) == 2
+    assert source.examples_after(len(steps)) == 2 * len(source)
     if not len(source) % 2:
         half = len(steps) // 2
         assert sum(steps[:half], Counter()) == per_example
@@ -113,7 +116,9 @@ def test_held_out_examples_are_seen_once_with_equal_counts_on_all_ranks(world_si
     examples = _examples([2, 9, 4, 7, 5, 3, 8])
     ranks = range(world_size)
     parts = [list(_source(examples, r, world_size, **mode).heldout()) for r in ranks]
-    assert len({len(part) for part in parts}) == 1
+    counted = {_source(examples, r, world_size, **mode).num_heldout_batches for r in ranks}
+    assert {len(part) for part in parts} == counted
+    assert len(counted) == 1
     counts = sum((_ids(part) for part in parts), Counter())
     assert counts == Counter(dict(enumerate(examples.lengths.tolist())))
 

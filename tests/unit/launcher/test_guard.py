@@ -154,7 +154,7 @@ def test_a_full_disk_under_the_log_holds_up_nothing(tmp_path):
 def test_without_a_log_folder_streams_stay_apart_and_a_terminal_is_known(tmp_path, is_terminal):
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom diablo_ds.launcher.guard import Guard\n"
-        "code = 'import sys; from diablo_ds.ranks.terminal import shows_progress\\n'\n"
+        "code = 'import sys; from diablo_ds.ranks.live_line import shows_progress\\n'\n"
         "code += 'print(shows_progress()); print(\"to stderr\", file=sys.stderr)'\n"
         "sys.exit(Guard(os.environ, None).run([sys.executable, '-c', code]))"
     )

@@ -43,6 +43,6 @@ def test_the_next_commands_trust_code_where_the_run_did(monkeypatch):
     assert "trust" not in describe_next(RunConfig(), Path("run"))
     monkeypatch.setenv(VARIABLE, "1")
     lines = describe_next(RunConfig(), Path("run")).splitlines()
-    assert ["--trust-remote-code" in line for line in lines[:4]] == [True, True, False, False]
+    assert ["--trust-remote-code" in line for line in lines[:5]] == [True, True, *[False] * 3]
     assert parsed(lines[1].strip()).adapter == ("run",)
-    assert "no password" in lines[4]
+    assert "no password" in lines[5]

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
-from diablo_ds.training.metrics_file import format_point, format_seconds, read_metrics
+from diablo_ds.training.metrics_file import format_point, read_metrics
 
 GARBAGE = [
     "garbage",
@@ -41,10 +39,3 @@ def test_a_point_is_a_line_in_which_only_finite_numbers_stand(tmp_path):
     path.write_text(format_point({"step": 3, "loss": math.nan}))
     assert path.read_text() == '{"step": 3, "loss": null}\n'
     assert math.isnan(read_metrics(path)[0][0]["loss"])
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (90061, "25:01:01")]
-)
-def test_seconds_are_shown_as_on_a_clock(seconds, text):
-    assert format_seconds(seconds) == text

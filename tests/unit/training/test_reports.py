@@ -35,5 +35,5 @@ def test_after_a_failed_write_nothing_more_is_written(reports, tmp_path):
 
 
 def test_a_defect_is_not_taken_for_a_failed_write(reports):
-    with pytest.raises(KeyError):
-        reports.write(lambda reporter: reporter.step(1, {}))
+    with pytest.raises(TypeError):
+        reports.write(lambda reporter: reporter.step(1, {"loss": None}))
