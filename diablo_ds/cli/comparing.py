@@ -59,3 +59,22 @@ def runs(
         if plot is not None:
             plot_runs(found, plot, response_of_folder(folder, found))
             click.echo(f"Drawn: {plot}", err=True)
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="The HTML file to write."
+)
+def report(folders: tuple[Path, ...], output: Path) -> None:
+    """Write a report of runs, or of all runs of a sweep, as one HTML file.
+
+    The file needs no network and no scripts, and can be printed. It has what ran, the curves, the
+    placement, the speed beside the plan's estimate, restarts and faults, the settings that differ,
+    and the scores of evaluations that lie in a run's folder, beside it, or are named too.
+    """
+    with clean_errors():
+        from diablo_ds.reporting.report import write_report
+
+        write_report(folders, output)
+        click.echo(f"Report: {output}")

@@ -14,7 +14,7 @@ import click
 
 from diablo_ds import __version__
 from diablo_ds.cli.adapters import combine, diff, import_
-from diablo_ds.cli.comparing import runs
+from diablo_ds.cli.comparing import report, runs
 from diablo_ds.cli.console import CONTEXT, clean_errors, echo, run_command
 from diablo_ds.cli.evaluate import evaluate
 from diablo_ds.cli.generate import generate
@@ -70,6 +70,7 @@ for _command in (
     slurm,
     status,
     runs,
+    report,
     explain,
     inspect,
     evaluate,

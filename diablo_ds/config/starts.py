@@ -17,7 +17,7 @@ from diablo_ds.files.hub import is_same_source
 
 BY_COMMAND_ALONE = (remote_code.NAME, "allow_group_write")
 """Settings by which a user trusts others, so that no file can give them, nor a record."""
-_OF_A_START = ("output", *BY_COMMAND_ALONE)
+OF_A_START = ("output", *BY_COMMAND_ALONE)
 """Settings that say nothing of a run."""
 STARTS = "starts"
 """Key of the entries in a run's file; no setting."""
@@ -115,7 +115,7 @@ def changed_settings(old: RunConfig, new: RunConfig) -> tuple[Change, ...]:
     values = (
         (setting.name, getattr(old, setting.name), getattr(new, setting.name))
         for setting in settings_of(RunConfig)
-        if setting.name not in _OF_A_START
+        if setting.name not in OF_A_START
     )
     return tuple(
         Change(name, was, now) for name, was, now in values if not is_same_source(was, now)

@@ -113,6 +113,16 @@ def _count_answers(folder: Path) -> tuple[Counter[tuple[str, str]], Counter[tupl
     return answered, unjudged
 
 
+def load_scores(folder: Path) -> Results | None:
+    """Return the scores of an evaluation; None where it has none yet.
+
+    Raises:
+        UserError: if its file of results is damaged.
+    """
+    results = _load_results(folder)
+    return None if results is None else _scores(results, folder)
+
+
 def _load_results(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULTS_FILE
     if not path.is_file():

@@ -120,7 +120,9 @@ def read_given(folders: Sequence[Path]) -> list[RunRecord]:
         kind = kind_of(folder)
         if kind is Kind.SWEEP:
             names = [result.name for result in read_sweep(folder)[0]]
-            runs = [folder / name for name in names if (folder / name / "run.json").is_file()]
+            runs = [
+                folder / name for name in names if RunFolder(folder / name).run_config.is_file()
+            ]
             found += [read_run(run) for run in runs]
         elif kind is Kind.RUN:
             found.append(read_run(folder))

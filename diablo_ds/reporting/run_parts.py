@@ -1,0 +1,177 @@
+"""What one run was, in words: model, data, batch, placement, speed, starts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from diablo_ds.config.run import RunConfig
+from diablo_ds.errors import UserError
+from diablo_ds.files.layout import RunFolder
+from diablo_ds.reporting.html import code, facts, table, text
+from diablo_ds.reporting.record import RunRecord
+from diablo_ds.training.metrics_file import format_seconds
+from diablo_ds.training.run_events import read_events
+
+_STAGES = {
+    0: "base, deltas and optimizer replicated on every rank",
+    1: "base and deltas replicated on every rank, optimizer sharded",
+    2: "base and deltas replicated on every rank, gradients and optimizer sharded",
+    3: "base matrices sharded, base vectors and deltas replicated on every rank, optimizer sharded",
+}
+
+
+def describe_run(run: RunRecord) -> str:
+    """Return what ran, as a table."""
+    start, config = run.last_start, run.run_config
+    versions = _mapping(start.get("library_versions"))
+    commit = str(start.get("commit") or "")[:12]
+    modified = ", with changes" if start.get("is_modified") else ""
+    pairs = [
+        ("state", text(run.standing.text())),
+        ("folder", code(run.folder)),
+        ("problem", text(run.problem)),
+        ("model", _model(config, _mapping(start.get("model")))),
+        ("data", _data(config, _mapping(start.get("data")))),
+        *(_settings(config, start.get("world_size")) if config is not None else ()),
+        ("adapter", _adapter(run)),
+        ("program", text(f"diablo-ds {start['version']}, commit {commit or 'unknown'}{modified}"))
+        if "version" in start
+        else ("", ""),
+        ("versions", text(", ".join(f"{name} {version}" for name, version in versions.items()))),
+        ("command", code(start["command"]) if "command" in start else ""),
+    ]
+    return facts(pairs)
+
+
+def describe_placement(run: RunRecord) -> str:
+    """Return where the parts of the model were, as a table."""
+    start = run.last_start
+    zero = _mapping(_mapping(start.get("ds_config")).get("zero_optimization"))
+    if not start:
+        return ""
+    stage = zero.get("stage", 0)
+    hosts = [
+        f"{host.get('ranks', '?')} x {host.get('device', '?')} on {host['name']}"
+        for host in start.get("hosts", [])
+    ]
+    offload = [
+        f"{what} on {device}"
+        for what in ("param", "optimizer")
+        if (device := _mapping(zero.get(f"offload_{what}")).get("device")) not in (None, "none")
+    ]
+    inner = zero.get("zero_hpz_partition_size", 1)
+    return facts(
+        [
+            ("ranks", text(f"{start.get('world_size', '?')}: {', '.join(hosts)}")),
+            ("ZeRO", text(f"stage {stage}: {_STAGES.get(stage, 'unknown')}")),
+            ("hpZ", text(f"base also sharded among {inner} ranks") if inner != 1 else ""),
+            ("offload", text(", ".join(offload))),
+        ]
+    )
+
+
+def describe_speed(run: RunRecord) -> str:
+    """Return rate, step and memory beside the plan's estimate, and what the time went to."""
+    numbers, plan = run.numbers, _mapping(run.last_start.get("plan"))
+    rows = []
+    for name, title, form, scale in (
+        ("tokens_per_s", "tokens/s, all ranks", ",.0f", 1.0),
+        ("step_s", "seconds per step", ".3g", 1.0),
+        ("mfu", "MFU", ".1%", 1.0),
+        ("memory_bytes", "peak memory of a rank (GB)", ".2f", 1e-9),
+    ):
+        measured = numbers.peak_memory_bytes if name == "memory_bytes" else getattr(numbers, name)
+        planned = plan.get(name)
+        planned = planned if isinstance(planned, int | float) and planned > 0 else None
+        if measured is not None:
+            ratio = f"{measured / planned:.2f}" if planned else ""
+            cells = ["" if v is None else format(v * scale, form) for v in (measured, planned)]
+            rows.append([title, *cells, ratio])
+    if not rows:
+        return ""
+    parts = [table(["", "measured", "planned", "ratio"], rows, numbers=(1, 2, 3))]
+    if not plan:
+        parts.append('<p class="note">No plan was made for this run: plans are for GPUs.</p>')
+    shares = {"steps": numbers.stepping_s, "evaluation": numbers.evaluation_s}
+    shares["saving"] = numbers.saving_s
+    total = sum(shares.values()) or 1.0
+    spent = [f"{name} {format_seconds(s)} ({s / total:.0%})" for name, s in shares.items() if s]
+    note = f"Time: {', '.join(spent)}. Rates are medians over the steps."
+    parts.append(f'<p class="note">{note}</p>')
+    return "\n".join(parts)
+
+
+def describe_events(run: RunRecord) -> str:
+    """Return starts, restarts, ends and faults with their times, as a table."""
+    try:
+        events = read_events(RunFolder(run.folder))
+    except UserError as error:
+        return f'<p class="note">{text(error)}</p>'
+    rows = [
+        [f"{datetime.fromtimestamp(e.time):%Y-%m-%d %H:%M:%S}" if e.time else "", text(e.text)]
+        for e in events
+    ]
+    faults = [number for number, event in enumerate(events) if event.is_fault]
+    return table(["time", "event"], rows, faults=faults) if rows else ""
+
+
+def _model(config: RunConfig | None, start: Mapping[str, Any]) -> str:
+    name = start.get("id") or (config.model if config is not None else "")
+    revision = f", revision {str(start['revision'])[:12]}" if start.get("revision") else ""
+    print_ = f", fingerprint {str(start['fingerprint'])[:12]}" if start.get("fingerprint") else ""
+    return text(f"{name}{revision}{print_}")
+
+
+def _data(config: RunConfig | None, start: Mapping[str, Any]) -> str:
+    lines = [text(", ".join(config.data) or config.corpus)] if config is not None else []
+    for part in ("train", "heldout"):
+        counts = _mapping(start.get(part))
+        if counts:
+            numbers = [
+                f"{counts[name]:,} {name}"
+                for name in ("examples", "tokens", "sequences")
+                if type(counts.get(name)) is int
+            ]
+            digest = f", fingerprint {str(counts['fingerprint'])[:12]}" * ("fingerprint" in counts)
+            lines.append(text(f"{part}: {', '.join(numbers)}{digest}"))
+    return "<br>".join(lines)
+
+
+def _settings(config: RunConfig, world_size: Any) -> list[tuple[str, str]]:
+    batch = f"global batch {config.global_batch or 'open'}"
+    if type(world_size) is int and world_size > 0 and config.global_batch and config.micro_batch:
+        with contextlib.suppress(UserError):
+            batch = config.batch_equation(world_size)
+    targets = ", ".join(config.targets) or "as the model's family has them"
+    schedule = f"{config.learning_rate:g}, {config.schedule}, {config.warmup_steps} warm-up steps"
+    length = f"{config.max_length:,} tokens{', packed' if config.packing else ''}"
+    return [
+        ("batch", text(batch)),
+        ("length", text(length)),
+        ("blocks", text(f"N={config.num_blocks}; targets {targets}")),
+        ("learning rate", text(schedule)),
+        ("precision", text(f"{config.precision}, attention {config.attention}")),
+        ("seed", text(config.seed)),
+    ]
+
+
+def _adapter(run: RunRecord) -> str:
+    from diablo_ds.adapter.storage import load_adapter_header  # it needs torch
+
+    folder: Path = RunFolder(run.folder).adapter
+    if not folder.is_dir():
+        return ""
+    try:
+        shapes = load_adapter_header(folder).shapes
+    except (UserError, OSError):
+        return text("damaged, or not complete")
+    count = sum(n * rows * columns for (n, rows, columns), _ in shapes.values())
+    return text(f"{len(shapes):,} deltas, {count:,} trained parameters")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
