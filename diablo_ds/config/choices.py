@@ -28,6 +28,8 @@ Overlong = Literal["drop", "cut-prompt", "cut-completion", "error"]
 Schedule = Literal["linear", "cosine", "constant"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 COMPILE = ("auto", "on", "off")
+TRACKERS = ("wandb", "mlflow", "trackio")
+"""By the names of their packages."""
 DELTA_PATHS = (
     "auto",
     "fused",

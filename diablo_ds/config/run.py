@@ -20,6 +20,7 @@ from diablo_ds.config.choices import (
     DEFAULT_NUM_BLOCKS,
     DELTA_PATHS,
     PRECISIONS,
+    TRACKERS,
     Schedule,
 )
 from diablo_ds.config.data_settings import DataSettings
@@ -208,6 +209,19 @@ class RunConfig(DataSettings, TaskSettings):
         0,
         "Stop after this many held-out evaluations in a row without a lower loss; 0 for never.",
         minimum=0,
+        on_resume="free",
+    )
+    report_to: tuple[str, ...] = _run(
+        (),
+        "Tracker beside TensorBoard; on this machine unless its own variables name a server; "
+        "repeatable.",
+        choices=TRACKERS,
+        on_resume="free",
+    )
+    profile_steps: str = _run(
+        "",
+        "Steps to trace on rank 0, such as 10-12, at most 20; the trace is in the run folder's "
+        "profile.",
         on_resume="free",
     )
     hang_timeout: int = _run(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from diablo_ds.config.choices import check_control_tokens
 from diablo_ds.config.data_settings import DEFAULT_DATA, RAW_SETTINGS
+from diablo_ds.config.profile_steps import parse_profile_steps
 from diablo_ds.config.task_limits import parse_limits
 from diablo_ds.config.task_settings import OF_TASKS
 from diablo_ds.errors import UserError
@@ -32,6 +33,12 @@ def check_together(run_config: RunConfig) -> None:
     _check_stream(run_config)
     _check_data(run_config)
     _check_tasks(run_config)
+    parse_profile_steps(run_config.profile_steps, run_config.max_steps)
+    if len(set(run_config.report_to)) < len(run_config.report_to):
+        raise UserError(
+            "report_to must name each tracker once; got report_to="
+            f"{', '.join(run_config.report_to)}"
+        )
 
 
 def _check_data(run_config: RunConfig) -> None:

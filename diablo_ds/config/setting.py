@@ -114,10 +114,11 @@ class Setting:
         name = self.name
         if not self._has_type(value):
             raise UserError(f"{name} must be {self._type_text()}; got {name}={value!r:.60}")
-        if self.choices and value is not None and value not in self.choices:
-            raise UserError(
-                f"{name} must be one of {', '.join(self.choices)}; got {name}={value!r:.60}"
-            )
+        for item in value if self.is_repeatable else (value,):
+            if self.choices and item is not None and item not in self.choices:
+                raise UserError(
+                    f"{name} must be one of {', '.join(self.choices)}; got {name}={item!r:.60}"
+                )
         if isinstance(value, int | float) and not isinstance(value, bool):
             self._check_range(value)
         check_text(**{name: str(value) if isinstance(value, Path) else value})

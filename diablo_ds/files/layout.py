@@ -32,6 +32,7 @@ GIVEN_CONFIG_FILES = ("given_config.yaml", "given_config.json")
 METRICS_FILE, PROGRESS_FILE, LOSS_PLOT = "metrics.jsonl", "progress.json", "loss.png"
 ADAPTER_FOLDER, CHECKPOINTS_FOLDER = "adapter", "checkpoints"
 LOGS_FOLDER, TENSORBOARD_FOLDER = "logs", "tensorboard"
+PROFILE_FOLDER, TRACKERS_FOLDER = "profile", "trackers"
 MERGE_REPORT_FILE = "merge_report.json"
 EVALUATION_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.jsonl"
 """What an evaluation asks whom, which makes a folder an evaluation's; and all answers so far."""
@@ -69,6 +70,15 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """The folder of TensorBoard's event files."""
         return self.path / TENSORBOARD_FOLDER
+
+    def tracker(self, name: str) -> Path:
+        """Return the folder of a tracker of another package."""
+        return self.path / TRACKERS_FOLDER / name
+
+    @property
+    def profile(self) -> Path:
+        """The folder of traces of steps."""
+        return self.path / PROFILE_FOLDER
 
     @property
     def loss_plot(self) -> Path:

@@ -18,6 +18,7 @@ from diablo_ds.ranks.stopping import Boundaries, GraceWarning, StopRequests
 from diablo_ds.training.evaluations import interval
 from diablo_ds.training.exchange import Exchange
 from diablo_ds.training.metrics import Reporter
+from diablo_ds.training.profiling import StepTrace
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.saving import save, with_intact_best
 from diablo_ds.training.startup import Run
@@ -65,6 +66,7 @@ class Loop:
             run.engine.module, device, run.run_config.precision, distributed.world_size()
         )
         self.clock = StepClock()
+        self.trace = StepTrace(run.run_config.profile_steps, run.folder)
         before = [p["tokens_seen"] for p in reports.history if "tokens_seen" in p]
         # Not known where an older version began the run.
         self.tokens_seen = before[-1] if before else None if run.start_step else 0.0
@@ -201,14 +203,15 @@ class Loop:
         self.exchange.read_ahead()
         totals = self.exchange.totals
         try:
-            result = train_step(
-                run.engine,
-                self.exchange.micro_batches,
-                rate,
-                totals=totals,
-                boundaries=self.training,
-                message=self.exchange.message,
-            )
+            with self.trace.step(step + 1):
+                result = train_step(
+                    run.engine,
+                    self.exchange.micro_batches,
+                    rate,
+                    totals=totals,
+                    boundaries=self.training,
+                    message=self.exchange.message,
+                )
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} in step {step + 1}") from None
         self.exchange.receive(result.messages)

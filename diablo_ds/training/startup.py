@@ -12,6 +12,7 @@ import torch
 
 from diablo_ds.adapter.attach import load_deltas
 from diablo_ds.adapter.storage import AdapterConfig
+from diablo_ds.config.profile_steps import parse_profile_steps
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batch_source import BatchSource
 from diablo_ds.data.identity import DataIdentity
@@ -24,6 +25,7 @@ from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.live_line import shows_progress, terminal_columns
 from diablo_ds.ranks.log import logger, set_up_logging
+from diablo_ds.trackers.process import check_packages
 from diablo_ds.training.building import attach_deltas, load_model
 from diablo_ds.training.checkpoint import Checkpoint
 from diablo_ds.training.evaluations import Evaluations
@@ -100,6 +102,7 @@ def start_run(
     device = init_process_group()
     set_up_logging(is_main_process=distributed.is_main_process())
     hide_progress_bars()
+    distributed.on_main_process(lambda: check_packages(run_config.report_to))
     prepared = prepare_run(run_config, ds_config_file, device)
     for line in prepared.resolution.warnings:
         logger.warning(line)
@@ -110,6 +113,7 @@ def start_run(
     heart.tell_run_folder(folder)
     resources.enter_context(private_offload(prepared.design.ds_config, folder))
     position = find_position(prepared, folder)
+    parse_profile_steps(run_config.profile_steps, position.num_steps)
     record_start(prepared, position, folder, given_file)
     if position.changes:
         logger.info(position.describe_changes(run_config, folder))

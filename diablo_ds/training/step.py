@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.profiler import record_function
 
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.errors import NonFiniteError
@@ -15,6 +17,7 @@ from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.stopping import Boundaries
 from diablo_ds.zero.engine import Engine
+from diablo_ds.zero.phases import BACKWARD, FORWARD, UPDATE
 
 
 class Counts(NamedTuple):
@@ -108,21 +111,29 @@ def train_step(
     loss_sum = torch.zeros((), device=engine.device)
     with engine.one_reduction():
         for batch in micro_batches if boundaries is None else boundaries.between(micro_batches):
-            heart.beat("forward")
-            loss = engine.loss(batch)
-            heart.beat("backward")
-            engine.backward(loss * scale)
+            with _phase(FORWARD):
+                loss = engine.loss(batch)
+            with _phase(BACKWARD):
+                engine.backward(loss * scale)
             loss_sum += loss.detach()
         engine.skip_unless_finite(loss_sum)
     own_message = message()
-    heart.beat("update")
-    outcome = engine.step(learning_rate, loss_sum, own_message)
+    with _phase(UPDATE):
+        outcome = engine.step(learning_rate, loss_sum, own_message)
     _check_finite(outcome.loss_sums)
     # In fp16 DeepSpeed lowers the loss scale instead, and training continues.
     if engine.loss_scale is None and not math.isfinite(outcome.grad_norm):
         raise NonFiniteError(f"gradient norm must be finite; got gradient norm={outcome.grad_norm}")
     loss_mean = sum(outcome.loss_sums) / num_targets
     return StepResult(loss_mean, outcome.grad_norm, totals.tokens, outcome.messages)
+
+
+@contextlib.contextmanager
+def _phase(name: str) -> Iterator[None]:
+    """Name a part of the step, in a trace and where a rank that hangs is looked at."""
+    heart.beat(name)
+    with record_function(name):
+        yield
 
 
 def _check_finite(losses: Sequence[float]) -> None:

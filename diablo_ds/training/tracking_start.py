@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from diablo_ds.config.choices import AUTO
@@ -16,6 +18,7 @@ from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.tensorboard import TensorBoard
 from diablo_ds.ranks.tracker import Tracker
+from diablo_ds.trackers.process import TITLES, TrackerProcess
 from diablo_ds.training.evaluations import interval
 from diablo_ds.training.run_events import read_events
 from diablo_ds.training.run_numbers import RunNumbers
@@ -33,6 +36,8 @@ _OF_A_MACHINE = (
     "allow_code_execution",
     "weak_sandbox",
     "track_delta_norms",
+    "report_to",
+    "profile_steps",
 )
 """Settings that say nothing of a run's numbers or speed."""
 
@@ -44,14 +49,25 @@ def open_tracking(run: Run) -> Tracking:
     """
     # A start from step 0 evaluates and records that step again.
     last_step = run.start_step or -1
+    config, files = run.run_config, RunFolder(run.folder)
+    opened: dict[str, Callable[[], Tracker]] = {
+        "TensorBoard": lambda: TensorBoard(files.tensorboard, last_step=last_step)
+    }
+    for kind in config.report_to:
+        opened[TITLES[kind]] = partial(
+            TrackerProcess, kind, files.tracker(kind), run.folder.absolute().name
+        )
     trackers: list[Tracker] = []
-    try:
-        trackers.append(TensorBoard(RunFolder(run.folder).tensorboard, last_step=last_step))
-    except (UserError, OSError) as error:
-        logger.warning(f"TensorBoard gets nothing of this run: {error}")
-    config, step = run.run_config, run.start_step
+    for title, build in opened.items():
+        try:
+            trackers.append(build())
+        except (UserError, OSError) as error:
+            logger.warning(f"{title} gets nothing of this run: {error}")
+    if config.report_to:
+        names = ", ".join(TITLES[kind] for kind in config.report_to)
+        logger.info(f"Reporting to {names} too, by processes in {files.tracker('')}")
+    step = run.start_step
     num_trainable = sum(math.prod(delta.shape) for delta in run.engine.deltas.values())
-    files = RunFolder(run.folder)
     start, placement = load_starts(files.run_config)[-1], run.engine.placement_table()
 
     def describe(numbers: RunNumbers) -> str:

@@ -70,6 +70,7 @@ def _run(run: Run, requests: StopRequests) -> Summary:
         raise NonFiniteError(f"{error}; {_last_checkpoint_text(run.folder)}") from None
     finally:
         loop.exchange.close()
+        loop.trace.close()
         reports.write(lambda reporter: reporter.close())
     return summary
 

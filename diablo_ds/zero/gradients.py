@@ -14,8 +14,10 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
+from torch.profiler import record_function
 
 from diablo_ds.adapter.gradients import start_from_zero
+from diablo_ds.zero.phases import REDUCE, named_exit
 
 
 @contextlib.contextmanager
@@ -29,12 +31,14 @@ def one_gradient_reduction(ds_engine: Any, deltas: Collection[nn.Parameter]) -> 
     """
     start_from_zero(deltas)
     if ds_engine.zero_optimization_stage():
-        with _forgetting(ds_engine), ds_engine.coalesce_grad_reduction(), _dropping(deltas):
+        reduction = named_exit(REDUCE, ds_engine.coalesce_grad_reduction())
+        with _forgetting(ds_engine), reduction, _dropping(deltas):
             yield
     else:
         with ds_engine.no_sync(), _dropping(deltas):
             yield
-        ds_engine.allreduce_gradients()
+        with record_function(REDUCE):
+            ds_engine.allreduce_gradients()
 
 
 @contextlib.contextmanager

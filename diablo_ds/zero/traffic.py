@@ -88,22 +88,46 @@ def updating() -> Iterator[None]:
         _is_updating = False
 
 
+def is_updating() -> bool:
+    """Return whether the optimizer's update is on."""
+    return _is_updating
+
+
 @contextmanager
 def counting_traffic() -> Iterator[Traffic]:
     """Count DeepSpeed's collectives while this is entered; nothing else changes."""
-    traffic, backend = Traffic(), communication_backend()
+    traffic = Traffic()
+    with wrapping_collectives(lambda name, method: _counted(name, method, traffic)):
+        yield traffic
+
+
+@contextmanager
+def wrapping_collectives(
+    wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """Put something around DeepSpeed's collectives while this is entered; may be nested.
+
+    Args:
+        wrap: gets the name of a backend's method and the method, and returns what is called
+            instead.
+    """
+    backend = communication_backend()
+    outer = {name: vars(backend)[name] for name in _FULL_ARGUMENT if name in vars(backend)}
     wrapped = [name for name in _FULL_ARGUMENT if hasattr(backend, name)]
     for name in wrapped:
-        setattr(backend, name, _counted(backend, name, traffic))
+        setattr(backend, name, wrap(name, getattr(backend, name)))
     try:
-        yield traffic
+        yield
     finally:
         for name in wrapped:
-            delattr(backend, name)  # the class's own method shows again
+            if name in outer:
+                setattr(backend, name, outer[name])
+            else:
+                delattr(backend, name)  # the class's own method shows again
 
 
-def _counted(backend: Any, name: str, traffic: Traffic) -> Callable[..., Any]:
-    method = getattr(backend, name)
+def _counted(name: str, method: Callable[..., Any], traffic: Traffic) -> Callable[..., Any]:
+    backend = communication_backend()
     argument, position = _FULL_ARGUMENT[name]
 
     def counted(*args: Any, **kwargs: Any) -> Any:

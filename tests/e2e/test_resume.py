@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 from pathlib import Path
 
@@ -59,9 +63,10 @@ def _assert_identical(folder: Path, other: Path) -> None:
     ],
 )
 def test_resume_is_bit_identical(ds_file, precision, is_early, options, tmp_path):
-    def train(folder: Path) -> str:
+    def train(folder: Path, *others: str) -> str:
         result = forked.ranks(
             *options,
+            *others,
             "--ds_config",
             ROOT / "ds_configs" / ds_file,
             "--output",
@@ -77,10 +82,34 @@ def test_resume_is_bit_identical(ds_file, precision, is_early, options, tmp_path
     _interrupt_after_step_4(tmp_path / "cut")
     if is_early:  # an early version wrote the checkpoint
         make_early(tmp_path / "cut" / "checkpoints" / STEP_4)
-    assert f"Resuming after step 4 from {tmp_path}/cut/checkpoints/{STEP_4}" in train(
-        tmp_path / "cut"
-    )
+    # A trace of steps changes no number; step 7 is also the one whose traffic is counted.
+    said = train(tmp_path / "cut", "--profile-steps", "6-7")
+    assert f"Resuming after step 4 from {tmp_path}/cut/checkpoints/{STEP_4}" in said
+    assert "Communication per step:\n  " in said
     _assert_identical(tmp_path / "cut", tmp_path / "whole")
+    _assert_trace(tmp_path / "cut" / "profile", gathers=ds_file == "zero3.json")
+
+
+def _assert_trace(folder: Path, *, gathers: bool) -> None:
+    """One file with the phases of steps 6 and 7, each where it belongs."""
+    (file,) = folder.iterdir()  # of rank 0
+    name = rf"{re.escape(socket.gethostname())}_[0-9]+\.[0-9]+\.pt\.trace\.json"
+    assert re.fullmatch(name, file.name)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for event in json.loads(file.read_text())["traceEvents"]:
+        if event.get("cat") == "user_annotation":
+            span = (event["ts"], event["ts"] + event["dur"])
+            spans.setdefault(event["name"], []).append(span)
+    assert {"ProfilerStep#6", "ProfilerStep#7"} == {n for n in spans if n.startswith("Profiler")}
+    for step in ("ProfilerStep#6", "ProfilerStep#7"):
+        ((start, end),) = spans[step]
+        phases = ("forward", "backward", "reduce", "update")
+        found = [[s for s in spans[name] if start <= s[0] and s[1] <= end] for name in phases]
+        (forward,), (backward,), (reduce,), (update,) = found
+        assert forward[1] <= backward[0] <= backward[1] <= reduce[0] <= reduce[1] <= update[0]
+        inside = [s for s in spans.get("gather", []) if forward[0] <= s[0] and s[1] <= backward[1]]
+        assert bool(inside) == gathers
 
 
 def test_a_killed_run_goes_on_with_the_same_command(options, tmp_path):

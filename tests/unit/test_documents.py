@@ -11,6 +11,8 @@ from diablo_ds.cli.main import main as cli
 from tests.documents import DOCUMENTS, ROOT, anchors, commands, links, spans
 
 FOREIGN_OPTIONS = {
+    "--append",
+    "--backend-store-uri",
     "--exclusive",  # sbatch
     "--export",
     "--hypothesis-profile",  # pytest

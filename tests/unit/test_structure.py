@@ -24,7 +24,7 @@ FLOORS = (
     ("zero",),
     ("model",),
     ("data",),
-    ("adapter", "config"),
+    ("adapter", "config", "trackers"),
     ("ranks",),
     ("files",),
     ("errors",),
@@ -43,6 +43,9 @@ USERS = {
     "click": ("cli.",),
     "triton": ("adapter.kernels.",),
     "peft": ("peft",),
+    "wandb": ("trackers.wandb_run",),
+    "mlflow": ("trackers.mlflow_run",),
+    "trackio": ("trackers.trackio_run",),
 }
 """Packages that only some modules may import, by how these modules' names begin."""
 
