@@ -52,6 +52,14 @@ class TaskSettings:
         "you can lose.",
     )
 
+    sample_prompts: int = _task(
+        0,
+        "Held-out prompts, always the same, that are answered at each evaluation, for a person to "
+        "read in TensorBoard; 0 for none, 10 are a good number.",
+        minimum=0,
+        maximum=1000,
+    )
+
     @property
     def eval_task_limits(self) -> dict[str, int]:
         """The most questions of each task by its name; 0 for all."""

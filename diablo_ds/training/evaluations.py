@@ -117,11 +117,11 @@ def check_evaluated(run_config: RunConfig, num_steps: int, *, has_heldout: bool)
     Raises:
         UserError: if there is nothing to evaluate, or patience ends no sooner than the run.
     """
-    given = {"keep_best": run_config.keep_best, "patience": run_config.patience}
-    for name, value in given.items():
+    for name in ("keep_best", "patience", "sample_prompts"):
+        value = getattr(run_config, name)
         if value and not has_heldout:
             raise UserError(
-                f"{name} needs held-out data, on which steps are compared; got {name}={value} and "
+                f"{name} needs held-out data; got {name}={value} and "
                 "no held-out data; give --heldout-data, or a --heldout-share above 0"
             )
     every = interval(run_config.eval_every, num_steps)

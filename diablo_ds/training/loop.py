@@ -20,6 +20,7 @@ from diablo_ds.training.exchange import Exchange
 from diablo_ds.training.metrics import Reporter
 from diablo_ds.training.profiling import StepTrace
 from diablo_ds.training.reports import Reports
+from diablo_ds.training.samples import Samples
 from diablo_ds.training.saving import save, with_intact_best
 from diablo_ds.training.startup import Run
 from diablo_ds.training.step import evaluate, train_step
@@ -62,6 +63,9 @@ class Loop:
             lambda: bool(requests.signal_name),
             weak_sandbox=run.run_config.weak_sandbox,
         )
+        self.samples = None
+        if run.run_config.sample_prompts:
+            self.samples = Samples(run, lambda: bool(requests.signal_name))
         self.utilization = find_utilization(
             run.engine.module, device, run.run_config.precision, distributed.world_size()
         )
@@ -92,6 +96,7 @@ class Loop:
                 with counting_traffic() as traffic:
                     self._take_step(step)
                 logger.info(f"Communication per step:\n{traffic.table() or '  none'}")
+                self.reports.write(partial(Reporter.network, step=done, traffic=traffic))
             else:
                 self._take_step(step)
             self.finished = done
@@ -164,6 +169,10 @@ class Loop:
         with self.clock.apart(EVALUATION):
             norms = run.engine.delta_norms()
         self.reports.write(lambda reporter: reporter.delta_norms(step, norms))
+        if self.samples is not None:
+            with self.clock.apart(EVALUATION):
+                table = self.samples.table()
+            self.reports.write(lambda reporter: reporter.samples(step, table))
 
     def _score_tasks(self, step: int, *, is_last: bool = False) -> None:
         """Ask the tasks that are due after a step and have no scores of it yet."""

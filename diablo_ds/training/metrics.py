@@ -19,6 +19,7 @@ from diablo_ds.training.metrics_file import format_point, read_metrics
 from diablo_ds.training.screen import Screen
 from diablo_ds.training.tracking import Tracking
 from diablo_ds.zero.block_norms import DeltaNorm
+from diablo_ds.zero.traffic import Traffic
 
 STOPPED_EARLY = "stopped_early"
 """Field of the point that says that patience ended the run; cut where the run continues."""
@@ -158,6 +159,16 @@ class Reporter:
         """Record how large each delta is."""
         singly = self.run_config.track_delta_norms
         self._tracking.delta_norms(step, norms, singly=singly)
+
+    def samples(self, step: int, table: str) -> None:
+        """Record answers to held-out prompts, as a Markdown table."""
+        self._tracking.text(step, "samples", table)
+
+    def network(self, step: int, traffic: Traffic) -> None:
+        """Record what a step sent and received over the network."""
+        self._tracking.scalars(
+            step, {f"network/{kind}_MB": num / 1e6 for kind, num in traffic.by_kind().items()}
+        )
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
         """Record what the run came to, where it ended well, and close."""

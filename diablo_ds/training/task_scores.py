@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import numpy as np
-import torch
-
-from diablo_ds.evaluation.engine import Engine as EvaluationEngine
 from diablo_ds.evaluation.items import (
     LOSS,
     Item,
@@ -34,6 +27,7 @@ from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.stopping import StopAgreed
+from diablo_ds.training.answering import TrainedModel
 from diablo_ds.training.task_inputs import TRAINED, TaskInput, TaskInputs
 from diablo_ds.zero.engine import Engine
 
@@ -44,9 +38,6 @@ Scores = Mapping[str, Estimate]
 
 class TaskScores:
     """Asks the model of a run the questions of its tasks.
-
-    The ranks answer in step, so that a request to stop reaches all of them ahead of the same
-    forward. Random numbers, the training mode and the deltas are afterwards as they were.
 
     Args:
         inputs: the tasks.
@@ -64,12 +55,7 @@ class TaskScores:
     ) -> None:
         self.inputs = inputs.tasks
         self._engine, self._is_stopping, self._walls = engine, is_stopping, walls
-        self._evaluation = EvaluationEngine(
-            engine.model,
-            inputs.tokenizer.encoder.decode,
-            in_step=not distributed.is_alone(),
-            is_stopping=is_stopping,
-        )
+        self._model = TrainedModel(engine, inputs.tokenizer, is_stopping)
 
     def score(self, given: TaskInput, on_progress: Callable[[int], object]) -> tuple[Scores, float]:
         """Return the scores of a task by metric, and the seconds that it took.
@@ -91,11 +77,8 @@ class TaskScores:
             results[item.key] = result
             on_progress(len(results))
 
-        engine = self._engine
-        with _same_random_numbers(), engine.with_free_memory(), engine.evaluating("tasks"):
-            self._evaluation.renew_limits()
-            ask(self._evaluation, given.items, keep)
-        engine.gather_deltas()
+        with self._model.answering("tasks") as engine:
+            ask(engine, given.items, keep)
         scores = self._scores(given, results)
         return scores, time.perf_counter() - start
 
@@ -161,16 +144,3 @@ def _judge_part(
     outcomes = check_programs(programs, walls, Limits())
     pairs = zip(items, outcomes, strict=True)
     return {item.key: {PASSED: float(outcome.passed)} for item, outcome in pairs}
-
-
-@contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Give every random generator of the process the state back that it had."""
-    own, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may use it
-    devices: list[Any] = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(own)
-        np.random.set_state(numbers)  # noqa: NPY002 - see above

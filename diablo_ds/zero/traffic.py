@@ -57,6 +57,13 @@ class Traffic:
         self.calls[collective] += 1
         self.bytes[collective] += num_bytes
 
+    def by_kind(self) -> dict[str, int]:
+        """Return the bytes of each kind, in groups of all sizes together."""
+        found: Counter[str] = Counter()
+        for collective, num_bytes in self.bytes.items():
+            found[collective.kind] += num_bytes
+        return dict(found)
+
     def table(self) -> str:
         """Return lines of text, most bytes first."""
         return "\n".join(
