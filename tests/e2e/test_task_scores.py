@@ -70,7 +70,7 @@ def _with_tasks(options: list[str], questions: Mapping[str, Path], data: Path) -
     given = [
         word for item in paths.items() for word in ("--eval-task-data", "=".join(map(str, item)))
     ]
-    return [*options, *words, *given, "--eval-task-limit", "5"]
+    return [*options, *words, *given, "--eval-task-limit", "5", "--sample-prompts", "2"]
 
 
 def _scores(folder: Path) -> dict[str, dict[int, float]]:
