@@ -11,9 +11,9 @@ from typing import Any
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder
+from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.reporting.html import code, facts, table, text
 from diablo_ds.reporting.record import RunRecord
-from diablo_ds.training.metrics_file import format_seconds
 from diablo_ds.training.run_events import read_events
 
 _STAGES = {
