@@ -105,7 +105,8 @@ def test_help_shows_the_groups_of_a_run():
 def _example(setting) -> tuple[str, object]:
     """Return a word for an option, and the value that it gives."""
     if setting.choices:
-        return setting.choices[-1], setting.choices[-1]
+        word = setting.choices[-1]
+        return word, (word,) if setting.is_repeatable else word
     if setting.is_repeatable:
         return "a=b", ("a=b",)
     if setting.kind in (int, float):
