@@ -12,6 +12,7 @@ import click
 from diablo_ds.cli.console import CONTEXT, clean_errors
 from diablo_ds.cli.options import GroupedCommand, from_options, options_of, remote_code_option
 from diablo_ds.errors import UserError
+from diablo_ds.files.named_files import open_named
 from diablo_ds.generation.options import GenerateOptions
 from diablo_ds.ranks.terminal import ShownStream
 
@@ -97,7 +98,8 @@ def _write(text: str) -> None:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_named(path) as file:
+            text = file.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"file must be readable text in UTF-8; got {path}: {error}") from None
     text = text.removesuffix("\n")

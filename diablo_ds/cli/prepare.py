@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,8 +131,9 @@ def _command(family: Corpus) -> click.Command:
             manifest = prepare_dataset(options, find_tokenizer)
             click.echo(describe(manifest))
             click.echo(f"Done: {options.output}")
-            click.echo(f"Next: diablo-ds prepare --inspect {options.output}")
-            click.echo(f"      diablo-ds train --data {options.output} --packing")
+            output = str(options.output)
+            click.echo(f"Next: diablo-ds prepare --inspect {shlex.quote(output)}")
+            click.echo(f"      diablo-ds train --data {shlex.quote(output)} --packing")
 
     help_text = f"""{_HELP[family].contents}
 

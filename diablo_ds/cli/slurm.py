@@ -128,7 +128,7 @@ def slurm(context: click.Context, /, **values: Any) -> None:
             click.echo(f"Submitted: {', '.join(map(str, numbers))}")
         else:
             click.echo(f"Submit: {shlex.join(['sbatch', str(file)])}")
-        click.echo(f"Status: diablo-ds status {run_config.output}")
+        click.echo(f"Status: {shlex.join(['diablo-ds', 'status', run_config.output])}")
 
 
 def _check_inputs(run_config: RunConfig, ds_config: Path) -> None:

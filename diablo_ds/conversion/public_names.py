@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diablo_ds.files.hub import SCHEME, looks_like_hub_name
+from diablo_ds.files.hub import SCHEME, is_repository, looks_like_hub_name
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model of which the default base is a conversion, by way of 4-bit weights."""
@@ -20,8 +20,14 @@ def hub_name(name: str) -> str:
     """Return the hub's name of what a user named; empty where it is not known.
 
     Args:
-        name: a hub name, or a path, of which only one in the hub's cache has a name there.
+        name: a hub name, or a path, of which only one in the hub's cache has a name there. It may
+            be anybody's text, as in an adapter's config; what is returned has a name's characters.
     """
+    found = _find_name(name)
+    return found if is_repository(found, "main") else ""
+
+
+def _find_name(name: str) -> str:
     if name.startswith(SCHEME):
         name = name.removeprefix(SCHEME).removeprefix("models/").removeprefix("datasets/")
         return name.partition("@")[0]

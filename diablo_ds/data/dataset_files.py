@@ -21,6 +21,7 @@ import pyarrow as pa
 from diablo_ds.data.arrow_bounds import check_batch, check_messages
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
+from diablo_ds.files.named_files import check_files
 from diablo_ds.files.strict_json import key_list
 
 TESTED_MAJORS = (4, 5)
@@ -35,8 +36,15 @@ _DICT_FILE, _STATE_FILE, _INFO_FILE = "dataset_dict.json", "state.json", "datase
 
 
 def is_dataset(path: Path) -> bool:
-    """Return whether a folder holds a dataset, of one part or several."""
-    return any((path / name).is_file() for name in (_DICT_FILE, _STATE_FILE))
+    """Return whether a folder holds a dataset, of one part or several.
+
+    Raises:
+        UserError: if it does, and another user's pipe stands for a file of it.
+    """
+    found = any((path / name).is_file() for name in (_DICT_FILE, _STATE_FILE))
+    if found:
+        check_files(path)
+    return found
 
 
 def is_tokenised(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.files import modes, owned, strict_json
+from diablo_ds.files.named_files import open_named
 
 MAX_SETTINGS_BYTES = 1 << 28
 
@@ -90,7 +91,7 @@ def read_bytes(path: Path) -> bytes:
         UserError: if it cannot be read or is far too large to be one.
     """
     try:
-        with path.open("rb") as file:
+        with open_named(path) as file:
             data = file.read(MAX_SETTINGS_BYTES + 1)
     except OSError as error:
         reason = error.strerror or error
@@ -165,6 +166,6 @@ def _rename_unless_there(folder: Path, name: Path) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file, in hexadecimal. Raises as `open_named` does."""
+    with open_named(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

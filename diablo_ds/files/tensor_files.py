@@ -15,6 +15,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.files import strict_json
 from diablo_ds.files.atomic import read_json
 from diablo_ds.files.bounds import MAX_HEADER_BYTES
+from diablo_ds.files.named_files import open_named
 
 INDEX_FILE = "model.safetensors.index.json"
 """Tells in which of a checkpoint's files each tensor lies."""
@@ -68,7 +69,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         UserError: if the file is not a complete safetensors file.
     """
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_named(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
             raise UserError(f"model file must be a safetensors file; got {file} of {size} bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def check_tree(
                 raise UserError(
                     f"{what} must hold what belongs to you and is writable by nobody else; got "
                     f"{entry.path}, {describe_access(found)}; remove it, or `chmod -R go-w "
-                    f"{folder}` if all of it is yours"
+                    f"{shlex.quote(str(folder))}` if all of it is yours"
                 )
             if stat.S_ISLNK(found.st_mode) and entry.is_dir():
                 check_folder(Path(entry.path), what, repair=repair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,4 +188,5 @@ class Sweep:
                 f"this runs them again:\n  {self.same_command}"
             )
         say(f"  table        {self.root / SWEEP_FILE}")
-        say(f"  compare      tensorboard --logdir {self.root}\n               {TENSORBOARD_NOTE}")
+        command = shlex.join(["tensorboard", "--logdir", str(self.root)])
+        say(f"  compare      {command}\n               {TENSORBOARD_NOTE}")

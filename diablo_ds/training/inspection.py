@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -141,7 +142,7 @@ def _describe_dataset(folder: Path) -> str:
         f"Dataset {folder}",
         f"  tokenizer    {record['tokenizer']['name']}",
         *(f"  {line}" for line in manifest.describe(record).splitlines()),
-        f"Examples with their masks: diablo-ds prepare --inspect {folder}",
+        f"Examples with their masks: diablo-ds prepare --inspect {shlex.quote(str(folder))}",
     ]
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ from diablo_ds.data.text.conversations import EACH_ANSWER
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, sha256_file, write_json
 from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
+from diablo_ds.files.named_files import check_files
 
 FILE_TIMES = ".file_times.json"
 """Sizes and times of the source files, so that unchanged files need not be read again."""
@@ -113,7 +114,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """Read the record of a prepared dataset.
 
     Raises:
-        UserError: if it is missing or malformed.
+        UserError: if it is missing or malformed, or another user's pipe stands for a file.
     """
     kind, path = kind_of(folder), folder / MANIFEST_FILE
     if kind is not Kind.DATASET or not path.is_file():
@@ -122,6 +123,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             "path must be the folder of a dataset made by diablo-ds prepare; got "
             f"{folder}, {kind.value}{without}"
         )
+    check_files(folder)
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
         for name in ("notes", "templates", FILES):  # not in those of earlier versions

@@ -102,6 +102,9 @@ def test_the_default_base_and_data_have_names_on_the_hub(tmp_path):
         ("/models/org/base", ""),
         ("./base", ""),
         ("~/base", ""),
+        ('x"); import os; os.system("id") #', ""),
+        ("hf://owner/$(id)", ""),
+        ("owner/name\nevil: true", ""),
         ("", ""),
     ],
 )
