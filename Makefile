@@ -77,7 +77,8 @@ lock: $(TOOLS)/.ready
 
 # Known vulnerabilities of the locked packages, asked of the index; fails where it does not know them.
 audit: $(TOOLS)/.ready
-	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes $(addprefix -r requirements/,$(addsuffix .txt,build packages torch triton))
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes $(addprefix -r requirements/,$(addsuffix .txt,build packages torch triton)) || \
+	{ echo 'Error: no package of the lock may have a known vulnerability; got what is said above. Where it says "could not be audited", the index does not know the package, as behind a mirror: there is no verdict then.'; exit 1; }
 
 $(TOOLS)/.ready: Makefile
 	$(PYTHON) -m venv $(TOOLS)

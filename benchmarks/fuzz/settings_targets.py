@@ -61,7 +61,12 @@ def _records(folder: Path) -> list[Target]:
     from diablo_ds.launcher.explaining import explain_end
     from diablo_ds.launcher.status import describe_status
     from diablo_ds.launcher.sweep_report import describe_sweep
+    from diablo_ds.ranks.event_files import EventFile, cut_event_files
     from diablo_ds.ranks.records import RankRecord, write_record
+    from diablo_ds.reporting.curves import known_charts
+    from diablo_ds.reporting.record import find_runs, read_given
+    from diablo_ds.reporting.response import response_of_folder
+    from diablo_ds.reporting.table import runs_json, runs_table
     from diablo_ds.training.metrics_file import format_point
 
     logs = folder / "logs"
@@ -82,6 +87,19 @@ def _records(folder: Path) -> list[Target]:
         files = RunFolder(place)
         files.is_done(), files.early_stop(), files.evals_without_better()
 
+    compared = {
+        "a/run.json": json.dumps({"num_blocks": 4, "starts": [{"time": "t", "world_size": 2}]}),
+        "a/metrics.jsonl": format_point(point) * 2,
+        "a/progress.json": '{"num_steps": 4, "start_step": 0, "done": true}',
+        "sweep.json": json.dumps({"command": "x", "best": None, "runs": [_RESULT | {"name": "a"}]}),
+    }
+
+    def read_runs(place: Path) -> None:
+        found = find_runs(place)
+        runs_table(found), runs_json(found), known_charts(found)
+        response_of_folder(place, found)
+        read_given([place])
+
     sweep = {"command": "x", "best": None, "runs": [_RESULT, _RESULT]}
     evaluation = {
         "format": 1,
@@ -96,7 +114,26 @@ def _records(folder: Path) -> list[Target]:
     def read_owner(place: Path) -> None:
         owner_file.parse(owner_file.read(place / "o.json"))
 
+    def cut_events(place: Path) -> None:
+        cut_event_files(place, 2, lambda tag: tag != "loss")
+
+    events = folder / "tensorboard"
+    written = EventFile(events)
+    for step in range(4):
+        value = {"tag": "loss", "simple_value": 1.0}
+        written.write(step=step, summary={"value": [value]})
+    written.close()
+    (event_file,) = events.iterdir()
+    event_bytes = event_file.read_bytes()
+
     return [
+        Target(
+            "TensorBoard's events",
+            {event_file.name: event_bytes},
+            [event_file.name],
+            cut_events,
+            {event_file.name: [b"", b"\xff" * 12, b"\0" * 1_000_000, event_bytes * 1000]},
+        ),
         Target(
             "records of a run",
             run,
@@ -106,6 +143,17 @@ def _records(folder: Path) -> list[Target]:
                 "metrics.jsonl": [*hostile.LINES, *hostile.DEEP_JSON],
                 "progress.json": hostile.JSON,
                 "logs/attempt-001/rank-00000.json": hostile.JSON,
+            },
+        ),
+        Target(
+            "runs that are compared",
+            {name: text.encode() for name, text in compared.items()},
+            list(compared),
+            read_runs,
+            {
+                "a/run.json": hostile.JSON,
+                "a/metrics.jsonl": [*hostile.LINES, *hostile.DEEP_JSON],
+                "sweep.json": hostile.JSON,
             },
         ),
         Target(

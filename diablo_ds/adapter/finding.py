@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
-from diablo_ds.files.named_files import check_files
+from diablo_ds.files.named_files import check_no_pipes
 
 
 def find_adapter(path: Path) -> Path:
@@ -21,12 +21,12 @@ def find_adapter(path: Path) -> Path:
     """
     kind = kind_of(path)
     if kind in (Kind.ADAPTER, Kind.CHECKPOINT):
-        check_files(path)
+        check_no_pipes(path)
         return path
     if kind is Kind.RUN:
         files = RunFolder(path)
         if kind_of(files.adapter) is Kind.ADAPTER:
-            check_files(files.adapter)
+            check_no_pipes(files.adapter)
             return files.adapter
         raise UserError(
             f"a run folder must hold its result, {files.adapter.name}; got {path}, a run that is "

@@ -21,7 +21,7 @@ import pyarrow as pa
 from diablo_ds.data.arrow_bounds import check_batch, check_messages
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
-from diablo_ds.files.named_files import check_files
+from diablo_ds.files.named_files import check_no_pipes
 from diablo_ds.files.strict_json import key_list
 
 TESTED_MAJORS = (4, 5)
@@ -43,7 +43,7 @@ def is_dataset(path: Path) -> bool:
     """
     found = any((path / name).is_file() for name in (_DICT_FILE, _STATE_FILE))
     if found:
-        check_files(path)
+        check_no_pipes(path)
     return found
 
 

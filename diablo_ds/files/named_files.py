@@ -46,7 +46,7 @@ def _wait_for_writer(descriptor: int) -> None:
     waiting.poll()
 
 
-def check_files(folder: Path) -> None:
+def check_no_pipes(folder: Path) -> None:
     """Refuse a folder in which another user's pipe or device stands for a file.
 
     For folders whose files libraries open, and would wait for.

@@ -22,7 +22,7 @@ from diablo_ds.files.hub import (
     is_repository,
     looks_like_hub_name,
 )
-from diablo_ds.files.named_files import check_files
+from diablo_ds.files.named_files import check_no_pipes
 from diablo_ds.files.tensor_files import read_header
 from diablo_ds.model.built_in import BY_HUB_NAME
 from diablo_ds.model.default_model import converted_model
@@ -69,7 +69,7 @@ def find_model(name: str, cache: str = "") -> Path:
             raise UserError(f"model must be an existing folder; got model={name!r}{hub_hint(name)}")
         files = [*_HUB_FILES, "*.py"] if trusts_code() else _HUB_FILES
         folder = hub_folder(repository, files, ignored=_HUB_COPIES)
-    check_files(folder)
+    check_no_pipes(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder must hold a config.json; got model={name!r} in {folder}")
     if not list(folder.glob("*.safetensors")):
@@ -173,7 +173,7 @@ def find_tokenizer(name: str) -> Path:
             )
         files = [*TOKENIZER_FILES, "*.py"] if trusts_code() else TOKENIZER_FILES
         path = hub_folder(repository, files)
-    check_files(path)
+    check_no_pipes(path)
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"tokenizer folder must hold tokenizer.json; got tokenizer={name!r}")
     return path

@@ -12,6 +12,8 @@ from tests.unit.test_structure import MODULES, _name
 
 _COMMAND = re.compile(r"(?:diablo-ds [a-z]+|tensorboard|chmod|sbatch|scancel|srun)(?: [^\s`]+)* $")
 """A command up to the place of a value, as the end of a text."""
+_OWN = {"family"}
+"""Values that are this program's own words."""
 
 
 def unquoted(tree: ast.AST, name: str) -> Iterator[str]:
@@ -25,7 +27,8 @@ def unquoted(tree: ast.AST, name: str) -> Iterator[str]:
                 before += str(part.value)
             elif isinstance(part, ast.FormattedValue):
                 value = ast.unparse(part.value)
-                if _COMMAND.search(before) and not value.startswith("shlex."):
+                is_own = value in _OWN or value.startswith("shlex.")
+                if _COMMAND.search(before) and not is_own:
                     yield f"{name}, line {node.lineno}: {value}"
                 before += "VALUE"
 

@@ -16,7 +16,7 @@ from diablo_ds.data.text.conversations import EACH_ANSWER
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, sha256_file, write_json
 from diablo_ds.files.layout import MANIFEST_FILE, Kind, kind_of
-from diablo_ds.files.named_files import check_files
+from diablo_ds.files.named_files import check_no_pipes
 
 FILE_TIMES = ".file_times.json"
 """Sizes and times of the source files, so that unchanged files need not be read again."""
@@ -123,7 +123,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             "path must be the folder of a dataset made by diablo-ds prepare; got "
             f"{folder}, {kind.value}{without}"
         )
-    check_files(folder)
+    check_no_pipes(folder)
     manifest: dict[str, Any] = read_json(path)
     if isinstance(manifest, dict):
         for name in ("notes", "templates", FILES):  # not in those of earlier versions

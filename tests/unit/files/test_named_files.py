@@ -10,7 +10,7 @@ import pytest
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, sha256_file
-from diablo_ds.files.named_files import check_files, open_named
+from diablo_ds.files.named_files import check_no_pipes, open_named
 from diablo_ds.files.tensor_files import read_header
 from tests.strangers import needs_root, users
 
@@ -46,9 +46,9 @@ def test_a_strangers_pipe_is_refused_and_not_waited_for(users):
         os.mkfifo(folder / "model.safetensors", 0o644)
 
     users.stranger.run(plant)
-    users.victim.run(check_files, users.victim.home)
+    users.victim.run(check_no_pipes, users.victim.home)
     for read in (open_named, sha256_file, read_json, read_header):
         with pytest.raises(UserError, match=f"model.safetensors, owner={users.stranger.name}"):
             users.victim.run(read, folder / "model.safetensors")
     with pytest.raises(UserError, match="must be a regular file"):
-        users.victim.run(check_files, folder)
+        users.victim.run(check_no_pipes, folder)
