@@ -183,10 +183,13 @@ def read_sweep(root: Path) -> tuple[list[Result], str]:
 
 def _read_again(root: Path, run: Mapping[str, Any]) -> Result:
     values = {str(title): str(value) for title, value in run["values"].items()}
-    is_done = RunFolder(root / str(run["name"])).is_done()
+    name = str(run["name"])
+    if name in ("", ".", "..") or "/" in name:  # another folder than one of the sweep's
+        raise TypeError("a run must be named by a folder in the sweep's")
+    is_done = RunFolder(root / name).is_done()
     return read_result(
         root,
-        str(run["name"]),
+        name,
         values,
         DONE if is_done else str(run["status"]),
         exit_code=run["exit_code"],

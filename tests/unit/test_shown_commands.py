@@ -10,7 +10,9 @@ import pytest
 
 from tests.unit.test_structure import MODULES, _name
 
-_COMMAND = re.compile(r"(?:diablo-ds [a-z]+|tensorboard|chmod|sbatch|scancel|srun)(?: [^\s`;,]+)* $")
+_COMMAND = re.compile(
+    r"(?:diablo-ds [a-z]+|tensorboard|chmod|sbatch|scancel|srun)(?: [^\s`;,]+)* $"
+)
 """A command up to the place of a value, as the end of a text."""
 _OWN = {"family"}
 """Values that are this program's own words."""

@@ -16,6 +16,7 @@ from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, SWEEP_FILE, RunFolder, c
 from diablo_ds.launcher.status import describe_status
 from diablo_ds.launcher.supervisor import RunEnd
 from diablo_ds.launcher.sweep import Sweep, SweptRun, check_sweep_folder
+from diablo_ds.launcher.sweep_report import read_sweep
 from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.training.metrics_file import format_point
 
@@ -140,3 +141,15 @@ def test_a_broken_record_is_named(tmp_path):
     (tmp_path / SWEEP_FILE).write_text('{"runs": [{}]}')
     with pytest.raises(UserError, match="must list its runs"):
         describe_status(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../elsewhere", "/etc", "a/../../b"])
+def test_a_record_leads_to_no_folder_elsewhere(tmp_path, name):
+    run = {"name": name, "values": {"n": "1"}, "status": "done", "exit_code": 0}
+    record = {"command": "x", "best": None, "runs": [run | {"keeps_best": False}]}
+    (tmp_path / SWEEP_FILE).write_text(json.dumps(record))
+    with pytest.raises(UserError, match="must list its runs"):
+        read_sweep(tmp_path)
+    run["name"] = "n=1"
+    (tmp_path / SWEEP_FILE).write_text(json.dumps(record | {"runs": [run | {"keeps_best": False}]}))
+    assert [result.name for result in read_sweep(tmp_path)[0]] == ["n=1"]
