@@ -11,8 +11,10 @@ from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.owned import REPAIR, check_folder, make_folder
-from diablo_ds.files.owners import describe_access, is_trusted, others_write
+from diablo_ds.files.owners import describe_access, is_shown_as_ours, is_trusted, others_write
 
+_UNKNOWN_OWNER = 65534
+"""That Linux shows where a user namespace has no number for an owner."""
 _OTHERS_ENTER, _OTHERS_CHANGE = stat.S_IXGRP | stat.S_IXOTH, stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -28,6 +30,26 @@ def check_upper(folder: Path, what: str, *, repair: str = REPAIR) -> None:
     for inside in (*folder.glob("*/"), *folder.glob("*/*/")):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             check_folder(inside, what, repair=repair)
+
+
+def check_above(folder: Path, what: str, *, repair: str = REPAIR) -> None:
+    """Refuse a folder that others could put another one in the place of, at any level above it.
+
+    For folders of code, which is loaded a while after it was checked. The sticky bit keeps each
+    entry its owner's. Owners that a container does not know are taken for the host's root.
+
+    Raises:
+        UserError: if they could; names the folder above.
+    """
+    for above in folder.resolve().parents:
+        found = os.stat(above)
+        is_kept = found.st_mode & stat.S_ISVTX or not others_write(above, found)
+        is_trusted_owner = is_trusted(found) or found.st_uid == _UNKNOWN_OWNER
+        if not (is_kept and (is_trusted_owner or is_shown_as_ours(above, found))):
+            raise UserError(
+                f"{what} must not be in a folder where others could replace it, since it holds "
+                f"code; got {folder} below {above}, {describe_access(found)}; {repair}"
+            )
 
 
 def check_tree(

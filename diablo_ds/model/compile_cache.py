@@ -32,6 +32,7 @@ def set_up_cache(run_config: RunConfig) -> Path:
     what = "folder of compiled layers"
     repair = f"name another by {CACHE_VARIABLE}"
     owned.make_writable_folder(folder, what, f"the variable {CACHE_VARIABLE}", repair=repair)
+    trees.check_above(folder, what, repair=repair)
     trees.check_upper(folder, what, repair=repair)
     os.environ[CACHE_VARIABLE] = str(folder)
     # Compiler processes of each rank; PyTorch starts one per core and rank, up to 32.

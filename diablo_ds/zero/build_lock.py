@@ -57,6 +57,7 @@ def check_extensions(folder: Path) -> None:
     what = "folder of compiled ops"
     repair = "set TORCH_EXTENSIONS_DIR to another, or remove it"
     owned.make_writable_folder(folder, what, "the variable TORCH_EXTENSIONS_DIR", repair=repair)
+    trees.check_above(folder, what, repair=repair)
     trees.check_tree(folder, what, repair=repair)
 
 
@@ -70,6 +71,7 @@ def check_code_caches() -> None:
         if folder := os.environ.get(name):
             repair = f"set {name} to another folder"
             trees.check_upper(Path(folder), "cache of compiled kernels", repair=repair)
+            trees.check_above(Path(folder), "cache of compiled kernels", repair=repair)
 
 
 @contextmanager

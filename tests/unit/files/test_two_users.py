@@ -218,3 +218,24 @@ def test_offload_goes_to_a_folder_of_the_users_own(users, place):
     users.stranger.run(_make, nvme / f"diablo-ds-{users.victim.uid}", 0o777)
     with pytest.raises(UserError, match="folder for NVMe offload must belong to you"):
         users.victim.run(offload)
+
+
+def test_a_folder_of_code_cannot_be_replaced_from_above(users, place):
+    from diablo_ds.zero.build_lock import check_extensions
+
+    folder = place / "cache" / "torch_extensions"
+    for mode in (0o777, 0o1777, 0o755):  # a stranger's, whatever its mode
+        users.stranger.run(_make, place / "cache", mode)
+        with pytest.raises(UserError):
+            users.victim.run(check_extensions, folder)
+        shutil.rmtree(place / "cache")
+    with pytest.raises(UserError, match=f"below {place}, owner=root"):  # the group can rename it
+        users.victim.run(check_extensions, folder)
+    place.chmod(0o3775)
+    with pytest.raises(UserError, match=f"below {users.project}, owner=root"):
+        users.victim.run(check_extensions, folder)
+    users.project.chmod(0o3775)
+    try:
+        users.victim.run(check_extensions, folder)
+    finally:
+        users.project.chmod(0o2775)
