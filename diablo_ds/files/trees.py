@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,9 +48,19 @@ def check_above(folder: Path, what: str, *, repair: str = REPAIR) -> None:
         is_trusted_owner = is_trusted(found) or found.st_uid == _UNKNOWN_OWNER
         if not (is_kept and (is_trusted_owner or is_shown_as_ours(above, found))):
             raise UserError(
-                f"{what} must not be in a folder where others could replace it, since it holds "
-                f"code; got {folder} below {above}, {describe_access(found)}; {repair}"
+                f"{what} must not be in a folder where others could replace it, since it may "
+                f"hold code; got {folder} below {above}, {describe_access(found)}; {repair}"
             )
+
+
+def check_temporary_folder() -> None:
+    """Refuse a folder for temporary files (TMPDIR) in which others could replace what is made.
+
+    Raises:
+        UserError: if they could.
+    """
+    folder = Path(tempfile.gettempdir()) / "diablo-ds-*"
+    check_above(folder, "a temporary folder", repair="set TMPDIR to a folder of your own")
 
 
 def check_tree(

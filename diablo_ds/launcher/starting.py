@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.files.trees import check_temporary_folder
 from diablo_ds.launcher.cluster import SSH_RUNNERS, Cluster
 from diablo_ds.launcher.deepspeed_command import build_command, launcher_env
 from diablo_ds.launcher.launcher_output import say
@@ -82,6 +83,7 @@ def prepared_start(
             key = new_key() if is_local else shared_key(folder)
             environment |= {**cluster.hidden_env, RUN_KEY: key}
             if is_local and not cluster.wrap:  # containers may each have a /tmp of their own
+                check_temporary_folder()
                 store = stack.enter_context(tempfile.TemporaryDirectory(prefix="diablo-ds-"))
                 environment |= {STORE_FILE: str(Path(store) / "store")}
         command = build_command(
@@ -93,6 +95,7 @@ def prepared_start(
             recorded=recorded_config(run_config.output),
         )
         if cluster.runner == "pdsh":
+            check_temporary_folder()
             programs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="diablo-ds-")))
             write_harmless_pdsh(programs, environment.get("PATH", os.defpath))
             environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"

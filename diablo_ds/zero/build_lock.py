@@ -62,11 +62,12 @@ def check_extensions(folder: Path) -> None:
 
 
 def check_code_caches() -> None:
-    """Refuse caches of compiled kernels that others could change, where variables name them.
+    """Refuse places of code that others could change: where TMPDIR and variables of caches lead.
 
     Raises:
         UserError: if another user can change one.
     """
+    trees.check_temporary_folder()
     for name in _CACHE_VARIABLES:
         if folder := os.environ.get(name):
             repair = f"set {name} to another folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,11 @@ def test_offload_goes_to_a_folder_of_the_users_own(users, place):
         users.victim.run(offload)
 
 
+def _check_temporary(folder: Path) -> None:
+    tempfile.tempdir = str(folder)
+    trees.check_temporary_folder()
+
+
 def test_a_folder_of_code_cannot_be_replaced_from_above(users, place):
     from diablo_ds.zero.build_lock import check_extensions
 
@@ -237,5 +243,9 @@ def test_a_folder_of_code_cannot_be_replaced_from_above(users, place):
     users.project.chmod(0o3775)
     try:
         users.victim.run(check_extensions, folder)
+        users.stranger.run(_make, place / "tmp", 0o1777)
+        with pytest.raises(UserError, match=f"tmp, owner={users.stranger.name}.*set TMPDIR"):
+            users.victim.run(_check_temporary, place / "tmp")
+        users.victim.run(_check_temporary, Path("/tmp"))
     finally:
         users.project.chmod(0o2775)
