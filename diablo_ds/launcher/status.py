@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from diablo_ds.config.run_files import load_recorded
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
 from diablo_ds.launcher.rank_status import describe_ranks
@@ -18,6 +19,7 @@ from diablo_ds.ranks.records import last_log_folder
 from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
 from diablo_ds.training.run_events import Event, read_events
 from diablo_ds.training.standing import DONE, RUNNING, find_standing
+from diablo_ds.training.time_left import Schedule, time_left_s
 
 RECENT_STEPS = 50
 SHOWN_EVENTS = 5
@@ -76,7 +78,7 @@ def _progress_lines(files: RunFolder, *, is_done: bool) -> list[str]:
         if is_done or num_steps is None or not math.isfinite(step_s):
             left = "done" if is_done else "unknown"
         else:
-            left = format_seconds((num_steps - last["step"]) * step_s)
+            left = _time_left(files, points, num_steps)
         of_all = "" if num_steps is None else f"/{num_steps} ({last['step'] / num_steps:.1%})"
         heldout = [p for p in points if "heldout_loss" in p]
         lines = [
@@ -87,6 +89,16 @@ def _progress_lines(files: RunFolder, *, is_done: bool) -> list[str]:
         ]
     checkpoints = list_checkpoints(files.checkpoints)
     return [*lines, f"  checkpoint  {checkpoints[0] if checkpoints else 'none yet'}"]
+
+
+def _time_left(files: RunFolder, points: Sequence[Mapping[str, float]], num_steps: int) -> str:
+    """Return what steps, evaluations and checkpoints to come take."""
+    try:
+        schedule = Schedule.of(load_recorded(files.run_config), num_steps)
+    except UserError:
+        return "unknown, as its settings cannot be read"
+    seconds = time_left_s(points, schedule)
+    return "unknown" if seconds is None else format_seconds(seconds)
 
 
 def _heldout_text(points: Sequence[Mapping[str, float]]) -> str:

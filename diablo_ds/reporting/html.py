@@ -32,7 +32,8 @@ svg .grid { stroke: #ddd; fill: none; }
 svg .end { text-anchor: end; }
 svg .mid { text-anchor: middle; }
 svg polyline { stroke-width: 1.6; stroke-linejoin: round; }
-ul.legend { list-style: none; padding: 0; margin: .4rem 0; display: flex; flex-wrap: wrap;
+ul.legend { break-after: avoid;
+            list-style: none; padding: 0; margin: .4rem 0; display: flex; flex-wrap: wrap;
             gap: .2rem 1.4rem; }
 svg.swatch { width: 30px; height: 10px; margin-right: .4rem; }
 @page { size: A4; margin: 14mm; }

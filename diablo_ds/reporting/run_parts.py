@@ -88,14 +88,16 @@ def describe_speed(run: RunRecord) -> str:
         planned = plan.get(name)
         planned = planned if isinstance(planned, int | float) and planned > 0 else None
         if measured is not None:
-            ratio = f"{measured / planned:.2f}" if planned else ""
-            cells = ["" if v is None else format(v * scale, form) for v in (measured, planned)]
-            rows.append([title, *cells, ratio])
+            cells = [title, format(measured * scale, form)]
+            if planned is not None:
+                cells += [format(planned * scale, form), f"{measured / planned:.2f}"]
+            rows.append(cells)
     if not rows:
         return ""
-    parts = [table(["", "measured", "planned", "ratio"], rows, numbers=(1, 2, 3))]
-    if not plan:
-        parts.append('<p class="note">No plan was made for this run: plans are for GPUs.</p>')
+    planned_titles = ["planned", "ratio"] if plan else []
+    parts = [table(["", "measured", *planned_titles], rows, numbers=(1, 2, 3))]
+    note = "Planned for full sequences" if plan else "Not planned, as plans are for GPUs"
+    parts.append(f'<p class="note">{note}{_fill(run)}.</p>')
     shares = {"steps": numbers.stepping_s, "evaluation": numbers.evaluation_s}
     shares["saving"] = numbers.saving_s
     total = sum(shares.values()) or 1.0
@@ -103,6 +105,16 @@ def describe_speed(run: RunRecord) -> str:
     note = f"Time: {', '.join(spent)}. Rates are medians over the steps."
     parts.append(f'<p class="note">{note}</p>')
     return "\n".join(parts)
+
+
+def _fill(run: RunRecord) -> str:
+    """Return how full sequences are: rates of a plan are for full ones."""
+    counts = _mapping(_mapping(run.last_start.get("data")).get("train"))
+    tokens, sequences = counts.get("tokens"), counts.get("sequences")
+    if run.run_config is None or type(tokens) is not int or type(sequences) is not int:
+        return ""
+    mean = tokens / max(1, sequences)
+    return f"; these have {mean:,.0f} of up to {run.run_config.max_length:,} tokens on average"
 
 
 def describe_events(run: RunRecord) -> str:
