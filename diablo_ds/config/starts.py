@@ -71,6 +71,8 @@ class StartRecord:
     """`id` on the hub and its `revision`, None where there is none, `path` and `fingerprint`."""
     data: Mapping[str, Any]
     """`train` and `heldout`: fingerprint and counts; `heldout` is None where there are none."""
+    plan: Mapping[str, float] | None
+    """What a plan expects on these GPUs: `tokens_per_s`, `step_s`, `mfu`, `memory_bytes`."""
     hub: Mapping[str, str]
     """Revision of each repository of the hub that was used, such as of "models/owner/name"."""
 

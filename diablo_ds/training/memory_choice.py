@@ -65,7 +65,7 @@ def fit_gpus(
         or run_config.keep_attention
         or run_config.reentrant
     )
-    gpus = _gpus(machines)
+    gpus = find_gpus(machines)
     if run_config.memory_budget or gpus is None or not (is_size_open or is_open):
         return None
     if not decoder_layers(shapes):
@@ -99,7 +99,7 @@ def fit_gpus(
     )
 
 
-def _gpus(machines: Sequence[Machine]) -> Gpus | None:
+def find_gpus(machines: Sequence[Machine]) -> Gpus | None:
     """Return the GPUs of the ranks, or None where their memory is not known."""
     least = min(machines, key=lambda machine: (machine.device_bytes, machine.device_name))
     if least.device_type == "cpu" or not least.device_bytes:

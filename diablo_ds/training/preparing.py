@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from diablo_ds.training.initial_adapter import (
     saved_num_blocks,
 )
 from diablo_ds.training.inputs import Inputs, load_inputs
-from diablo_ds.training.machine import look_at_machines
+from diablo_ds.training.machine import Machine, look_at_machines
 from diablo_ds.training.resolution import resolve_run
 from diablo_ds.training.run_folder import choose_run_folder, find_initial_adapter, read_record
 from diablo_ds.training.task_inputs import TaskInputs, find_tasks, read_tasks
@@ -68,6 +69,8 @@ class Prepared:
     """The DeepSpeed config file's values."""
     recorded: RunConfig | None
     """The run config of the run that is continued."""
+    machines: Sequence[Machine]
+    """What each rank found, in the order of the ranks."""
 
     @property
     def run_config(self) -> RunConfig:
@@ -132,7 +135,7 @@ def prepare_run(
     base_fingerprint = distributed.on_main_process(lambda: fingerprint(base.folder))
     initial = _read_initial(run_config, base, base_fingerprint)
     num_blocks, parent = _read_lineage(run_config, folder, initial)
-    resolution, separation = _resolve(settings, base, num_blocks)
+    resolution, separation, machines = _resolve(settings, base, num_blocks)
     run_config = resolution.run_config
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(run_config, base, separation))
@@ -166,6 +169,7 @@ def prepare_run(
         ds_config_file=ds_config_file,
         policy=settings.policy,
         recorded=settings.recorded,
+        machines=machines,
     )
 
 
@@ -251,7 +255,7 @@ def _read_tasks(run_config: RunConfig, base: Base, inputs: Inputs) -> TaskInputs
 
 def _resolve(
     settings: _Settings, base: Base, num_blocks: dict[str, int] | None
-) -> tuple[Resolution, Separation]:
+) -> tuple[Resolution, Separation, Sequence[Machine]]:
     """Choose the settings that were left open, by the machines and the model."""
     machines = look_at_machines(settings.run_config, base.shapes, settings.device)
     resolution = resolve_run(
@@ -269,4 +273,4 @@ def _resolve(
     run_config, separation = keep_apart(
         base, resolution.run_config, asked=settings.run_config.attention
     )
-    return dataclasses.replace(resolution, run_config=run_config), separation
+    return dataclasses.replace(resolution, run_config=run_config), separation, machines

@@ -23,6 +23,7 @@ from diablo_ds.ranks import distributed
 from diablo_ds.ranks.masking import COMMAND, given_command
 from diablo_ds.ranks.software import installed_versions
 from diablo_ds.ranks.source_commit import find_commit
+from diablo_ds.training.plan_estimate import estimate_plan
 from diablo_ds.training.preparing import Prepared
 from diablo_ds.training.resuming import Position
 from diablo_ds.training.run_folder import record_run
@@ -86,6 +87,13 @@ def _describe_start(
         ds_config_file=str(prepared.ds_config_file),
         ds_config=prepared.design.ds_config,
         library_versions=_library_versions(),
+        plan=estimate_plan(
+            run_config,
+            prepared.machines,
+            prepared.base.shapes,
+            prepared.policy,
+            prepared.design.num_blocks,
+        ),
         model=_model(prepared),
         data={
             name: part and {key: part[key] for key in _COUNTS if key in part}

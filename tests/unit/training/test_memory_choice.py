@@ -13,6 +13,7 @@ from diablo_ds.model.architecture import build_meta_model
 from diablo_ds.model.published import find_model_config
 from diablo_ds.model.shape import Shape
 from diablo_ds.training.machine import Machine
+from diablo_ds.training.plan_estimate import estimate_plan
 from diablo_ds.training.resolution import resolve_run
 
 RUN = RunConfig(global_batch=8, max_length=4096)
@@ -134,3 +135,15 @@ def test_a_model_that_cannot_be_traced_runs_as_before(monkeypatch: pytest.Monkey
     found = _resolve([H100])
     assert (found.run_config.micro_batch, found.run_config.recompute) == (4, None)
     assert "no meta kernel" in found.warnings[0]
+
+
+def test_what_a_run_is_expected_to_do_is_what_its_choice_was_made_by():
+    chosen = _resolve([H100] * 2)
+    policy = {"zero_optimization": {"stage": 2}}
+    plan = estimate_plan(chosen.run_config, [H100] * 2, _shapes(), policy, None)
+    assert f"planned {plan['memory_bytes'] / 1e9:.1f} GB" in " ".join(chosen.lines)
+    tokens = chosen.run_config.global_batch * chosen.run_config.max_length
+    assert plan["tokens_per_s"] == pytest.approx(tokens / plan["step_s"])
+    assert 0 < plan["mfu"] < 1
+    on_cpu = [Machine("c", "cpu", bf16_factor=1.0)]
+    assert estimate_plan(chosen.run_config, on_cpu, _shapes(), policy, None) is None
