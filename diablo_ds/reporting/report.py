@@ -96,17 +96,15 @@ def _results(runs: Sequence[RunRecord]) -> str:
         pairs = [(column.title, text(column.text(runs[0]))) for column in COLUMNS[1:]]
         return facts([(_TITLES.get(title, title), cell) for title, cell in pairs])
     shown = [c for c in COLUMNS if any(c.text(run) for run in runs)]
-    rows = [[_cell(run, number, c.text(run)) for c in shown] for number, run in enumerate(runs)]
+    rows = [
+        [(_swatch(number) if c.name == "name" else "") + text(c.text(run)) for c in shown]
+        for number, run in enumerate(runs)
+    ]
     numbers = {i for i, column in enumerate(shown) if column.form}
     return table([column.title for column in shown], rows, numbers=numbers)
 
 
 _TITLES = {"first": "held-out loss before", "best": "lowest held-out loss", "GB": "peak memory, GB"}
-
-
-def _cell(run: RunRecord, number: int, value: str) -> str:
-    is_name = value and value == COLUMNS[0].text(run)
-    return f"{_swatch(number)}{text(value)}" if is_name else text(value)
 
 
 def _curves(runs: Sequence[RunRecord]) -> str:

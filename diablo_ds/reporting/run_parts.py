@@ -140,7 +140,7 @@ def _model(config: RunConfig | None, start: Mapping[str, Any]) -> str:
 
 def _data(config: RunConfig | None, start: Mapping[str, Any]) -> str:
     lines = [text(", ".join(config.data) or config.corpus)] if config is not None else []
-    for part in ("train", "heldout"):
+    for part, title in (("train", "training"), ("heldout", "held-out")):
         counts = _mapping(start.get(part))
         if counts:
             numbers = [
@@ -149,7 +149,7 @@ def _data(config: RunConfig | None, start: Mapping[str, Any]) -> str:
                 if type(counts.get(name)) is int
             ]
             digest = f", fingerprint {str(counts['fingerprint'])[:12]}" * ("fingerprint" in counts)
-            lines.append(text(f"{part}: {', '.join(numbers)}{digest}"))
+            lines.append(text(f"{title}: {', '.join(numbers)}{digest}"))
     return "<br>".join(lines)
 
 
