@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -35,7 +36,9 @@ def describe_ranks(records: Sequence[RankRecord], *, is_running: bool) -> list[s
         phases = Counter(record.phase for record in noted).most_common()
         shown = [f"{count} in {phase}" for phase, count in phases[:MOST_SHOWN]]
         more = f", and {len(phases) - MOST_SHOWN} other phases" if len(phases) > MOST_SHOWN else ""
-        lines += [f"  doing       {', '.join(shown)}{more}", f"  slowest     {_slowest(noted)}"]
+        ago = format_seconds(max(0.0, time.time() - max(record.noted for record in noted)))
+        lines.append(f"  doing       {', '.join(shown)}{more}, {ago} ago")
+        lines += [f"  slowest     {_slowest(noted)}"]
     return lines
 
 
