@@ -20,15 +20,16 @@ needs_browser = pytest.mark.skipif(
 """For tests that open a page."""
 
 
-def page(url: str | Path, *, wait_ms: int = 0) -> str:
+def page(url: str | Path, *, wait_ms: int = 0, size: tuple[int, int] = (1280, 900)) -> str:
     """Return a page's elements as HTML, after its scripts have run.
 
     Args:
         url: an address, or a file.
         wait_ms: how long its scripts may go on, in milliseconds of the page's own clock.
+        size: of the window, in pixels.
     """
     budget = [f"--virtual-time-budget={wait_ms}"] if wait_ms else []
-    return _browse(*budget, "--dump-dom", _address(url))
+    return _browse(*budget, f"--window-size={size[0]},{size[1]}", "--dump-dom", _address(url))
 
 
 def picture(url: str | Path, path: Path, *, width: int = 1280, height: int = 900) -> None:

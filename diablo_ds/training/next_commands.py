@@ -40,12 +40,13 @@ def describe_next(run_config: RunConfig, folder: Path) -> str:
 def tensorboard_command(folder: Path) -> str:
     """Return the command that shows a run in TensorBoard, by the name of its folder.
 
-    A path with a character that `--logdir_spec` gives a meaning to is shown without a name.
+    The names are those that `--logdir` has for all runs beside it. A path with a character that
+    `--logdir_spec` gives a meaning to is shown without a name.
     """
-    files, name = RunFolder(folder), folder.absolute().name
-    if not name or any(mark in f"{name}{files.tensorboard}" for mark in ",:"):
-        return shlex.join(["tensorboard", "--logdir", str(files.tensorboard)])
-    return shlex.join(["tensorboard", "--logdir_spec", f"{name}:{files.tensorboard}"])
+    name = folder.absolute().name
+    if not name or any(mark in f"{name}{folder}" for mark in ",:"):
+        return shlex.join(["tensorboard", "--logdir", str(folder)])
+    return shlex.join(["tensorboard", "--logdir_spec", f"{name}:{folder}"])
 
 
 def evaluation_command(run_config: RunConfig, folder: Path) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file as load_safetensors
 
+from diablo_ds.adapter.blocks import diagonal_blocks
 from diablo_ds.ranks import distributed
 from diablo_ds.training.step import evaluate
 from tests.distributed.runner import run_distributed
@@ -52,6 +54,14 @@ def _check_placement(rank: int, folder: Path, ds_file: str, num_blocks: str, by_
     masters = engine._ds_engine.optimizer.fp32_partitioned_groups_flat
     num_own = sum(-(-delta.ds_numel // 2) for delta in engine.deltas.values())
     assert sum(master.numel() for master in masters) == num_own
+    for name, found in engine.delta_norms().items():  # of the base's own shards
+        layer = engine.module.get_submodule(name.removesuffix(".delta"))
+        weight = load_safetensors(folder / "model.safetensors")[
+            name.removesuffix("delta") + "weight"
+        ]
+        blocks = diagonal_blocks(weight, layer.num_blocks)
+        assert found.norm > 0
+        torch.testing.assert_close(found.base_norm, float(blocks.norm()), rtol=1e-5, atol=0.0)
 
 
 def _check_replicated(name: str, parameter: Any) -> None:

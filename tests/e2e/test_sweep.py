@@ -7,7 +7,9 @@ import json
 import pytest
 
 from diablo_ds.files.layout import SWEEP_FILE
+from tests.browser import BROWSER
 from tests.e2e.commands import assert_user_error, diablo_ds, losses
+from tests.tensorboard_pages import tensorboard
 
 pytestmark = pytest.mark.e2e
 
@@ -27,6 +29,12 @@ def test_a_sweep_trains_every_combination_once(options, tmp_path):
     best = min(record["runs"], key=lambda run: run["final_heldout_loss"])
     assert record["best"] == best["name"]
     assert f"{best['name']}/adapter" in done.stderr
+
+    if BROWSER is not None:
+        with tensorboard(["--logdir", str(root)]) as board:
+            titles = board.titles()
+        assert {f"num-blocks={value}/tensorboard" for value in (2, 4)} <= set(titles)
+        assert "1 loss/per target token" in titles
 
     again = diablo_ds("launch", "--sweep", "num-blocks=2,4", *words)
     assert again.stderr.count("is done already") == 2
