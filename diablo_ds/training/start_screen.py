@@ -59,7 +59,7 @@ def shown_example(text: str) -> str:
 
 
 def _row(label: str, text: str, width: int) -> list[str]:
-    lines = textwrap.wrap(text, width) if width else [text]
+    lines = textwrap.wrap(text, width, break_on_hyphens=False) if width else [text]
     return [f"{'' if i else label:<{_LABEL}}{line}" for i, line in enumerate(lines)]
 
 
@@ -85,7 +85,9 @@ def _model_text(prepared: Prepared) -> str:
     shapes = prepared.design.shapes
     count = sum(parameter.numel() for parameter in shapes.parameters())
     num_layers = len(decoder_layers(shapes))
-    return f"{prepared.adapter.base_model}: {_count(count)} parameters, {num_layers} decoder layers"
+    name = prepared.adapter.base_model
+    name = prepared.base.folder.name if name == "default" else name
+    return f"{name}: {_count(count)} parameters, {num_layers} decoder layers"
 
 
 def _trained_text(prepared: Prepared) -> str:

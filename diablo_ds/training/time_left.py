@@ -11,7 +11,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.training.evaluations import interval
 from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, TASKS
 
-_RECENT_STEPS = 100
+_RECENT_STEPS = 50
 _RECENT_EVENTS = 5
 _OUTLIER = 10.0
 """A step that took so many times the median is left out: the machine stood still."""
