@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import stat
 from pathlib import Path
-from typing import IO
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.owners import describe_access, is_trusted
 
 
-def open_named(path: Path) -> IO[bytes]:
+def open_named(path: Path) -> io.BufferedReader:
     """Open a file to read its bytes, as ``path.open("rb")`` does, but wait for nobody else.
 
     A pipe of this user's is waited for, such as a shell makes for ``<(command)``. One that another
