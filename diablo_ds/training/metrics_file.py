@@ -9,6 +9,9 @@ from pathlib import Path
 
 from diablo_ds.files.bounds import read_lines
 
+_MAX_NUMBER = 1e12
+"""Of steps, seconds and rates, by which nothing that is computed of them overflows."""
+
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
     """Read a metrics file.
@@ -50,4 +53,9 @@ def _parse_point(line: bytes) -> dict[str, float] | None:
         step = int(point["step"])
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    return {**point, "step": step} if step == point["step"] and step >= 0 else None
+    is_one = step == point["step"] and all(
+        0 <= value <= _MAX_NUMBER or math.isnan(value)
+        for name, value in point.items()
+        if name == "step" or name.endswith("_s")
+    )
+    return {**point, "step": step} if is_one else None

@@ -103,6 +103,6 @@ def step_seconds(steps: Sequence[Mapping[str, float]]) -> float:
 
 def _event_seconds(points: Sequence[Mapping[str, float]], name: str) -> float:
     """Return what an event takes: the mean of recent ones, without the first of several."""
-    found = [point[name] for point in points if name in point]
+    found = [point[name] for point in points if math.isfinite(point.get(name, math.nan))]
     recent = found[1:][-_RECENT_EVENTS:] or found
     return statistics.fmean(recent) if recent else 0.0

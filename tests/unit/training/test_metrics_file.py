@@ -19,6 +19,8 @@ GARBAGE = [
     '{"step": 1, "loss": [1]}',
     "[" * 9999,
     f'{{"step": {10**400}}}',
+    '{"step": 1, "step_s": -0.5}',
+    '{"step": 1, "tokens_per_s": 1e300}',
     '{"step": 3, "loss',
 ]
 

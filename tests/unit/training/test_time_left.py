@@ -66,6 +66,8 @@ def test_steps_alone_are_known_before_the_first_evaluation():
     assert time_left_s([], schedule) is None
     assert time_left_s([{"step": 0, "heldout_loss": 1.0}], schedule) is None
     assert time_left_s([{"step": 4, "step_s": 2.0}], schedule) == 12.0
+    unknown = {"step": 4, "step_s": 2.0, "evaluation_s": float("nan")}
+    assert time_left_s([unknown], schedule) == 12.0
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 12])
