@@ -15,7 +15,7 @@ class UserError(ValueError):
             no UTF-8 text can, are written out.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         super().__init__(message.encode(errors="backslashreplace").decode())
 
 

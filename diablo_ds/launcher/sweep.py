@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from diablo_ds.files import owned
 from diablo_ds.files.layout import SWEEP_FILE, Kind, kind_of
 from diablo_ds.launcher.cluster import Cluster
 from diablo_ds.launcher.launcher_output import say
+from diablo_ds.launcher.quoting import bash_line
 from diablo_ds.launcher.supervisor import RunEnd
 from diablo_ds.launcher.sweep_report import (
     DONE,
@@ -188,5 +188,5 @@ class Sweep:
                 f"this runs them again:\n  {self.same_command}"
             )
         say(f"  table        {self.root / SWEEP_FILE}")
-        command = shlex.join(["tensorboard", "--logdir", str(self.root)])
+        command = bash_line(["tensorboard", "--logdir", str(self.root)])
         say(f"  compare      {command}\n               {TENSORBOARD_NOTE}")

@@ -64,6 +64,7 @@ def test_a_setting_says_itself_whether_it_may_change(setting):
     old = dataclasses.asdict(RunConfig(data=("rows.jsonl",)))
     if setting.choices:
         value = next(c for c in setting.choices if c != setting.default and c != "auto")
+        value = (value,) if setting.is_repeatable else value
     elif setting.is_repeatable:
         value = ("7",) if setting.name == "eval_task_limit" else ("q_proj=1",)
     elif setting.kind is bool:
@@ -71,7 +72,7 @@ def test_a_setting_says_itself_whether_it_may_change(setting):
     elif setting.kind is str:
         value = "8"
     elif setting.kind is int:
-        value = setting.default + 1024
+        value = setting.default + 512
     else:
         value = setting.default / 2 or 0.25
     new = {**old, setting.name: value}
