@@ -178,9 +178,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = _load_sentencepiece(path) if path.is_file() else _load_hugging_face(path)
         _check_boundary(tokenizer, path)
-    except Exception as error:  # the libraries raise many kinds for a damaged file
-        if type(error) is UserError and f"{path}" in str(error):
-            raise  # ours
+    except BaseException as error:
+        if not _is_complaint(error) or (type(error) is UserError and f"{path}" in str(error)):
+            raise
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(f"tokenizer must be undamaged; got {path}: {reason:.200}") from None
     return tokenizer
@@ -272,6 +272,16 @@ def _auto_tokenizer(folder: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code())
-    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
+    except BaseException as error:
+        if not _is_complaint(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"folder must hold a tokenizer; got {folder}: {reason}") from None
+
+
+def _is_complaint(error: BaseException) -> bool:
+    """Return whether an error is one of the many that libraries raise for a damaged file.
+
+    A panic of tokenizers, whose type cannot be imported, is no Exception.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

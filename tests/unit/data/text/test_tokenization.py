@@ -198,6 +198,15 @@ def test_a_token_id_far_beyond_the_others(tmp_path):
         load_tokenizer(folder)
 
 
+def test_a_file_on_which_the_library_panics(tmp_path):
+    folder = kinds.save_bytelevel(tmp_path)
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["model"]["continuing_subword_prefix"] = "x" * 100  # longer than the merged tokens
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"folder must hold a tokenizer; got .*out of range"):
+        load_tokenizer(folder)
+
+
 def test_the_fingerprint_covers_what_changes_tokens(tmp_path):
     folder = kinds.save_bytelevel(tmp_path / "t")
     before = fingerprint(folder)
