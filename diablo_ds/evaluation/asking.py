@@ -26,8 +26,9 @@ from diablo_ds.evaluation.items import (
 from diablo_ds.evaluation.loss_data import load_loss_examples
 from diablo_ds.evaluation.models import Models
 from diablo_ds.evaluation.options import EvaluateOptions
-from diablo_ds.evaluation.predictions import Row, finite
+from diablo_ds.evaluation.predictions import Row
 from diablo_ds.evaluation.prompts import encode_choices, encode_questions
+from diablo_ds.files.strict_json import finite
 from diablo_ds.generation.prompts import PromptForm
 from diablo_ds.model.requests import ChoiceResult, Generation, LossRequest, LossResult
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -115,11 +114,6 @@ def key_of(row: Mapping[str, Any]) -> Key:
     if not all(isinstance(name, str) for name in key[:-1]):
         raise TypeError("model, task, kind and id must be text")
     return key
-
-
-def finite(value: float) -> float | None:
-    """Return a number as JSON can hold it: None where it is infinite or not a number."""
-    return value if math.isfinite(value) else None
 
 
 def _line(row: Row) -> str:

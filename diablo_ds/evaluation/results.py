@@ -12,7 +12,7 @@ from diablo_ds.evaluation.inputs import TaskInput
 from diablo_ds.evaluation.items import LOSS, Key, values_by_metric
 from diablo_ds.evaluation.judging import JUDGEMENT
 from diablo_ds.evaluation.model_names import BASE
-from diablo_ds.evaluation.predictions import Row, finite
+from diablo_ds.evaluation.predictions import Row
 from diablo_ds.evaluation.scores import loss_scores
 from diablo_ds.evaluation.statistics import (
     Difference,
@@ -21,6 +21,7 @@ from diablo_ds.evaluation.statistics import (
     estimate,
     paired_difference,
 )
+from diablo_ds.files.strict_json import finite
 
 _NO_SCORE = Estimate(math.nan, 0, Interval(math.nan, math.nan))
 """Of a model of whose answers a judge said neither."""

@@ -163,6 +163,11 @@ def foreign_encoding(start: bytes) -> str:
     return ""
 
 
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it: None where it is infinite or not a number."""
+    return value if math.isfinite(value) else None
+
+
 def has_lone_surrogate(value: Any) -> bool:
     """Return whether a value's text holds half of a surrogate pair."""
     try:

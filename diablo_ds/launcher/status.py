@@ -15,7 +15,6 @@ from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
 from diablo_ds.launcher.rank_status import describe_ranks
 from diablo_ds.launcher.sweep_report import describe_sweep
 from diablo_ds.ranks.progress import format_seconds
-from diablo_ds.ranks.records import last_log_folder
 from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
 from diablo_ds.training.run_events import Event, read_events
 from diablo_ds.training.standing import DONE, RUNNING, find_standing
@@ -55,10 +54,9 @@ def look(folder: Path) -> tuple[str, bool]:
         lines.append("  step        it has not started to train yet")
     else:
         lines += _progress_lines(files, is_done=standing.state == DONE)
-    last = last_log_folder(files.logs)
-    if last is not None:
-        running = standing.state == RUNNING
-        lines += [*describe_ranks(standing.records, is_running=running), f"  logs        {last}"]
+    if standing.logs is not None:
+        ranks = describe_ranks(standing.records, is_running=standing.state == RUNNING)
+        lines += [*ranks, f"  logs        {standing.logs}"]
     lines += _event_lines(read_events(files))
     return "\n".join(lines), standing.state == RUNNING
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from diablo_ds.config.setting import settings_of
 from diablo_ds.config.suggestion import did_you_mean
 from diablo_ds.errors import UserError
 from diablo_ds.files.shown_text import shown
+from diablo_ds.files.strict_json import finite
 from diablo_ds.reporting.record import RunRecord
 
 Value = str | float | int | None
@@ -121,4 +121,4 @@ def value_of(run: RunRecord, name: str) -> Any:
         raise UserError(
             f"runs must be sorted and filtered by a column or a setting; got {name!r:.60}{hint}"
         )
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite(value) if isinstance(value, float) else value

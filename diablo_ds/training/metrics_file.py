@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from diablo_ds.files.bounds import read_lines
+from diablo_ds.files.strict_json import finite
 
 _MAX_NUMBER = 1e12
 """Of steps, seconds and rates, by which nothing that is computed of them overflows."""
@@ -42,8 +43,7 @@ def lowest_heldout(points: Iterable[Mapping[str, float]]) -> tuple[int, float] |
 
 def format_point(point: Mapping[str, float]) -> str:
     """Return a point as a line of the file."""
-    finite = {k: v if math.isfinite(v) else None for k, v in point.items()}
-    return json.dumps(finite) + "\n"
+    return json.dumps({name: finite(value) for name, value in point.items()}) + "\n"
 
 
 def _parse_point(line: bytes) -> dict[str, float] | None:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from diablo_ds.files.strict_json import finite
 from diablo_ds.training.metrics_file import lowest_heldout
 
 Points = Sequence[Mapping[str, float]]
@@ -47,9 +48,9 @@ class RunNumbers:
         peaks = finite_values(steps, "memory_bytes")
         return cls(
             steps=int(steps[-1]["step"]) if steps else 0,
-            last_loss=_finite(steps[-1]["loss"]) if steps else None,
-            first_heldout=_finite(heldout[0]) if heldout else None,
-            last_heldout=_finite(heldout[-1]) if heldout else None,
+            last_loss=finite(steps[-1]["loss"]) if steps else None,
+            first_heldout=finite(heldout[0]) if heldout else None,
+            last_heldout=finite(heldout[-1]) if heldout else None,
             best_heldout=None if best is None else best[1],
             best_step=None if best is None else best[0],
             tokens_per_s=_median(steps, "tokens_per_s"),
@@ -70,7 +71,3 @@ def finite_values(points: Points, name: str) -> list[float]:
 def _median(points: Points, name: str) -> float | None:
     values = finite_values(points, name)
     return statistics.median(values) if values else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

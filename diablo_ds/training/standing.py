@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from diablo_ds.files.layout import RunFolder
@@ -27,6 +29,8 @@ class Standing(NamedTuple):
     """What else is known, for people."""
     records: tuple[RankRecord, ...] = ()
     """Of the ranks of the last start, where a launcher started it."""
+    logs: Path | None = None
+    """Their log folder."""
 
     def text(self) -> str:
         """Return it for people."""
@@ -39,22 +43,26 @@ def find_standing(files: RunFolder) -> Standing:
     A process of this machine is asked for; another machine's is judged by its heartbeat in the
     folder and by this host's clock.
     """
-    last = last_log_folder(files.logs)
-    records = tuple(read_records(last, of_anyone=True)) if last is not None else ()
+    logs = last_log_folder(files.logs)
+    records = tuple(read_records(logs, of_anyone=True)) if logs is not None else ()
+    state, why = _state_of(files, records)
+    return Standing(state, why, records, logs)
+
+
+def _state_of(files: RunFolder, records: Sequence[RankRecord]) -> tuple[str, str]:
     owner, now = last_owner(files.path), time.time()
     if owner is not None and owner.is_alive:
-        return Standing(RUNNING, owner.owner.text(), records)
+        return RUNNING, owner.owner.text()
     if any(r.exit_code is None and now - r.noted < _SILENT_S for r in records):
-        return Standing(RUNNING, f"on {', '.join(sorted({r.host for r in records}))}", records)
+        return RUNNING, f"on {', '.join(sorted({r.host for r in records}))}"
     if files.is_done():
         early_stop = files.early_stop()
-        return Standing(DONE, early_stop and f"stopped early {early_stop}", records)
+        return DONE, early_stop and f"stopped early {early_stop}"
     failure = first_failure(records)
     if failure is not None:
-        state = DIED if failure.exit_code is None else FAILED
-        return Standing(state, describe_failed(failure), records)
+        return DIED if failure.exit_code is None else FAILED, describe_failed(failure)
     if records or (owner is not None and owner.owner.released):
-        return Standing(STOPPED, "", records)
+        return STOPPED, ""
     if owner is not None:
-        return Standing(DIED, f"with {owner.owner.text()}", records)
-    return Standing(STOPPED if files.metrics.is_file() else NOT_STARTED)
+        return DIED, f"with {owner.owner.text()}"
+    return STOPPED if files.metrics.is_file() else NOT_STARTED, ""
