@@ -37,7 +37,9 @@ class EventFile:
 
         self._event: Any = Event
         owned.make_folder(folder, "TensorBoard folder")
-        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        # TensorBoard reads a folder's files in the order of their names.
+        written = f"{int(time.time()):010d}.{next(_numbers):06d}"
+        name = f"{written}.{socket.gethostname()}.{os.getpid()}"
         self._file = owned.open_owned(folder / _PATTERN.replace("*", name), "xb")
         self._writer: Any = RecordWriter(self._file)
         self.write(file_version="brain.Event:2")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diablo_ds.ranks import event_files
 from diablo_ds.ranks.tensorboard import TensorBoard
 
 LOSS = "1 loss/per target token"
@@ -64,6 +66,13 @@ def test_a_run_that_continues_draws_one_line(tmp_path, num_cut):
     assert [(e.step, e.value) for e in watching.Reload().Scalars(LOSS)] == wanted
     assert [step for step, _ in _points(tmp_path / "heldout")] == [0, 4, 8]
     assert len(_read(tmp_path).Tensors("samples")) == 3
+
+
+def test_files_of_one_second_are_read_in_the_order_they_were_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(event_files, "_numbers", itertools.count(9))  # the next one has two digits
+    _write(tmp_path, range(3))
+    _write(tmp_path, range(3, 6), last_step=2)
+    assert [step for step, _ in _points(tmp_path)] == list(range(6))
 
 
 def test_settings_are_those_of_the_last_start(tmp_path):
