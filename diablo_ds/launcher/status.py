@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -17,6 +15,7 @@ from diablo_ds.launcher.sweep_report import describe_sweep
 from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
 from diablo_ds.training.run_events import Event, read_events
+from diablo_ds.training.run_numbers import RunNumbers, finite_values
 from diablo_ds.training.standing import DONE, RUNNING, find_standing
 from diablo_ds.training.time_left import Schedule, time_left_s
 
@@ -63,34 +62,42 @@ def look(folder: Path) -> tuple[str, bool]:
 
 def _progress_lines(files: RunFolder, *, is_done: bool) -> list[str]:
     points, _ = read_metrics(files.metrics)
-    wanted = {"loss", "step_s", "tokens_per_s"}
-    steps = [point for point in points if wanted <= point.keys()]
+    steps = [point for point in points if "loss" in point]
     lines = ["  step        none yet"]
     if steps:
         last = steps[-1]
-        recent = steps[-RECENT_STEPS:]
         num_steps = files.num_steps()
-        step_s = statistics.median(point["step_s"] for point in recent)
-        rate = statistics.median(point["tokens_per_s"] for point in recent)
         ago = format_seconds(max(0.0, time.time() - files.metrics.stat().st_mtime))
-        if is_done or num_steps is None or not math.isfinite(step_s):
-            left = "done" if is_done else "unknown"
-        else:
-            left = _time_left(files, points, num_steps)
         of_all = "" if num_steps is None else f"/{num_steps} ({last['step'] / num_steps:.1%})"
         heldout = [p for p in points if "heldout_loss" in p]
+        left = "done" if is_done else _time_left(files, points, num_steps)
         lines = [
             f"  step        {last['step']}{of_all}, written {ago} ago",
             f"  loss        {last['loss']:.4f}" + _heldout_text(heldout),
-            f"  rate        {step_s:.2f} s per step, {rate:,.0f} tokens/s{_wait_text(recent)}",
+            f"  rate        {_rate_text(steps, is_done=is_done)}",
             f"  time left   {left}",
         ]
     checkpoints = list_checkpoints(files.checkpoints)
     return [*lines, f"  checkpoint  {checkpoints[0] if checkpoints else 'none yet'}"]
 
 
-def _time_left(files: RunFolder, points: Sequence[Mapping[str, float]], num_steps: int) -> str:
+def _rate_text(steps: Sequence[Mapping[str, float]], *, is_done: bool) -> str:
+    """Return the rate of all steps of a run that is done, as `runs` has it, else of recent ones."""
+    shown = steps if is_done else steps[-RECENT_STEPS:]
+    numbers = RunNumbers.of(shown)
+    if numbers.step_s is None or numbers.tokens_per_s is None:
+        return "unknown"
+    window = "" if len(shown) == len(steps) else f" in the last {RECENT_STEPS} steps"
+    text = f"{numbers.step_s:.2f} s per step, {numbers.tokens_per_s:,.0f} tokens/s{window}"
+    return text + _wait_text(shown)
+
+
+def _time_left(
+    files: RunFolder, points: Sequence[Mapping[str, float]], num_steps: int | None
+) -> str:
     """Return what steps, evaluations and checkpoints to come take."""
+    if num_steps is None:
+        return "unknown"
     try:
         schedule = Schedule.of(load_recorded(files.run_config), num_steps)
     except UserError:
@@ -113,8 +120,8 @@ def _heldout_text(points: Sequence[Mapping[str, float]]) -> str:
 
 def _wait_text(points: Sequence[Mapping[str, float]]) -> str:
     """Return how long the slowest rank waited for data, where that is more than a hundredth."""
-    waited = sum(point.get("wait_s", 0.0) for point in points)
-    share = waited / max(1e-9, sum(point["step_s"] for point in points))
+    waited = sum(finite_values(points, "wait_s"))
+    share = waited / max(1e-9, sum(finite_values(points, "step_s")))
     return f"; {share:.0%} of it the slowest rank waits for data" if share >= 0.01 else ""
 
 

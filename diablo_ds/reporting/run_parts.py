@@ -99,7 +99,7 @@ def describe_speed(run: RunRecord) -> str:
     note = "Planned for full sequences" if plan else "Not planned, as plans are for GPUs"
     parts.append(f'<p class="note">{note}{_fill(run)}.</p>')
     shares = {"steps": numbers.stepping_s, "evaluation": numbers.evaluation_s}
-    shares["saving"] = numbers.saving_s
+    shares |= {"tasks": numbers.tasks_s, "saving": numbers.saving_s}
     total = sum(shares.values()) or 1.0
     spent = [f"{name} {format_seconds(s)} ({s / total:.0%})" for name, s in shares.items() if s]
     note = f"Time: {', '.join(spent)}. Rates are medians over the steps."

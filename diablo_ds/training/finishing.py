@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +15,13 @@ from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT, RunFolder, checkpoint_folder
 from diablo_ds.ranks import distributed
-from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.checkpoint import verify_checkpoint
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics import plot_losses
 from diablo_ds.training.next_commands import describe_next
 from diablo_ds.training.reports import Reports
+from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.training.startup import Run
-from diablo_ds.training.step_clock import EVALUATION, SAVING, TASKS
 
 
 @dataclass(frozen=True)
@@ -138,26 +135,11 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         reports.write(lambda reporter: reporter.close(final))
         if reports.error is not None:  # a report of the last step, which no later step tells
             raise reports.error
-        measured = describe_measured(history)
+        measured = RunNumbers.of(history).measured_text()
         commands = describe_next(run.run_config, run.folder)
         return Summary(run.folder, steps, first, last, early_stop, best, measured, commands)
 
     return distributed.on_main_process(write)
-
-
-def describe_measured(history: Sequence[Mapping[str, float]]) -> str:
-    """Return time, rate and memory of a run's steps in a sentence; empty where there are none."""
-    wanted = {"step_s", "tokens_per_s", "memory_bytes"}
-    steps = [point for point in history if wanted <= point.keys()]
-    if not steps:
-        return ""
-    apart = (EVALUATION, TASKS, SAVING)
-    others = sum(point.get(name, 0.0) for point in steps for name in apart)
-    text = f"Steps took {format_seconds(sum(point['step_s'] for point in steps))}"
-    text += f", evaluation and saving {format_seconds(others)}"
-    rate = statistics.median(point["tokens_per_s"] for point in steps)
-    peak = max(point["memory_bytes"] for point in steps)
-    return f"{text}; {rate:,.0f} tokens/s, peak memory {peak / 1e9:.1f} GB."
 
 
 def _verify(checkpoint: Path) -> None:

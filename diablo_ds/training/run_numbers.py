@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diablo_ds.files.strict_json import finite
+from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.metrics_file import lowest_heldout
+from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, TASKS
 
 Points = Sequence[Mapping[str, float]]
 
@@ -37,11 +39,12 @@ class RunNumbers:
     stepping_s: float = 0.0
     """Seconds that all steps took together."""
     evaluation_s: float = 0.0
+    tasks_s: float = 0.0
     saving_s: float = 0.0
 
     @classmethod
     def of(cls, points: Points) -> RunNumbers:
-        """Return the numbers of a metrics file's points."""
+        """Return the numbers of a metrics file's points, all or those of the steps that matter."""
         steps = [point for point in points if "loss" in point]
         heldout = [point["heldout_loss"] for point in points if "heldout_loss" in point]
         best = lowest_heldout(points)
@@ -54,12 +57,24 @@ class RunNumbers:
             best_heldout=None if best is None else best[1],
             best_step=None if best is None else best[0],
             tokens_per_s=_median(steps, "tokens_per_s"),
-            step_s=_median(steps, "step_s"),
+            step_s=_median(steps, STEP),
             mfu=_median(steps, "mfu"),
             peak_memory_bytes=int(max(peaks)) if peaks else None,
-            stepping_s=sum(finite_values(steps, "step_s")),
-            evaluation_s=sum(finite_values(steps, "evaluation_s")),
-            saving_s=sum(finite_values(steps, "saving_s")),
+            stepping_s=sum(finite_values(steps, STEP)),
+            evaluation_s=sum(finite_values(steps, EVALUATION)),
+            tasks_s=sum(finite_values(steps, TASKS)),
+            saving_s=sum(finite_values(steps, SAVING)),
+        )
+
+    def measured_text(self) -> str:
+        """Return time, rate and memory of the steps in a sentence; empty where there are none."""
+        if self.tokens_per_s is None or self.peak_memory_bytes is None:
+            return ""
+        others = self.evaluation_s + self.tasks_s + self.saving_s
+        return (
+            f"Steps took {format_seconds(self.stepping_s)}, evaluation and saving "
+            f"{format_seconds(others)}; {self.tokens_per_s:,.0f} tokens/s, "
+            f"peak memory {self.peak_memory_bytes / 1e9:.1f} GB."
         )
 
 

@@ -18,6 +18,7 @@ from diablo_ds.launcher.rank_status import slowest_rank
 from diablo_ds.launcher.status import describe_status, look
 from diablo_ds.ranks.records import RankRecord, write_record
 from diablo_ds.training.run_events import read_events
+from diablo_ds.training.run_numbers import RunNumbers
 
 
 def _take_steps(folder, *steps):
@@ -35,8 +36,28 @@ def test_it_does_without_what_cannot_be_read(text, tmp_path):
         '{"step": 1, "loss": null, "step_s": 1.0, "tokens_per_s": 1.0}\n{"step": 2, "loss": 1.0}\n'
     )
     text = describe_status(tmp_path)
-    assert "step        1, written" in text
+    assert "step        2, written" in text
+    assert "rate        1.00 s per step, 1 tokens/s\n" in text
     assert "time left   unknown" in text
+
+
+def test_the_rate_is_that_of_recent_steps_until_the_run_is_done(tmp_path):
+    points = [
+        {"step": step, "loss": 1.0, "step_s": 9.0 if step < 60 else 2.0, "tokens_per_s": 5.0}
+        for step in range(1, 111)
+    ]
+    save_run_config(RunConfig(), tmp_path / "run.json")
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, points)))
+    run_folder = RunFolder(tmp_path)
+    run_folder.write_progress(200, 0, done=False)
+    assert "2.00 s per step, 5 tokens/s in the last 50 steps" in describe_status(tmp_path)
+    run_folder.adapter.mkdir()
+    (run_folder.adapter / ADAPTER_CONFIG_FILE).write_text("{}")
+    run_folder.write_progress(110, 0, done=True)
+    of_all = RunNumbers.of(points)
+    assert of_all.step_s == 9.0
+    assert f"{of_all.step_s:.2f} s per step, 5 tokens/s\n" in describe_status(tmp_path)
+    assert of_all.measured_text() == ""  # without memory, as of another version
 
 
 def test_it_tells_steps_ranks_and_when_the_run_is_done(tmp_path):
