@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import socket
 import time
@@ -32,6 +31,8 @@ TAIL_LINES = 25
 RECORD_BYTES = 2048
 NOTE_S = 10.0
 """Seconds between two notes of what a rank does: all ranks' at the same times of their clocks."""
+_LAST_TIME = 1e11
+"""Seconds since 1970, in the year 5138: later ones are none, and no calendar has all of them."""
 _LESS_MEMORY = (
     "A smaller --micro-batch or --max-length, --recompute, fewer ranks on a host, and on GPUs no "
     "offload to the CPU take less of the host's memory."
@@ -124,8 +125,8 @@ def _parse(values: Any) -> RankRecord:
         is_open = name == "exit_code" and value is None
         if not (type(value) is type(example) or is_number or is_open):
             raise TypeError(f"{name} must be {type(example).__name__}")
-        if is_number and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite")
+        if is_number and not 0 <= value <= _LAST_TIME:
+            raise ValueError(f"{name} must be a time")
     return record
 
 

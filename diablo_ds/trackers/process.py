@@ -132,8 +132,9 @@ class TrackerProcess:
     def close(self) -> None:
         """Wait until all is written, for a while; then end the process."""
         deadline = time.monotonic() + self._close_s
-        with contextlib.suppress(queue.Full):
-            self._lines.put(None, timeout=self._close_s)
+        if self._process.poll() is None:  # else nothing takes what is in the queue any more
+            with contextlib.suppress(queue.Full):
+                self._lines.put(None, timeout=self._close_s)
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

@@ -186,14 +186,17 @@ class Reporter:
 
 
 def plot_losses(history: list[dict[str, float]], path: Path) -> None:
-    """Draw training and held-out loss over steps as a PNG, where matplotlib is installed."""
+    """Draw training and held-out loss over steps as a PNG, where matplotlib can; else warn."""
     try:
-        figure_of = figure_class()
+        _plot(history, path)
     except ImportError:
         logger.warning(f"{path.name} is not drawn: it needs matplotlib; run pip install matplotlib")
-        return
+    except Exception as error:  # of matplotlib, its fonts or its own settings file
+        logger.warning(f"{path.name} is not drawn: {type(error).__name__}: {error}")
 
-    figure = figure_of(figsize=(8, 4.5), layout="constrained")
+
+def _plot(history: list[dict[str, float]], path: Path) -> None:
+    figure = figure_class()(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, label, style in (
         ("loss", "training (one step)", {"linewidth": 1, "alpha": 0.7}),

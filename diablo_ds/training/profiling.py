@@ -44,11 +44,11 @@ class StepTrace:
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Take a step inside, traced where that is asked for; the last one writes the trace."""
-        if step not in self._steps:
+        if step in self._steps and self._profiler is None:
+            self._start()
+        if self._profiler is None:
             yield
             return
-        if self._profiler is None:
-            self._start()
         # The name by which TensorBoard's plugin knows a step.
         with record_function(f"ProfilerStep#{step}"), naming_gathers():
             yield

@@ -116,7 +116,11 @@ class Tracking:
         heat_map = HeatMap.of(relative)
         if heat_map is None:
             return
-        png = heat_map.png(f"norm of the delta as a share of its blocks' norm, step {step}")
+        try:
+            png = heat_map.png(f"norm of the delta as a share of its blocks' norm, step {step}")
+        except Exception as error:  # of matplotlib, its fonts or its own settings file
+            logger.warning(f"No picture of the deltas' norms: {type(error).__name__}: {error}")
+            return
         self._hand_out(lambda tracker: tracker.image(step, "deltas/relative_norms", png))
         if not has_labels():
             self.text(step, "deltas", heat_map.legend())

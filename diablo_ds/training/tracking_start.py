@@ -12,7 +12,6 @@ from diablo_ds.config.choices import AUTO
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.setting import settings_of
 from diablo_ds.config.starts import load_starts
-from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
@@ -61,7 +60,7 @@ def open_tracking(run: Run) -> Tracking:
     for title, build in opened.items():
         try:
             trackers.append(build())
-        except (UserError, OSError) as error:
+        except Exception as error:  # as in `Tracking`, whatever it is
             logger.warning(f"{title} gets nothing of this run: {error}")
     if config.report_to:
         names = ", ".join(TITLES[kind] for kind in config.report_to)

@@ -16,7 +16,7 @@ from diablo_ds.files.layout import ADAPTER_CONFIG_FILE, RunFolder
 from diablo_ds.files.owner_file import Owner, make_owner_folder, owner_file, to_bytes
 from diablo_ds.launcher.rank_status import slowest_rank
 from diablo_ds.launcher.status import describe_status, look
-from diablo_ds.ranks.records import RankRecord, write_record
+from diablo_ds.ranks.records import RankRecord, read_records, write_record
 from diablo_ds.training.run_events import read_events
 from diablo_ds.training.run_numbers import RunNumbers
 
@@ -133,6 +133,9 @@ def test_what_others_put_into_the_folder_stops_nothing(tmp_path):
     logs = RunFolder(tmp_path).logs / "attempt-001"
     logs.mkdir(parents=True)
     os.mkfifo(logs / "rank-00000.json")
+    late = RankRecord(1, "node", 1, 2, 0.0, ended=1e300, exit_code=1, noted=1e300)
+    write_record(logs, late)  # a time that no calendar has
+    assert read_records(logs, of_anyone=True) == []
     assert "step        1, written" in describe_status(tmp_path)
 
 
