@@ -34,6 +34,11 @@ class Heart:
     is_beating = False
     """Whether a training run is in progress."""
 
+    @property
+    def where(self) -> str:
+        """What this process is doing, and of which step."""
+        return f"{self.phase} of step {self.step}" if self.step else self.phase
+
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
         """Beat inside the block, and print all Python stacks on `STACKS_SIGNAL`, also inside C.
@@ -62,8 +67,7 @@ class Heart:
             if self.limit_s:
                 faulthandler.dump_traceback_later(self.limit_s, exit=True)
         else:
-            where = f"{phase} of step {self.step}" if self.step else phase
-            _tell(f"{self.limit_s:g} {where}")
+            _tell(f"{self.limit_s:g} {self.where}")
 
     def tell_ready(self, phase: str) -> None:
         """Tell the guard that this process handles SIGUSR1, and that what it does may take long.

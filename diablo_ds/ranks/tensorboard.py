@@ -29,7 +29,8 @@ _HELDOUT, _RESULTS = "heldout", "results"
 """Folders of runs below the run itself: lines in one card are of several runs with one tag, and the
 table of hyperparameters has a column for each tag of the run that has them."""
 _SETTINGS_TAG, _LAYOUT_TAG = "_hparams_/session_start_info", "custom_scalars__config__"
-_WRITTEN_AT_EACH_START = (_SETTINGS_TAG, _LAYOUT_TAG)
+_EVENTS_TAG = "events"
+_WRITTEN_AT_EACH_START = (_SETTINGS_TAG, _LAYOUT_TAG, _EVENTS_TAG)
 _BINS = 30
 
 
@@ -52,14 +53,15 @@ class TensorBoard:
         self._folder, self._last_step = folder, last_step
         self._files: dict[str, EventFile] = {}
         self._events: list[str] = []
-        self._has_new_events = False
+        self._events_step: int | None = None
+        """Of the table with the events that are not written yet."""
         for run in ("", _HELDOUT, _RESULTS):
             cut_event_files(folder / run, last_step, lambda tag: tag not in _WRITTEN_AT_EACH_START)
         self._file("").write(summary=_summary(_layout_value()))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one event with all numbers of a run."""
-        self._write_events(step)
+        self._write_events()
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         by_run: defaultdict[str, list[Any]] = defaultdict(list)
@@ -128,19 +130,19 @@ class TensorBoard:
         """Note an event, for one table of all that is written with the next numbers."""
         cell = text.replace("|", "\\|")
         self._events.append(f"| {time:%Y-%m-%d %H:%M:%S %z} | {cell} |")
-        self._has_new_events = True
+        self._events_step = step
 
     def close(self) -> None:
         """Close all files."""
-        self._write_events(max(0, self._last_step))
+        self._write_events()
         for file in self._files.values():
             file.close()
 
-    def _write_events(self, step: int) -> None:
-        if self._has_new_events:
-            self._has_new_events = False
+    def _write_events(self) -> None:
+        if self._events_step is not None:
             table = ["| time | what |", "|---|---|", *self._events]
-            self.text(step, "events", "\n".join(table))
+            self.text(self._events_step, _EVENTS_TAG, "\n".join(table))
+            self._events_step = None
 
     def _file(self, run: str) -> EventFile:
         if run not in self._files:

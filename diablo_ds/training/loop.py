@@ -27,7 +27,7 @@ from diablo_ds.training.step import evaluate, train_step
 from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, TASKS, StepClock
 from diablo_ds.training.task_scores import open_task_scores
 from diablo_ds.training.utilization import find_utilization
-from diablo_ds.zero.traffic import counting_traffic
+from diablo_ds.zero.traffic import Traffic, counting_traffic
 
 
 class Loop:
@@ -71,6 +71,7 @@ class Loop:
         )
         self.clock = StepClock()
         self.trace = StepTrace(run.run_config.profile_steps, run.folder)
+        self.traffic = Traffic()
         before = [p["tokens_seen"] for p in reports.history if "tokens_seen" in p]
         # Not known where an older version began the run.
         self.tokens_seen = before[-1] if before else None if run.start_step else 0.0
@@ -84,6 +85,10 @@ class Loop:
             StopAgreed: on all ranks together.
             UserError, OSError: what failed on one rank, on all of them.
         """
+        with counting_traffic() as self.traffic:
+            self._run_steps()
+
+    def _run_steps(self) -> None:
         run = self.run
         self.exchange.open(run.start_step)
         self.exchange.check()
@@ -92,13 +97,9 @@ class Loop:
             if self.is_out_of_patience:
                 break
             heart.step = done = step + 1
+            self._take_step(step)
             if step == run.start_step + 2:  # in the first two DeepSpeed still records and checks
-                with counting_traffic() as traffic:
-                    self._take_step(step)
-                logger.info(f"Communication per step:\n{traffic.table() or '  none'}")
-                self.reports.write(partial(Reporter.network, step=done, traffic=traffic))
-            else:
-                self._take_step(step)
+                logger.info(f"Communication per step:\n{self.traffic.table() or '  none'}")
             self.finished = done
             # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
             if not self.is_verified and run.engine.was_updated:
@@ -211,6 +212,7 @@ class Loop:
 
         self.exchange.read_ahead()
         totals = self.exchange.totals
+        self.traffic.clear()
         try:
             with self.trace.step(step + 1):
                 result = train_step(
@@ -246,7 +248,7 @@ class Loop:
             values["mfu"] = self.utilization.mfu(totals, seconds[STEP])
         if (loss_scale := run.engine.loss_scale) is not None:
             values["loss_scale"] = loss_scale
-        self.reports.write(lambda reporter: reporter.step(step + 1, values))
+        self.reports.write(lambda reporter: reporter.step(step + 1, values, self.traffic.by_kind()))
 
 
 def _progress(what: str, total: int, unit: str) -> Progress:

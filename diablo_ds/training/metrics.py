@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.statistics import Estimate
@@ -19,7 +21,6 @@ from diablo_ds.training.metrics_file import format_point, read_metrics
 from diablo_ds.training.screen import Screen
 from diablo_ds.training.tracking import Tracking
 from diablo_ds.zero.block_norms import DeltaNorm
-from diablo_ds.zero.traffic import Traffic
 
 STOPPED_EARLY = "stopped_early"
 """Field of the point that says that patience ended the run; cut where the run continues."""
@@ -69,16 +70,22 @@ class Reporter:
         self._tracking = Tracking() if tracking is None else tracking
         self._screen = Screen(run_config, num_steps, start_step, num_gpus)
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
+    def step(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        traffic: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """Record a training step.
 
         Args:
             step: steps taken, this one included.
             values: "loss", "learning_rate", "tokens_per_s", and more that is only recorded; "mfu"
                 where it is known.
+            traffic: bytes of the collectives by their kind, which only trackers get.
         """
         self._write({"step": step, **values})
-        self._tracking.point(step, values, is_last=step == self.num_steps)
+        self._tracking.point(step, values, traffic, is_last=step == self.num_steps)
         self._screen.step(self.history)
 
     def heldout(self, step: int, loss: float, evaluations: Evaluations) -> None:
@@ -164,11 +171,9 @@ class Reporter:
         """Record answers to held-out prompts, as a Markdown table."""
         self._tracking.text(step, "samples", table)
 
-    def network(self, step: int, traffic: Traffic) -> None:
-        """Record what a step sent and received over the network."""
-        self._tracking.scalars(
-            step, {f"network/{kind}_MB": num / 1e6 for kind, num in traffic.by_kind().items()}
-        )
+    def ended(self, step: int, text: str) -> None:
+        """Record why the run ends before it is done."""
+        self._tracking.event(step, datetime.now().astimezone(), text)
 
     def close(self, final: Mapping[str, float] | None = None) -> None:
         """Record what the run came to, where it ended well, and close."""

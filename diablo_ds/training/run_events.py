@@ -6,6 +6,8 @@ Read from the run folder alone and without torch, whoever wrote it.
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 from diablo_ds.config.starts import Change, load_starts
 from diablo_ds.files.layout import RANK_RECORDS, RunFolder
-from diablo_ds.ranks.records import RankRecord, first_failure, read_records
+from diablo_ds.ranks.records import RankRecord, first_failure, last_log_folder, read_records
 
 MOST_ATTEMPTS = 1000
 """Log folders that are read; of more the last ones."""
@@ -72,6 +74,26 @@ def describe_failed(record: RankRecord) -> str:
     else:
         how = f"failed{during}: {record.cause}"
     return f"rank {record.rank} on {record.host} {how}"
+
+
+def find_cause(logs: Path, rank: int, *, wait_s: float = 0.0) -> RankRecord | None:
+    """Return the other rank whose failure most likely ended this process; None where none is known.
+
+    Args:
+        logs: the run's log folders.
+        rank: of this process.
+        wait_s: for the guards of other ranks, which record an end soon after it.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        folder = last_log_folder(logs)
+        records = [] if folder is None else read_records(folder)
+        if not any(record.rank == rank and record.pid == os.getpid() for record in records):
+            return None  # of another start: this one has no guards
+        failed = [record for record in records if record.has_failed and record.rank != rank]
+        if failed or time.monotonic() > until:
+            return first_failure(failed)
+        time.sleep(0.1)
 
 
 def _started(start: Mapping[str, Any]) -> Event:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 
 from diablo_ds.evaluation.statistics import Estimate
 from diablo_ds.ranks.log import logger
@@ -14,7 +15,7 @@ from diablo_ds.training.results import results_of
 from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.zero.block_norms import DeltaNorm
 
-_GB = 1e9
+_MB, _GB = 1e6, 1e9
 _TAGS = {
     "loss": "loss/training",
     "heldout_loss": "loss/heldout",
@@ -60,18 +61,27 @@ class Tracking:
         self._trackers = list(trackers)
         self._log_every, self._max_grad_norm = log_every, max_grad_norm
 
-    def point(self, step: int, values: Mapping[str, float], *, is_last: bool = False) -> None:
+    def point(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        traffic: Mapping[str, int] = MappingProxyType({}),
+        *,
+        is_last: bool = False,
+    ) -> None:
         """Record what the metrics file has of a step or of a held-out evaluation.
 
         Args:
             step: steps taken.
             values: by their names in the metrics file.
+            traffic: bytes of the step's collectives, by their kind.
             is_last: whether it is recorded whatever the interval is.
         """
         if not is_last and step % self._log_every:
             return
         tagged = {_TAGS.get(name, f"other/{name}"): value for name, value in values.items()}
         tagged |= {tag: value / _GB for tag, value in tagged.items() if tag.endswith("_GB")}
+        tagged |= {f"network/{kind.replace(' ', '_')}_MB": n / _MB for kind, n in traffic.items()}
         if self._max_grad_norm and "grad_norm" in values:
             is_clipped = not values["grad_norm"] <= self._max_grad_norm
             tagged["optimizer/clipped"] = float(is_clipped)

@@ -57,6 +57,11 @@ class Traffic:
         self.calls[collective] += 1
         self.bytes[collective] += num_bytes
 
+    def clear(self) -> None:
+        """Count from 0 again."""
+        self.calls.clear()
+        self.bytes.clear()
+
     def by_kind(self) -> dict[str, int]:
         """Return the bytes of each kind, in groups of all sizes together."""
         found: Counter[str] = Counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,27 @@ def test_damage_costs_no_more_than_what_follows_it(tmp_path):
     assert steps[:2] == [0, 1]
     assert steps[-2:] == [8, 9]
     assert steps == sorted(set(steps))
+
+
+def test_events_are_in_one_table_that_the_last_start_wrote(tmp_path):
+    times = [datetime(2026, 11, 27, 20, minute, tzinfo=UTC) for minute in range(3)]
+    with contextlib.closing(TensorBoard(tmp_path)) as board:
+        board.event(0, times[0], "started")
+        board.scalars(0, {"loss/training": 1.0})
+        board.event(5, times[1], "rank 1 on a failed: a | b")
+    tables = _read(tmp_path).Tensors("events")
+    assert [table.step for table in tables] == [0, 5]
+    (text,) = tables[-1].tensor_proto.string_val
+    assert b"| started |" in text
+    assert rb"| rank 1 on a failed: a \| b |" in text
+    with contextlib.closing(TensorBoard(tmp_path, last_step=5)) as board:
+        for time in times:
+            board.event(5, time, f"at {time.minute}")
+        board.scalars(5, {"loss/training": 1.0})
+    (table,) = _read(tmp_path).Tensors("events")
+    assert [f"at {minute}" in str(table.tensor_proto) for minute in range(4)] == [True] * 3 + [
+        False
+    ]
 
 
 def test_a_new_run_in_the_folder_of_one_that_never_saved_begins_anew(tmp_path):
