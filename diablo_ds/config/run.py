@@ -177,6 +177,14 @@ class RunConfig(DataSettings, TaskSettings):
         minimum=0,
         on_resume="free",
     )
+    pad_to_multiple_of: int = _speed(
+        0,
+        "Tokens: the width of a micro batch is rounded up to a multiple of it, at most to that of "
+        "max_length; auto is 64 on a CPU, where each further width takes memory, else 8.",
+        minimum=0,
+        is_open=True,
+        on_resume="free",
+    )
     output: str = _run("", "Run folder; empty makes a new one under runs/.", on_resume="free")
     allow_group_write: bool = _run(False, ALLOW_GROUP_WRITE, on_resume="free")
     group_readable: bool = _run(False, GROUP_READABLE, on_resume="free")

@@ -16,7 +16,8 @@ from diablo_ds.data.masks import EXAMPLES, NO_MASK, PADDING, MaskRule, padding_m
 from diablo_ds.errors import UserError
 
 PAD_TO_MULTIPLE = 8
-"""Micro batches are padded to a multiple of this many tokens; matrix units like round sizes."""
+"""Micro batches are padded to a multiple of at least this many tokens; matrix units like round
+sizes."""
 
 
 class MicroBatch(NamedTuple):
@@ -121,6 +122,7 @@ def collate(
     packing: bool = False,
     mask: MaskRule = NO_MASK,
     multiple: int = PAD_TO_MULTIPLE,
+    at_most: int = 0,
 ) -> MicroBatch:
     """Concatenate each row's examples, and pad on the right to a common length.
 
@@ -130,9 +132,10 @@ def collate(
         packing: whether rows may contain several examples.
         mask: which attention mask to add; none by default.
         multiple: the common length is rounded up to a multiple of this.
+        at_most: tokens beyond which it is not rounded up; 0 for any.
     """
     lengths = [sum(len(example.input_ids) for example in row) for row in rows]
-    width = -(-max([*lengths, 1]) // multiple) * multiple
+    width = padded_width(max([*lengths, 1]), multiple, at_most)
     shape = (len(rows), width)
     input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE_LABEL)
     positions = np.zeros(shape, np.int64)
@@ -162,12 +165,19 @@ def collate(
     )
 
 
+def padded_width(num_tokens: int, multiple: int = PAD_TO_MULTIPLE, at_most: int = 0) -> int:
+    """Return a length rounded up to a multiple, but not beyond ``at_most``; 0 for any."""
+    width = -(-num_tokens // multiple) * multiple
+    return max(num_tokens, min(width, at_most)) if at_most else width
+
+
 @dataclass(frozen=True)
 class Dealer:
     """Deals the sequences of a step out to ranks, the same number of micro batches to each.
 
     Args:
-        run_config: gives the micro batch, in examples or tokens, and packing.
+        run_config: gives the micro batch, in examples or tokens, packing, and the multiple of
+            tokens to which micro batches are padded.
         pad_id: token for padding.
         rank: the rank whose micro batches are made.
         world_size: number of ranks.
@@ -204,13 +214,18 @@ class Dealer:
                 pad_id=self.pad_id,
                 packing=self.run_config.packing,
                 mask=self.mask,
-                multiple=1 if self.equal_lengths else PAD_TO_MULTIPLE,
+                multiple=1 if self.equal_lengths else self._multiple,
+                at_most=padded_width(self.run_config.max_length),
             )
 
     def count(self, sizes: Sequence[int]) -> int:
         """Return how many micro batches `deal` yields of rows of these sizes."""
         by_size = sorted(range(len(sizes)), key=lambda index: -sizes[index])
         return -(-len(self._groups(by_size, sizes)) // self.world_size)
+
+    @property
+    def _multiple(self) -> int:
+        return self.run_config.pad_to_multiple_of or PAD_TO_MULTIPLE
 
     def _groups(self, rows: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
         """Cut rows, longest first, into micro batches."""
@@ -219,7 +234,8 @@ class Dealer:
         while start < len(rows):
             size = self.run_config.micro_batch
             if self.run_config.micro_batch_tokens:
-                width = -(-sizes[rows[start]] // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+                most = padded_width(self.run_config.max_length)
+                width = padded_width(sizes[rows[start]], self._multiple, most)
                 size = max(1, self.run_config.micro_batch_tokens // width)
             if self.equal_lengths:
                 size = min(size, self._num_equal(rows, sizes, start))

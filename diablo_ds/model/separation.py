@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batches import PAD_TO_MULTIPLE
+from diablo_ds.data.batches import padded_width
 from diablo_ds.data.masks import EXAMPLES, NO_MASK, PADDING, MaskRule
 from diablo_ds.errors import UserError
 from diablo_ds.model.attention import takes_lengths
@@ -66,7 +66,7 @@ def prove_separation(
     if attention == VARLEN:
         _check_varlen(model_config, run_config)
     try:
-        longest = _longest_row(run_config)
+        longest = padded_width(run_config.max_length)
         small = SmallModel(model_config, proven, longest)
         unscaled = SmallModel(model_config, proven, ROW) if run_config.packing else small
     except ValueError as error:
@@ -102,7 +102,7 @@ def _check_varlen(model_config: Any, run_config: RunConfig) -> None:
     Models ask by arguments of their own for windows, soft caps, sinks or sparse patterns; one that
     is ignored changes the losses of a tiny model, alone in its row.
     """
-    longest = _longest_row(run_config)
+    longest = padded_width(run_config.max_length)
     own = SmallModel(model_config, VARLEN, longest)
     if run_config.base_dropout is not False:
         own.try_training()
@@ -114,10 +114,6 @@ def _check_varlen(model_config: Any, run_config: RunConfig) -> None:
             f"by up to {difference:.3g} nats per token, on a tiny model of type "
             f"{model_config.model_type!r}; use --attention sdpa"
         )
-
-
-def _longest_row(run_config: RunConfig) -> int:
-    return -(-run_config.max_length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
 
 
 def _decide_packing(

@@ -20,6 +20,7 @@ from diablo_ds.adapter.storage import AdapterConfig
 from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import load_parent
+from diablo_ds.errors import UserError
 from diablo_ds.files.hub import keep_revisions, revision_of
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.model.base import Base, keep_apart, read_base
@@ -273,4 +274,16 @@ def _resolve(
     run_config, separation = keep_apart(
         base, resolution.run_config, asked=settings.run_config.attention
     )
+    if separation.equal_lengths:
+        run_config = _without_padding(run_config, given=settings.run_config.pad_to_multiple_of)
     return dataclasses.replace(resolution, run_config=run_config), separation, machines
+
+
+def _without_padding(run_config: RunConfig, *, given: int) -> RunConfig:
+    """Return the run config of a base that must not be padded."""
+    if given > 1:
+        raise UserError(
+            "pad_to_multiple_of must be auto or 1, since padding changes the losses of this model; "
+            f"got pad_to_multiple_of={given}"
+        )
+    return dataclasses.replace(run_config, pad_to_multiple_of=1)

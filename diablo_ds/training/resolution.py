@@ -17,6 +17,7 @@ from diablo_ds.config.batch_resolution import Resolution, resolve_batch
 from diablo_ds.config.choices import DEFAULT_NUM_BLOCKS
 from diablo_ds.config.rate_rule import choose_rate
 from diablo_ds.config.run import RunConfig
+from diablo_ds.data.batches import PAD_TO_MULTIPLE
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import DTYPES
 from diablo_ds.model.attention import choose_attention, takes_lengths
@@ -30,6 +31,10 @@ from diablo_ds.zero.ds_config import zero_stage
 
 WARNING_FACTOR = 1.5
 """From this factor on a bf16 that was asked for is warned of: bf16 instructions make it faster."""
+
+CPU_MULTIPLE = 64
+"""Tokens to a multiple of which micro batches are padded on a CPU: oneDNN keeps buffers for each
+width that it has seen."""
 
 
 def resolve_run(
@@ -83,6 +88,10 @@ def resolve_run(
         rate, reason = choose_rate(block_widths(shapes, run_config, num_blocks))
         run_config = dataclasses.replace(run_config, learning_rate=rate)
         lines.append(f"learning rate {rate:g}: {reason}")
+    if not run_config.pad_to_multiple_of:
+        multiple, reason = _choose_multiple(device_type, recorded)
+        run_config = dataclasses.replace(run_config, pad_to_multiple_of=multiple)
+        lines.append(f"padding to multiples of {multiple} tokens: {reason}")
     if run_config.data_order == "auto":
         run_config = dataclasses.replace(run_config, data_order="hashed")
     base_dropout, rates = choose_dropout(run_config.base_dropout, shapes)
@@ -139,6 +148,15 @@ def _check_delta_path(path: str, machines: Sequence[Machine]) -> None:
         for rank, machine in enumerate(machines):
             where = f" on rank {rank} ({machine.host})"
             check_usable(path, machine.device_type, has_triton=machine.has_triton, where=where)
+
+
+def _choose_multiple(device_type: str, recorded: RunConfig | None) -> tuple[int, str]:
+    """Return the tokens to a multiple of which micro batches are padded, and why."""
+    if recorded is not None:  # an older version recorded none
+        return recorded.pad_to_multiple_of or PAD_TO_MULTIPLE, "as this run has it"
+    if device_type == "cpu":
+        return CPU_MULTIPLE, "each further width of a micro batch takes memory on a CPU"
+    return PAD_TO_MULTIPLE, "matrix units like round sizes"
 
 
 def _agreed_device_type(machines: Sequence[Machine]) -> str:

@@ -12,7 +12,7 @@ from transformers import AttentionInterface
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batch_source import BatchSource
-from diablo_ds.data.batches import PAD_TO_MULTIPLE, Dealer, collate
+from diablo_ds.data.batches import PAD_TO_MULTIPLE, Dealer, collate, padded_width
 from diablo_ds.data.examples import Examples, TokenTable
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.model.attention import attends_by_variable_length
@@ -146,6 +146,48 @@ def test_micro_batches_by_tokens_hold_as_many_examples_as_fit():
     assert all(rows * width <= 128 for rows, width in shapes)
     assert sum(rows for rows, _ in shapes) == 64
     assert max(rows for rows, _ in shapes) > 4 > min(rows for rows, _ in shapes)
+
+
+def test_a_larger_multiple_gives_fewer_widths_and_no_row_beyond_the_longest():
+    lengths = np.random.default_rng(0).integers(1, 190, 200)
+    for mode in MODES:
+        limits = {"max_length": 190, "global_batch": 16, **mode}
+        if limits.get("micro_batch_tokens"):
+            limits["micro_batch_tokens"] = 768
+        batches = [
+            batch
+            for step in range(12)
+            for batch in _source(_examples(lengths), pad_to_multiple_of=64, **limits).step(step)
+        ]
+        assert {batch.input_ids.shape[1] for batch in batches} <= {64, 128, 192}
+        if limits.get("micro_batch_tokens"):
+            assert max(batch.input_ids.numel() for batch in batches) <= 768
+        default = _source(_examples(lengths), **limits)
+        assert sum(map(_ids, [batches]), Counter()) == _ids(
+            batch for step in range(12) for batch in default.step(step)
+        )
+    assert padded_width(70, 64, at_most=72) == 72
+    assert padded_width(70, 64) == 128
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wider_micro_batches_have_the_same_losses_and_gradients(family, tmp_path):
+    examples = tiny_examples([(f"{i}*{i}=", "ab c" * (1 + (5 * i) % 9)) for i in range(6)])
+    model = load_base(save_model(tmp_path, family), "fp32").eval()
+    results = []
+    for multiple in (8, 64):
+        batches = list(
+            _source(examples, micro_batch=3, max_length=96, pad_to_multiple_of=multiple).heldout()
+        )
+        model.zero_grad()
+        losses = [causal_lm_loss(model(**b.model_inputs()).logits, b.labels) for b in batches]
+        sum(losses).backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+        results.append((torch.stack(losses).detach(), grads))
+        widths = [batch.input_ids.shape[1] for batch in batches]
+        assert all(width == 64 for width in widths) == (multiple == 64)
+    assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
+    assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -99,6 +99,18 @@ def test_a_resumed_run_keeps_what_was_chosen():
         resolve_batch(RunConfig(), 4, recorded=recorded)
 
 
+@pytest.mark.parametrize(("machine", "multiple"), [(FAST, 64), (GPU, 8)])
+def test_widths_are_few_on_a_cpu_and_stay_as_the_run_has_them(machine, multiple):
+    recorded = _resolve([machine]).run_config
+    assert recorded.pad_to_multiple_of == multiple
+    other = GPU if machine is FAST else FAST
+    assert _resolve([other], recorded=recorded).run_config.pad_to_multiple_of == multiple
+    older = dataclasses.replace(recorded, pad_to_multiple_of=0)  # before the setting was there
+    assert _resolve([machine], recorded=older).run_config.pad_to_multiple_of == 8
+    given = _resolve([machine], RunConfig(pad_to_multiple_of=32), recorded=recorded)
+    assert given.run_config.pad_to_multiple_of == 32
+
+
 def test_the_micro_batch_moves_with_the_world_size_of_a_resumed_run():
     recorded = _resolve([FAST] * 8).run_config
     assert (recorded.micro_batch, recorded.global_batch) == (1, 8)
