@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.fuzz.data_targets import data_targets
 from benchmarks.fuzz.model_targets import model_targets
+from benchmarks.fuzz.run_targets import run_targets
 from benchmarks.fuzz.runner import CRASH, ENDLESS, GOOD, MEMORY, REFUSED, TRACEBACK, Outcomes, fuzz
 from benchmarks.fuzz.settings_targets import settings_targets
 from benchmarks.fuzz.target import Target
@@ -40,7 +41,12 @@ def all_targets(folder: Path, *, large: bool = True) -> list[Target]:
         folder: an empty one, to make valid files in.
         large: whether they also read files that would take much memory.
     """
-    return [*data_targets(folder, large=large), *model_targets(folder), *settings_targets(folder)]
+    return [
+        *data_targets(folder, large=large),
+        *model_targets(folder),
+        *settings_targets(),
+        *run_targets(folder),
+    ]
 
 
 def describe(outcomes: Mapping[str, Outcomes]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 _WORDS = [
@@ -24,6 +26,8 @@ _WORDS = [
 ]
 _NUMBERS = [b"-1", b"0", b"1e308", b"2147483648", b"9223372036854775807", b"18446744073709551616"]
 _NUMBERS += [b"1" * 400, b"0.5", b"NaN", b'"1"', b"[1]", b"null", b"true", b"1000000000"]
+_VALUES: list[Any] = [None, True, -1, 0.5, 10**400, 1e308, "", "a\x1b[2J\ud800", [], [[]], {}]
+_VALUES += [{"a": {}}, "<script>", "../x", -(10**12), [None]]
 _SIZES = [0, 1, 255, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1]
 
 
@@ -80,6 +84,36 @@ def _remove(data: bytes, dice: random.Random) -> bytes:
     return data[:place] + data[place + dice.choice((1, 2, 4, 16, 64)) :]
 
 
+def _value(data: bytes, dice: random.Random) -> bytes:
+    """Replace or remove a value in a line of JSON; it stays JSON."""
+    lines = data.split(b"\n")
+    number = dice.randrange(len(lines))
+    try:
+        document = json.loads(lines[number])
+    except (ValueError, RecursionError):
+        try:
+            lines, number, document = [data], 0, json.loads(data)
+        except (ValueError, RecursionError):
+            return _flip(data, dice)
+    holder = [document]
+    place, key = dice.choice([*_places(holder)])
+    if dice.randrange(4):
+        place[key] = dice.choice(_VALUES)
+    elif place is not holder:
+        del place[key]
+    lines[number] = json.dumps(holder[0]).encode()
+    return b"\n".join(lines)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each list or object in a value with each index or key of it."""
+    keys = value if isinstance(value, dict) else range(len(value))
+    for key in keys:
+        yield value, key
+        if isinstance(value[key], list | dict):
+            yield from _places(value[key])
+
+
 def _replace_all(data: bytes, dice: random.Random) -> bytes:
     size = dice.choice((0, 1, 3, 8, 64))
     return dice.choice((dice.randbytes(size), data[:4] + dice.randbytes(size), data * 2))
@@ -93,6 +127,9 @@ _KINDS: list[Callable[[bytes, random.Random], bytes]] = [
     _insert,
     _number,
     _number,
+    _value,
+    _value,
+    _value,
     _move,
     _remove,
     _replace_all,

@@ -144,35 +144,47 @@ def _scores(results: Mapping[str, Any], folder: Path) -> Results:
         return Results(
             [
                 Score(
-                    row["model"],
-                    row["task"],
-                    row["metric"],
-                    Estimate(_number(row["score"]), row["n"], _interval(row["interval"])),
-                    row.get("num_unjudged", 0),
+                    _text(row["model"]),
+                    _text(row["task"]),
+                    _text(row["metric"]),
+                    Estimate(_number(row["score"]), _count(row["n"]), _interval(row["interval"])),
+                    _count(row.get("num_unjudged", 0)),
                 )
                 for row in results["results"]
             ],
             [
                 Comparison(
-                    row["task"],
-                    row["metric"],
-                    (row["models"][0], row["models"][1]),
-                    row["n"],
+                    _text(row["task"]),
+                    _text(row["metric"]),
+                    (_text(row["models"][0]), _text(row["models"][1])),
+                    _count(row["n"]),
                     Difference(
                         _number(row["difference"]),
                         _interval(row["interval"]),
                         _number(row["p"]),
-                        row["test"],
+                        _text(row["test"]),
                     ),
                 )
                 for row in results["comparisons"]
             ],
         )
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         raise UserError(
             f"{RESULTS_FILE} must have results and comparisons as this program writes them; got "
             f"other content in {folder / RESULTS_FILE}; the same evaluation again writes it anew"
         ) from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name must be text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError("a count must be an integer")
+    return value
 
 
 def _number(value: Any) -> float:

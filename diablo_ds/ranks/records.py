@@ -31,7 +31,7 @@ TAIL_LINES = 25
 RECORD_BYTES = 2048
 NOTE_S = 10.0
 """Seconds between two notes of what a rank does: all ranks' at the same times of their clocks."""
-_LAST_TIME = 1e11
+LAST_TIME = 1e11
 """Seconds since 1970, in the year 5138: later ones are none, and no calendar has all of them."""
 _LESS_MEMORY = (
     "A smaller --micro-batch or --max-length, --recompute, fewer ranks on a host, and on GPUs no "
@@ -125,7 +125,7 @@ def _parse(values: Any) -> RankRecord:
         is_open = name == "exit_code" and value is None
         if not (type(value) is type(example) or is_number or is_open):
             raise TypeError(f"{name} must be {type(example).__name__}")
-        if is_number and not 0 <= value <= _LAST_TIME:
+        if is_number and not 0 <= value <= LAST_TIME:
             raise ValueError(f"{name} must be a time")
     return record
 

@@ -10,6 +10,7 @@ from diablo_ds.reporting.record import RunRecord
 
 MOST_POINTS = 400
 """Of one curve; more would not be told apart."""
+_SMALLEST, _LARGEST = 1e-100, 1e100
 Curve = list[tuple[float, float]]
 """Points of step and value."""
 
@@ -33,12 +34,17 @@ CHARTS = (
 )
 
 
+def is_drawable(value: float) -> bool:
+    """Return whether an axis can reach a value without overflow: finite, of a usual size."""
+    return value == 0 or _SMALLEST < abs(value) < _LARGEST
+
+
 def curve_of(run: RunRecord, chart: Chart) -> Curve:
-    """Return a run's finite values over the steps, thinned to at most `MOST_POINTS`."""
+    """Return a run's values over the steps, thinned to at most `MOST_POINTS`."""
     points = [
         (point["step"], point[chart.field] * chart.scale)
         for point in run.points
-        if math.isfinite(point.get(chart.field, math.nan))
+        if is_drawable(point.get(chart.field, math.nan))
     ]
     return thinned(points)
 

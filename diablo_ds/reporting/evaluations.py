@@ -64,5 +64,5 @@ def _is_of(folder: Path, run: Path) -> bool:
         models: Any = results["run"]["models"].values()
         place = Path(record.get("working_folder") or ".")
         return any((place / str(model)).resolve().is_relative_to(run) for model in models)
-    except (UserError, KeyError, TypeError, AttributeError, OSError):
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError):
         return False

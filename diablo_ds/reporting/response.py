@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.files.layout import Kind, kind_of
 from diablo_ds.launcher.sweep_report import Result, read_sweep
+from diablo_ds.reporting.curves import is_drawable
 from diablo_ds.reporting.record import RunRecord
 
 LOG_FROM = 8.0
@@ -32,7 +32,8 @@ def find_response(results: Sequence[Result]) -> Response | None:
     Returns:
         None where no setting was swept over at least two numbers with losses.
     """
-    known = [(r, r.adapter_loss) for r in results if r.adapter_loss is not None]
+    losses = [(r, r.adapter_loss) for r in results]
+    known = [(r, loss) for r, loss in losses if loss is not None and is_drawable(loss)]
     options = [name for name in (results[0].values if results else ()) if _are_numbers(known, name)]
     counts = {name: len({r.values[name] for r, _ in known}) for name in options}
     option = max(counts, key=lambda name: counts[name], default="")
@@ -64,6 +65,6 @@ def response_of_folder(folder: Path, runs: Sequence[RunRecord]) -> Response | No
 
 def _are_numbers(known: Sequence[tuple[Result, float]], name: str) -> bool:
     try:
-        return all(math.isfinite(float(result.values[name])) for result, _ in known)
+        return all(is_drawable(float(result.values[name])) for result, _ in known)
     except ValueError:
         return False

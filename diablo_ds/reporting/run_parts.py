@@ -54,6 +54,7 @@ def describe_placement(run: RunRecord) -> str:
     if not start:
         return ""
     stage = zero.get("stage", 0)
+    placed = _STAGES.get(stage, "unknown") if isinstance(stage, int) else "unknown"
     hosts = [
         f"{host.get('ranks', '?')} x {host.get('device', '?')} on {host['name']}"
         for host in start.get("hosts", [])
@@ -67,7 +68,7 @@ def describe_placement(run: RunRecord) -> str:
     return facts(
         [
             ("ranks", text(f"{start.get('world_size', '?')}: {', '.join(hosts)}")),
-            ("ZeRO", text(f"stage {stage}: {_STAGES.get(stage, 'unknown')}")),
+            ("ZeRO", text(f"stage {stage}: {placed}")),
             ("hpZ", text(f"base also sharded among {inner} ranks") if inner != 1 else ""),
             ("offload", text(", ".join(offload))),
         ]
@@ -86,7 +87,7 @@ def describe_speed(run: RunRecord) -> str:
     ):
         measured = numbers.peak_memory_bytes if name == "memory_bytes" else getattr(numbers, name)
         planned = plan.get(name)
-        planned = planned if isinstance(planned, int | float) and planned > 0 else None
+        planned = planned if isinstance(planned, float | int) and 0 < planned < 1e100 else None
         if measured is not None:
             cells = [title, format(measured * scale, form)]
             if planned is not None:
@@ -113,8 +114,8 @@ def _fill(run: RunRecord) -> str:
     tokens, sequences = counts.get("tokens"), counts.get("sequences")
     if run.run_config is None or type(tokens) is not int or type(sequences) is not int:
         return ""
-    mean = tokens / max(1, sequences)
-    return f"; these have {mean:,.0f} of up to {run.run_config.max_length:,} tokens on average"
+    mean = tokens // max(1, sequences)
+    return f"; these have {mean:,} of up to {run.run_config.max_length:,} tokens on average"
 
 
 def describe_events(run: RunRecord) -> str:
@@ -148,7 +149,8 @@ def _data(config: RunConfig | None, start: Mapping[str, Any]) -> str:
                 for name in ("examples", "tokens", "sequences")
                 if type(counts.get(name)) is int
             ]
-            digest = f", fingerprint {str(counts['fingerprint'])[:12]}" * ("fingerprint" in counts)
+            print_ = counts.get("fingerprint")
+            digest = f", fingerprint {print_!s:.12}" if print_ else ""
             lines.append(text(f"{title}: {', '.join(numbers)}{digest}"))
     return "<br>".join(lines)
 

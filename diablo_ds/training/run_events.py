@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 
 from diablo_ds.config.starts import Change, load_starts
 from diablo_ds.files.layout import RANK_RECORDS, RunFolder
-from diablo_ds.ranks.records import RankRecord, first_failure, last_log_folder, read_records
+from diablo_ds.ranks.records import (
+    LAST_TIME,
+    RankRecord,
+    first_failure,
+    last_log_folder,
+    read_records,
+)
 
 MOST_ATTEMPTS = 1000
 """Log folders that are read; of more the last ones."""
@@ -111,6 +117,7 @@ def _started(start: Mapping[str, Any]) -> Event:
 
 def _seconds(date: str) -> float:
     try:
-        return datetime.fromisoformat(date).timestamp()
+        seconds = datetime.fromisoformat(date).timestamp()
     except (ValueError, OverflowError, OSError):
         return 0.0
+    return seconds if 0 <= seconds <= LAST_TIME else 0.0

@@ -106,6 +106,31 @@ def test_damaged_runs_are_told_and_what_is_no_run_is_refused(tmp_path):
         write_report([run], tmp_path / "no" / "report.html")
 
 
+def test_values_that_no_run_has_do_not_end_a_report(sweep, tmp_path):
+    run = sweep / "rate=0.001"
+    _evaluation(sweep / "scores", run)
+    changed = json.loads((run / "run.json").read_text())
+    start = changed["starts"][0]
+    start |= {"date": "9999-12-31T23:59:59-12:00", "world_size": [], "plan": {"mfu": 10**300}}
+    start["plan"] |= {"tokens_per_s": 10**300}
+    start["ds_config"] = {"zero_optimization": {"stage": [3], "offload_param": {"device": {}}}}
+    start["data"] = {"train": {"tokens": 10**300, "sequences": 1}}
+    changed["starts"] = [start, start]
+    (run / "run.json").write_text(json.dumps(changed))
+    record = RankRecord(0, "node", 1, 1, 0.0, ended=1e308, exit_code=1)
+    write_record(run / "logs" / "attempt-001", record)
+    points = [{"step": n, "heldout_loss": v} for n, v in enumerate((1e308, -1e308, 5e-324))]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(point) + "\n" for point in points)
+    results = json.loads((sweep / "scores" / "results.json").read_text())
+    results["results"][0]["n"] = "8"
+    results["run"]["models"]["x"] = "a\0"
+    (sweep / "scores" / "results.json").write_text(json.dumps(results))
+    text = _report([sweep, sweep / "scores"], tmp_path / "report.html")
+    assert "stage [3]: unknown" in text
+    assert "must have results and comparisons as this program writes them" in text
+
+
 @needs_browser
 def test_a_browser_shows_and_prints_the_report(sweep, tmp_path):
     output = tmp_path / "report.html"
