@@ -70,6 +70,7 @@ class TrackerProcess:
         kind: the name of its package, a key of `TITLES`.
         folder: its own in the run folder; made where there is none.
         run_name: of the run, for people.
+        start_step: steps that the run continues after; 0 begins a new run in the tracker.
         close_s: seconds that `close` waits at most.
         module: what the process runs.
 
@@ -83,6 +84,7 @@ class TrackerProcess:
         folder: Path,
         run_name: str,
         *,
+        start_step: int = 0,
         close_s: float = CLOSE_S,
         module: str = _MODULE,
     ) -> None:
@@ -94,7 +96,7 @@ class TrackerProcess:
         self._log_file = folder / LOG_FILE
         with owned.append_to_own_file(self._log_file) as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, kind, run_name],
+                [sys.executable, "-P", "-m", module, kind, run_name, str(start_step)],
                 cwd=folder,
                 env=_environment(folder),
                 stdin=subprocess.PIPE,

@@ -54,7 +54,11 @@ def open_tracking(run: Run) -> Tracking:
     }
     for kind in config.report_to:
         opened[TITLES[kind]] = partial(
-            TrackerProcess, kind, files.tracker(kind), run.folder.absolute().name
+            TrackerProcess,
+            kind,
+            files.tracker(kind),
+            run.folder.absolute().name,
+            start_step=run.start_step,
         )
     trackers: list[Tracker] = []
     for title, build in opened.items():

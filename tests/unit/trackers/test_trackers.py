@@ -22,7 +22,9 @@ from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.slow
 SECRET = "0123456789abcdef0123456789abcdef01234567"
-STARTS = ((1, 2, 3), (4, 5))
+STARTS = ((1, 2, 3), (2, 3, 4, 5))
+"""The second one takes steps again, as after a kill."""
+STEPS = (1, 2, 3, 4, 5)
 
 
 def _is_there(kind: str) -> bool:
@@ -69,7 +71,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TRACKIO_WRITE_TOKEN", SECRET)
         for steps in STARTS:
             trackers = [
-                TrackerProcess(kind, root / "run" / kind, "mine", close_s=WAIT_S)
+                TrackerProcess(
+                    kind, root / "run" / kind, "mine", start_step=steps[0] - 1, close_s=WAIT_S
+                )
                 for kind in TRACKERS
                 if _is_there(kind)
             ]
@@ -110,15 +114,15 @@ def test_mlflow_has_both_starts_as_one_run(of):
     assert "diablo-ds" in names
     query = "select step, value from metrics where key = 'loss/training' order by step"
     found = connection.execute(query).fetchall()
-    assert found == [(step, 1 / step) for steps in STARTS for step in steps]
+    assert found == [(step, 1 / step) for step in STEPS]
     query = "select value from metrics where key = 'deltas/norms/median'"
     assert set(connection.execute(query)) == {(2.0,)}
     params = dict(connection.execute("select key, value from params").fetchall())
     assert params == {"seed": "7", "rate": "0.001", "model": "tiny", "packed": "True"}
     tags = dict(connection.execute("select key, value from tags").fetchall())
-    assert tags["changed.rate"] == "0.004"
-    assert tags["event.20261127T120000.step-4"] == "restarted"
-    for name in ("run/table/step-000001.md", "deltas/heat_map/step-000004.png"):
+    assert tags["changed.rate"] == "0.002"
+    assert tags["event.20261127T120000.step-2"] == "restarted"
+    for name in ("run/table/step-000001.md", "deltas/heat_map/step-000002.png"):
         assert len(list(of.glob(f"artifacts/*/artifacts/{name}"))) == 1
 
 
@@ -129,12 +133,12 @@ def test_trackio_has_both_starts_as_one_run(of):
     assert len({row[:2] for row in rows}) == 1
     assert rows[0][1].startswith("mine-")
     steps = [step for *_, step, values in rows if b'"loss/training"' in bytes(values)]
-    assert steps == [step for steps in STARTS for step in steps]
+    assert steps == list(STEPS)
     text = " ".join(bytes(values).decode() for *_, values in rows)
     for kind in ("trackio.markdown", "trackio.image", "trackio.histogram"):
         assert text.count(kind) >= len(STARTS)
     ((config,),) = connection.execute("select config from configs")
-    assert b'"rate":0.004' in bytes(config)
+    assert b'"rate":0.002' in bytes(config)
 
 
 @pytest.mark.parametrize("of", TRACKERS, indirect=True)
