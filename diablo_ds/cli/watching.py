@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import click
 
+from diablo_ds.ranks.live_line import is_terminal
+
 EVERY_S = 2.0
 
 
@@ -23,7 +25,7 @@ def show_again(look: Callable[[], tuple[str, bool]], *, every_s: float = EVERY_S
     try:
         while True:
             text, may_change = look()
-            if sys.stdout.isatty():
+            if is_terminal(sys.stdout):
                 num_lines = _redraw(text, num_lines)
             else:
                 click.echo(text)

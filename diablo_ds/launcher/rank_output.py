@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from diablo_ds.files import owned
-from diablo_ds.ranks.live_line import ERASE, TERMINAL
+from diablo_ds.ranks.live_line import ERASE, TERMINAL, is_terminal
 from diablo_ds.ranks.terminal import Outlet
 
 DRAIN_S = 2.0
@@ -41,7 +41,7 @@ class RankOutput:
         """By descriptor to read from: the one to pass it on to."""
         self.ends: list[int] = []
         """The rank's stdout and stderr, until it has started."""
-        self._terminal = os.dup(2) if log is None and os.isatty(2) else None
+        self._terminal = os.dup(2) if log is None and is_terminal(sys.stderr) else None
         # After such output the cursor may stand on a live line: rank 0's, beside another rank's.
         self._before_live = (b"\r",) if is_shown else (b"\r", b"\n")
         self._is_on_live = not is_shown

@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from diablo_ds.files.shown_text import shown
 
 TERMINAL = "DIABLO_TERMINAL"
 """Environment variable of a rank whose guard passes its stderr on to a terminal: its descriptor."""
+_NOTEBOOK = "JPY_PARENT_PID"
+"""Environment variable that the kernels of Jupyter's notebooks have."""
 ERASE = "\r\x1b[J"
 """Erases all from the beginning of the cursor's row to the end of the screen."""
 DRAWN_EVERY_S = 0.1
@@ -30,9 +32,17 @@ _TICK_S = 1.0
 _DEFAULT_COLUMNS = 80
 
 
+def is_terminal(stream: IO[Any]) -> bool:
+    """Return whether a stream leads to a terminal, where what was written may be drawn over.
+
+    A notebook gives the commands of a cell a terminal too, but keeps all that they write to it.
+    """
+    return stream.isatty() and not os.environ.get(_NOTEBOOK)
+
+
 def shows_progress() -> bool:
     """Return whether somebody sees stderr at once, so that a line may be drawn again and again."""
-    return sys.stderr.isatty() or bool(os.environ.get(TERMINAL))
+    return is_terminal(sys.stderr) or bool(os.environ.get(TERMINAL))
 
 
 def terminal_columns() -> int:

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
-from diablo_ds.ranks.live_line import ERASE
+from diablo_ds.ranks.live_line import ERASE, is_terminal
 
 NOISE = (
     # of its launcher, which repeats what it was asked for
@@ -39,7 +38,7 @@ def main() -> None:
     """Pass standard input on, line by line, without the noise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ends with what it reads from
     # The run draws on the same terminal, past this process.
-    before = ERASE.encode() if os.isatty(1) else b""
+    before = ERASE.encode() if is_terminal(sys.stdout) else b""
     for line in iter(sys.stdin.buffer.readline, b""):
         if not is_noise(line.decode(errors="replace")):
             sys.stdout.buffer.write(before + line)
