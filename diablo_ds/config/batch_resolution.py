@@ -14,6 +14,9 @@ from diablo_ds.config.batch_sizes import BatchSizes, choose_batch_sizes
 from diablo_ds.config.continuation import OPEN_SETTINGS, keep_recorded
 from diablo_ds.config.run import RunConfig
 
+AS_RECORDED = "as this run has it"
+"""The reason of what a run that continues has already."""
+
 
 @dataclass(frozen=True)
 class Resolution:
@@ -55,7 +58,7 @@ def resolve_batch(
     if recorded is not None:
         kept = keep_recorded(run_config, recorded)
         lines += [
-            f"{_words(name)} {getattr(kept, name)}: as this run has it"
+            f"{_words(name)} {getattr(kept, name)}: {AS_RECORDED}"
             for name in OPEN_SETTINGS
             if getattr(kept, name) != getattr(run_config, name)
         ]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from diablo_ds.adapter.attach import named_deltas
 from diablo_ds.adapter.gradients import hidden_gradients
 from diablo_ds.adapter.kernels.compiled_blocks import frozen_linear_op
+from diablo_ds.config.batch_resolution import AS_RECORDED
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import decoder_layers
@@ -59,7 +60,7 @@ def choose_compilation(
     if setting != "auto":
         return setting, ""
     if recorded is not None and recorded.compile != "auto":
-        return recorded.compile, "as this run has it" if recorded.compile == "on" else ""
+        return recorded.compile, AS_RECORDED if recorded.compile == "on" else ""
     if device_type == "cuda" and decoder_layers(meta_model):
         return "on", "on a GPU steps take less time and memory; the first takes some 10 s more"
     return "off", ""

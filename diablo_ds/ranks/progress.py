@@ -105,7 +105,7 @@ class Progress:
         rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
         if rate > 0 and seconds > 1:
             if self._unit == BYTES:
-                parts.append(f"{_bytes(rate)}/s")
+                parts.append(f"{format_bytes(rate)}/s")
             left = max(0, self._total - self._done) / rate
             parts.append(f"{format_seconds(left)} left")
         text = "  ".join(parts)
@@ -118,7 +118,7 @@ class Progress:
         return _cut(text, columns)
 
     def _count(self, amount: float) -> str:
-        return _bytes(amount) if self._unit == BYTES else f"{amount:,}"
+        return format_bytes(amount) if self._unit == BYTES else f"{amount:,}"
 
 
 def draw_bar(share: float, columns: int) -> str:
@@ -140,7 +140,8 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _bytes(amount: float) -> str:
+def format_bytes(amount: float) -> str:
+    """Format a number of bytes in decimal units."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if amount >= size:
             return f"{amount / size:.2f} {unit}"

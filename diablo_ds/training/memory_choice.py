@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diablo_ds.config.batch_resolution import describe_sizes
+from diablo_ds.config.batch_resolution import AS_RECORDED, describe_sizes
 from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH, BatchSizes, micro_batches
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
@@ -171,7 +171,7 @@ def _lines(
     if is_open:
         count = best.recomputation.num_layers
         if is_kept:
-            reason = "as this run has it"
+            reason = AS_RECORDED
         elif not best.fits:
             reason = "the least memory"
         else:

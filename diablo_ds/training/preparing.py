@@ -29,7 +29,6 @@ from diablo_ds.model.finding import find_model, fingerprint, lasting_name
 from diablo_ds.model.separation import Separation
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
-from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.software import installed_versions
 from diablo_ds.training.agreement import check_same_model
 from diablo_ds.training.building import Design, design_model
@@ -267,8 +266,6 @@ def _resolve(
         policy=settings.policy,
         num_blocks=num_blocks,
     )
-    for line in resolution.lines:
-        logger.info(f"Chosen: {line}")
     if resolution.run_config.compile == "on":
         distributed.on_every_rank(lambda: set_up_cache(resolution.run_config))
     run_config, separation = keep_apart(

@@ -13,7 +13,7 @@ from typing import Any
 
 from diablo_ds.adapter.kernels.triton_support import check_usable
 from diablo_ds.adapter.paths import TRITON_PATHS, resolve_delta_path
-from diablo_ds.config.batch_resolution import Resolution, resolve_batch
+from diablo_ds.config.batch_resolution import AS_RECORDED, Resolution, resolve_batch
 from diablo_ds.config.choices import DEFAULT_NUM_BLOCKS
 from diablo_ds.config.rate_rule import choose_rate
 from diablo_ds.config.run import RunConfig
@@ -138,7 +138,7 @@ def _choose_delta_path(
 ) -> tuple[str, str]:
     """Return the delta path of all ranks, and why it was chosen."""
     if recorded is not None and recorded.delta_path in _DELTA_PATH_REASONS:
-        return recorded.delta_path, "as this run has it"
+        return recorded.delta_path, AS_RECORDED
     path = resolve_delta_path("auto", DTYPES[run_config.precision], run_config.dropout, device_type)
     return path, _DELTA_PATH_REASONS[path]
 
@@ -247,7 +247,7 @@ def _resolve_attention(
 
     if run_config.attention == "auto" and recorded is not None and recorded.attention != "auto":
         try:
-            return choose(recorded.attention), "as this run has it"
+            return choose(recorded.attention), AS_RECORDED
         except ValueError:  # another machine; a continuation may differ in it
             return choose("auto"), f"{recorded.attention}, which this run had, is not to be had"
     name = choose(run_config.attention)

@@ -15,7 +15,13 @@ from diablo_ds.ranks.live_line import live_line, shows_progress
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.step_line import StepState, live_text, plain_text
-from diablo_ds.training.time_left import Schedule, thinned, time_left_s
+from diablo_ds.training.time_left import (
+    ESTIMATE_STEPS,
+    Schedule,
+    describe_estimate,
+    thinned,
+    time_left_s,
+)
 
 MEAN_STEPS = 20
 """Steps of the running mean of the loss."""
@@ -40,6 +46,8 @@ class Screen:
         self._since = time.monotonic()
         self._points: list[Mapping[str, float]] = []
         """Of this process: what an earlier one took may have been on another machine."""
+        self._num_steps = 0
+        """Taken by this process."""
         self._is_live = shows_progress()
         if self._is_live:
             live_line.show(self._text)
@@ -63,10 +71,13 @@ class Screen:
             left_s=time_left_s(self._points, self._schedule),
         )
         self._since = time.monotonic()
+        self._num_steps += 1
         if self._is_live:
             live_line.refresh()
         else:
             logger.info(plain_text(self._state))
+        if self._num_steps == ESTIMATE_STEPS and self._state.step < self._schedule.num_steps:
+            logger.info(describe_estimate(self._points, self._schedule))
 
     def heldout(self, loss: float) -> None:
         """Show a held-out loss in the lines of the steps that follow."""

@@ -33,7 +33,7 @@ _COUNTS = ("fingerprint", "examples", "tokens", "sequences")
 
 def record_start(
     prepared: Prepared, position: Position, folder: Path, given_file: Path | None
-) -> None:
+) -> Mapping[str, float] | None:
     """Add this start to the run's `run.json`, and keep the file of settings that it was given.
 
     Collective: every rank must call this.
@@ -44,23 +44,28 @@ def record_start(
         folder: the run folder, owned by rank 0.
         given_file: the file of settings that a person gave.
 
+    Returns:
+        What a plan expects of the run; see `estimate_plan`.
+
     Raises:
         UserError: if the folder cannot be written, or the file cannot be read any more.
     """
     places = distributed.gather_values((distributed.host_name(), _device_name()))
 
-    def record() -> None:
+    def record() -> Mapping[str, float] | None:
+        start = _describe_start(prepared, position, folder, places)
         record_run(
             folder,
             prepared.run_config,
-            _describe_start(prepared, position, folder, places),
+            start,
             ds_config=prepared.policy,
             parent=prepared.adapter.parent,
         )
         if given_file is not None:
             keep_given_file(given_file, folder)
+        return start.plan
 
-    distributed.on_main_process(record)
+    return distributed.on_main_process(record)
 
 
 def _describe_start(

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diablo_ds.config.batch_resolution import AS_RECORDED
+from diablo_ds.config.schedule import describe_warmup
+from diablo_ds.data.batch_source import BatchSource
+from diablo_ds.data.training_batches import TrainingBatches
+from diablo_ds.files.layout import RunFolder
 from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.ranks import distributed
+from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.evaluations import interval
+from diablo_ds.training.metrics_file import read_metrics
 from diablo_ds.training.preparing import Prepared
 from diablo_ds.training.resuming import Position
+from diablo_ds.training.time_left import ESTIMATE_STEPS, Schedule, time_left_s
 
 _LABEL = 11
-_EXAMPLE_CHARACTERS = 500
+_EXAMPLE_CHARACTERS = 300
+"""Of a prompt, and of what follows it."""
+_LOSS_MARK = "[["
 _STAGES = (
     "base, gradients and optimizer state on every rank",
     "base on every rank, optimizer state sharded",
@@ -26,36 +37,62 @@ _STAGES = (
 """By ZeRO stage; deltas are on every rank."""
 
 
-def start_screen(prepared: Prepared, position: Position, folder: Path, columns: int) -> str:
-    """Return model, data, batch, placement and numbers of a run as a table.
+def start_screen(
+    prepared: Prepared,
+    position: Position,
+    folder: Path,
+    plan: Mapping[str, float] | None,
+    columns: int,
+) -> str:
+    """Return model, data, batch, placement, numbers and time of a run as a table.
 
     Args:
         prepared: the run.
         position: where it begins or continues.
         folder: the run folder.
+        plan: what `estimate_plan` expects of it.
         columns: of the terminal; 0 for lines of any length, as a log file has them.
     """
     run_config, inputs = prepared.run_config, prepared.inputs
-    described = inputs.describe(run_config, distributed.world_size(), position.num_steps)
+    world_size, num_steps = distributed.world_size(), position.num_steps
+    is_short = columns > 0
+    train = _data_lines(inputs.train, is_short=is_short)
+    heldout = [] if inputs.heldout is None else _data_lines(inputs.heldout, is_short=is_short)
     rows = [
         ("run", _run_text(position, folder)),
         ("model", _model_text(prepared)),
         ("trained", _trained_text(prepared)),
+        ("data", "; ".join(train)),
+        ("held-out", "; ".join(line for line in heldout if line not in train)),
+        ("", inputs.ends.describe()),
+        ("batch", run_config.batch_equation(world_size)),
+        ("steps", _steps_text(prepared, position)),
+        ("", describe_warmup(num_steps, run_config.warmup_steps)),
+        *(("tasks", line) for line in _lines(prepared.tasks.describe() if prepared.tasks else "")),
+        ("time", _time_text(prepared, position, folder, plan)),
         ("numbers", _numbers_text(prepared)),
         ("placement", _placement_text(prepared)),
-        *map(_labelled, _lines(described)),
+        *_chosen_rows(prepared, is_short=is_short),
     ]
-    if prepared.tasks is not None:
-        rows += [("tasks", line) for line in _lines(prepared.tasks.describe())]
-    rows.append(("schedule", _schedule_text(prepared, position)))
     width = max(40, columns - _LABEL - 1) if columns else 0
-    return "\n".join(line for label, text in rows for line in _row(label, text, width))
+    return "\n".join(line for label, text in rows if text for line in _row(label, text, width))
 
 
 def shown_example(text: str) -> str:
-    """Return the first example for the start of a run, cut where it is long."""
-    cut = f"{text[:_EXAMPLE_CHARACTERS]} ... (--preview 1 shows all of it)"
-    return f"The first example, with loss in [[...]]:\n{text if len(text) <= len(cut) else cut}"
+    """Return the first example for the start of a run; of a long one, where its loss begins."""
+    prompt, mark, rest = text.partition(_LOSS_MARK)
+    shown = f"{_shortened(prompt)}{mark}{_shortened(rest)}"
+    how = " (--preview 1 shows all of it)" if shown != text else ""
+    return f"The first example, with loss in [[...]]{how}:\n{shown}"
+
+
+def _shortened(text: str) -> str:
+    """Return a text without the middle of it where it is long."""
+    if len(text) <= _EXAMPLE_CHARACTERS:
+        return text
+    half = _EXAMPLE_CHARACTERS // 2
+    begin, end = text[:half], text[-half:]
+    return f"{begin.rpartition(' ')[0] or begin} ... {end.partition(' ')[2] or end}"
 
 
 def _row(label: str, text: str, width: int) -> list[str]:
@@ -63,16 +100,31 @@ def _row(label: str, text: str, width: int) -> list[str]:
     return [f"{'' if i else label:<{_LABEL}}{line}" for i, line in enumerate(lines)]
 
 
-def _labelled(line: str) -> tuple[str, str]:
-    """Return the label of a line of `Inputs.describe`, and what is left of it."""
-    for begin, label in (("Training data: ", "data"), ("Held-out data: ", "held-out")):
-        if line.startswith(begin):
-            return label, line.removeprefix(begin)
-    return "batch" if line.startswith("global batch") else "", line.strip()
-
-
 def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _data_lines(source: TrainingBatches | BatchSource, *, is_short: bool) -> list[str]:
+    """Return what is known of data; on a terminal without what goes without saying.
+
+    That is where the working folder is, and that all rows became examples.
+    """
+    lines = _lines(source.describe())
+    if is_short:
+        number = lines[0].partition(" ")[0]
+        lines = [line for line in lines if not line.startswith(f"{number} rows read: {number} ")]
+        lines[0] = lines[0].replace(f"; from {Path.cwd()}/", "; from ")
+    return lines
+
+
+def _chosen_rows(prepared: Prepared, *, is_short: bool) -> list[tuple[str, str]]:
+    """Return what was chosen and why; on a terminal in one paragraph, of this start alone."""
+    lines = prepared.resolution.lines
+    if not is_short:
+        return [("chosen", line) for line in lines]
+    lines = tuple(line for line in lines if not line.endswith(AS_RECORDED))
+    equation = prepared.run_config.batch_equation(distributed.world_size())
+    return [("chosen", "; ".join(line.replace(f"{equation}: ", "batch: ") for line in lines))]
 
 
 def _run_text(position: Position, folder: Path) -> str:
@@ -105,21 +157,24 @@ def _trained_text(prepared: Prepared) -> str:
 
 def _numbers_text(prepared: Prepared) -> str:
     run_config, design = prepared.run_config, prepared.design
+    parts = [
+        f"{run_config.precision}, deltas and optimizer in fp32",
+        f"attention {run_config.attention}",
+        f"delta path {run_config.delta_path}",
+    ]
+    if run_config.compile == "on":
+        parts.append("layers compiled")
     if design.fit is not None:
-        recomputed = "recomputed layers by the memory budget"
-    else:
-        recomputed = design.recomputation.text(len(decoder_layers(design.shapes)))
-    compiled = "compiled layers" if run_config.compile == "on" else "not compiled"
-    return (
-        f"{run_config.precision}, deltas and optimizer in fp32; attention {run_config.attention}; "
-        f"delta path {run_config.delta_path}; {compiled}; {recomputed}"
-    )
+        parts.append("recomputed layers by the memory budget")
+    elif design.recomputation.num_layers:
+        parts.append(design.recomputation.text(len(decoder_layers(design.shapes))))
+    return "; ".join(parts)
 
 
 def _placement_text(prepared: Prepared) -> str:
     design, world_size = prepared.design, distributed.world_size()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    threads = "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads each"
+    threads = "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads"
     text = f"ZeRO-{design.stage} on {world_size} x {device}{threads}: {_STAGES[design.stage]}"
     for name, what in (("offload_param", "base"), ("offload_optimizer", "optimizer state")):
         offload = design.ds_config.get("zero_optimization", {}).get(name) or {}
@@ -128,13 +183,35 @@ def _placement_text(prepared: Prepared) -> str:
     return text
 
 
-def _schedule_text(prepared: Prepared, position: Position) -> str:
+def _steps_text(prepared: Prepared, position: Position) -> str:
     run_config, num_steps = prepared.run_config, position.num_steps
-    parts = [f"checkpoint every {interval(run_config.save_every, num_steps)} steps"]
-    if prepared.inputs.heldout is not None:
-        parts.insert(0, f"evaluation every {interval(run_config.eval_every, num_steps)} steps")
-    parts.append(f"learning rate {run_config.learning_rate:g}, {run_config.schedule}")
-    return "; ".join(parts) + "; the time it takes is shown once steps were measured"
+    rate = f"learning rate {run_config.learning_rate:g}, {run_config.schedule}"
+    saving = f"checkpoint every {interval(run_config.save_every, num_steps)}"
+    if prepared.inputs.heldout is None:
+        return f"{num_steps:,}; {saving}; {rate}"
+    evaluation = f"evaluation every {interval(run_config.eval_every, num_steps)}"
+    if evaluation.rpartition(" ")[2] == saving.rpartition(" ")[2]:
+        return f"{num_steps:,}; evaluation and {saving}; {rate}"
+    return f"{num_steps:,}; {evaluation}; {saving}; {rate}"
+
+
+def _time_text(
+    prepared: Prepared, position: Position, folder: Path, plan: Mapping[str, float] | None
+) -> str:
+    """Return how long it will take, by what is known before the first step."""
+    if position.start_step:
+        before = [
+            point
+            for point in read_metrics(RunFolder(folder).metrics)[0]
+            if point["step"] <= position.start_step
+        ]
+        seconds = time_left_s(before, Schedule.of(prepared.run_config, position.num_steps))
+        if seconds is not None:
+            return f"about {format_seconds(seconds)} more, as its steps took before"
+    if plan is not None:
+        seconds = (position.num_steps - position.start_step) * plan["step_s"]
+        return f"{format_seconds(seconds)} of steps by the plan, if every sequence is full"
+    return f"estimated after {ESTIMATE_STEPS} steps"
 
 
 def _count(count: int) -> str:

@@ -114,13 +114,14 @@ def start_run(
     resources.enter_context(private_offload(prepared.design.ds_config, folder))
     position = find_position(prepared, folder)
     parse_profile_steps(run_config.profile_steps, position.num_steps)
-    record_start(prepared, position, folder, given_file)
+    plan = record_start(prepared, position, folder, given_file)
     if position.changes:
         logger.info(position.describe_changes(run_config, folder))
     if prepared.initial is not None:
         logger.info(f"The run {prepared.initial.describe()}")
-    columns = terminal_columns() if shows_progress() else 0
-    logger.info(start_screen(prepared, position, folder, columns))
+    if distributed.is_main_process():
+        columns = terminal_columns() if shows_progress() else 0
+        logger.info(start_screen(prepared, position, folder, plan, columns))
     if inputs.first_example:
         logger.info(shown_example(inputs.first_example))
     return Run(
@@ -156,7 +157,8 @@ def _build(prepared: Prepared, state: EngineState | None, device: torch.device) 
     """Load the model, and hand it with its deltas, new ones or those of a state, to DeepSpeed."""
     run_config, design = prepared.run_config, prepared.design
     heart.beat("loading the model")
-    logger.info(f"Loading {prepared.base.folder} in {run_config.precision} ...")
+    if not shows_progress():  # a terminal shows how far it is
+        logger.info(f"Loading {prepared.base.folder} in {run_config.precision} ...")
     built = attach_deltas(design, load_model(design, prepared.base), device)
     if state is not None:
         load_deltas(built.model, {name: d["master"] for name, d in state.deltas.items()})
@@ -164,7 +166,7 @@ def _build(prepared: Prepared, state: EngineState | None, device: torch.device) 
     engine = start_engine(built.model, built.deltas, run_config, design.ds_config)
     if state is not None:
         engine.restore_state(state)
-    logger.info(engine.placement_table())
+    logger.info(engine.placement_text())
     if run_config.compile == "on":
         compile_layers(built.model)
         compile_loss(built.model)

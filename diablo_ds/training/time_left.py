@@ -6,11 +6,15 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.evaluations import interval
 from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, TASKS
 
+ESTIMATE_STEPS = 3
+"""Steps of a process after which it tells how long the run takes: the first one compiles."""
 _RECENT_STEPS = 50
 _RECENT_EVENTS = 5
 _OUTLIER = 10.0
@@ -73,18 +77,48 @@ def time_left_s(points: Sequence[Mapping[str, float]], schedule: Schedule) -> fl
         schedule: of the run.
 
     Returns:
-        None before the first step.
+        None before the second step: the first one compiles, and tells nothing of the others.
     """
+    parts = _parts_left(points, schedule)
+    return None if parts is None else sum(part.number * (part.seconds or 0.0) for part in parts)
+
+
+def describe_estimate(points: Sequence[Mapping[str, float]], schedule: Schedule) -> str:
+    """Return what a run still takes and what of, as a sentence; empty where nothing is known."""
+    parts = [part for part in _parts_left(points, schedule) or () if part.number]
+    seconds = time_left_s(points, schedule)
+    if not parts or seconds is None:
+        return ""
+    shown = [
+        f"{part.number:,} {part.name}{'s' if part.number > 1 else ''}"
+        + (" not measured yet" if part.seconds is None else f" of {part.seconds:.3g} s")
+        for part in parts
+    ]
+    return f"Estimated time left: {format_seconds(seconds)}, for {', '.join(shown)}"
+
+
+class _Part(NamedTuple):
+    """What is still to be done, of one kind."""
+
+    name: str
+    number: int
+    seconds: float | None
+    """Of each; None where none was measured."""
+
+
+def _parts_left(points: Sequence[Mapping[str, float]], schedule: Schedule) -> list[_Part] | None:
     steps = [point for point in points if math.isfinite(point.get(STEP, math.nan))]
     if not steps:
         return None
     step = int(steps[-1]["step"])
-    return (
-        (schedule.num_steps - step) * step_seconds(steps)
-        + schedule.evaluations_from(step) * _event_seconds(steps, EVALUATION)
-        + schedule.savings_from(step) * _event_seconds(steps, SAVING)
-        + schedule.tasks_from(step) * _event_seconds(steps, TASKS)
-    )
+    if len(steps) == 1 and step < schedule.num_steps:
+        return None
+    return [
+        _Part("step", schedule.num_steps - step, step_seconds(steps)),
+        _Part("evaluation", schedule.evaluations_from(step), _event_seconds(steps, EVALUATION)),
+        _Part("task round", schedule.tasks_from(step), _event_seconds(steps, TASKS)),
+        _Part("checkpoint", schedule.savings_from(step), _event_seconds(steps, SAVING)),
+    ]
 
 
 def thinned(points: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
@@ -101,8 +135,8 @@ def step_seconds(steps: Sequence[Mapping[str, float]]) -> float:
     return statistics.fmean(seconds for seconds in recent if seconds <= usual)
 
 
-def _event_seconds(points: Sequence[Mapping[str, float]], name: str) -> float:
+def _event_seconds(points: Sequence[Mapping[str, float]], name: str) -> float | None:
     """Return what an event takes: the mean of recent ones, without the first of several."""
     found = [point[name] for point in points if math.isfinite(point.get(name, math.nan))]
     recent = found[1:][-_RECENT_EVENTS:] or found
-    return statistics.fmean(recent) if recent else 0.0
+    return statistics.fmean(recent) if recent else None

@@ -17,7 +17,12 @@ from diablo_ds.ranks import distributed
 from diablo_ds.zero import optimizer_state, traffic
 from diablo_ds.zero.block_norms import DeltaNorm, base_block_norms
 from diablo_ds.zero.gradients import one_gradient_reduction
-from diablo_ds.zero.placement import TensorPlacement, placement_table, verify_placement
+from diablo_ds.zero.placement import (
+    TensorPlacement,
+    placement_table,
+    placement_text,
+    verify_placement,
+)
 from diablo_ds.zero.private.optimizers import is_plain
 from diablo_ds.zero.private.parameters import evaluation_record, gather_absent
 
@@ -285,6 +290,10 @@ class Engine:
         return placement_table(
             self.placement, stage=self.stage, world_size=distributed.world_size()
         )
+
+    def placement_text(self) -> str:
+        """Return the placement in a line."""
+        return placement_text(self.placement, stage=self.stage, world_size=distributed.world_size())
 
     def close(self) -> None:
         """Let DeepSpeed drop its hooks and buffers."""

@@ -9,15 +9,16 @@ matrix is sharded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from diablo_ds.files.text_table import text_table
 from diablo_ds.ranks.log import logger
+from diablo_ds.ranks.progress import format_bytes
 from diablo_ds.zero.private.names import is_tested
 from diablo_ds.zero.private.parameters import full_shape, is_partitioned, shard, status
 
@@ -150,33 +151,54 @@ def _violation(
     return None
 
 
-def placement_table(placements: list[TensorPlacement], *, stage: int, world_size: int) -> str:
-    """Return the placement as a table: group, tensors, parameters, bytes per rank, where."""
-    rows = [("group", "tensors", "parameters", "bytes per rank", "placement")]
-    total = 0
+class _Part(NamedTuple):
+    """A row of the placement."""
+
+    group: str
+    num_tensors: int
+    num_parameters: int
+    bytes_per_rank: int
+    where: str
+
+
+def _parts(placements: Sequence[TensorPlacement], stage: int, world_size: int) -> list[_Part]:
+    parts = []
     for group in GROUPS:
         for sharded in (True, False):
-            part = [p for p in placements if p.group == group and p.sharded == sharded]
-            if part:
-                num_bytes = sum(p.bytes_per_rank(world_size, stage) for p in part)
-                total += num_bytes
-                num_parameters = sum(p.num_elements for p in part)
-                where = "sharded" if sharded else "replicated"
-                rows.append((group, str(len(part)), f"{num_parameters:,}", f"{num_bytes:,}", where))
+            found = [p for p in placements if p.group == group and p.sharded == sharded]
+            if found:
+                parts.append(
+                    _Part(
+                        group,
+                        len(found),
+                        sum(p.num_elements for p in found),
+                        sum(p.bytes_per_rank(world_size, stage) for p in found),
+                        "sharded" if sharded else "replicated",
+                    )
+                )
     deltas = [p for p in placements if p.group == "deltas"]
     num_deltas = sum(p.num_elements for p in deltas)
     partitions = world_size if stage else 1
     optimizer_bytes = -(-num_deltas // partitions) * 12  # fp32 master, exp_avg, exp_avg_sq
-    total += optimizer_bytes
     where = "sharded" if stage else "replicated"
-    rows.append(
-        (
-            "optimizer (fp32)",
-            str(3 * len(deltas)),
-            f"{3 * num_deltas:,}",
-            f"{optimizer_bytes:,}",
-            where,
-        )
-    )
-    rows.append(("total", "", "", f"{total:,}", ""))
+    optimizer = _Part("optimizer (fp32)", 3 * len(deltas), 3 * num_deltas, optimizer_bytes, where)
+    return [*parts, optimizer]
+
+
+def placement_table(placements: Sequence[TensorPlacement], *, stage: int, world_size: int) -> str:
+    """Return the placement as a table: group, tensors, parameters, bytes per rank, where."""
+    parts = _parts(placements, stage, world_size)
+    rows = [("group", "tensors", "parameters", "bytes per rank", "placement")]
+    for part in parts:
+        numbers = (f"{part.num_parameters:,}", f"{part.bytes_per_rank:,}")
+        rows.append((part.group, str(part.num_tensors), *numbers, part.where))
+    rows.append(("total", "", "", f"{sum(part.bytes_per_rank for part in parts):,}", ""))
     return text_table(rows, left=(0, 4))
+
+
+def placement_text(placements: Sequence[TensorPlacement], *, stage: int, world_size: int) -> str:
+    """Return in a line what each rank holds."""
+    parts = _parts(placements, stage, world_size)
+    shown = [f"{part.group} {format_bytes(part.bytes_per_rank)} {part.where}" for part in parts]
+    total = format_bytes(sum(part.bytes_per_rank for part in parts))
+    return f"Each rank holds {total}: {', '.join(shown)}"

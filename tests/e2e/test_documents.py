@@ -107,9 +107,9 @@ def test_the_main_configuration_trains_on_three_ranks(folder, tmp_path):
     equation = "global batch 9 = micro batch 3 x accumulation 1 x world size 3"
     output = done.stdout + done.stderr
     assert (
-        f"Chosen: {equation}: the smallest multiple of the world size that is at least 8" in output
-    )
-    assert "Chosen: precision " in output
+        f"chosen     {equation}: the smallest multiple of the world size that is at least 8"
+    ) in output
+    assert "chosen     precision " in output
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (run["micro_batch"], run["global_batch"]) == (3, 9)
     assert run["precision"] in ("bf16", "fp32")

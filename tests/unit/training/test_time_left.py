@@ -5,7 +5,7 @@ import random
 import pytest
 
 from diablo_ds.config.run import RunConfig
-from diablo_ds.training.time_left import Schedule, thinned, time_left_s
+from diablo_ds.training.time_left import Schedule, describe_estimate, thinned, time_left_s
 
 
 def _simulate(schedule, step_s, *, evaluation_s, saving_s, tasks_s=0.0, first_step=1):
@@ -65,9 +65,21 @@ def test_steps_alone_are_known_before_the_first_evaluation():
     schedule = Schedule(10, 5, 5)
     assert time_left_s([], schedule) is None
     assert time_left_s([{"step": 0, "heldout_loss": 1.0}], schedule) is None
-    assert time_left_s([{"step": 4, "step_s": 2.0}], schedule) == 12.0
-    unknown = {"step": 4, "step_s": 2.0, "evaluation_s": float("nan")}
-    assert time_left_s([unknown], schedule) == 12.0
+    compiling, unknown = {"step": 3, "step_s": 9.0}, {"evaluation_s": float("nan")}
+    assert time_left_s([compiling], schedule) is None
+    assert time_left_s([compiling, {"step": 4, "step_s": 2.0}], schedule) == 12.0
+    assert time_left_s([compiling, {"step": 4, "step_s": 2.0, **unknown}], schedule) == 12.0
+
+
+def test_the_estimate_says_what_it_is_made_of():
+    schedule = Schedule(10, 5, 8)
+    points = [{"step": 1, "step_s": 30.0, "evaluation_s": 7.0}, {"step": 2, "step_s": 2.5}]
+    assert describe_estimate(points, schedule) == (
+        "Estimated time left: 0:34, for 8 steps of 2.5 s, 2 evaluations of 7 s, "
+        "2 checkpoints not measured yet"
+    )
+    assert time_left_s(points, schedule) == 34.0
+    assert describe_estimate(points[:1], schedule) == ""
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 12])
