@@ -52,7 +52,12 @@ def short_name(source: str) -> str:
 
 
 def _model(run: RunRecord) -> Value:
-    return short_name(run.run_config.model) if run.run_config else None
+    if run.run_config is None:
+        return None
+    model = run.last_start.get("model")
+    known = model.get("id") if isinstance(model, dict) else None
+    is_default = run.run_config.model == "default"
+    return short_name(str(known) if is_default and known else run.run_config.model)
 
 
 def _data(run: RunRecord) -> Value:

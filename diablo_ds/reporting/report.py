@@ -104,7 +104,13 @@ def _results(runs: Sequence[RunRecord]) -> str:
     return table([column.title for column in shown], rows, numbers=numbers)
 
 
-_TITLES = {"first": "held-out loss before", "best": "lowest held-out loss", "GB": "peak memory, GB"}
+_TITLES = {
+    "N": "blocks of a layer, N",
+    "rate": "learning rate",
+    "first": "held-out loss before",
+    "best": "lowest held-out loss",
+    "GB": "peak memory, GB",
+}
 
 
 def _curves(runs: Sequence[RunRecord]) -> str:

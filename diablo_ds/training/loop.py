@@ -113,6 +113,9 @@ class Loop:
             self._score_tasks(done)
         if self.is_out_of_patience:
             self._stop_early()
+        seconds = self.clock.finish_step()  # no step follows that would tell of them
+        del seconds[STEP]
+        self.reports.write(lambda reporter: reporter.times(self.finished, seconds))
 
     @property
     def is_out_of_patience(self) -> bool:

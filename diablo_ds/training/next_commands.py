@@ -29,6 +29,7 @@ def describe_next(run_config: RunConfig, folder: Path) -> str:
         shlex.join(
             ["diablo-ds", "merge", "--adapter", str(folder), "--output", f"{folder}-merged"]
         ),
+        shlex.join(["diablo-ds", "report", str(folder), "--output", f"{folder}-report.html"]),
         shlex.join(["diablo-ds", "inspect", str(files.adapter)]),
         tensorboard_command(folder),
     ]

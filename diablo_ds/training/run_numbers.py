@@ -61,9 +61,9 @@ class RunNumbers:
             mfu=_median(steps, "mfu"),
             peak_memory_bytes=int(max(peaks)) if peaks else None,
             stepping_s=sum(finite_values(steps, STEP)),
-            evaluation_s=sum(finite_values(steps, EVALUATION)),
-            tasks_s=sum(finite_values(steps, TASKS)),
-            saving_s=sum(finite_values(steps, SAVING)),
+            evaluation_s=sum(finite_values(points, EVALUATION)),
+            tasks_s=sum(finite_values(points, TASKS)),
+            saving_s=sum(finite_values(points, SAVING)),
         )
 
     def measured_text(self) -> str:

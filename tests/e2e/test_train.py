@@ -41,6 +41,9 @@ def test_the_summary_says_where_everything_is_and_what_is_next(finished):
     heldout = losses(folder, "heldout_loss")
     assert list(heldout) == [0, 6, 12, 18, 19]  # before, during and after
     assert heldout[19] < heldout[0] - 0.1
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for name, number in (("evaluation_s", 5), ("saving_s", 4)):  # the last ones included
+        assert sum(name in point for point in points) == number
     first, last = f"{heldout[0]:.4f}", f"{heldout[19]:.4f}"
     assert f"Done: 19 steps. Held-out loss from {first} to {last}." in result.stdout
     for name in ("adapter", "checkpoints/step-000019", "tensorboard", "loss.png"):
@@ -50,6 +53,7 @@ def test_the_summary_says_where_everything_is_and_what_is_next(finished):
     assert f"diablo-ds merge --adapter {folder}" in result.stdout
     assert f"Next: diablo-ds generate --adapter {folder}" in result.stdout
     assert f"diablo-ds inspect {folder}/adapter" in result.stdout
+    assert f"diablo-ds report {folder} --output {folder}-report.html" in result.stdout
 
 
 def test_the_log_shows_batch_equation_placement_and_progress(finished):

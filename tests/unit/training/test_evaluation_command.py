@@ -43,6 +43,7 @@ def test_the_next_commands_trust_code_where_the_run_did(monkeypatch):
     assert "trust" not in describe_next(RunConfig(), Path("run"))
     monkeypatch.setenv(VARIABLE, "1")
     lines = describe_next(RunConfig(), Path("run")).splitlines()
-    assert ["--trust-remote-code" in line for line in lines[:5]] == [True, True, *[False] * 3]
+    assert ["--trust-remote-code" in line for line in lines[:6]] == [True, True, *[False] * 4]
     assert parsed(lines[1].strip()).adapter == ("run",)
-    assert "no password" in lines[5]
+    assert "diablo-ds report run --output run-report.html" in lines[3]
+    assert "no password" in lines[6]

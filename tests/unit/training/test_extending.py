@@ -56,9 +56,9 @@ def test_a_run_that_is_done_names_the_commands_that_a_finished_one_does(done):
     text = _asks(run_config)
     assert text.endswith(describe_next(run_config, Path(run_config.output)))
     commands = [line.removeprefix("Next:").strip() for line in text.splitlines()[2:]]
-    names = ["generate", "evaluate", "merge", "inspect"]
-    assert [command.split()[1] for command in commands[:4]] == names
-    assert commands[4].startswith("tensorboard --logdir")
+    names = ["generate", "evaluate", "merge", "report", "inspect"]
+    assert [command.split()[1] for command in commands[:5]] == names
+    assert commands[5].startswith("tensorboard --logdir")
 
 
 def test_passes_are_named_where_they_make_the_steps(done):
