@@ -118,10 +118,12 @@ class Reporter:
         return f"{text}; {evaluations.num_without_better} of {patience} without a better one"
 
     def times(self, step: int, seconds: Mapping[str, float]) -> None:
-        """Record the seconds of evaluations and checkpoints after the last step, by their names."""
+        """Record the seconds of evaluations and checkpoints after the last step, by their names.
+
+        In the metrics file alone: a curve has those of the last step itself at that place.
+        """
         if seconds:
             self._write({"step": step, **seconds})
-            self._tracking.point(step, seconds, is_last=True)
 
     def stopped_early(self, step: int, evaluations: Evaluations) -> None:
         """Record that patience ends the run after a step."""
