@@ -49,10 +49,11 @@ ALLOCATORS: dict[str, dict[str, str]] = {
 _PLAIN, _SMALL, _LARGE = ALLOCATORS
 CASES = [
     Case(8, _PLAIN),
+    Case(32, _PLAIN),
     Case(64, _PLAIN),
-    Case(64, _LARGE),
-    Case(8, _LARGE),
     Case(128, _PLAIN),
+    Case(8, _LARGE),
+    Case(64, _LARGE),
     Case(64, _SMALL),
 ]
 
@@ -95,7 +96,7 @@ def _report(found: dict[Case, dict[str, Any]]) -> None:
     base = found[CASES[0]]["steps"]
     for case, line in found.items():
         steps = line["steps"]
-        name = f"multiples of {case.multiple}, {case.allocator}"
+        name = str(case.multiple) + ("" if case.allocator == _PLAIN else ", given back")
         lines[name] = {n + 1: step["memory_now_bytes"] / 1e9 for n, step in enumerate(steps)}
         widths = {width for step in steps for width in step["widths"]}
         ratios = [s["processor_s"] / b["processor_s"] for s, b in zip(steps, base, strict=True)]

@@ -106,7 +106,9 @@ def _short_parts(state: StepState) -> list[tuple[int, str]]:
     if "learning_rate" in values:
         parts.append((4, f"lr {_rate(values['learning_rate'], 1)}"))
     if "memory_bytes" in values:
-        parts.append((8, f"{values['memory_bytes'] / 1e9:.1f} GB"))
+        peak = values["memory_bytes"]
+        now = values.get("memory_now_bytes", peak)
+        parts.append((8, f"{now / 1e9:.1f}/{peak / 1e9:.1f} GB"))
     if "mfu" in values:
         parts.append((7, f"MFU {values['mfu']:.0%}"))
     if "grad_norm" in values:
