@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import secrets
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import click
 
-from diablo_ds.errors import is_reported
+from diablo_ds.cli.user_folders import check_user_folders, keep_torch_out_of_tmp
+from diablo_ds.errors import UserError, is_reported
 from diablo_ds.files import modes
-from diablo_ds.files.cache import cache_folder
 from diablo_ds.files.shown_text import shown
 from diablo_ds.ranks import terminal
 from diablo_ds.ranks.exit_codes import EXIT_PORT_IN_USE, EXIT_USER_ERROR
@@ -44,7 +39,7 @@ def run_command(command: click.Command) -> None:
     # package that fetches them.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     share_cores()
-    _keep_torch_out_of_tmp()
+    keep_torch_out_of_tmp()
     try:
         command()
     except SystemExit as error:
@@ -74,28 +69,6 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
-def _keep_torch_out_of_tmp() -> None:
-    """Give PyTorch's cache of compiled kernels a folder that no other user can create first.
-
-    By default it is in /tmp under the user's name, whoever created it. Without a cache folder that
-    can be written it is one for this process.
-    """
-    try:
-        folder = cache_folder() / "inductor"
-    except RuntimeError:  # no home, which `clean_errors` says
-        return
-    existing = next((parent for parent in folder.parents if parent.exists()), folder)
-    if not os.access(existing, os.W_OK):
-        folder = Path(tempfile.gettempdir(), f"diablo-ds-inductor-{secrets.token_hex(8)}")
-        atexit.register(_remove_empty, folder)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
 def echo(text: str) -> None:
     """Print a result, on rank 0 of a run."""
     if _is_main_process():
@@ -106,13 +79,11 @@ class clean_errors:  # noqa: N801 - reads as a statement
     """Turn a user's mistake into a message without traceback, on rank 0, and an exit code."""
 
     def __enter__(self) -> None:
-        """Exit where there is no home folder, as libraries would create one called `~`."""
-        if not os.path.isabs(os.path.expanduser("~")):
-            echo_error(
-                "HOME must be set to an absolute path where the user has no entry in the system's "
-                f"list; got HOME={os.environ.get('HOME')!r}, uid={os.getuid()}; set it to a folder "
-                "that you can write"
-            )
+        """Exit where a variable names what cannot be a folder of the user's."""
+        try:
+            check_user_folders(os.environ)
+        except UserError as error:
+            echo_error(str(error))
             sys.exit(EXIT_USER_ERROR)
 
     def __exit__(

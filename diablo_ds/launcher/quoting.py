@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from diablo_ds.errors import UserError
 from diablo_ds.files.strict_json import is_one_line
 
-HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""A host's name: with another first character ssh and pdsh would take it for an option."""
+HOST_NAME = r"(?![A-Za-z0-9._-]{254})[A-Za-z0-9][A-Za-z0-9_-]{0,62}(?:\.[A-Za-z0-9_-]{0,63})*"
+"""A host's name: with another first character ssh and pdsh would take it for an option. It is as
+long as DNS allows: 253 characters, and 63 between two dots."""
 LONGEST_SBATCH_VALUE = 1024
 """Bytes of a value in an #SBATCH line; SLURM's own limit for a path."""
 _ADDRESS = re.compile(rf"{HOST_NAME}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
@@ -198,7 +199,8 @@ def check_host(name: str, value: str) -> None:
     if value and not _ADDRESS.fullmatch(value):
         raise UserError(
             f"{name} must be an address, or a name that begins with a letter or digit and goes on "
-            f"with these, dots, dashes and underscores; got {name}={value!r}"
+            "with these, dots, dashes and underscores, at most 253 in all and 63 between two dots; "
+            f"got {name}={value!r:.80}"
         )
 
 

@@ -29,6 +29,8 @@ def test_a_hostfile_is_read_as_it_is_written(tmp_path):
         ("a b slots=1\n", "a line of"),
         ("u@h slots=1\n", "a line of"),
         ("../x slots=1\n", "a line of"),
+        ("a" * 64 + " slots=1\n", "a line of"),  # longer than DNS allows
+        ("a." * 127 + " slots=1\n", "a line of"),
         ("# nothing\n", "at least one host; got none"),
     ],
 )
