@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from diablo_ds.files.markdown_text import cell
 from diablo_ds.ranks.event_files import EventFile, cut_event_files
 
 _GROUPS = (
@@ -128,8 +129,7 @@ class TensorBoard:
 
     def event(self, step: int, time: datetime, text: str) -> None:
         """Note an event, for one table of all that is written with the next numbers."""
-        cell = text.replace("|", "\\|")
-        self._events.append(f"| {time:%Y-%m-%d %H:%M:%S %z} | {cell} |")
+        self._events.append(f"| {time:%Y-%m-%d %H:%M:%S %z} | {cell(text)} |")
         self._events_step = step
 
     def close(self) -> None:

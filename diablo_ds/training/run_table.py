@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.files.markdown_text import cell
 from diablo_ds.training.run_numbers import RunNumbers
 
 
@@ -50,10 +51,10 @@ def run_table(
         ("code", _joined(start["version"], start["commit"], _modified(start["is_modified"]))),
         ("started", start["date"]),
         ("in", start["working_folder"]),
-        ("command", f"`{start['command']}`"),
+        ("command", start["command"]),
     ]
     lines = ["| what | value |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows if value]
+    lines += [f"| {name} | {cell(str(value))} |" for name, value in rows if value]
     return "\n".join([*lines, "", "```", placement, "```"])
 
 
@@ -99,7 +100,3 @@ def _modified(is_modified: bool | None) -> str:
 
 def _joined(*parts: Any) -> str:
     return ", ".join(str(part) for part in parts if part)
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

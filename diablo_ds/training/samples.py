@@ -9,6 +9,7 @@ from typing import NamedTuple
 from diablo_ds.data.examples import Examples
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.data.text.tokenization import load_tokenizer
+from diablo_ds.files.markdown_text import cell
 from diablo_ds.model.requests import Generation, GenerationRequest
 from diablo_ds.ranks import distributed
 from diablo_ds.training.answering import TrainedModel
@@ -95,7 +96,7 @@ def _sample(example: Example) -> Sample:
 
 def _cell(text: str) -> str:
     """Return text that Markdown shows as it is, on one line of a table."""
-    shown = text[:_MOST_CHARACTERS].strip()
-    for mark in "\\|`*_<>[]#~":
+    shown = cell(text[:_MOST_CHARACTERS].strip())
+    for mark in "\\*_~":  # what marks words
         shown = shown.replace(mark, f"&#{ord(mark)};")
-    return "<br>".join(shown.splitlines())
+    return shown
