@@ -163,16 +163,18 @@ def test_inspecting_nothing_is_named(tmp_path):
         _fails([], path, command="inspect", parts=[part])
 
 
-def test_under_the_launcher_one_message_and_all_ranks_end(options, tmp_path):
-    result = deepspeed(*options, "--targets", "w1", "--output", tmp_path, num_ranks=2, check=False)
+def test_one_message_is_said_by_all_ranks_which_end(options, tmp_path):
+    words = [*options, "--targets", "w1", "--output", tmp_path]
+    result = forked.ranks(*words, num_ranks=2, check=False)
     assert_user_error(result, "each target must match")
     assert (result.stdout + result.stderr).count("Error: each target must match") == 1
 
 
-def test_a_master_port_in_use_is_named(options):
+def test_under_the_launcher_a_master_port_in_use_is_named_once(options):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         # In containers, which may have no folder in common, ranks meet at the port.
         result = deepspeed(*options, "--wrap", "env", num_ranks=2, check=False, port=port)
     assert result.returncode == EXIT_PORT_IN_USE
     assert_user_error(result, "master port must be free", f"MASTER_PORT={port}")
+    assert (result.stdout + result.stderr).count("Error: master port must be free") == 1

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from benchmarks.quality.spec import Spec
-from tests.e2e.commands import ROOT, diablo_ds, environment, losses
+from tests import forked
+from tests.e2e.commands import ROOT, environment, losses
 from tests.quality_sources import write_sources
 from tests.tiny import save_model
 from tests.waiting import WAIT_S
@@ -110,7 +111,7 @@ def test_a_run_is_what_the_trainer_trains(records, sources, diablo, folder):
     output = folder / "run"
     parts = folder / "parts" / "commonsense"
     record = records["first"]
-    diablo_ds(
+    forked.diablo_ds(
         *["train", "--ds_config", ROOT / "ds_configs" / "zero0.json", "--model", diablo.model],
         *["--data", parts / "train.jsonl", "--heldout_data", parts / "heldout.jsonl"],
         *["--output", output, "--num_blocks", diablo.num_blocks, "--seed", diablo.seed],

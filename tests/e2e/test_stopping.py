@@ -2,68 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from diablo_ds.files.layout import list_checkpoints
 from diablo_ds.ranks.free_port import free_port
 from tests.cluster.watching import assert_same_run
-from tests.e2e.commands import ROOT, ZERO3, environment, losses
+from tests.e2e.commands import ZERO3, losses
 from tests.forked import ASK_VARIABLE, Command, ranks
-from tests.overriding import with_last_options
 from tests.tiny import write_pairs
-from tests.waiting import WAIT_S, wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
 
-class _Launched:
-    """A run on two ranks, started as a user does, of which one rank can be told to stop."""
-
-    def __init__(self, options: list[str]) -> None:
-        command = ["deepspeed", "--num_accelerators=2", f"--master_port={free_port()}"]
-        self.process = subprocess.Popen(
-            [*command, "launch/train.py", *with_last_options(options)],
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def stop_one_rank_at(self, event: Callable[[], object], what: str) -> str:
-        """Send SIGUSR1 to the last rank alone, after an event; return what the run printed."""
-        wait_until(lambda: len(self._ranks()) == 2 or self._has_ended(), "the ranks")
-        last_rank = self._ranks()[-1]
-        wait_until(lambda: event() or self._has_ended(), what, poll_s=0.005)
-        last_rank.send_signal(signal.SIGUSR1)
-        output, _ = self.process.communicate(timeout=WAIT_S)
-        return output
-
-    def _ranks(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if "diablo_ds" in words and "train" in words:
-                    found.append(process)
-        return found
-
-    def _has_ended(self) -> bool:
-        assert self.process.poll() is None, self.process.communicate()[0]
-        return False
-
-
 def _stop_one_rank_at(event: Callable[[], object], what: str, options: list[str]) -> str:
-    """The same with ranks that are started without a launcher, and at once."""
+    """Send SIGUSR1 to the last rank alone, after an event; return what the run printed."""
     often = {ASK_VARIABLE: "0.05"}
     run = Command("train", *options, num_ranks=2, port=free_port(), variables=often)
 
@@ -94,7 +53,7 @@ def test_a_run_stopped_again_and_again_equals_an_undisturbed_one(model, tmp_path
 
     # In the evaluation ahead of the first step: nothing is finished.
     exists = (folder / "metrics.jsonl").exists
-    text = _Launched(options).stop_one_rank_at(exists, "an evaluation")
+    text = _stop_one_rank_at(exists, "an evaluation", options)
     assert "Stopped before the first step was finished; nothing had to be saved" in text
     assert not list_checkpoints(folder / "checkpoints")
     # In step 2, of 40 micro batches on each rank; and in the evaluation after it.

@@ -169,7 +169,7 @@ def test_the_last_checkpoints_are_kept_and_are_no_larger_than_the_adapter_and_it
 
 def test_inspect_describes_run_checkpoint_and_adapter(finished):
     folder, _ = finished
-    run = diablo_ds("inspect", folder).stdout
+    run = forked.diablo_ds("inspect", folder).stdout
     assert "step-000019, intact" in run
     assert f"Run {folder}, done\n" in run
     checkpoint = forked.diablo_ds("inspect", folder / "checkpoints" / "step-000019").stdout
