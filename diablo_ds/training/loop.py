@@ -160,23 +160,23 @@ class Loop:
         return step % self.eval_every == 0 or step == self.run.num_steps
 
     def _evaluate(self, step: int) -> None:
+        """Evaluate, and report it: what drawing and writing take is no part of a step either."""
         run = self.run
-        if run.heldout_batches is not None:
-            source = run.heldout_batches
-            what, total = f"Step {step}/{run.num_steps}: evaluation", source.num_heldout_batches
-            with self.clock.apart(EVALUATION), _progress(what, total, "batches") as progress:
-                loss = evaluate(run.engine, progress.over(source.heldout()), self.evaluation)
-            evaluations = self.evaluations = self.evaluations.including(step, loss)
-            self.reports.write(lambda reporter: reporter.heldout(step, loss, evaluations))
-            if run.run_config.keep_best and evaluations.best_step == step != self.saved:
-                self._save()
         with self.clock.apart(EVALUATION):
+            if run.heldout_batches is not None:
+                source = run.heldout_batches
+                what, total = f"Step {step}/{run.num_steps}: evaluation", source.num_heldout_batches
+                with _progress(what, total, "batches") as progress:
+                    loss = evaluate(run.engine, progress.over(source.heldout()), self.evaluation)
+                evaluations = self.evaluations = self.evaluations.including(step, loss)
+                self.reports.write(lambda reporter: reporter.heldout(step, loss, evaluations))
+                if run.run_config.keep_best and evaluations.best_step == step != self.saved:
+                    self._save()
             norms = run.engine.delta_norms()
-        self.reports.write(lambda reporter: reporter.delta_norms(step, norms))
-        if self.samples is not None:
-            with self.clock.apart(EVALUATION):
+            self.reports.write(lambda reporter: reporter.delta_norms(step, norms))
+            if self.samples is not None:
                 table = self.samples.table()
-            self.reports.write(lambda reporter: reporter.samples(step, table))
+                self.reports.write(lambda reporter: reporter.samples(step, table))
 
     def _score_tasks(self, step: int, *, is_last: bool = False) -> None:
         """Ask the tasks that are due after a step and have no scores of it yet."""
