@@ -97,7 +97,8 @@ class clean_errors:  # noqa: N801 - reads as a statement
             terminal.discard_output()
             sys.exit(0)
         if error is not None and is_reported(error):
-            if isinstance(error, IdentityError):  # nothing tells which one is rank 0
+            # Nothing tells which one is rank 0, or rank 0 is a stranger's, who says nothing.
+            if isinstance(error, IdentityError) or _is_of(error, "StrangerError"):
                 click.echo(f"Error: {shown(str(error))}", err=True)
             else:
                 echo_error(str(error))

@@ -12,7 +12,9 @@ from transformers.utils.import_utils import KERNELS_MIN_VERSION
 import diablo_ds
 from diablo_ds.adapter.blocks import check_num_blocks
 from diablo_ds.cli.console import clean_errors, run_command
+from diablo_ds.errors import UserError
 from diablo_ds.ranks.exit_codes import EXIT_USER_ERROR
+from diablo_ds.ranks.joining import StrangerError
 
 
 def test_a_users_mistake_is_a_message_and_a_full_disk_too(capsys):
@@ -66,6 +68,16 @@ def test_a_command_that_finds_no_home_says_so_without_a_traceback(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("Error: HOME must be set to an absolute path")
+
+
+@pytest.mark.parametrize(("error", "is_said"), [(StrangerError, True), (UserError, False)])
+def test_a_rank_says_itself_that_a_stranger_came_in_the_place_of_rank_0(
+    error, is_said, monkeypatch, capsys
+):
+    monkeypatch.setattr("diablo_ds.cli.console._is_main_process", lambda: False)
+    with pytest.raises(SystemExit), clean_errors():
+        raise error("every rank must have the secret; got one without")
+    assert ("every rank must have the secret" in capsys.readouterr().err) == is_said
 
 
 @pytest.mark.parametrize(
