@@ -122,10 +122,10 @@ def _runs(folder: Path) -> list[Target]:
     compared["a/scores/results.json"] = json.dumps(scores).encode()
 
     def read_runs(place: Path) -> None:
-        found = find_runs(place)
+        found = list(find_runs(place))
         for name in ("date", "steps", "heldout-best", "seed", "data"):
             sorted_runs(found, name, descending=True)
-        filtered(found, ["loss<3", "state!=done", "learning_rate>0"])
+        list(filtered(found, ["loss<3", "state!=done", "learning_rate>0"]))
         runs_table(found), runs_json(found), response_of_folder(place, found)
 
     def report(place: Path) -> None:

@@ -46,12 +46,14 @@ def runs(
     """
     with clean_errors():
         from diablo_ds.reporting import table
-        from diablo_ds.reporting.plot import plot_runs
+        from diablo_ds.reporting.plot import check_plot, plot_runs
         from diablo_ds.reporting.record import find_runs
         from diablo_ds.reporting.response import response_of_folder
 
-        found = table.filtered(find_runs(folder), where)
-        found = table.sorted_runs(found, sort, descending=descending)
+        if plot is not None:
+            check_plot(plot)
+        asked = table.filtered(find_runs(folder), where)
+        found = table.sorted_runs(asked, sort, descending=descending)
         if as_json:
             echo(table.runs_json(found))
         else:

@@ -21,10 +21,13 @@ def status(run_folder: Path, watch: bool) -> None:
     table is shown, of an evaluation how many answers there are, and how it is continued.
     """
     with clean_errors():
+        from diablo_ds.files.layout import RunFolder
         from diablo_ds.launcher.status import describe_status, look
+        from diablo_ds.training.metrics_file import RecentPoints
 
         if watch:
-            show_again(lambda: look(run_folder))
+            recent = RecentPoints(RunFolder(run_folder).metrics)
+            show_again(lambda: look(run_folder, recent))
         else:
             click.echo(describe_status(run_folder))
 

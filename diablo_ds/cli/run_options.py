@@ -25,9 +25,9 @@ _RIVALS = (
     ("micro_batch", "micro_batch_tokens"),
     ("micro_batch_tokens", "micro_batch"),
 )
+"""An option, and the setting of a file that would act in its place, or contradict it."""
 _RECOMPUTATION = frozenset({"recompute", "recomputed_layers", "keep_attention"})
 """Settings that a run may have chosen together; one that is given replaces all of a record's."""
-"""An option, and the setting of a file that would act in its place, or contradict it."""
 DEFAULT_DS_CONFIG = DS_CONFIGS / "zero3.json"
 
 

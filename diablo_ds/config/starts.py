@@ -112,6 +112,11 @@ def _is_entry(value: Any) -> bool:
     )
 
 
+def host_text(host: Mapping[str, Any]) -> str:
+    """Return an entry of `StartRecord.hosts` in words."""
+    return f"{host.get('ranks', '?')} x {host.get('device', '?')} on {host['name']}"
+
+
 def changed_settings(old: RunConfig, new: RunConfig) -> tuple[Change, ...]:
     """Return the settings in which two run configs differ; their folder is the same run's."""
     values = (

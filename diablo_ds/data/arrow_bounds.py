@@ -21,6 +21,13 @@ _DICTIONARY, _RECORD_BATCH = 2, 3
 """Kinds of a message's header."""
 
 
+def arrow_damages() -> tuple[type[Exception], ...]:
+    """Return what pyarrow raises for a damaged file, in which names need not be UTF-8."""
+    import pyarrow as pa
+
+    return (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
 def open_stream(file: Any) -> Any:
     """Open an Arrow stream, or the one that an Arrow file holds.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diablo_ds.data.arrow_bounds import check_batch, check_messages
+from diablo_ds.data.arrow_bounds import arrow_damages, check_batch, check_messages
 from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.named_files import check_no_pipes
@@ -30,8 +30,6 @@ COLUMNS = ("input_ids", "labels")
 ROW_COLUMN = "source_row"
 """The source row of each example, if rows gave several examples: conversations."""
 TOKENS = pa.list_(pa.int32())
-DAMAGES = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What pyarrow raises for a damaged file, in which names need not be UTF-8."""
 _DICT_FILE, _STATE_FILE, _INFO_FILE = "dataset_dict.json", "state.json", "dataset_info.json"
 
 
@@ -61,7 +59,7 @@ def is_tokenised(path: Path) -> bool:
     try:
         with pa.memory_map(str(shards[0])) as file, pa.ipc.open_stream(file) as reader:
             return COLUMNS[0] in reader.schema.names
-    except DAMAGES:
+    except arrow_damages():
         return True
 
 
@@ -212,7 +210,7 @@ def _check_indices(rows: Any, path: Path) -> None:
         check_batch(rows.data)
         check_batch(rows._indices)
         ends = pc.min_max(rows._indices.column(0)).as_py()
-    except DAMAGES as error:
+    except arrow_damages() as error:
         raise UserError(f"data folder must be a prepared dataset; got {path}: {error}") from None
     low, high = ends["min"], ends["max"]
     if low is not None and not 0 <= low <= high < rows.data.num_rows:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diablo_ds.data.arrow_bounds import check_batch
-from diablo_ds.data.dataset_files import COLUMNS, DAMAGES, ROW_COLUMN, TOKENS, read_columns
+from diablo_ds.data.arrow_bounds import arrow_damages, check_batch
+from diablo_ds.data.dataset_files import COLUMNS, ROW_COLUMN, TOKENS, read_columns
 from diablo_ds.data.labels import IGNORE_LABEL, Example
 from diablo_ds.data.packing import Ints
 from diablo_ds.errors import UserError
@@ -155,7 +155,7 @@ class TokenTable:
                         labels_chunk.flatten().to_numpy(),
                     )
                 )
-        except DAMAGES as error:
+        except arrow_damages() as error:
             raise UserError(
                 "input_ids and labels must be lists of 32-bit integers, of equal lengths in each "
                 f"row; got {path}: {error}"
@@ -186,7 +186,7 @@ def _source_rows(columns: Any, path: Path) -> Ints | None:
         rows = columns.column(ROW_COLUMN).cast(pa.int64())
         if rows.null_count:
             raise pa.ArrowInvalid("a value is missing")
-    except DAMAGES as error:
+    except arrow_damages() as error:
         raise UserError(f"{ROW_COLUMN} must be a column of integers; got {path}: {error}") from None
     numbers: Ints = rows.to_numpy()
     if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < _MAX_SOURCE_ROWS:

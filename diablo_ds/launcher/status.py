@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from diablo_ds.config.run_files import load_recorded
@@ -13,9 +12,9 @@ from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
 from diablo_ds.launcher.rank_status import describe_ranks
 from diablo_ds.launcher.sweep_report import describe_sweep
 from diablo_ds.ranks.progress import format_seconds
-from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
+from diablo_ds.training.metrics_file import RecentPoints, lowest_heldout, read_metrics
 from diablo_ds.training.run_events import Event, read_events
-from diablo_ds.training.run_numbers import RunNumbers, finite_values
+from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.training.standing import DONE, RUNNING, find_standing
 from diablo_ds.training.time_left import Schedule, time_left_s
 
@@ -29,11 +28,15 @@ def describe_status(folder: Path) -> str:
     Raises:
         UserError: if the folder is none of these.
     """
-    return look(folder)[0]
+    return look(folder, RecentPoints(RunFolder(folder).metrics))[0]
 
 
-def look(folder: Path) -> tuple[str, bool]:
+def look(folder: Path, recent: RecentPoints) -> tuple[str, bool]:
     """Return what `describe_status` does, and whether that may change, as far as can be told.
+
+    Args:
+        folder: of the run, sweep or evaluation.
+        recent: of the run's metrics file; the same at each look.
 
     Raises:
         UserError: if the folder is none of these.
@@ -52,7 +55,7 @@ def look(folder: Path) -> tuple[str, bool]:
             raise UserError(f"path must be a run folder; got {folder}, {kind_of(folder).value}")
         lines.append("  step        it has not started to train yet")
     else:
-        lines += _progress_lines(files, is_done=standing.state == DONE)
+        lines += _progress_lines(files, recent, is_done=standing.state == DONE)
     if standing.logs is not None:
         ranks = describe_ranks(standing.records, is_running=standing.state == RUNNING)
         lines += [*ranks, f"  logs        {standing.logs}"]
@@ -60,8 +63,8 @@ def look(folder: Path) -> tuple[str, bool]:
     return "\n".join(lines), standing.state == RUNNING
 
 
-def _progress_lines(files: RunFolder, *, is_done: bool) -> list[str]:
-    points, _ = read_metrics(files.metrics)
+def _progress_lines(files: RunFolder, recent: RecentPoints, *, is_done: bool) -> list[str]:
+    points = read_metrics(files.metrics)[0] if is_done else recent.read()
     steps = [point for point in points if "loss" in point]
     lines = ["  step        none yet"]
     if steps:
@@ -89,7 +92,8 @@ def _rate_text(steps: Sequence[Mapping[str, float]], *, is_done: bool) -> str:
         return "unknown"
     window = "" if len(shown) == len(steps) else f" in the last {RECENT_STEPS} steps"
     text = f"{numbers.step_s:.2f} s per step, {numbers.tokens_per_s:,.0f} tokens/s{window}"
-    return text + _wait_text(shown)
+    share = numbers.wait_s / max(1e-9, numbers.stepping_s)
+    return text + f"; {share:.0%} of it the slowest rank waits for data" * (share >= 0.01)
 
 
 def _time_left(
@@ -118,16 +122,9 @@ def _heldout_text(points: Sequence[Mapping[str, float]]) -> str:
     return text
 
 
-def _wait_text(points: Sequence[Mapping[str, float]]) -> str:
-    """Return how long the slowest rank waited for data, where that is more than a hundredth."""
-    waited = sum(finite_values(points, "wait_s"))
-    share = waited / max(1e-9, sum(finite_values(points, "step_s")))
-    return f"; {share:.0%} of it the slowest rank waits for data" if share >= 0.01 else ""
-
-
 def _event_lines(events: Sequence[Event]) -> list[str]:
     lines: list[str] = []
     for event in events[-SHOWN_EVENTS:]:
-        when = f"{datetime.fromtimestamp(event.time):%Y-%m-%d %H:%M:%S}  " if event.time else ""
-        lines.append(f"  {'' if lines else 'events':<10}  {when}{event.text}")
+        label = "" if lines else "events"
+        lines.append("  ".join(["", f"{label:<10}", *filter(None, (event.when, event.text))]))
     return lines

@@ -18,10 +18,7 @@ from diablo_ds.launcher.launcher_output import say
 from diablo_ds.launcher.quoting import bash_line
 from diablo_ds.launcher.supervisor import RunEnd
 from diablo_ds.launcher.sweep_report import (
-    DONE,
     NOT_RUN,
-    RUNNING,
-    STOPPED,
     Result,
     read_result,
     sweep_table,
@@ -31,6 +28,7 @@ from diablo_ds.ranks.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from diablo_ds.training import checking
 from diablo_ds.training.extending import describe_done
 from diablo_ds.training.next_commands import TENSORBOARD_NOTE
+from diablo_ds.training.standing import DONE, RUNNING, STOPPED
 
 
 @dataclass(frozen=True)

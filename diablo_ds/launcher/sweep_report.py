@@ -11,11 +11,12 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import read_json, write_json
 from diablo_ds.files.layout import SWEEP_FILE, RunFolder
 from diablo_ds.files.text_table import text_table
-from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.metrics_file import each_point
 from diablo_ds.training.run_numbers import RunNumbers
+from diablo_ds.training.standing import DONE
 
 FORMAT = 1
-DONE, RUNNING, STOPPED, NOT_RUN = "done", "running", "stopped", "not run"
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read_result(
         keeps_best: whether its adapter is that of the best step.
     """
     files = RunFolder(root / name)
-    numbers = RunNumbers.of(read_metrics(files.metrics)[0])
+    numbers = RunNumbers.of(each_point(files.metrics))
     if status == DONE and files.early_stop():
         status = f"{DONE}, stopped early"
     return Result(
@@ -168,10 +169,31 @@ def read_sweep(root: Path) -> tuple[list[Result], str]:
     Raises:
         UserError: if its record cannot be read, or lists no runs.
     """
+    recorded, command = read_recorded(root)
+    results = [
+        read_result(
+            root,
+            run.name,
+            run.values,
+            DONE if RunFolder(root / run.name).is_done() else run.status,
+            exit_code=run.exit_code,
+            keeps_best=run.keeps_best,
+        )
+        for run in recorded
+    ]
+    return results, command
+
+
+def read_recorded(root: Path) -> tuple[list[Result], str]:
+    """Return the runs of a sweep as its record has them, without their numbers; and its command.
+
+    Raises:
+        UserError: if the record cannot be read, or lists no runs.
+    """
     file = root / SWEEP_FILE
     record = read_json(file)
     try:
-        results = [_read_again(root, run) for run in record["runs"]]
+        results = list(map(_recorded, record["runs"]))
         if len({tuple(result.values) for result in results}) != 1:
             raise TypeError("the runs must be of the same swept options")
         return results, str(record["command"])
@@ -181,17 +203,14 @@ def read_sweep(root: Path) -> tuple[list[Result], str]:
         ) from None
 
 
-def _read_again(root: Path, run: Mapping[str, Any]) -> Result:
-    values = {str(title): str(value) for title, value in run["values"].items()}
+def _recorded(run: Mapping[str, Any]) -> Result:
     name = str(run["name"])
     if name in ("", ".", "..") or "/" in name:  # another folder than one of the sweep's
         raise TypeError("a run must be named by a folder in the sweep's")
-    is_done = RunFolder(root / name).is_done()
-    return read_result(
-        root,
+    return Result(
         name,
-        values,
-        DONE if is_done else str(run["status"]),
+        {str(title): str(value) for title, value in run["values"].items()},
+        str(run["status"]),
         exit_code=run["exit_code"],
         keeps_best=bool(run["keeps_best"]),
     )

@@ -133,10 +133,18 @@ def _parse(values: Any) -> RankRecord:
 _EXAMPLE = RankRecord(0, "", 0, 0, 0.0, exit_code=0)
 
 
+def log_folders(logs: Path) -> list[Path]:
+    """Return the log folders of a run's starts, by the times of their last records."""
+    last: dict[Path, float] = {}
+    for path in logs.rglob(RANK_RECORDS):
+        with contextlib.suppress(OSError):  # it is gone meanwhile
+            last[path.parent] = max(last.get(path.parent, 0.0), path.stat().st_mtime)
+    return sorted(last, key=lambda folder: last[folder])
+
+
 def last_log_folder(logs: Path) -> Path | None:
     """Return the log folder of the last start among those in a folder; None where there is none."""
-    found = list(logs.rglob(RANK_RECORDS))
-    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+    return next(reversed(log_folders(logs)), None)
 
 
 def first_failure(records: Sequence[RankRecord]) -> RankRecord | None:

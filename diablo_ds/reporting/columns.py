@@ -106,24 +106,29 @@ MORE: dict[str, Callable[[RunRecord], Value]] = {
 """Values without a column."""
 
 
-def value_of(run: RunRecord, name: str) -> Any:
-    """Return a run's value by a column's name or by that of a setting; None where there is none.
+def known_name(text: str) -> str:
+    """Return the name of a column or a setting, which may be written with dashes.
 
     Raises:
         UserError: if nothing has that name.
     """
-    name = name.replace("-", "_")
+    name = text.replace("-", "_")
+    known = [*BY_NAME, *MORE, *_SETTINGS]
+    if name in known:
+        return name
+    hint = did_you_mean(name, known) or f"; columns are {', '.join([*BY_NAME, *MORE])}"
+    raise UserError(
+        f"runs must be sorted and filtered by a column or a setting; got {text!r:.60}{hint}"
+    )
+
+
+def value_of(run: RunRecord, name: str) -> Any:
+    """Return a run's value by the name of a column or a setting; None where there is none."""
     if name in BY_NAME:
         value: Any = BY_NAME[name].value(run)
     elif name in MORE:
         value = MORE[name](run)
-    elif name in _SETTINGS:
+    else:
         value = None if run.run_config is None else getattr(run.run_config, name)
         value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-    else:
-        known = [*BY_NAME, *MORE, *_SETTINGS]
-        hint = did_you_mean(name, known) or f"; columns are {', '.join([*BY_NAME, *MORE])}"
-        raise UserError(
-            f"runs must be sorted and filtered by a column or a setting; got {name!r:.60}{hint}"
-        )
     return finite(value) if isinstance(value, float) else value

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-
-from diablo_ds.reporting.record import RunRecord
 
 MOST_POINTS = 400
 """Of one curve; more would not be told apart."""
@@ -39,14 +37,14 @@ def is_drawable(value: float) -> bool:
     return value == 0 or _SMALLEST < abs(value) < _LARGEST
 
 
-def curve_of(run: RunRecord, chart: Chart) -> Curve:
-    """Return a run's values over the steps, thinned to at most `MOST_POINTS`."""
-    points = [
-        (point["step"], point[chart.field] * chart.scale)
-        for point in run.points
-        if is_drawable(point.get(chart.field, math.nan))
-    ]
-    return thinned(points)
+def curves_of(points: Iterable[Mapping[str, float]]) -> dict[Chart, Curve]:
+    """Return a run's values over the steps by chart, each thinned to at most `MOST_POINTS`."""
+    curves: dict[Chart, Curve] = {chart: [] for chart in CHARTS}
+    for point in points:
+        for chart, curve in curves.items():
+            if is_drawable(value := point.get(chart.field, math.nan)):
+                curve.append((point["step"], value * chart.scale))
+    return {chart: thinned(curve) for chart, curve in curves.items() if curve}
 
 
 def thinned(points: Curve, most: int = MOST_POINTS) -> Curve:
@@ -60,13 +58,3 @@ def thinned(points: Curve, most: int = MOST_POINTS) -> Curve:
         ends = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
         kept += sorted(ends)
     return kept
-
-
-def known_charts(runs: Sequence[RunRecord]) -> list[tuple[Chart, list[tuple[RunRecord, Curve]]]]:
-    """Return the charts for which some run has values, with the curves of these runs."""
-    found = []
-    for chart in CHARTS:
-        curves = [(run, curve) for run in runs if (curve := curve_of(run, chart))]
-        if curves:
-            found.append((chart, curves))
-    return found

@@ -10,12 +10,21 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import new_file
 from diablo_ds.files.figures import figure_class
 from diablo_ds.reporting.columns import one_line
-from diablo_ds.reporting.curves import known_charts
-from diablo_ds.reporting.record import RunRecord
+from diablo_ds.reporting.record import RunRecord, known_charts
 from diablo_ds.reporting.response import Response
 
-FORMATS = ("png", "svg", "pdf")
+FORMATS = (".png", ".svg", ".pdf")
 _DRAWN = ("heldout_loss", "loss", "tokens_per_s")
+
+
+def check_plot(path: Path) -> None:
+    """Raise UserError if a plot's file is no PNG, SVG or PDF file, or matplotlib is missing."""
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"a plot must be a .png, .svg or .pdf file; got {path}")
+    try:
+        figure_class()
+    except ModuleNotFoundError:
+        raise UserError("a plot needs matplotlib; got none; run `pip install matplotlib`") from None
 
 
 def plot_runs(runs: Sequence[RunRecord], path: Path, response: Response | None = None) -> None:
@@ -23,24 +32,18 @@ def plot_runs(runs: Sequence[RunRecord], path: Path, response: Response | None =
 
     Args:
         runs: the runs.
-        path: a PNG, SVG or PDF file.
+        path: the file, which `check_plot` has passed.
         response: of the sweep that the runs are of.
 
     Raises:
-        UserError: if the file is of another kind, matplotlib is missing, or no run has values.
+        UserError: if no run has values.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UserError(f"a plot must be a .png, .svg or .pdf file; got {path}")
-    try:
-        figure_of = figure_class()
-    except ModuleNotFoundError:
-        raise UserError("a plot needs matplotlib; got none; run `pip install matplotlib`") from None
     charts = [(c, curves) for c, curves in known_charts(runs) if c.field in _DRAWN]
     if not charts:
         raise UserError(f"a plot needs runs with steps; got none among {len(runs)} runs")
     count = len(charts) + (response is not None)
-    figure = figure_of(figsize=(6.5 * min(count, 2), 4.5 * -(-count // 2)), layout="constrained")
+    size = (6.5 * min(count, 2), 4.5 * -(-count // 2))
+    figure = figure_class()(figsize=size, layout="constrained")
     axes = list(figure.subplots(-(-count // 2), min(count, 2), squeeze=False).flat)
     colors = {run.name: f"C{number % 10}" for number, run in enumerate(runs)}
     for place, (chart, curves) in zip(axes, charts, strict=False):
@@ -55,7 +58,7 @@ def plot_runs(runs: Sequence[RunRecord], path: Path, response: Response | None =
     for empty in axes[count:]:
         empty.remove()
     with new_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=kind)
+        figure.savefig(temporary, dpi=120, format=path.suffix.lower().removeprefix("."))
 
 
 def _draw_response(axes: Any, response: Response) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,14 @@ from diablo_ds.config.run_files import load_recorded
 from diablo_ds.config.starts import load_starts
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import Kind, RunFolder, kind_of
-from diablo_ds.launcher.sweep_report import read_sweep
-from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.launcher.sweep_report import read_recorded
+from diablo_ds.reporting.curves import CHARTS, Chart, Curve, curves_of
+from diablo_ds.training.metrics_file import each_point
 from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.training.standing import Standing, find_standing
 
 T = TypeVar("T")
-MAX_METRICS_BYTES = 1 << 28
+MAX_METRICS_BYTES = 1 << 29
 """Of one metrics file where several are read: about a million steps."""
 MAX_FOLDERS = 100_000
 """Folders that are looked into below one."""
@@ -36,18 +38,17 @@ class RunRecord:
     standing: Standing
     run_config: RunConfig | None
     """None where it cannot be read."""
-    starts: Sequence[dict[str, Any]] = ()
-    points: Sequence[dict[str, float]] = ()
-    num_steps: int | None = None
-    problem: str = ""
+    starts: Sequence[dict[str, Any]]
+    numbers: RunNumbers
+    """What it came to."""
+    num_steps: int | None
+    problem: str
     """Why something could not be read."""
-    keeps_best: bool = False
-    """Whether the run's adapter is that of the lowest held-out loss."""
 
     @cached_property
-    def numbers(self) -> RunNumbers:
-        """What it came to."""
-        return RunNumbers.of(self.points)
+    def curves(self) -> dict[Chart, Curve]:
+        """Its curves. Read when they are asked for: those of many runs take much memory."""
+        return _read(lambda: curves_of(_points(RunFolder(self.folder).metrics)), {}, [])
 
     @property
     def last_start(self) -> dict[str, Any]:
@@ -57,7 +58,8 @@ class RunRecord:
     @property
     def adapter_loss(self) -> float | None:
         """The held-out loss of its adapter, or of its last evaluation so far."""
-        return self.numbers.best_heldout if self.keeps_best else self.numbers.last_heldout
+        keeps_best = self.run_config is not None and self.run_config.keep_best
+        return self.numbers.best_heldout if keeps_best else self.numbers.last_heldout
 
 
 def read_run(folder: Path, name: str = "") -> RunRecord:
@@ -75,15 +77,14 @@ def read_run(folder: Path, name: str = "") -> RunRecord:
         standing=find_standing(files),
         run_config=run_config,
         starts=_read(lambda: load_starts(files.run_config), [], problems),
-        points=_read(lambda: _read_points(files.metrics), [], problems),
+        numbers=_read(lambda: RunNumbers.of(_points(files.metrics)), RunNumbers(), problems),
         num_steps=files.num_steps(),
         problem="; ".join(dict.fromkeys(problems)),
-        keeps_best=bool(run_config and run_config.keep_best),
     )
 
 
-def find_runs(root: Path) -> list[RunRecord]:
-    """Return the runs in a folder and in those below it, by name.
+def find_runs(root: Path) -> Iterator[RunRecord]:
+    """Yield the runs in a folder and in those below it, by name, each read when it is asked for.
 
     Links are not followed, nor is anything looked for inside a run.
 
@@ -92,7 +93,6 @@ def find_runs(root: Path) -> list[RunRecord]:
     """
     if not root.is_dir():
         raise UserError(f"folder must be one with runs in it; got {root}, {kind_of(root).value}")
-    found = []
     for number, (place, folders, _) in enumerate(os.walk(root)):
         if number >= MAX_FOLDERS:
             raise UserError(
@@ -103,10 +103,9 @@ def find_runs(root: Path) -> list[RunRecord]:
         if RunFolder(folder).run_config.is_file():
             folders.clear()
             is_root = folder == root
-            found.append(read_run(folder, "" if is_root else str(folder.relative_to(root))))
+            yield read_run(folder, "" if is_root else str(folder.relative_to(root)))
         else:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-    return found
 
 
 def read_given(folders: Sequence[Path]) -> list[RunRecord]:
@@ -119,11 +118,8 @@ def read_given(folders: Sequence[Path]) -> list[RunRecord]:
     for folder in folders:
         kind = kind_of(folder)
         if kind is Kind.SWEEP:
-            names = [result.name for result in read_sweep(folder)[0]]
-            runs = [
-                folder / name for name in names if RunFolder(folder / name).run_config.is_file()
-            ]
-            found += [read_run(run) for run in runs]
+            runs = [folder / result.name for result in read_recorded(folder)[0]]
+            found += [read_run(run) for run in runs if RunFolder(run).run_config.is_file()]
         elif kind is Kind.RUN:
             found.append(read_run(folder))
         else:
@@ -133,12 +129,19 @@ def read_given(folders: Sequence[Path]) -> list[RunRecord]:
     return _told_apart(found)
 
 
+def known_charts(runs: Sequence[RunRecord]) -> list[tuple[Chart, list[tuple[RunRecord, Curve]]]]:
+    """Return the charts for which some run has values, with the curves of these runs."""
+    found = [
+        (chart, [(run, run.curves[chart]) for run in runs if chart in run.curves])
+        for chart in CHARTS
+    ]
+    return [(chart, curves) for chart, curves in found if curves]
+
+
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
     """Return the runs under names that differ: where they do not, by their paths."""
-    names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs
-    ]
+    counts = Counter(run.name for run in runs)
+    return [run if counts[run.name] == 1 else replace(run, name=str(run.folder)) for run in runs]
 
 
 def _read(read: Callable[[], T], default: T, problems: list[str]) -> T:
@@ -150,10 +153,10 @@ def _read(read: Callable[[], T], default: T, problems: list[str]) -> T:
         return default
 
 
-def _read_points(metrics: Path) -> list[dict[str, float]]:
+def _points(metrics: Path) -> Iterator[dict[str, float]]:
     if metrics.is_file() and metrics.stat().st_size > MAX_METRICS_BYTES:
         raise UserError(
             f"a metrics file must have at most {MAX_METRICS_BYTES:,} bytes to be compared; got "
             f"more in {metrics}"
         )
-    return read_metrics(metrics)[0]
+    return each_point(metrics)

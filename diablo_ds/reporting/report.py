@@ -15,10 +15,9 @@ from diablo_ds.errors import UserError
 from diablo_ds.files.atomic import write_text
 from diablo_ds.files.layout import Kind, kind_of
 from diablo_ds.reporting.columns import COLUMNS
-from diablo_ds.reporting.curves import known_charts
 from diablo_ds.reporting.evaluations import describe_scores, find_evaluations
 from diablo_ds.reporting.html import facts, page, section, table, text
-from diablo_ds.reporting.record import RunRecord, read_given
+from diablo_ds.reporting.record import RunRecord, known_charts, read_given
 from diablo_ds.reporting.response import Response, response_of_folder
 from diablo_ds.reporting.run_parts import (
     describe_events,

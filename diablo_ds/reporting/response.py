@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diablo_ds.files.layout import Kind, kind_of
-from diablo_ds.launcher.sweep_report import Result, read_sweep
+from diablo_ds.launcher.sweep_report import read_recorded
 from diablo_ds.reporting.curves import is_drawable
 from diablo_ds.reporting.record import RunRecord
 
@@ -26,28 +26,33 @@ class Response:
     is_log: bool
 
 
-def find_response(results: Sequence[Result]) -> Response | None:
+def find_response(runs: Sequence[tuple[Mapping[str, str], float | None]]) -> Response | None:
     """Return the response of a sweep, over the setting with the most numbers.
+
+    Args:
+        runs: the values of the swept settings of each run, and the held-out loss of its adapter.
 
     Returns:
         None where no setting was swept over at least two numbers with losses.
     """
-    losses = [(r, r.adapter_loss) for r in results]
-    known = [(r, loss) for r, loss in losses if loss is not None and is_drawable(loss)]
-    options = [name for name in (results[0].values if results else ()) if _are_numbers(known, name)]
-    counts = {name: len({r.values[name] for r, _ in known}) for name in options}
-    option = max(counts, key=lambda name: counts[name], default="")
-    if counts.get(option, 0) < 2:
+    known = [(values, loss) for values, loss in runs if loss is not None and is_drawable(loss)]
+    numbers = {
+        name: {values[name] for values, _ in known}
+        for name in (runs[0][0] if runs else ())
+        if all(_is_number(values[name]) for values, _ in known)
+    }
+    option = max(numbers, key=lambda name: len(numbers[name]), default="")
+    if len(numbers.get(option, ())) < 2:
         return None
     lines: dict[str, list[tuple[float, float]]] = {}
-    for result, loss in known:
-        others = (f"{name}={value}" for name, value in result.values.items() if name != option)
-        lines.setdefault(", ".join(others), []).append((float(result.values[option]), loss))
-    values = [x for points in lines.values() for x, _ in points]
+    for values, loss in known:
+        others = (f"{name}={value}" for name, value in values.items() if name != option)
+        lines.setdefault(", ".join(others), []).append((float(values[option]), loss))
+    places = [x for points in lines.values() for x, _ in points]
     return Response(
         option,
         tuple((name, tuple(sorted(points))) for name, points in lines.items()),
-        is_log=min(values) > 0 and max(values) >= LOG_FROM * min(values),
+        is_log=min(places) > 0 and max(places) >= LOG_FROM * min(places),
     )
 
 
@@ -59,12 +64,13 @@ def response_of_folder(folder: Path, runs: Sequence[RunRecord]) -> Response | No
     """
     if kind_of(folder) is not Kind.SWEEP:
         return None
-    names = {run.folder.name for run in runs}
-    return find_response([result for result in read_sweep(folder)[0] if result.name in names])
+    values = {result.name: result.values for result in read_recorded(folder)[0]}
+    of_sweep = [run for run in runs if run.folder.name in values]
+    return find_response([(values[run.folder.name], run.adapter_loss) for run in of_sweep])
 
 
-def _are_numbers(known: Sequence[tuple[Result, float]], name: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
-        return all(is_drawable(float(result.values[name])) for result, _ in known)
+        return is_drawable(float(text))
     except ValueError:
         return False

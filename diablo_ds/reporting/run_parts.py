@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.starts import host_text
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.ranks.progress import format_seconds
@@ -55,10 +55,7 @@ def describe_placement(run: RunRecord) -> str:
         return ""
     stage = zero.get("stage", 0)
     placed = _STAGES.get(stage, "unknown") if isinstance(stage, int) else "unknown"
-    hosts = [
-        f"{host.get('ranks', '?')} x {host.get('device', '?')} on {host['name']}"
-        for host in start.get("hosts", [])
-    ]
+    hosts = ", ".join(map(host_text, start.get("hosts", ())))
     offload = [
         f"{what} on {device}"
         for what in ("param", "optimizer")
@@ -67,7 +64,7 @@ def describe_placement(run: RunRecord) -> str:
     inner = zero.get("zero_hpz_partition_size", 1)
     return facts(
         [
-            ("ranks", text(f"{start.get('world_size', '?')}: {', '.join(hosts)}")),
+            ("ranks", text(f"{start.get('world_size', '?')}: {hosts}")),
             ("ZeRO", text(f"stage {stage}: {placed}")),
             ("hpZ", text(f"base also sharded among {inner} ranks") if inner != 1 else ""),
             ("offload", text(", ".join(offload))),
@@ -124,10 +121,7 @@ def describe_events(run: RunRecord) -> str:
         events = read_events(RunFolder(run.folder))
     except UserError as error:
         return f'<p class="note">{text(error)}</p>'
-    rows = [
-        [f"{datetime.fromtimestamp(e.time):%Y-%m-%d %H:%M:%S}" if e.time else "", text(e.text)]
-        for e in events
-    ]
+    rows = [[event.when, text(event.text)] for event in events]
     faults = [number for number, event in enumerate(events) if event.is_fault]
     return table(["time", "event"], rows, faults=faults) if rows else ""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.text_table import text_table
-from diablo_ds.reporting.columns import COLUMNS, MORE, one_line, value_of
+from diablo_ds.reporting.columns import COLUMNS, MORE, known_name, one_line, value_of
 from diablo_ds.reporting.record import RunRecord
 
 _ALWAYS = ("name", "state")
@@ -27,8 +27,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def filtered(runs: Sequence[RunRecord], conditions: Sequence[str]) -> list[RunRecord]:
-    """Return the runs that meet all conditions.
+def filtered(runs: Iterable[RunRecord], conditions: Sequence[str]) -> Iterator[RunRecord]:
+    """Return the runs that meet all conditions, which are checked before a run is asked for.
 
     Args:
         runs: the runs.
@@ -39,6 +39,7 @@ def filtered(runs: Sequence[RunRecord], conditions: Sequence[str]) -> list[RunRe
     Raises:
         UserError: if one cannot be understood.
     """
+    asked = []
     for condition in conditions:
         match = _CONDITION.fullmatch(condition)
         if match is None:
@@ -46,17 +47,21 @@ def filtered(runs: Sequence[RunRecord], conditions: Sequence[str]) -> list[RunRe
                 "a condition must be NAME, one of = != < <= > >= ~, and a value; got "
                 f"{condition!r:.80}; such as --where 'heldout_best<1.2'"
             )
-        name, sign, wanted = match.groups()
-        runs = [run for run in runs if _meets(value_of(run, name), sign, wanted)]
-    return list(runs)
+        asked.append((known_name(match[1]), match[2], match[3]))
+    return (
+        run
+        for run in runs
+        if all(_meets(value_of(run, name), sign, wanted) for name, sign, wanted in asked)
+    )
 
 
-def sorted_runs(runs: Sequence[RunRecord], name: str, *, descending: bool) -> list[RunRecord]:
+def sorted_runs(runs: Iterable[RunRecord], name: str, *, descending: bool) -> list[RunRecord]:
     """Return the runs sorted by a column or a setting; those without a value last.
 
     Raises:
-        UserError: if nothing has that name.
+        UserError: if nothing has that name; before the first run is asked for.
     """
+    name = known_name(name)
     pairs = [(value_of(run, name), run) for run in runs]
     known = [pair for pair in pairs if pair[0] is not None]
     are_numbers = all(isinstance(value, int | float) for value, _ in known)

@@ -129,10 +129,7 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         )
         losses = list(heldout.values())
         first, last = (losses[0], losses[-1]) if losses else (None, None)
-        last_loss = next((p["loss"] for p in reversed(history) if "loss" in p), None)
-        named = {"loss": last_loss, "heldout_loss": last}
-        final = {name: value for name, value in named.items() if value is not None}
-        reports.write(lambda reporter: reporter.close(final))
+        reports.write(lambda reporter: reporter.close(is_done=True))
         if reports.error is not None:  # a report of the last step, which no later step tells
             raise reports.error
         measured = RunNumbers.of(history).measured_text()

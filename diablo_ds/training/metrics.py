@@ -17,17 +17,13 @@ from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.evaluations import Evaluations
-from diablo_ds.training.metrics_file import format_point, read_metrics
+from diablo_ds.training.metrics_file import TASK_PREFIX, format_point, read_metrics
 from diablo_ds.training.screen import Screen
 from diablo_ds.training.tracking import Tracking
 from diablo_ds.zero.block_norms import DeltaNorm
 
 STOPPED_EARLY = "stopped_early"
 """Field of the point that says that patience ended the run; cut where the run continues."""
-
-
-TASK_PREFIX = "task/"
-"""Before the names of a task and a metric, in the names of scores."""
 
 
 class Reporter:
@@ -183,9 +179,9 @@ class Reporter:
         """Record why the run ends before it is done."""
         self._tracking.event(step, datetime.now().astimezone(), text)
 
-    def close(self, final: Mapping[str, float] | None = None) -> None:
-        """Record what the run came to, where it ended well, and close."""
-        if final:
+    def close(self, *, is_done: bool = False) -> None:
+        """Record what the run came to, where it is done, and close."""
+        if is_done:
             self._tracking.finish(self.history)
         self._tracking.close()
         self._screen.close()

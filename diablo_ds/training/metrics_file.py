@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from diablo_ds.files.bounds import read_lines
 from diablo_ds.files.strict_json import finite
+from diablo_ds.training.step_clock import EVALUATION, SAVING, TASKS
 
 _MAX_NUMBER = 1e12
 """Of steps, seconds and rates, by which nothing that is computed of them overflows."""
+TASK_PREFIX = "task/"
+"""Before the names of a task and a metric, in the names of scores."""
+_RECENT_LINES = 400
+_MARKS = (b"heldout_loss", EVALUATION.encode(), SAVING.encode(), TASKS.encode())
+"""In lines of evaluations, and of steps after which a run did something else."""
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
@@ -21,17 +29,65 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
         Its points, each with a step, and the number of lines that are none, as the last one that a
         crash cut short. Values that were not finite are NaN.
     """
-    points, num_bad = [], 0
-    if not path.is_file():
-        return [], 0
-    with path.open("rb") as file:
-        for line in read_lines(file):
-            point = _parse_point(line)
-            if point is None:
-                num_bad += 1
-            else:
-                points.append(point)
-    return points, num_bad
+    points = list(_parsed(path))
+    good = [point for point in points if point is not None]
+    return good, len(points) - len(good)
+
+
+def each_point(path: Path) -> Iterator[dict[str, float]]:
+    """Yield the points that `read_metrics` returns, of which a million take a gigabyte together."""
+    return filter(None, _parsed(path))
+
+
+def _parsed(path: Path) -> Iterator[dict[str, float] | None]:
+    """Yield what each line is; None for one that is no point."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from map(_parse_point, read_lines(file))
+
+
+class RecentPoints:
+    """The points of a metrics file that tell how a run stands: the last ones, and all evaluations.
+
+    The file is read on from where it was read before, so that looking again at a run of a million
+    steps takes no longer than at a short one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin(0)
+
+    def _begin(self, inode: int) -> None:
+        self._inode, self._offset = inode, 0
+        self._told: list[dict[str, float]] = []
+        self._lines: deque[bytes] = deque()
+
+    def read(self) -> list[dict[str, float]]:
+        """Return the points so far, in their order."""
+        if not self._path.is_file():
+            return []
+        unfinished = b""
+        with self._path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._inode or found.st_size < self._offset:  # a run that continues
+                self._begin(found.st_ino)
+            file.seek(self._offset)
+            for line in read_lines(file):
+                if not line.endswith(b"\n"):
+                    unfinished = line
+                    break
+                self._offset += len(line)
+                self._keep(line)
+        parsed = map(_parse_point, (*self._lines, unfinished))
+        return [*self._told, *filter(None, parsed)]
+
+    def _keep(self, line: bytes) -> None:
+        self._lines.append(line)
+        if len(self._lines) > _RECENT_LINES:
+            oldest = self._lines.popleft()
+            is_told = any(map(oldest.__contains__, _MARKS))
+            point = _parse_point(oldest) if is_told else None
+            self._told += [] if point is None else [point]
 
 
 def lowest_heldout(points: Iterable[Mapping[str, float]]) -> tuple[int, float] | None:
@@ -48,14 +104,17 @@ def format_point(point: Mapping[str, float]) -> str:
 
 def _parse_point(line: bytes) -> dict[str, float] | None:
     try:
-        values = json.loads(line)
-        point = {name: math.nan if v is None else float(v) for name, v in values.items()}
+        point = json.loads(line.decode())
+        for name, value in point.items():
+            if type(value) is not float:
+                point[name] = value = math.nan if value is None else float(value)
+            is_bounded = name == "step" or name.endswith("_s")
+            if is_bounded and not (0 <= value <= _MAX_NUMBER or math.isnan(value)):
+                return None
         step = int(point["step"])
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    is_one = step == point["step"] and all(
-        0 <= value <= _MAX_NUMBER or math.isnan(value)
-        for name, value in point.items()
-        if name == "step" or name.endswith("_s")
-    )
-    return {**point, "step": step} if is_one else None
+    if step != point["step"]:
+        return None
+    point["step"] = step
+    return point  # type: ignore[no-any-return]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from diablo_ds.training.metrics_file import TASK_PREFIX
 from diablo_ds.training.run_numbers import RunNumbers
-
-_TASK_PREFIX = "task/"
 
 
 def results_of(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -30,12 +29,12 @@ def results_of(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "peak_memory_GB": None if peak is None else peak / 1e9,
     }
     for point in points:
-        scores = {name: point[name] for name in point if name.startswith(_TASK_PREFIX)}
-        found |= {
-            name.removeprefix(_TASK_PREFIX): score
-            for name, score in scores.items()
-            if not name.endswith("/n")
-        }
+        if "loss" not in point:  # scores have points of their own
+            found |= {
+                name.removeprefix(TASK_PREFIX): score
+                for name, score in point.items()
+                if name.startswith(TASK_PREFIX) and not name.endswith("/n")
+            }
     return {
         f"results/{name}": value
         for name, value in found.items()

@@ -5,7 +5,6 @@ Read from the run folder alone and without torch, whoever wrote it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diablo_ds.config.starts import Change, load_starts
-from diablo_ds.files.layout import RANK_RECORDS, RunFolder
+from diablo_ds.config.starts import Change, host_text, load_starts
+from diablo_ds.files.layout import RunFolder
 from diablo_ds.ranks.records import (
     LAST_TIME,
     RankRecord,
     first_failure,
     last_log_folder,
+    log_folders,
     read_records,
 )
 
@@ -37,6 +37,11 @@ class Event(NamedTuple):
     """Optimizer steps that were taken before, where that is known."""
     is_fault: bool = False
 
+    @property
+    def when(self) -> str:
+        """The time by the clock of this machine; empty where it is not known."""
+        return f"{datetime.fromtimestamp(self.time):%Y-%m-%d %H:%M:%S}" if self.time else ""
+
 
 def read_events(files: RunFolder) -> list[Event]:
     """Return a run's events in the order of their times.
@@ -45,19 +50,10 @@ def read_events(files: RunFolder) -> list[Event]:
         UserError: if `run.json` is damaged.
     """
     events = [_started(start) for start in load_starts(files.run_config)]
-    for folder in log_folders(files.logs):
+    for folder in log_folders(files.logs)[-MOST_ATTEMPTS:]:
         ended = describe_end(read_records(folder, of_anyone=True))
         events += [] if ended is None else [ended]
     return sorted(events, key=lambda event: event.time)
-
-
-def log_folders(logs: Path) -> list[Path]:
-    """Return the log folders of a run's starts, by the times of their last records."""
-    last: dict[Path, float] = {}
-    for path in logs.rglob(RANK_RECORDS):
-        with contextlib.suppress(OSError):
-            last[path.parent] = max(last.get(path.parent, 0.0), path.stat().st_mtime)
-    return sorted(last, key=lambda folder: last[folder])[-MOST_ATTEMPTS:]
 
 
 def describe_end(records: Sequence[RankRecord]) -> Event | None:
@@ -105,10 +101,7 @@ def find_cause(logs: Path, rank: int, *, wait_s: float = 0.0) -> RankRecord | No
 def _started(start: Mapping[str, Any]) -> Event:
     step = start.get("start_step")
     step = step if type(step) is int else None
-    hosts = [
-        f"{host.get('ranks', '?')} x {host.get('device', '?')} on {host['name']}"
-        for host in start.get("hosts", [])
-    ]
+    hosts = map(host_text, start.get("hosts", ()))
     changes = [Change(**change).text() for change in start.get("changes", ())]
     facts = [f"continued after step {step}" if step else "started", *hosts]
     facts += ["with " + "; ".join(changes)] if changes else []

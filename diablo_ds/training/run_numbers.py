@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from diablo_ds.files.strict_json import finite
@@ -12,7 +12,9 @@ from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.metrics_file import lowest_heldout
 from diablo_ds.training.step_clock import EVALUATION, SAVING, STEP, TASKS
 
-Points = Sequence[Mapping[str, float]]
+_APART = (EVALUATION, TASKS, SAVING)
+"""Seconds after a step, in the point of the next one; those after the last are alone in theirs."""
+_OF_STEPS = ("tokens_per_s", "mfu", "memory_bytes", "wait_s", STEP, *_APART)
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,39 @@ class RunNumbers:
     evaluation_s: float = 0.0
     tasks_s: float = 0.0
     saving_s: float = 0.0
+    wait_s: float = 0.0
+    """Seconds of the steps in which the slowest rank waited for data."""
 
     @classmethod
-    def of(cls, points: Points) -> RunNumbers:
+    def of(cls, points: Iterable[Mapping[str, float]]) -> RunNumbers:
         """Return the numbers of a metrics file's points, all or those of the steps that matter."""
-        steps = [point for point in points if "loss" in point]
-        heldout = [point["heldout_loss"] for point in points if "heldout_loss" in point]
-        best = lowest_heldout(points)
-        peaks = finite_values(steps, "memory_bytes")
+        found: dict[str, list[float]] = {name: [] for name in _OF_STEPS}
+        heldout, last = [], None
+        for point in points:
+            if "heldout_loss" in point:
+                heldout.append(point)
+            if "loss" in point:
+                last = point
+            for name in found if "loss" in point else _APART:
+                if math.isfinite(value := point.get(name, math.nan)):
+                    found[name].append(value)
+        best, peaks = lowest_heldout(heldout), found["memory_bytes"]
         return cls(
-            steps=int(steps[-1]["step"]) if steps else 0,
-            last_loss=finite(steps[-1]["loss"]) if steps else None,
-            first_heldout=finite(heldout[0]) if heldout else None,
-            last_heldout=finite(heldout[-1]) if heldout else None,
+            steps=int(last["step"]) if last else 0,
+            last_loss=finite(last["loss"]) if last else None,
+            first_heldout=finite(heldout[0]["heldout_loss"]) if heldout else None,
+            last_heldout=finite(heldout[-1]["heldout_loss"]) if heldout else None,
             best_heldout=None if best is None else best[1],
             best_step=None if best is None else best[0],
-            tokens_per_s=_median(steps, "tokens_per_s"),
-            step_s=_median(steps, STEP),
-            mfu=_median(steps, "mfu"),
+            tokens_per_s=_median(found["tokens_per_s"]),
+            step_s=_median(found[STEP]),
+            mfu=_median(found["mfu"]),
             peak_memory_bytes=int(max(peaks)) if peaks else None,
-            stepping_s=sum(finite_values(steps, STEP)),
-            evaluation_s=sum(finite_values(points, EVALUATION)),
-            tasks_s=sum(finite_values(points, TASKS)),
-            saving_s=sum(finite_values(points, SAVING)),
+            stepping_s=sum(found[STEP]),
+            evaluation_s=sum(found[EVALUATION]),
+            tasks_s=sum(found[TASKS]),
+            saving_s=sum(found[SAVING]),
+            wait_s=sum(found["wait_s"]),
         )
 
     def measured_text(self) -> str:
@@ -78,11 +90,5 @@ class RunNumbers:
         )
 
 
-def finite_values(points: Points, name: str) -> list[float]:
-    """Return the finite values of a field, of the points that have it."""
-    return [p[name] for p in points if name in p and math.isfinite(p[name])]
-
-
-def _median(points: Points, name: str) -> float | None:
-    values = finite_values(points, name)
+def _median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diablo_ds.config.run import RunConfig
+from diablo_ds.config.starts import host_text
 from diablo_ds.files.markdown_text import cell
 from diablo_ds.training.run_numbers import RunNumbers
 
@@ -30,6 +31,7 @@ def run_table(
         placement: where tensors are, as lines of text.
     """
     model, data = start["model"], start["data"]
+    modified = "with changes" if start["is_modified"] else ""
     rows = [
         ("model", _joined(model["id"], model["revision"], model["path"])),
         ("checksum of the model", model["fingerprint"]),
@@ -46,9 +48,9 @@ def run_table(
         ),
         *_plan_rows(start.get("plan"), numbers),
         ("held-out loss", _losses(numbers)),
-        ("hosts", "; ".join(_host(host) for host in start["hosts"])),
+        ("hosts", ", ".join(map(host_text, start["hosts"]))),
         ("versions", ", ".join(f"{k} {v}" for k, v in start["library_versions"].items())),
-        ("code", _joined(start["version"], start["commit"], _modified(start["is_modified"]))),
+        ("code", _joined(start["version"], start["commit"], modified)),
         ("started", start["date"]),
         ("in", start["working_folder"]),
         ("command", start["command"]),
@@ -88,14 +90,6 @@ def _data(part: Mapping[str, Any] | None, paths: tuple[str, ...]) -> str:
         return "none"
     counts = [f"{part[key]:,} {key}" for key in ("examples", "tokens", "sequences") if key in part]
     return _joined(", ".join(paths), *counts, f"checksum {part.get('fingerprint', 'not known')}")
-
-
-def _host(host: Mapping[str, Any]) -> str:
-    return f"{host['name']}: {host['ranks']} x {host['device']}"
-
-
-def _modified(is_modified: bool | None) -> str:
-    return "with changes" if is_modified else ""
 
 
 def _joined(*parts: Any) -> str:

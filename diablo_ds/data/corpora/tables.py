@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from diablo_ds.data.arrow_bounds import check_batch, check_messages, open_stream
+from diablo_ds.data.arrow_bounds import arrow_damages, check_batch, check_messages, open_stream
 from diablo_ds.data.corpora.opening import not_utf8, unopened
 from diablo_ds.data.corpora.parquet_pages import rows_at_once
 from diablo_ds.data.corpora.raw_rows import MAX_ROW_CHARACTERS, RawRow, Unreadable
@@ -145,8 +145,6 @@ class _Numbered:
 @contextmanager
 def _valid(path: Path, file_format: str) -> Iterator[_Numbered]:
     """Raise UserError for a file that cannot be opened or is damaged, with the last good row."""
-    import pyarrow as pa
-
     try:
         with path.open("rb") as file:
             num_bytes = os.fstat(file.fileno()).st_size
@@ -155,7 +153,7 @@ def _valid(path: Path, file_format: str) -> Iterator[_Numbered]:
     rows = _Numbered(Growth(path, num_bytes))
     try:
         yield rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names need not be UTF-8
+    except arrow_damages() as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,6 +17,7 @@ from diablo_ds.files.owner_file import Owner, make_owner_folder, owner_file, to_
 from diablo_ds.launcher.rank_status import slowest_rank
 from diablo_ds.launcher.status import describe_status, look
 from diablo_ds.ranks.records import RankRecord, read_records, write_record
+from diablo_ds.training.metrics_file import RecentPoints
 from diablo_ds.training.run_events import read_events
 from diablo_ds.training.run_numbers import RunNumbers
 
@@ -100,14 +101,15 @@ def test_what_each_rank_does_is_told_while_the_run_lives(tmp_path):
     logs.mkdir(parents=True)
     for rank, phase in enumerate(["forward of step 2", "update of step 2", "update of step 2"]):
         write_record(logs, _note(rank, phase, 75.0, noted=time.time()))
-    text, may_change = look(tmp_path)
+    recent = RecentPoints(tmp_path / "metrics.jsonl")
+    text, may_change = look(tmp_path, recent)
     assert "state       running, on node" in text
     assert "doing       2 in update of step 2, 1 in forward of step 2" in text
     assert "slowest     rank 0 on node, in forward of step 2 for 1:15" in text
     assert may_change
     for rank in range(3):
         write_record(logs, _note(rank, "forward of step 2", 1.0, noted=time.time() - 60))
-    text, may_change = look(tmp_path)
+    text, may_change = look(tmp_path, recent)
     assert "died, rank 0 on node vanished, in forward of step 2" in text
     assert not may_change
 

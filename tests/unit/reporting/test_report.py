@@ -9,10 +9,11 @@ import re
 import pytest
 
 from diablo_ds.errors import UserError
-from diablo_ds.launcher.sweep_report import DONE, Result, write_sweep
+from diablo_ds.launcher.sweep_report import Result, write_sweep
 from diablo_ds.ranks.records import RankRecord, write_record
 from diablo_ds.reporting.report import write_report
 from diablo_ds.reporting.svg import Line, line_chart
+from diablo_ds.training.standing import DONE
 from tests.browser import needs_browser, page, printed
 from tests.unit.reporting.runs import write_run
 

@@ -33,7 +33,7 @@ def test_runs_are_found_below_a_folder_but_not_in_runs_links_and_hidden_folders(
     assert _names(find_runs(root)) == ["a", "c", "deep/er/b"]
     assert _names(find_runs(root / "a")) == ["a"]
     with pytest.raises(UserError, match="folder must be one with runs in it"):
-        find_runs(root / "nothing")
+        list(find_runs(root / "nothing"))
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,16 @@ def test_conditions_leave_the_runs_that_meet_them(root, conditions, names):
     ("condition", "reason"),
     [("heldout_best", "a condition must be NAME"), ("lr=1", "did you mean learning_rate")],
 )
-def test_a_condition_that_makes_no_sense_is_refused(root, condition, reason):
+def test_words_that_make_no_sense_are_refused_before_a_folder_is_read(tmp_path, condition, reason):
+    nowhere = find_runs(tmp_path / "nothing")
     with pytest.raises(UserError, match=reason):
-        filtered(find_runs(root), [condition])
+        filtered(nowhere, [condition])
+    with pytest.raises(UserError, match="did you mean learning_rate"):
+        sorted_runs(nowhere, "lr", descending=False)
 
 
 def test_runs_are_sorted_by_columns_and_settings_those_without_a_value_last(root):
-    runs = find_runs(root)
+    runs = list(find_runs(root))
     assert _names(sorted_runs(runs, "heldout_best", descending=False)) == ["deep/er/b", "a", "c"]
     assert _names(sorted_runs(runs, "num_blocks", descending=True)) == ["deep/er/b", "a", "c"]
     assert _names(sorted_runs(runs, "dropout", descending=True))[0] == "deep/er/b"
@@ -75,7 +78,7 @@ def test_runs_are_sorted_by_columns_and_settings_those_without_a_value_last(root
 
 
 def test_the_table_has_a_row_for_each_run_and_says_once_what_all_share(root):
-    text = runs_table(find_runs(root))
+    text = runs_table(list(find_runs(root)))
     header, _, a, *_ = text.splitlines()
     assert " ".join(header.split()) == "run model N rate steps first best tokens/s GB state"
     assert " ".join(a.split()) == "a default 32 0.01 2/2 2.0000 1.0000 150 2.00 done"
@@ -83,7 +86,7 @@ def test_the_table_has_a_row_for_each_run_and_says_once_what_all_share(root):
 
 
 def test_json_has_numbers_in_base_units_and_every_setting(root):
-    first = json.loads(runs_json(find_runs(root)))[0]
+    first = json.loads(runs_json(list(find_runs(root))))[0]
     assert first["folder"] == str(root / "a")
     assert (first["memory_bytes"], first["heldout_last"], first["best_step"]) == (2e9, 1.2, 1)
     assert first["settings"]["learning_rate"] == 0.01
@@ -96,7 +99,7 @@ def test_damaged_and_hostile_runs_are_rows_with_a_reason(root):
     bad = write_run(root / "e").rename(root / "e\n\x1b[2J")
     os.unlink(bad / "metrics.jsonl")
     os.mkfifo(bad / "metrics.jsonl")
-    text = runs_table(find_runs(root))
+    text = runs_table(list(find_runs(root)))
     assert "\x1b" not in text
     assert "e\\n\\x1b[2J" in text
     assert "a: run config must have known keys only" in text
@@ -107,7 +110,7 @@ def test_damaged_and_hostile_runs_are_rows_with_a_reason(root):
 def test_it_is_made_without_torch(root):
     code = (
         "import sys, pathlib; from diablo_ds.reporting import record, table; "
-        "table.runs_table(record.find_runs(pathlib.Path(sys.argv[1]))); print(*sys.modules)"
+        "table.runs_table(list(record.find_runs(pathlib.Path(sys.argv[1])))); print(*sys.modules)"
     )
     command = [sys.executable, "-c", code, root]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
