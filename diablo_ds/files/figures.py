@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ def figure_class() -> Any:
     """Return `matplotlib.figure.Figure`.
 
     matplotlib reads a file `matplotlibrc` of the working folder before the user's own, whoever put
-    it there: it can have LaTeX typeset the texts and read other files into them.
+    it there: it can have LaTeX typeset the texts and read other files into them. It also fails
+    where a notebook named its own way of showing figures to its commands; ours go to files.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
+    os.environ.pop("MPLBACKEND", None)
     import matplotlib
     import matplotlib.style
     from matplotlib.figure import Figure

@@ -20,3 +20,9 @@ def test_a_style_in_the_working_folder_is_not_taken(tmp_path):
     named = {**os.environ, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
     done = subprocess.run(command, env=named, capture_output=True, text=True, check=True)
     assert done.stdout == "True red\n"
+
+
+def test_a_notebooks_backend_does_not_matter(monkeypatch):
+    code = "from diablo_ds.files.figures import figure_class; figure_class()"
+    monkeypatch.setenv("MPLBACKEND", "module://of_a_notebook")
+    subprocess.run([sys.executable, "-c", code], check=True)
