@@ -97,7 +97,7 @@ class Loop:
             if self.is_out_of_patience:
                 break
             heart.step = done = step + 1
-            self._take_step(step)
+            self.take_step(step)
             if step == run.start_step + 2:  # in the first two DeepSpeed still records and checks
                 logger.info(f"Communication per step:\n{self.traffic.table() or '  none'}")
             self.finished = done
@@ -207,7 +207,8 @@ class Loop:
         self.saved = self.finished
         self.warning.saving_s = time.perf_counter() - start
 
-    def _take_step(self, step: int) -> None:
+    def take_step(self, step: int) -> None:
+        """Take a step, counted from 0, and report it. Collective: every rank must call this."""
         run = self.run
         config = run.run_config
         rate = learning_rate(config, step, run.num_steps)
