@@ -56,10 +56,13 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file atomically.
+
+    Halves of surrogate pairs, which names of files may hold and UTF-8 does not, are written out.
+    """
     with (
         new_file(path) as temporary,
-        owned.open_owned(temporary, "w", encoding="utf-8") as file,
+        owned.open_owned(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         file.write(text)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from diablo_ds.errors import UserError
-from diablo_ds.files import modes, owned
+from diablo_ds.files import modes, owned, strict_json
 from diablo_ds.files.bounds import read_start
 from diablo_ds.files.layout import OWNER_FOLDER
 from diablo_ds.files.process_status import process_status
@@ -146,7 +146,7 @@ def to_bytes(owner: Owner) -> bytes:
 def parse(data: bytes) -> Owner | None:
     """Return the owner that a file names; None for anything else."""
     try:
-        values: Any = json.loads(data)
+        values: Any = strict_json.loads(data)
         types = {name: type(value) for name, value in asdict(_EXAMPLE).items()}
         if {name: type(value) for name, value in values.items()} == types:
             return Owner(**values)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from diablo_ds.files.atomic import new_folder
+from diablo_ds.files.atomic import new_folder, write_text
 
 
 @pytest.mark.parametrize("keep_first", [True, False])
@@ -14,3 +14,8 @@ def test_of_two_that_make_a_folder_the_first_or_the_last_stays(keep_first, tmp_p
     expected = "second" if keep_first else "first"  # the second was done before the first
     assert (tmp_path / "made" / "by").read_text() == expected
     assert list(tmp_path.iterdir()) == [tmp_path / "made"]
+
+
+def test_text_that_utf_8_cannot_hold_is_written_out(tmp_path):
+    write_text(tmp_path / "page", "a\ud800b")
+    assert (tmp_path / "page").read_text() == "a\\ud800b"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from diablo_ds.errors import UserError
 from diablo_ds.files import ownership
 from diablo_ds.files.layout import OWNER_FOLDER
+from diablo_ds.files.owner_file import Owner, parse, to_bytes
 from diablo_ds.files.ownership import claim, refuse_owned
 from tests.waiting import wait_until
 
@@ -176,6 +178,12 @@ def test_a_file_that_names_nobody_keeps_nobody_out_for_ever(text, tmp_path, quic
     claim(tmp_path, "folder").release()
     _owner_file(tmp_path).write_text(text)
     claim(tmp_path, "folder").release()
+
+
+def test_an_owner_with_half_a_surrogate_pair_is_nobody():
+    owner = Owner("m", "h", "u", 1, 2, "a", "b")
+    assert parse(to_bytes(owner)) == owner
+    assert parse(to_bytes(replace(owner, user="\ud800"))) is None
 
 
 def test_what_a_stranger_placed_is_refused_and_does_not_hang(tmp_path):
