@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from pathlib import Path
 
 from diablo_ds.config.choices import AUTO
@@ -10,7 +11,11 @@ from diablo_ds.config.remote_code import trust_words
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.default_files import with_default_files
 from diablo_ds.files.layout import RunFolder
+from diablo_ds.ranks.live_line import shows_progress, terminal_columns
 
+_INDENT, _CONTINUED = "  ", " \\"
+_ANY = 1 << 30
+"""Columns where no terminal is."""
 TENSORBOARD_NOTE = "(has no password: while it is on, every user of its machine sees the run)"
 
 
@@ -33,9 +38,28 @@ def describe_next(run_config: RunConfig, folder: Path) -> str:
         shlex.join(["diablo-ds", "inspect", str(files.adapter)]),
         tensorboard_command(folder),
     ]
-    first, *others = filter(None, commands)
-    lines = [f"Next: {first}", *(f"      {command}" for command in others)]
-    return "\n".join([*lines, f"        {TENSORBOARD_NOTE}"])
+    columns = terminal_columns() if shows_progress() else _ANY
+    lines = ["Next:", *(folded(command, columns) for command in commands if command)]
+    note = f"{_INDENT}{TENSORBOARD_NOTE}"
+    return "\n".join([*lines, *textwrap.wrap(note, columns, subsequent_indent=_INDENT)])
+
+
+def folded(command: str, columns: int) -> str:
+    """Return a command in indented rows that a shell takes as one command when they are pasted.
+
+    Rows end between words. A word that is longer than a row has one to itself, and it is the
+    terminal that wraps it: what is copied from there is whole.
+
+    Args:
+        command: words as `shlex.join` writes them.
+        columns: of the terminal.
+    """
+    rows, width = [_INDENT], columns - len(_CONTINUED)
+    for word in map(shlex.quote, shlex.split(command)):
+        if rows[-1].strip() and len(rows[-1]) + len(word) > width:
+            rows.append(2 * _INDENT)
+        rows[-1] += f"{word} "
+    return f"{_CONTINUED}\n".join(row.rstrip() for row in rows)
 
 
 def tensorboard_command(folder: Path) -> str:

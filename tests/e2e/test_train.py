@@ -51,7 +51,7 @@ def test_the_summary_says_where_everything_is_and_what_is_next(finished):
         assert (folder / name).exists()
     assert re.search(r"Steps took \d+:\d\d, .* tokens/s, peak memory \d", result.stdout)
     assert f"diablo-ds merge --adapter {folder}" in result.stdout
-    assert f"Next: diablo-ds generate --adapter {folder}" in result.stdout
+    assert f"Next:\n  diablo-ds generate --adapter {folder}" in result.stdout
     assert f"diablo-ds inspect {folder}/adapter" in result.stdout
     assert f"diablo-ds report {folder} --output {folder}-report.html" in result.stdout
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from diablo_ds.cli.evaluate import evaluate
 from diablo_ds.cli.options import from_options
@@ -11,7 +14,7 @@ from diablo_ds.config.remote_code import VARIABLE
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.inputs import read_inputs
 from diablo_ds.evaluation.options import EvaluateOptions
-from diablo_ds.training.next_commands import describe_next, evaluation_command
+from diablo_ds.training.next_commands import describe_next, evaluation_command, folded
 from tests.tiny import write_pairs
 
 
@@ -42,8 +45,28 @@ def test_the_next_commands_trust_code_where_the_run_did(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert "trust" not in describe_next(RunConfig(), Path("run"))
     monkeypatch.setenv(VARIABLE, "1")
-    lines = describe_next(RunConfig(), Path("run")).splitlines()
+    title, *lines = describe_next(RunConfig(), Path("run")).splitlines()
+    assert title == "Next:"
     assert ["--trust-remote-code" in line for line in lines[:6]] == [True, True, *[False] * 4]
     assert parsed(lines[1].strip()).adapter == ("run",)
     assert "diablo-ds report run --output run-report.html" in lines[3]
     assert "no password" in lines[6]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 1000])
+def test_a_shell_takes_the_rows_of_a_command_as_one(columns):
+    words = [
+        "printf",
+        "%s\\0",
+        "--adapter",
+        "/a folder/" + 30 * "x",
+        "--compare-base",
+        "it's",
+        "a" * 60,
+    ]
+    rows = folded(shlex.join(words), columns).splitlines()
+    assert (len(rows) == 1) == (columns == 1000)
+    for row in rows:  # one word may be longer than a row
+        assert len(row) <= columns or len(shlex.split(row.rstrip("\\"))) == 1
+    shell = subprocess.run(["bash", "-c", "\n".join(rows)], check=True, capture_output=True)
+    assert shell.stdout.decode().split("\0")[:-1] == words[2:]

@@ -55,7 +55,7 @@ def test_a_run_that_is_done_names_the_commands_that_a_finished_one_does(done):
     run_config = done()
     text = _asks(run_config)
     assert text.endswith(describe_next(run_config, Path(run_config.output)))
-    commands = [line.removeprefix("Next:").strip() for line in text.splitlines()[2:]]
+    commands = [line.strip() for line in text.partition("Next:\n")[2].splitlines()]
     names = ["generate", "evaluate", "merge", "report", "inspect"]
     assert [command.split()[1] for command in commands[:5]] == names
     assert commands[5].startswith("tensorboard --logdir")
