@@ -83,13 +83,16 @@ def _row_groups(file: IO[bytes]) -> Iterator[tuple[list[_Column], int]]:
 
 
 def _column(described: Mapping[int, Any]) -> _Column:
-    names = b".".join(_field(described, 3, list)).decode(errors="replace")
+    names = _field(described, 3, list)
+    if not all(isinstance(name, bytes) for name in names):
+        raise ValueError("names of a column must be texts")
     starts = [_field(described, 9, int)]
     if described.get(11):
         starts.append(_field(described, 11, int))  # of the dictionary
     is_text = _field(described, 1, int) in _TEXT_TYPES
     num_values, num_bytes = (_field(described, number, int) for number in (5, 7))
-    return _Column(names, is_text, num_values, num_bytes, min(starts))
+    name = b".".join(names).decode(errors="replace")
+    return _Column(name, is_text, num_values, num_bytes, min(starts))
 
 
 def _field(fields: Any, number: int, kind: type[_T]) -> _T:

@@ -117,6 +117,16 @@ def test_a_footer_that_counts_more_levels_than_a_column_has(tmp_path):
     _refused(path, "histogram")
 
 
+def test_a_footer_that_names_a_column_by_numbers(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["b", "c"]}), path)
+    name, numbers = b"\x19\x18\x01a", b"\x19\x25\x02\x02"
+    assert name in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(name, numbers))
+    with path.open("rb") as file, pytest.raises(ValueError, match="names of a column"):
+        list(parquet_pages._row_groups(file))
+
+
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("compression", ["zstd", "none"])
 def test_a_huge_page_of_parquet(version, compression, tmp_path):
