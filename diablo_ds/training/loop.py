@@ -99,7 +99,7 @@ class Loop:
             heart.step = done = step + 1
             self.take_step(step)
             if step == run.start_step + 2:  # in the first two DeepSpeed still records and checks
-                logger.info(f"Communication per step:\n{self.traffic.table() or '  none'}")
+                logger.info(f"Communication per step:\n{self.traffic.table()}")
             self.finished = done
             # DeepSpeed leaves the deltas partitioned after a step that fp16 skipped.
             if not self.is_verified and run.engine.was_updated:

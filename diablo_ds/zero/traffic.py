@@ -52,7 +52,9 @@ class Traffic:
         self.bytes: Counter[Collective] = Counter()
 
     def add(self, method: str, *, in_update: bool, group_size: int, num_bytes: int) -> None:
-        """Count one call of a backend's method."""
+        """Count one call of a backend's method; a rank alone in its group sends nothing."""
+        if group_size == 1:
+            return
         collective = Collective(_kind(method, in_update, num_bytes), group_size)
         self.calls[collective] += 1
         self.bytes[collective] += num_bytes
@@ -71,11 +73,12 @@ class Traffic:
 
     def table(self) -> str:
         """Return lines of text, most bytes first."""
-        return "\n".join(
+        lines = [
             f"  {collective.kind:16} {num_bytes / 1e6:12,.3f} MB in {self.calls[collective]:5} "
             f"calls among {collective.group_size} ranks"
             for collective, num_bytes in self.bytes.most_common()
-        )
+        ]
+        return "\n".join(lines) or "  nothing is sent"
 
 
 def _kind(method: str, in_update: bool, num_bytes: int) -> str:

@@ -55,3 +55,10 @@ def test_the_table_puts_most_bytes_first():
     assert first.split()[:3] == ["base", "gathers", "5.000"]
     assert first.endswith("among 8 ranks")
     assert second.split()[:3] == ["delta", "gradients", "2.000"]
+
+
+def test_a_rank_alone_sends_nothing():
+    counted = Traffic()
+    counted.add("all_gather", in_update=False, group_size=1, num_bytes=5_000_000)
+    assert counted.by_kind() == {}
+    assert counted.table() == "  nothing is sent"
