@@ -70,17 +70,22 @@ class StopRequests:
 
 
 class GraceWarning:
-    """Warns, once, that stopping takes longer than the time between a request and the kill."""
+    """Warns, once, that stopping takes longer than the time between a request and the kill.
+
+    It takes two micro batches in a row that are too slow: one may be slow because it is compiled.
+    """
 
     def __init__(self) -> None:
         self.saving_s = 0.0
         """How long the last checkpoint took to write."""
+        self._before_s = 0.0
         self._is_said = False
 
     def check(self, micro_batch_s: float) -> None:
         """Compare the time of a micro batch and a save with each grace period, all in seconds."""
-        needed_s = micro_batch_s + self.saving_s
-        if self._is_said:
+        shorter_s, self._before_s = min(micro_batch_s, self._before_s), micro_batch_s
+        needed_s = shorter_s + self.saving_s
+        if self._is_said or not shorter_s:
             return
         short = [f"{grace:g} s {where}" for grace, where in granted() if needed_s > grace]
         if short:
@@ -88,7 +93,7 @@ class GraceWarning:
             saving = f" and a save {self.saving_s:.1f} s" if self.saving_s else ""
             logger.warning(
                 f"A stop request waits for the end of a micro batch; one takes "
-                f"{micro_batch_s:.1f} s{saving}, but ranks are killed {' and '.join(short)}: "
+                f"{shorter_s:.1f} s{saving}, but ranks are killed {' and '.join(short)}: "
                 "the steps since the last checkpoint would be lost; use a smaller micro_batch "
                 "or a smaller save_every"
             )

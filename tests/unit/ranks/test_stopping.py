@@ -104,6 +104,18 @@ def log(caplog, monkeypatch):
     return caplog
 
 
+def test_a_slow_micro_batch_between_quick_ones_is_no_reason_to_warn(log, monkeypatch):
+    monkeypatch.setenv(DESCRIPTOR, "9")
+    work = _Work(1.0, GraceWarning())
+    with log.at_level(logging.WARNING, "diablo_ds"):
+        for seconds in (70.0, 1.0, 70.0, 1.0, 1.0, 70.0, 70.0):
+            work.seconds = seconds
+            work.step(1)
+        assert not log.messages  # a step's time is known to all in the one after it
+        work.step(1)
+    assert "one takes 70.0 s" in "".join(log.messages)
+
+
 def test_a_micro_batch_longer_than_the_grace_is_named_with_both_numbers(log, monkeypatch):
     monkeypatch.setenv(DESCRIPTOR, "9")
     assert "one takes 40.0 s" in _warning(40.0, log)
