@@ -48,7 +48,7 @@ def plot_runs(runs: Sequence[RunRecord], path: Path, response: Response | None =
     colors = {run.name: f"C{number % 10}" for number, run in enumerate(runs)}
     for place, (chart, curves) in zip(axes, charts, strict=False):
         for run, curve in curves:
-            marker = "o" if chart.field == "heldout_loss" else ""
+            marker = "o" if chart.has_markers else ""
             style = {"marker": marker, "markersize": 3, "linewidth": 1, "color": colors[run.name]}
             place.plot(*zip(*curve, strict=True), label=_label(run.name), **style)
         _finish(place, "optimizer step", chart.title)

@@ -16,7 +16,7 @@ from diablo_ds.config.starts import load_starts
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import Kind, RunFolder, kind_of
 from diablo_ds.launcher.sweep_report import read_recorded
-from diablo_ds.reporting.curves import CHARTS, Chart, Curve, curves_of
+from diablo_ds.reporting.curves import Chart, Curve, curves_of, in_order
 from diablo_ds.training.metrics_file import each_point
 from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.training.standing import Standing, find_standing
@@ -131,11 +131,11 @@ def read_given(folders: Sequence[Path]) -> list[RunRecord]:
 
 def known_charts(runs: Sequence[RunRecord]) -> list[tuple[Chart, list[tuple[RunRecord, Curve]]]]:
     """Return the charts for which some run has values, with the curves of these runs."""
-    found = [
+    charts = in_order(chart for run in runs for chart in run.curves)
+    return [
         (chart, [(run, run.curves[chart]) for run in runs if chart in run.curves])
-        for chart in CHARTS
+        for chart in charts
     ]
-    return [(chart, curves) for chart, curves in found if curves]
 
 
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:

@@ -118,10 +118,7 @@ def _curves(runs: Sequence[RunRecord]) -> str:
         line_chart(
             chart.title,
             "optimizer step",
-            [
-                Line(curve, styles[run.name], has_markers=chart.field == "heldout_loss")
-                for run, curve in curves
-            ],
+            [Line(curve, styles[run.name], has_markers=chart.has_markers) for run, curve in curves],
         )
         for chart, curves in known_charts(runs)
     ]

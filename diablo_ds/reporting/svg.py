@@ -98,7 +98,7 @@ class _Axis:
         if is_log:
             return cls(math.log10(low), math.log10(high), start, end, is_log)
         margin = (high - low) * 0.04 or abs(high) * 0.05 or 1.0
-        low = 0.0 if 0 <= low < 0.3 * high else low - margin * (end < start)
+        low = 0.0 if 0 <= low <= 0.3 * high else low - margin * (end < start)
         return cls(low, high + margin * (end < start or high == low), start, end)
 
     def place(self, value: float) -> float:

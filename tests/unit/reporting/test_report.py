@@ -94,6 +94,28 @@ def test_several_runs_are_compared_and_a_sweep_has_its_response(sweep, tmp_path)
     assert not re.search("<td>(--)?output</td>", text)
 
 
+def test_scores_of_tasks_are_drawn_over_the_steps_after_the_losses(tmp_path):
+    run = write_run(tmp_path / "run")
+    points = [
+        {"step": step, "task/gsm8k/accuracy": share, "task/loss:<b>/loss": 2.0, "task/gsm8k/n": 9}
+        for step, share in ((0, 0.0), (2, 0.5))
+    ]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(point) + "\n" for point in points)
+    text = _report([run, write_run(tmp_path / "other")], tmp_path / "report.html")
+    titles = re.findall('class="title">(.*?)<', text)
+    assert titles[2:4] == ["gsm8k: accuracy (%)", "loss:&lt;b&gt;: loss"]
+    assert [title.split()[0] for title in titles[:2] + titles[4:]] == [
+        "held-out",
+        "training",
+        "tokens/s,",
+        "peak",
+    ]
+    shares = text.partition("gsm8k: accuracy (%)</text>")[2].partition("</svg>")[0]
+    assert re.findall('class="end">(.*?)<', shares) == ["0", "10", "20", "30", "40", "50"]
+    assert shares.count("<circle") == 2
+
+
 def test_damaged_runs_are_told_and_what_is_no_run_is_refused(tmp_path):
     run = write_run(tmp_path / "a")
     (run / "metrics.jsonl").unlink()
@@ -159,4 +181,6 @@ def test_a_chart_keeps_its_points_inside_and_in_order(is_log):
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e-12, 1e12])
 def test_a_chart_of_one_value_can_be_drawn(value):
-    assert "<circle" in line_chart("t", "x", [Line([(0.0, value)])])
+    chart = line_chart("t", "x", [Line([(0.0, value)])])
+    assert "<circle" in chart
+    assert value < 0 or ">-" not in chart  # nor is the axis
