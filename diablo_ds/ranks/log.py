@@ -10,6 +10,8 @@ from diablo_ds.files.shown_text import shown
 from diablo_ds.ranks.live_line import shows_progress, terminal_columns
 
 logger = logging.getLogger("diablo_ds")
+_JOINED = "\0"
+"""In place of a space that no row ends at; text that is shown has none."""
 
 
 class _ShownMessages(logging.Formatter):
@@ -21,18 +23,25 @@ class _ShownMessages(logging.Formatter):
 
 
 def _wrapped(line: str, columns: int) -> str:
-    """Return a line whose words are whole on a terminal, paths and such in one piece."""
+    """Return a line in rows of a terminal, whole words each, those after the first one indented.
+
+    Parts that two spaces set apart, such as a name with its value, stay whole where they fit.
+    """
     if len(line) <= columns:
         return line
     indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.fill(
-        line.strip(),
+    rest = f"{indent}  "
+    parts = line.strip().split("  ")
+    kept = [p.replace(" ", _JOINED) if len(p) <= columns - len(rest) else p for p in parts]
+    rows = textwrap.wrap(
+        "  ".join(kept) if len(parts) > 1 else line.strip(),
         columns,
         initial_indent=indent,
-        subsequent_indent=indent,
+        subsequent_indent=rest,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return "\n".join(rows).replace(_JOINED, " ")
 
 
 def set_up_logging(*, is_main_process: bool) -> None:

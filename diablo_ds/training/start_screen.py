@@ -68,7 +68,7 @@ def start_screen(
         ("batch", run_config.batch_equation(world_size)),
         ("steps", _steps_text(prepared, position)),
         ("", describe_warmup(num_steps, run_config.warmup_steps)),
-        *(("tasks", line) for line in _lines(prepared.tasks.describe() if prepared.tasks else "")),
+        *_task_rows(prepared),
         ("time", _time_text(prepared, position, folder, plan)),
         ("numbers", _numbers_text(prepared)),
         ("placement", _placement_text(prepared)),
@@ -96,7 +96,11 @@ def _shortened(text: str) -> str:
 
 
 def _row(label: str, text: str, width: int) -> list[str]:
-    lines = textwrap.wrap(text, width, break_on_hyphens=False) if width else [text]
+    lines = (
+        textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+        if width
+        else [text]
+    )
     return [f"{'' if i else label:<{_LABEL}}{line}" for i, line in enumerate(lines)]
 
 
@@ -115,6 +119,11 @@ def _data_lines(source: TrainingBatches | BatchSource, *, is_short: bool) -> lis
         lines = [line for line in lines if not line.startswith(f"{number} rows read: {number} ")]
         lines[0] = lines[0].replace(f"; from {Path.cwd()}/", "; from ")
     return lines
+
+
+def _task_rows(prepared: Prepared) -> list[tuple[str, str]]:
+    lines = _lines(prepared.tasks.describe() if prepared.tasks else "")
+    return [("" if i else "tasks", line) for i, line in enumerate(lines)]
 
 
 def _chosen_rows(prepared: Prepared, *, is_short: bool) -> list[tuple[str, str]]:

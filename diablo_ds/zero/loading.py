@@ -16,6 +16,7 @@ from diablo_ds.model.pretrained import from_pretrained
 from diablo_ds.model.varlen import VARLEN, register_varlen_attention
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.log import logger
+from diablo_ds.ranks.progress import format_bytes
 from diablo_ds.zero.private.names import is_tested
 from diablo_ds.zero.sharded_loading import load_shards
 
@@ -88,6 +89,7 @@ def _load_shards(base: Base, dtype: torch.dtype, ds_config: dict[str, Any]) -> A
         return None
     model, report = load_shards(base.model_config, tensors, dtype, ds_config)
     logger.info(
-        f"Read {report.bytes_read / 1e9:.3f} of {report.checkpoint_bytes / 1e9:.3f} GB on rank 0"
+        f"Read {format_bytes(report.bytes_read)} of {format_bytes(report.checkpoint_bytes)} "
+        "on rank 0"
     )
     return model

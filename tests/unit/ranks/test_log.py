@@ -12,6 +12,14 @@ PATH = "/a/long-path/" + "x" * 60
 TEXT = f"Chosen: {'word ' * 30}\n  held-out rows are in {PATH}"
 
 
+def test_a_name_stays_with_its_value_and_further_rows_are_indented():
+    parts = [f"metric {n} 0.{n:04} [0.1, 0.9]" for n in range(10)]
+    first, *others = log._wrapped("  ".join(parts), 80).split("\n")
+    rows = [first, *(row.removeprefix("  ") for row in others)]
+    assert [part for row in rows for part in row.split("  ")] == parts
+    assert all(row.startswith("  m") for row in others)
+
+
 @pytest.mark.parametrize("columns", [80, 100, 200])
 def test_words_stay_whole_and_nothing_is_lost(columns, monkeypatch):
     monkeypatch.setattr(log, "shows_progress", lambda: True)
