@@ -47,18 +47,26 @@ def describe_next(run_config: RunConfig, folder: Path) -> str:
 def folded(command: str, columns: int) -> str:
     """Return a command in indented rows that a shell takes as one command when they are pasted.
 
-    Rows end between words. A word that is longer than a row has one to itself, and it is the
+    An option stays with its value. What is longer than a row has one to itself, and it is the
     terminal that wraps it: what is copied from there is whole.
 
     Args:
         command: words as `shlex.join` writes them.
         columns: of the terminal.
     """
-    rows, width = [_INDENT], columns - len(_CONTINUED)
+    parts: list[str] = []
+    is_option = False
     for word in map(shlex.quote, shlex.split(command)):
-        if rows[-1].strip() and len(rows[-1]) + len(word) > width:
+        if is_option and not word.startswith("-"):
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+        is_option = word.startswith("--")
+    rows = [_INDENT]
+    for part in parts:
+        if rows[-1].strip() and len(rows[-1]) + len(part) > columns - len(_CONTINUED):
             rows.append(2 * _INDENT)
-        rows[-1] += f"{word} "
+        rows[-1] += f"{part} "
     return f"{_CONTINUED}\n".join(row.rstrip() for row in rows)
 
 

@@ -183,7 +183,9 @@ def _numbers_text(prepared: Prepared) -> str:
 def _placement_text(prepared: Prepared) -> str:
     design, world_size = prepared.design, distributed.world_size()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    threads = "" if torch.cuda.is_available() else f" with {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    plural = "s" if count > 1 else ""
+    threads = "" if torch.cuda.is_available() else f" with {count} thread{plural}"
     text = f"ZeRO-{design.stage} on {world_size} x {device}{threads}: {_STAGES[design.stage]}"
     for name, what in (("offload_param", "base"), ("offload_optimizer", "optimizer state")):
         offload = design.ds_config.get("zero_optimization", {}).get(name) or {}

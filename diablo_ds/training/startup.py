@@ -35,7 +35,7 @@ from diablo_ds.training.start_record import record_start
 from diablo_ds.training.start_screen import shown_example, start_screen
 from diablo_ds.training.task_inputs import TaskInputs
 from diablo_ds.zero.engine import Engine, EngineState
-from diablo_ds.zero.joining import init_process_group
+from diablo_ds.zero.joining import import_deepspeed, init_process_group
 from diablo_ds.zero.offload_folders import private_offload
 from diablo_ds.zero.start import start_engine
 
@@ -98,6 +98,8 @@ def start_run(
     Raises:
         UserError: if a setting, file or folder is wrong; before the model is loaded.
     """
+    heart.beat("importing DeepSpeed")
+    import_deepspeed()
     heart.beat("joining the other ranks")
     device = init_process_group()
     set_up_logging(is_main_process=distributed.is_main_process())
