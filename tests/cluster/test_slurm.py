@@ -100,8 +100,8 @@ def test_a_chain_and_an_array_run_to_their_ends_on_the_cpus_they_asked_for(
     for value in ("1e-3", "2e-3"):
         assert (tmp_path / "array" / f"learning_rate-{value}" / "adapter").is_dir()
     assert slurm.job_field(chain[0], "NumCPUs") == "1"
-    assert re.findall(r"with (\d+) threads each", _slurm_log(tmp_path / "chain")) == ["1"]
+    assert re.findall(r"x CPU with (\d+) thread", _slurm_log(tmp_path / "chain")) == ["1"]
     # The array asked for no number, and so has each node for itself.
     assert slurm.job_field(array, "NumCPUs") == str(CPUS)
     usable = min(CPUS, len(os.sched_getaffinity(0)))
-    assert f"with {usable} threads each" in _slurm_log(tmp_path / "array")
+    assert f"x CPU with {usable} thread" in _slurm_log(tmp_path / "array")

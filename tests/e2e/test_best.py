@@ -106,14 +106,17 @@ def test_pruning_spares_the_best_on_all_ranks_and_a_lost_one_is_replaced(unstead
     assert best == min(heldout, key=heldout.__getitem__) < last == max(heldout)
     assert _steps(tmp_path / "run") == [best, last]
 
-    # With more patience the run continues; the lost best one is said and another takes its place.
+    # With more steps the run continues; the lost best one is said and another takes its place.
     shutil.rmtree(checkpoint_folder(RunFolder(tmp_path / "run").checkpoints, best))
-    result = forked.ranks(*options, "--patience", 0, "--max-steps", 40, num_ranks=2)
+    result = forked.ranks(*options, "--patience", 0, "--max-steps", 60, num_ranks=2)
     assert "The best checkpoint is lost" in result.stderr
     heldout = losses(tmp_path / "run", "heldout_loss")
     later = {step: loss for step, loss in heldout.items() if step > last}
     best = min(later, key=later.__getitem__)
-    assert set(_steps(tmp_path / "run")) == {best, 40}
+    kept = set(_steps(tmp_path / "run"))  # a best one before may be there until the next save
+    assert {best, 60} <= kept
+    assert min(kept) > last
+    assert len(kept) <= 3
     assert json.loads((tmp_path / "run" / "progress.json").read_text())["done"] is True
     assert f"step {best} with {later[best]:.4f}" in result.stdout
     assert not losses(tmp_path / "run", "stopped_early")
