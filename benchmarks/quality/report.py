@@ -30,9 +30,10 @@ loss, which all methods are then also reported by, so that all of them gain alik
 Losses are in nats per target token. Intervals are of 95 %: over seeds by Student's t, paired by
 seed for differences, where a seed gives both sides the same examples in the same order; over
 questions for accuracies. A training that diverged counts as worse than any other. LoRA and its
-kin have the rank whose size is nearest to that of DiaBlo's N blocks on the same layers. There is no
-correction for the number of comparisons: of 20 differences that are none, one is expected to
-look like one."""
+kin have the rank whose size is nearest to that of DiaBlo's N blocks on the same layers. Rows of a
+table may have different numbers of seeds: the sentences above it compare the seeds that both have.
+There is no correction for the number of comparisons: of 20 differences that are none, one is
+expected to look like one."""
 
 
 def write_study_report(
