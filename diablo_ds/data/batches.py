@@ -215,7 +215,7 @@ class Dealer:
                 packing=self.run_config.packing,
                 mask=self.mask,
                 multiple=1 if self.equal_lengths else self._multiple,
-                at_most=padded_width(self.run_config.max_length),
+                at_most=self._most,
             )
 
     def count(self, sizes: Sequence[int]) -> int:
@@ -227,6 +227,11 @@ class Dealer:
     def _multiple(self) -> int:
         return self.run_config.pad_to_multiple_of or PAD_TO_MULTIPLE
 
+    @property
+    def _most(self) -> int:
+        """Tokens beyond which no width is rounded up."""
+        return padded_width(self.run_config.max_length)
+
     def _groups(self, rows: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
         """Cut rows, longest first, into micro batches."""
         groups = []
@@ -234,8 +239,7 @@ class Dealer:
         while start < len(rows):
             size = self.run_config.micro_batch
             if self.run_config.micro_batch_tokens:
-                most = padded_width(self.run_config.max_length)
-                width = padded_width(sizes[rows[start]], self._multiple, most)
+                width = padded_width(sizes[rows[start]], self._multiple, self._most)
                 size = max(1, self.run_config.micro_batch_tokens // width)
             if self.equal_lengths:
                 size = min(size, self._num_equal(rows, sizes, start))

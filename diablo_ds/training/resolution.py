@@ -153,7 +153,7 @@ def _check_delta_path(path: str, machines: Sequence[Machine]) -> None:
 def _choose_multiple(device_type: str, recorded: RunConfig | None) -> tuple[int, str]:
     """Return the tokens to a multiple of which micro batches are padded, and why."""
     if recorded is not None:  # an older version recorded none
-        return recorded.pad_to_multiple_of or PAD_TO_MULTIPLE, "as this run has it"
+        return recorded.pad_to_multiple_of or PAD_TO_MULTIPLE, AS_RECORDED
     if device_type == "cpu":
         return CPU_MULTIPLE, "each further width of a micro batch takes memory on a CPU"
     return PAD_TO_MULTIPLE, "matrix units like round sizes"

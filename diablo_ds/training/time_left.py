@@ -80,21 +80,20 @@ def time_left_s(points: Sequence[Mapping[str, float]], schedule: Schedule) -> fl
         None before the second step: the first one compiles, and tells nothing of the others.
     """
     parts = _parts_left(points, schedule)
-    return None if parts is None else sum(part.number * (part.seconds or 0.0) for part in parts)
+    return None if parts is None else _seconds_of(parts)
 
 
 def describe_estimate(points: Sequence[Mapping[str, float]], schedule: Schedule) -> str:
     """Return what a run still takes and what of, as a sentence; empty where nothing is known."""
     parts = [part for part in _parts_left(points, schedule) or () if part.number]
-    seconds = time_left_s(points, schedule)
-    if not parts or seconds is None:
+    if not parts:
         return ""
     shown = [
         f"{part.number:,} {part.name}{'s' if part.number > 1 else ''}"
         + (" not measured yet" if part.seconds is None else f" of {part.seconds:.3g} s")
         for part in parts
     ]
-    return f"Estimated time left: {format_seconds(seconds)}, for {', '.join(shown)}"
+    return f"Estimated time left: {format_seconds(_seconds_of(parts))}, for {', '.join(shown)}"
 
 
 class _Part(NamedTuple):
@@ -104,6 +103,10 @@ class _Part(NamedTuple):
     number: int
     seconds: float | None
     """Of each; None where none was measured."""
+
+
+def _seconds_of(parts: Sequence[_Part]) -> float:
+    return sum(part.number * (part.seconds or 0.0) for part in parts)
 
 
 def _parts_left(points: Sequence[Mapping[str, float]], schedule: Schedule) -> list[_Part] | None:
