@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -110,14 +109,17 @@ class Shared:
             lambda: look_at_machines(given, base.shapes, self.device),
         )
         policy = load_ds_config(DS_CONFIG)
-        run_config = resolve_run(given, machines, base.shapes, policy=policy).run_config
-        apart, separation = self.keep(
-            ("separation", spec.model, spec.precision, spec.max_length, spec.global_batch),
-            lambda: keep_apart(base, run_config, asked="auto"),
+        of = ("separation", spec.model, spec.precision, spec.max_length, spec.global_batch)
+        resolution = resolve_run(
+            given,
+            machines,
+            base.shapes,
+            policy=policy,
+            try_apart=lambda run: self.keep(of, lambda: keep_apart(base, run, asked="auto")),
         )
-        run_config = dataclasses.replace(run_config, attention=apart.attention)
+        run_config = resolution.run_config
         design = design_model(run_config, base.shapes, policy, DS_CONFIG, self.device.type)
-        return Setup(base, tokenizer, study, design, separation)
+        return Setup(base, tokenizer, study, design, resolution.separation)
 
     def run_config(self, spec: Spec, num_train: int) -> RunConfig:
         """Return the run config of a spec; a DiaBlo run with it trains the same.

@@ -41,8 +41,8 @@ def with_global_batch(
     if not run_config.global_batch and recorded is not None:
         run_config = replace(run_config, global_batch=recorded.global_batch)
     if not run_config.global_batch:
-        resolution = resolve_batch(run_config, math.lcm(*world_sizes), policy=policy)
-        common = resolution.run_config.global_batch
+        batch = resolve_batch(run_config, math.lcm(*world_sizes), policy=policy)
+        common = batch.run_config.global_batch
         if len(world_sizes) > 1 and common > MOST_MICRO_BATCH * max(world_sizes):
             raise UserError(
                 "global_batch must be given where no moderate one divides over every number of "
@@ -51,9 +51,9 @@ def with_global_batch(
             )
         run_config = replace(run_config, global_batch=common)
     for world_size in world_sizes:
-        resolution = resolve_batch(run_config, world_size, recorded=recorded, policy=policy)
-        if resolution.lines and is_said:
-            click.echo(resolution.run_config.batch_equation(world_size), err=True)
+        batch = resolve_batch(run_config, world_size, recorded=recorded, policy=policy)
+        if (batch.kept or batch.sizes.reason) and is_said:
+            click.echo(batch.run_config.batch_equation(world_size), err=True)
     return run_config
 
 

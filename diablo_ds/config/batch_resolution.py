@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from diablo_ds.config.batch_sizes import BatchSizes, choose_batch_sizes
 from diablo_ds.config.continuation import OPEN_SETTINGS, keep_recorded
@@ -18,22 +17,14 @@ AS_RECORDED = "as this run has it"
 """The reason of what a run that continues has already."""
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """A run config without open values."""
+class Batch(NamedTuple):
+    """A run config with batch sizes."""
 
     run_config: RunConfig
-    lines: tuple[str, ...]
-    """What was chosen, and why."""
-    warnings: tuple[str, ...] = ()
-    base_dropout: Mapping[str, float] = field(default_factory=dict)
-    """Dropout rates of the base that act while it trains, by where."""
-    sizes: BatchSizes | None = None
-    """The batch sizes, each with the reason where it was open."""
-
-    def text(self) -> str:
-        """Return what was chosen as lines of text."""
-        return "\n".join(self.lines)
+    sizes: BatchSizes
+    """Each with the reason where it was open."""
+    kept: tuple[str, ...] = ()
+    """What a continued run has already, a line per setting."""
 
 
 def resolve_batch(
@@ -42,7 +33,7 @@ def resolve_batch(
     *,
     recorded: RunConfig | None = None,
     policy: Mapping[str, Any] | None = None,
-) -> Resolution:
+) -> Batch:
     """Choose the batch sizes that a run config leaves open; also takes what a continued run has.
 
     Args:
@@ -54,14 +45,14 @@ def resolve_batch(
     Raises:
         UserError: if what is given does not divide.
     """
-    lines = []
+    lines: tuple[str, ...] = ()
     if recorded is not None:
         kept = keep_recorded(run_config, recorded)
-        lines += [
+        lines = tuple(
             f"{_words(name)} {getattr(kept, name)}: {AS_RECORDED}"
             for name in OPEN_SETTINGS
             if getattr(kept, name) != getattr(run_config, name)
-        ]
+        )
         run_config = kept
     run_config = _with_given(run_config, policy or {}, world_size)
     sizes = choose_batch_sizes(
@@ -73,14 +64,7 @@ def resolve_batch(
     run_config = dataclasses.replace(
         run_config, micro_batch=sizes.micro_batch, global_batch=sizes.global_batch
     )
-    if sizes.reason:
-        lines.append(describe_sizes(run_config, world_size, sizes))
-    return Resolution(run_config, tuple(lines), sizes=sizes)
-
-
-def describe_sizes(run_config: RunConfig, world_size: int, sizes: BatchSizes) -> str:
-    """Return the batch equation with the reasons of what was open."""
-    return f"{run_config.batch_equation(world_size)}: {sizes.reason}"
+    return Batch(run_config, sizes, lines)
 
 
 def _with_given(run_config: RunConfig, policy: Mapping[str, Any], world_size: int) -> RunConfig:

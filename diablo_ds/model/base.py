@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.architecture import DTYPES, build_meta_model, check_runs, load_model_config
@@ -50,40 +49,44 @@ def read_base(folder: Path) -> Base:
     return Base(folder, model_config, shapes)
 
 
-def keep_apart(base: Base, run_config: RunConfig, *, asked: str) -> tuple[RunConfig, Separation]:
+class Apart(NamedTuple):
+    """How examples are kept apart, and the attention that does it."""
+
+    separation: Separation
+    attention: str
+    reason: str = ""
+    """Why it is not the run config's; empty where it is."""
+
+
+def keep_apart(base: Base, run_config: RunConfig, *, asked: str) -> Apart:
     """Try how examples are kept apart; it may take another attention than was chosen.
 
     Collective, where the ranks have joined: every rank must call this.
 
     Args:
         base: the base model.
-        run_config: the run config, without open values.
+        run_config: the run config, with micro batch, precision and attention.
         asked: the attention that the user asked for, "auto" for none.
-
-    Returns:
-        The run config, and how examples are kept apart.
 
     Raises:
         UserError: if packing or padding would change losses.
     """
 
-    def prove() -> tuple[str, Separation, str]:
+    def prove() -> Apart:
         try:
-            return run_config.attention, _prove(base, run_config, run_config.attention), ""
+            return Apart(_prove(base, run_config, run_config.attention), run_config.attention)
         except ValueError as error:
             if asked != "auto" or not takes_lengths(run_config.attention):
                 raise
             reason = str(error).partition("; use ")[0]
         # Kernels of variable length take no mask and lack soft caps; others do not.
         other: str = base.shapes.config.get_text_config()._attn_implementation or "eager"
-        return other, _prove(base, run_config, other), reason
+        return Apart(_prove(base, run_config, other), other, reason)
 
-    attention, separation, reason = distributed.on_main_process(prove)
-    if attention != run_config.attention:
-        logger.info(f"Attention {attention} instead of {run_config.attention}: {reason}")
-    if separation.text:
-        logger.info(separation.text)
-    return dataclasses.replace(run_config, attention=attention), separation
+    apart = distributed.on_main_process(prove)
+    if apart.separation.text:
+        logger.info(apart.separation.text)
+    return apart
 
 
 def _prove(base: Base, run_config: RunConfig, attention: str) -> Separation:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diablo_ds.config.batch_resolution import AS_RECORDED, describe_sizes
-from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH, BatchSizes, micro_batches
+from diablo_ds.config.batch_resolution import AS_RECORDED
+from diablo_ds.config.batch_sizes import MOST_MICRO_BATCH, micro_batches
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import decoder_layers
@@ -22,8 +22,10 @@ class MemoryChoice(NamedTuple):
     """A run config that fits the GPUs' memory, as far as a plan can tell."""
 
     run_config: RunConfig
-    lines: tuple[str, ...] = ()
-    """What was chosen, and why: the batch sizes first, where the micro batch was open."""
+    micro_reason: str = ""
+    """Why it has this micro batch; empty where that was not chosen here."""
+    recomputation: str = ""
+    """What is recomputed and why, as a line; empty where that was not chosen here."""
     warnings: tuple[str, ...] = ()
 
 
@@ -31,8 +33,8 @@ def fit_gpus(
     run_config: RunConfig,
     machines: Sequence[Machine],
     shapes: Any,
-    sizes: BatchSizes,
     *,
+    is_size_open: bool,
     recorded: RunConfig | None = None,
     policy: Mapping[str, Any] | None = None,
     num_blocks: dict[str, int] | None = None,
@@ -46,7 +48,7 @@ def fit_gpus(
         run_config: the run config; all else in it is decided.
         machines: what each rank found, in the order of the ranks.
         shapes: the base model on the meta device.
-        sizes: the batch sizes, with the reason of an open micro batch.
+        is_size_open: whether the micro batch may be another one.
         recorded: the run config of the run that is continued.
         policy: the DeepSpeed config file's values.
         num_blocks: block count of each target layer by full module name; those of the run config by
@@ -58,7 +60,6 @@ def fit_gpus(
     Raises:
         UserError: if a target matches nothing or a block count does not divide a layer.
     """
-    is_size_open = bool(sizes.micro_reason)
     is_open = not (
         run_config.recompute is not None
         or run_config.recomputed_layers
@@ -92,9 +93,11 @@ def fit_gpus(
     if best is None:
         return None
     chosen = _with_choice(run_config, best, is_size_open=is_size_open, is_open=is_open)
+    is_kept = kept is not None
     return MemoryChoice(
         chosen,
-        tuple(_lines(chosen, best, sizes, len(machines), kept is not None, is_size_open, is_open)),
+        _micro_reason(chosen, is_kept=is_kept) if is_size_open else "",
+        _recomputation_line(best, is_kept=is_kept) if is_open else "",
         () if best.fits else (_too_large(best),),
     )
 
@@ -152,32 +155,21 @@ def _with_choice(
     )
 
 
-def _lines(
-    run_config: RunConfig,
-    best: Candidate,
-    sizes: BatchSizes,
-    world_size: int,
-    is_kept: bool,
-    is_size_open: bool,
-    is_open: bool,
-) -> list[str]:
-    lines = []
-    if is_size_open:
-        reason = f"of the micro batches up to {MOST_MICRO_BATCH} that divide, the fastest by a plan"
-        if is_kept:
-            reason = f"micro batch {run_config.micro_batch} as this run has it"
-        own = sizes._replace(micro_batch=run_config.micro_batch, micro_reason=reason)
-        lines.append(describe_sizes(run_config, world_size, own))
-    if is_open:
-        count = best.recomputation.num_layers
-        if is_kept:
-            reason = AS_RECORDED
-        elif not best.fits:
-            reason = "the least memory"
-        else:
-            reason = "the fewest that fit" if count else "all of it fits"
-        lines.append(f"{best.recomputation.text(best.num_layers)}: {reason}, {_planned_text(best)}")
-    return lines
+def _micro_reason(run_config: RunConfig, *, is_kept: bool) -> str:
+    if is_kept:
+        return f"micro batch {run_config.micro_batch} {AS_RECORDED}"
+    return f"of the micro batches up to {MOST_MICRO_BATCH} that divide, the fastest by a plan"
+
+
+def _recomputation_line(best: Candidate, *, is_kept: bool) -> str:
+    count = best.recomputation.num_layers
+    if is_kept:
+        reason = AS_RECORDED
+    elif not best.fits:
+        reason = "the least memory"
+    else:
+        reason = "the fewest that fit" if count else "all of it fits"
+    return f"{best.recomputation.text(best.num_layers)}: {reason}, {_planned_text(best)}"
 
 
 def _planned_text(best: Candidate) -> str:

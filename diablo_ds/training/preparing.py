@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,14 @@ import torch
 
 from diablo_ds.adapter.layer_names import targets_of
 from diablo_ds.adapter.storage import AdapterConfig
-from diablo_ds.config.batch_resolution import Resolution, resolve_batch
+from diablo_ds.config.batch_resolution import resolve_batch
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import load_parent
-from diablo_ds.errors import UserError
 from diablo_ds.files.hub import keep_revisions, revision_of
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.model.base import Base, keep_apart, read_base
 from diablo_ds.model.compile_cache import set_up_cache
 from diablo_ds.model.finding import find_model, fingerprint, lasting_name
-from diablo_ds.model.separation import Separation
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.heartbeat import heart
 from diablo_ds.ranks.software import installed_versions
@@ -40,7 +39,7 @@ from diablo_ds.training.initial_adapter import (
 )
 from diablo_ds.training.inputs import Inputs, load_inputs
 from diablo_ds.training.machine import Machine, look_at_machines
-from diablo_ds.training.resolution import resolve_run
+from diablo_ds.training.resolution import Resolution, resolve_run
 from diablo_ds.training.run_folder import choose_run_folder, find_initial_adapter, read_record
 from diablo_ds.training.task_inputs import TaskInputs, find_tasks, read_tasks
 from diablo_ds.zero import support
@@ -135,8 +134,8 @@ def prepare_run(
     base_fingerprint = distributed.on_main_process(lambda: fingerprint(base.folder))
     initial = _read_initial(run_config, base, base_fingerprint)
     num_blocks, parent = _read_lineage(run_config, folder, initial)
-    resolution, separation, machines = _resolve(settings, base, num_blocks)
-    run_config = resolution.run_config
+    resolution, machines = _resolve(settings, base, num_blocks)
+    run_config, separation = resolution.run_config, resolution.separation
     heart.beat("reading data")
     inputs = distributed.on_every_rank(lambda: load_inputs(run_config, base, separation))
     num_steps = inputs.train.num_steps
@@ -255,7 +254,7 @@ def _read_tasks(run_config: RunConfig, base: Base, inputs: Inputs) -> TaskInputs
 
 def _resolve(
     settings: _Settings, base: Base, num_blocks: dict[str, int] | None
-) -> tuple[Resolution, Separation, Sequence[Machine]]:
+) -> tuple[Resolution, Sequence[Machine]]:
     """Choose the settings that were left open, by the machines and the model."""
     machines = look_at_machines(settings.run_config, base.shapes, settings.device)
     resolution = resolve_run(
@@ -265,22 +264,8 @@ def _resolve(
         recorded=settings.recorded,
         policy=settings.policy,
         num_blocks=num_blocks,
+        try_apart=partial(keep_apart, base, asked=settings.run_config.attention),
     )
     if resolution.run_config.compile == "on":
         distributed.on_every_rank(lambda: set_up_cache(resolution.run_config))
-    run_config, separation = keep_apart(
-        base, resolution.run_config, asked=settings.run_config.attention
-    )
-    if separation.equal_lengths:
-        run_config = _without_padding(run_config, given=settings.run_config.pad_to_multiple_of)
-    return dataclasses.replace(resolution, run_config=run_config), separation, machines
-
-
-def _without_padding(run_config: RunConfig, *, given: int) -> RunConfig:
-    """Return the run config of a base that must not be padded."""
-    if given > 1:
-        raise UserError(
-            "pad_to_multiple_of must be auto or 1, since padding changes the losses of this model; "
-            f"got pad_to_multiple_of={given}"
-        )
-    return dataclasses.replace(run_config, pad_to_multiple_of=1)
+    return resolution, machines

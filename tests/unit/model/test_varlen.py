@@ -176,16 +176,17 @@ def test_models_whose_attention_it_computes_take_it(kind):
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_others_are_refused_by_name_and_get_another_attention_otherwise(config, reason, caplog):
+def test_others_are_refused_by_name_and_get_another_attention_otherwise(config, reason):
     with pytest.raises(UserError, match=reason):
         prove_separation(config, RUN, VARLEN, torch.bfloat16)
     if config is CONVOLUTION:  # nothing keeps its examples apart
         return
     meta_model = build_meta_model(config)
     run = replace(RUN, attention=VARLEN)
-    kept, separation = keep_apart(Base(None, config, meta_model), run, asked="auto")
-    assert kept.attention == meta_model.config._attn_implementation
-    assert "MB for a micro batch of 4 x 64 tokens" in separation.text
+    apart = keep_apart(Base(None, config, meta_model), run, asked="auto")
+    assert apart.attention == meta_model.config._attn_implementation
+    assert reason in apart.reason
+    assert "MB for a micro batch of 4 x 64 tokens" in apart.separation.text
     with pytest.raises(UserError, match=reason):
         keep_apart(Base(None, config, meta_model), run, asked=VARLEN)
 
