@@ -10,6 +10,7 @@ from pathlib import Path
 from diablo_ds.adapter.layer import delta_shapes
 from diablo_ds.adapter.storage import check_adapter
 from diablo_ds.config.continuation import changes_ahead
+from diablo_ds.config.profile_steps import parse_profile_steps
 from diablo_ds.config.run import RunConfig
 from diablo_ds.config.starts import Change
 from diablo_ds.data.batch_source import BatchSource
@@ -94,7 +95,8 @@ def find_position(prepared: Prepared, folder: Path) -> Position:
 
     Raises:
         UserError: if a checkpoint is there and none fits the run, the data changed without
-            `allow_changed_data`, hosts see different data, or settings change without effect.
+            `allow_changed_data`, hosts see different data, settings change without effect, or steps
+            are to be traced that the run does not take.
     """
     checkpoint = _find_checkpoint(prepared, folder)
     inputs, recorded = prepared.inputs, prepared.recorded
@@ -105,7 +107,19 @@ def find_position(prepared: Prepared, folder: Path) -> Position:
     if checkpoint is not None:
         check_effect(changes, checkpoint.step, num_steps)
     other_heldout = _has_other_heldout(checkpoint, data)
-    return Position(checkpoint, batches, data, num_steps, other_heldout, tuple(changes))
+    position = Position(checkpoint, batches, data, num_steps, other_heldout, tuple(changes))
+    _check_traced(prepared.run_config.profile_steps, position)
+    return position
+
+
+def _check_traced(profile_steps: str, position: Position) -> None:
+    """Check that the steps to be traced are the run's, and warn where all were taken before."""
+    steps = parse_profile_steps(profile_steps, position.num_steps)
+    if steps and steps[-1] <= position.start_step:
+        logger.warning(
+            f"Nothing will be traced: profile_steps={profile_steps} were taken before, and the run "
+            f"continues after step {position.start_step}"
+        )
 
 
 def _has_other_heldout(checkpoint: Checkpoint | None, data: DataIdentity) -> bool:

@@ -12,7 +12,6 @@ import torch
 
 from diablo_ds.adapter.attach import load_deltas
 from diablo_ds.adapter.storage import AdapterConfig
-from diablo_ds.config.profile_steps import parse_profile_steps
 from diablo_ds.config.run import RunConfig
 from diablo_ds.data.batch_source import BatchSource
 from diablo_ds.data.identity import DataIdentity
@@ -115,7 +114,6 @@ def start_run(
     heart.tell_run_folder(folder)
     resources.enter_context(private_offload(prepared.design.ds_config, folder))
     position = find_position(prepared, folder)
-    parse_profile_steps(run_config.profile_steps, position.num_steps)
     plan = record_start(prepared, position, folder, given_file)
     if position.changes:
         logger.info(position.describe_changes(run_config, folder))

@@ -41,6 +41,7 @@ SETTINGS = {
     "a memory budget that holds nothing": {"memory_budget": 1e-6},
     "batch sizes that do not divide": {"micro_batch": 3},
     "examples that are all too long": {"max_length": 3},
+    "traced steps that the run does not take": {"max_steps": 0, "profile_steps": "900"},
     "no such model": {"model": "./nowhere"},
     "no such data": {"data": ("nowhere.jsonl",)},
 }

@@ -67,7 +67,8 @@ def test_each_step_is_taken_by_the_settings_of_its_start(options, tmp_path):
     options = [*options, "--dropout", 0, "--warmup-steps", 0, "--output", folder]
     forked.ranks(*options, "--max-steps", 4, "--schedule", "constant")
     text = "--max-steps 8 --schedule cosine --learning-rate 0.03 --weight-decay 0.1"
-    result = forked.ranks(*options, *text.split())
+    result = forked.ranks(*options, *text.split(), "--profile-steps", "2-3")
+    assert "Nothing will be traced: profile_steps=2-3 were taken before" in result.stderr
     rates = [0.01] * 4 + [0.03 * 0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(4, 8)]
     assert f"{rates[3]:.3g} in step 4, {rates[4]:.3g} in step 5, {rates[7]:.3g} in step 8" in (
         result.stderr
