@@ -95,8 +95,9 @@ def save_checkpoint(
     Args:
         root: folder of the run's checkpoints.
         checkpoint: what to save.
-        keep_last: how many to keep, counting this one; the best one is not counted.
-        best_step: step of the best one; None where it is not kept for being the best.
+        keep_last: how many to keep, counting this one.
+        best_step: step of the best one, kept beside them where it is none of them; None where it is
+            not kept for being the best.
         advance: called with bytes that were written, and again when they were read for a checksum.
 
     Returns:

@@ -19,6 +19,7 @@ from diablo_ds.training.checkpoint import verify_checkpoint
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics import plot_losses
 from diablo_ds.training.next_commands import describe_next
+from diablo_ds.training.pruning import remove_old
 from diablo_ds.training.reports import Reports
 from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.training.startup import Run
@@ -91,8 +92,12 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
     def write() -> Summary:
         run.check_owner()
         files, history = RunFolder(run.folder), reports.history
-        chosen = checkpoint_folder(files.checkpoints, steps if best is None else best[0])
+        best_step = None if best is None else best[0]
+        chosen = checkpoint_folder(files.checkpoints, steps if best_step is None else best_step)
         _verify(chosen)
+        # What a process left that was killed between a save and the removal that follows it.
+        newest = checkpoint_folder(files.checkpoints, steps)
+        remove_old(files.checkpoints, newest, run.run_config.keep_last, best_step)
         masters, adapter_config = load_adapter(chosen)
         heldout = {p["step"]: p["heldout_loss"] for p in history if "heldout_loss" in p}
         loss = heldout.get(steps, math.nan) if best is None else best[1]

@@ -36,7 +36,8 @@ class Loop:
     A step is saved ahead of its evaluation, so that whatever ends an evaluation loses no step; the
     checkpoint then remembers the evaluations before it. A process that continues from it counts the
     evaluation of its step again, from the metrics or by evaluating. The best of them is removed
-    only after a checkpoint was written that remembers a better one.
+    only after a checkpoint was written that remembers a better one; so a last step that its
+    evaluation finds to be the best is saved again.
     """
 
     def __init__(self, run: Run, reports: Reports, requests: StopRequests) -> None:
@@ -44,6 +45,7 @@ class Loop:
         self.finished = run.start_step
         self.saved = run.start_step if run.has_checkpoint else -1
         self.evaluations = run.evaluations
+        self.saved_best = run.evaluations.best_step
         self.eval_every = interval(run.run_config.eval_every, run.num_steps)
         self.save_every = interval(run.run_config.save_every, run.num_steps)
         self.eval_task_every = interval(run.run_config.eval_task_every, run.num_steps)
@@ -113,6 +115,8 @@ class Loop:
             self._score_tasks(done)
         if self.is_out_of_patience:
             self._stop_early()
+        if run.run_config.keep_best and self.saved_best != self.evaluations.best_step:
+            self._save()
         seconds = self.clock.finish_step()  # no step follows that would tell of them
         del seconds[STEP]
         self.reports.write(lambda reporter: reporter.times(self.finished, seconds))
@@ -204,7 +208,7 @@ class Loop:
         start = time.perf_counter()
         with self.clock.apart(SAVING):
             save(self.run, self.finished, self.evaluations)
-        self.saved = self.finished
+        self.saved, self.saved_best = self.finished, self.evaluations.best_step
         self.warning.saving_s = time.perf_counter() - start
 
     def take_step(self, step: int) -> None:

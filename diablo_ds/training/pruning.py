@@ -17,12 +17,13 @@ def remove_old(root: Path, newest: Path, keep_last: int, best_step: int | None) 
     Args:
         root: folder of the run's checkpoints.
         newest: the one that was just written.
-        keep_last: how many to keep, counting ``newest``; the best one is not counted.
-        best_step: step of the best one; None where it is not kept for being the best.
+        keep_last: how many to keep, counting ``newest``.
+        best_step: step of the best one, kept beside them where it is none of them; None where it is
+            not kept for being the best.
     """
-    others = [folder for folder in _by_worth(root, newest) if step_of(folder) != best_step]
-    for old in others[keep_last:]:
-        _remove(old)
+    for old in _by_worth(root, newest)[keep_last:]:
+        if step_of(old) != best_step:
+            _remove(old)
 
 
 def _by_worth(root: Path, newest: Path) -> list[Path]:

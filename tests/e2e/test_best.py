@@ -113,16 +113,33 @@ def test_pruning_spares_the_best_on_all_ranks_and_a_lost_one_is_replaced(unstead
     heldout = losses(tmp_path / "run", "heldout_loss")
     later = {step: loss for step, loss in heldout.items() if step > last}
     best = min(later, key=later.__getitem__)
-    kept = set(_steps(tmp_path / "run"))
-    if best < 60:
-        assert kept == {best, 60}
-    else:  # the evaluation after the last save was the best: the best one before is still there
-        assert max(kept) == 60
-        assert min(kept) > last
-        assert len(kept) <= 2
+    assert set(_steps(tmp_path / "run")) == {best, 60}
     assert json.loads((tmp_path / "run" / "progress.json").read_text())["done"] is True
     assert f"step {best} with {later[best]:.4f}" in result.stdout
     assert not losses(tmp_path / "run", "stopped_early")
+
+
+def test_a_last_step_that_is_the_best_leaves_no_former_best(options, tmp_path):
+    """Nor where the process ended before it could be removed, or before a checkpoint knew of it."""
+    few = [*options, "--keep-best", "--keep-last", 1]
+    forked.diablo_ds("train", *few, "--output", tmp_path / "whole")
+    heldout = losses(tmp_path / "whole", "heldout_loss")
+    assert min(heldout, key=heldout.__getitem__) == 8  # after which no step is taken
+    folder = tmp_path / "ended"
+    forked.diablo_ds("train", *options, "--keep-last", 9, "--output", folder)
+    checkpoints = RunFolder(folder).checkpoints
+    former, last = checkpoint_folder(checkpoints, 4), checkpoint_folder(checkpoints, 8)
+    assert load_checkpoint(last).evaluations.best == (4, heldout[4])
+    shutil.copytree(former, tmp_path / "former")
+    for is_removed in (False, True):
+        if is_removed:
+            shutil.copytree(tmp_path / "former", former)
+        assert former.is_dir()
+        RunFolder(folder).write_progress(8, 8, done=False)
+        forked.diablo_ds("train", *few, "--output", folder)
+        assert _steps(folder) == _steps(tmp_path / "whole") == [8]
+        assert load_checkpoint(last).evaluations.best == (8, heldout[8])
+        assert load_adapter_config(last).heldout_loss == heldout[8]
 
 
 def test_settings_without_effect_are_refused_before_the_model_is_loaded(unsteady, tmp_path):

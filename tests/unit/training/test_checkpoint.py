@@ -75,6 +75,9 @@ def test_the_best_one_is_kept_beside_the_last_ones(tmp_path):
     ]
     checkpoint.save_checkpoint(tmp_path, _checkpoint(6), keep_last=1, best_step=5)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000006", "step-000005"]
+    # One of the last ones is kept already.
+    checkpoint.save_checkpoint(tmp_path, _checkpoint(7), keep_last=2, best_step=6)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000007", "step-000006"]
 
 
 @pytest.mark.parametrize("name", [ADAPTER_TENSOR_FILE, OPTIMIZER_FILE, STATE_FILE])
