@@ -18,7 +18,7 @@ from diablo_ds.config.setting import option_name
 from diablo_ds.config.starts import Change
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, list_checkpoints, step_of
-from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.metrics_file import RecentPoints
 from diablo_ds.training.next_commands import describe_next
 from diablo_ds.training.run_folder import check_run_folder
 
@@ -104,7 +104,7 @@ def describe_changes(
         step: steps that were taken.
         num_steps: steps of the run from now on.
     """
-    points, _ = read_metrics(RunFolder(folder).metrics)
+    points = RecentPoints(RunFolder(folder).metrics, step).read()
     before = [p["learning_rate"] for p in points if p["step"] == step and "learning_rate" in p]
     rates = [f"{rate:.3g} in step {step}" for rate in before[-1:]]
     rates += [

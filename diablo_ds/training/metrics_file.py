@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ TASK_PREFIX = "task/"
 _RECENT_LINES = 400
 _MARKS = (b"heldout_loss", EVALUATION.encode(), SAVING.encode(), TASKS.encode())
 """In lines of evaluations, and of steps after which a run did something else."""
+_STEP = re.compile(rb'\{"step": ([0-9]{1,12})[,}]')
+"""How a line of our own begins."""
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
@@ -51,10 +54,14 @@ class RecentPoints:
 
     The file is read on from where it was read before, so that looking again at a run of a million
     steps takes no longer than at a short one.
+
+    Args:
+        path: the metrics file.
+        last_step: up to which points are wanted; all by default.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, last_step: float = math.inf) -> None:
+        self._path, self._last_step = path, last_step
         self._begin(0)
 
     def _begin(self, inode: int) -> None:
@@ -79,9 +86,13 @@ class RecentPoints:
                 self._offset += len(line)
                 self._keep(line)
         parsed = map(_parse_point, (*self._lines, unfinished))
-        return [*self._told, *filter(None, parsed)]
+        points = (*self._told, *filter(None, parsed))
+        return [point for point in points if point["step"] <= self._last_step]
 
     def _keep(self, line: bytes) -> None:
+        step = _STEP.match(line)
+        if step is not None and int(step[1]) > self._last_step:
+            return
         self._lines.append(line)
         if len(self._lines) > _RECENT_LINES:
             oldest = self._lines.popleft()

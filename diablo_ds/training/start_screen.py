@@ -19,7 +19,7 @@ from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.ranks import distributed
 from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.evaluations import interval
-from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.metrics_file import RecentPoints
 from diablo_ds.training.preparing import Prepared
 from diablo_ds.training.resuming import Position
 from diablo_ds.training.time_left import ESTIMATE_STEPS, Schedule, time_left_s
@@ -211,11 +211,7 @@ def _time_text(
 ) -> str:
     """Return how long it will take, by what is known before the first step."""
     if position.start_step:
-        before = [
-            point
-            for point in read_metrics(RunFolder(folder).metrics)[0]
-            if point["step"] <= position.start_step
-        ]
+        before = RecentPoints(RunFolder(folder).metrics, position.start_step).read()
         seconds = time_left_s(before, Schedule.of(prepared.run_config, position.num_steps))
         if seconds is not None:
             return f"about {format_seconds(seconds)} more, as its steps took before"

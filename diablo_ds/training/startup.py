@@ -115,11 +115,11 @@ def start_run(
     resources.enter_context(private_offload(prepared.design.ds_config, folder))
     position = find_position(prepared, folder)
     plan = record_start(prepared, position, folder, given_file)
-    if position.changes:
-        logger.info(position.describe_changes(run_config, folder))
     if prepared.initial is not None:
         logger.info(f"The run {prepared.initial.describe()}")
     if distributed.is_main_process():
+        if position.changes:
+            logger.info(position.describe_changes(run_config, folder))
         columns = terminal_columns() if shows_progress() else 0
         logger.info(start_screen(prepared, position, folder, plan, columns))
     if inputs.first_example:

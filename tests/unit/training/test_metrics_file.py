@@ -64,6 +64,11 @@ def test_a_file_is_read_on_from_where_it_was_read_before(tmp_path):
         assert [point for point in found if "step_s" not in point] == told
         assert len(found) < 450
         path.write_bytes(path.read_bytes()[:-7])  # the line is written to its end now
+    for last in (300, 500, 1000):  # where a killed run continues, how far it came after that
+        before = [point for point in points if point["step"] <= last]
+        found = RecentPoints(path, last).read()
+        assert found[-200:] == before[-200:]
+        assert found == [point for point in before if point in found]
     again = tmp_path / "again"
     again.write_text(lines[0])
     again.replace(path)  # a run that continues from an earlier step
