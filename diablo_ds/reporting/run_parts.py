@@ -15,13 +15,7 @@ from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.reporting.html import code, facts, table, text
 from diablo_ds.reporting.record import RunRecord
 from diablo_ds.training.run_events import read_events
-
-_STAGES = {
-    0: "base, deltas and optimizer replicated on every rank",
-    1: "base and deltas replicated on every rank, optimizer sharded",
-    2: "base and deltas replicated on every rank, gradients and optimizer sharded",
-    3: "base matrices sharded, base vectors and deltas replicated on every rank, optimizer sharded",
-}
+from diablo_ds.zero.stages import STAGES
 
 
 def describe_run(run: RunRecord) -> str:
@@ -54,7 +48,8 @@ def describe_placement(run: RunRecord) -> str:
     if not start:
         return ""
     stage = zero.get("stage", 0)
-    placed = _STAGES.get(stage, "unknown") if isinstance(stage, int) else "unknown"
+    is_known = isinstance(stage, int) and 0 <= stage < len(STAGES)
+    placed = f"{STAGES[stage]}; deltas on every rank" if is_known else "unknown"
     hosts = ", ".join(map(host_text, start.get("hosts", ())))
     offload = [
         f"{what} on {device}"

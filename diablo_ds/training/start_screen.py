@@ -23,18 +23,12 @@ from diablo_ds.training.metrics_file import RecentPoints
 from diablo_ds.training.preparing import Prepared
 from diablo_ds.training.resuming import Position
 from diablo_ds.training.time_left import ESTIMATE_STEPS, Schedule, time_left_s
+from diablo_ds.zero.stages import STAGES
 
 _LABEL = 11
 _EXAMPLE_CHARACTERS = 300
 """Of a prompt, and of what follows it."""
 _LOSS_MARK = "[["
-_STAGES = (
-    "base, gradients and optimizer state on every rank",
-    "base on every rank, optimizer state sharded",
-    "base on every rank, gradients and optimizer state sharded",
-    "base and optimizer state sharded",
-)
-"""By ZeRO stage; deltas are on every rank."""
 
 
 def start_screen(
@@ -186,7 +180,7 @@ def _placement_text(prepared: Prepared) -> str:
     count = torch.get_num_threads()
     plural = "s" if count > 1 else ""
     threads = "" if torch.cuda.is_available() else f" with {count} thread{plural}"
-    text = f"ZeRO-{design.stage} on {world_size} x {device}{threads}: {_STAGES[design.stage]}"
+    text = f"ZeRO-{design.stage} on {world_size} x {device}{threads}: {STAGES[design.stage]}"
     for name, what in (("offload_param", "base"), ("offload_optimizer", "optimizer state")):
         offload = design.ds_config.get("zero_optimization", {}).get(name) or {}
         if offload.get("device", "none") != "none":

@@ -14,6 +14,7 @@ from diablo_ds.ranks.records import RankRecord, write_record
 from diablo_ds.reporting.report import write_report
 from diablo_ds.reporting.svg import Line, line_chart
 from diablo_ds.training.standing import DONE
+from diablo_ds.zero.stages import STAGES
 from tests.browser import needs_browser, page, printed
 from tests.unit.reporting.runs import write_run
 
@@ -81,6 +82,7 @@ def test_a_report_has_what_is_asked_of_it_and_nothing_of_strangers_as_markup(swe
     assert planned in text
     assert ">25.0</td>" in text
     assert "learning_rate: 1 -&gt; 2" in text
+    assert f"stage 3: {STAGES[3]}; deltas on every rank" in text
     assert not re.search(r"https?:|src=\"|href=", text)
 
 
