@@ -37,7 +37,7 @@ class _Timed:
     def __init__(self, reports: Reports) -> None:
         self._reports = reports
         self.seconds = 0.0
-        self.error, self.history = reports.error, reports.history
+        self.error = reports.error
 
     def write(self, write: Callable[[Reporter], None]) -> None:
         start = time.thread_time()

@@ -84,8 +84,9 @@ class Training:
     world_size: int
     num_steps: int
     """Steps that were taken."""
-    history: Sequence[Mapping[str, float]]
-    """The points of the metrics file."""
+    losses: Sequence[tuple[int, float]]
+    """By step, in nats per target token."""
+    heldout: Sequence[tuple[int, float]]
     data: Mapping[str, Any]
     """Counts and files of "train" and "heldout", as checkpoints keep them."""
     has_plot: bool = False
@@ -212,14 +213,13 @@ def _results(training: Training) -> str:
     lines = ["## Results"]
     if training.has_plot:
         lines.append(f"![Training and held-out loss by optimizer step]({LOSS_PLOT})")
-    heldout = [(p["step"], p["heldout_loss"]) for p in training.history if "heldout_loss" in p]
-    losses = [(p["step"], p["loss"]) for p in training.history if "loss" in p]
+    losses = training.losses
     if len(losses) > _POINTS:
         places = {round(n * (len(losses) - 1) / (_POINTS - 1)) for n in range(_POINTS)}
         losses = [losses[place] for place in sorted(places)]
-    for title, points in (("held-out loss", heldout), ("training loss", losses)):
+    for title, points in (("held-out loss", training.heldout), ("training loss", losses)):
         if points:
-            rows = ((f"{step:.0f}", _number(loss)) for step, loss in points)
+            rows = ((str(step), _number(loss)) for step, loss in points)
             lines.append(
                 markdown_table(rows, ("optimizer step", f"{title}, nats per target token"))
             )

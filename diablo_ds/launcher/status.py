@@ -12,7 +12,7 @@ from diablo_ds.files.layout import Kind, RunFolder, kind_of, list_checkpoints
 from diablo_ds.launcher.rank_status import describe_ranks
 from diablo_ds.launcher.sweep_report import describe_sweep
 from diablo_ds.ranks.progress import format_seconds
-from diablo_ds.training.metrics_file import RecentPoints, lowest_heldout, read_metrics
+from diablo_ds.training.metrics_file import RecentPoints, read_metrics
 from diablo_ds.training.run_events import Event, read_events
 from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.training.standing import DONE, RUNNING, find_standing
@@ -116,9 +116,9 @@ def _heldout_text(points: Sequence[Mapping[str, float]]) -> str:
         return ""
     last = points[-1]
     text = f"; held-out {last['heldout_loss']:.4f} at step {last['step']}"
-    best = lowest_heldout(points)
-    if best is not None and best[0] != last["step"]:
-        text += f", lowest {best[1]:.4f} at step {best[0]}"
+    numbers = RunNumbers.of(points)
+    if numbers.best_heldout is not None and numbers.best_step != last["step"]:
+        text += f", lowest {numbers.best_heldout:.4f} at step {numbers.best_step}"
     return text
 
 

@@ -21,7 +21,6 @@ from diablo_ds.training.metrics import plot_losses
 from diablo_ds.training.next_commands import describe_next
 from diablo_ds.training.pruning import remove_old
 from diablo_ds.training.reports import Reports
-from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.training.startup import Run
 
 
@@ -99,7 +98,7 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         newest = checkpoint_folder(files.checkpoints, steps)
         remove_old(files.checkpoints, newest, run.run_config.keep_last, best_step)
         masters, adapter_config = load_adapter(chosen)
-        heldout = {p["step"]: p["heldout_loss"] for p in history if "heldout_loss" in p}
+        heldout = dict(history.heldout)
         loss = heldout.get(steps, math.nan) if best is None else best[1]
         if math.isfinite(loss):
             adapter_config = dataclasses.replace(adapter_config, heldout_loss=loss)
@@ -110,7 +109,8 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
             ds_config_file=run.ds_config_file,
             world_size=world_size,
             num_steps=steps,
-            history=history,
+            losses=history.losses,
+            heldout=history.heldout,
             data=run.data.as_json(),
             has_plot=bool(plot),
             changes=describe_ahead(load_starts(files.run_config)),
@@ -137,7 +137,7 @@ def finish(run: Run, reports: Reports, steps: int, evaluations: Evaluations) -> 
         reports.write(lambda reporter: reporter.close(is_done=True))
         if reports.error is not None:  # a report of the last step, which no later step tells
             raise reports.error
-        measured = RunNumbers.of(history).measured_text()
+        measured = history.numbers().measured_text()
         commands = describe_next(run.run_config, run.folder)
         return Summary(run.folder, steps, first, last, early_stop, best, measured, commands)
 

@@ -21,7 +21,8 @@ from diablo_ds.files.layout import (
     list_checkpoints,
 )
 from diablo_ds.training.checkpoint import read_position, verify_checkpoint
-from diablo_ds.training.metrics_file import lowest_heldout, read_metrics
+from diablo_ds.training.metrics_file import read_metrics
+from diablo_ds.training.run_numbers import RunNumbers
 
 
 def describe(path: Path) -> str:
@@ -55,8 +56,9 @@ def _describe_run(folder: Path) -> str:
         if values:
             (first_step, first), (last_step, last) = values[0], values[-1]
             lines.append(f"  {label} {first:.4f} at step {first_step}, {last:.4f} at {last_step}")
-        if name == "heldout_loss" and (best := lowest_heldout(points)) is not None:
-            lines[-1] += f", lowest {best[1]:.4f} at {best[0]}"
+    numbers = RunNumbers.of(points)
+    if numbers.best_heldout is not None:
+        lines[-1] += f", lowest {numbers.best_heldout:.4f} at {numbers.best_step}"
     lines += _checkpoint_lines(files.checkpoints)
     lines += [_start_line(start) for start in load_starts(files.run_config)]
     if kind_of(files.adapter) is Kind.ADAPTER:

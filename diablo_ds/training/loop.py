@@ -74,9 +74,8 @@ class Loop:
         self.clock = StepClock()
         self.trace = StepTrace(run.run_config.profile_steps, run.folder)
         self.traffic = Traffic()
-        before = [p["tokens_seen"] for p in reports.history if "tokens_seen" in p]
         # Not known where an older version began the run.
-        self.tokens_seen = before[-1] if before else None if run.start_step else 0.0
+        self.tokens_seen = reports.history.tokens_seen if run.start_step else 0.0
 
     def run_steps(self) -> None:
         """Take the steps that are left, or as many as patience lasts for.

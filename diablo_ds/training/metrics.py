@@ -10,14 +10,15 @@ from types import MappingProxyType
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.statistics import Estimate
 from diablo_ds.files import owned
-from diablo_ds.files.atomic import new_file, write_text
+from diablo_ds.files.atomic import new_file
 from diablo_ds.files.figures import figure_class
 from diablo_ds.files.layout import RunFolder
 from diablo_ds.files.ownership import FolderOwner
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.progress import format_seconds
 from diablo_ds.training.evaluations import Evaluations
-from diablo_ds.training.metrics_file import TASK_PREFIX, format_point, read_metrics
+from diablo_ds.training.history import History
+from diablo_ds.training.metrics_file import TASK_PREFIX, format_point, parsed_lines
 from diablo_ds.training.screen import Screen
 from diablo_ds.training.tracking import Tracking
 from diablo_ds.zero.block_norms import DeltaNorm
@@ -57,14 +58,27 @@ class Reporter:
         self._metrics_file = files.metrics
         # A start from step 0 evaluates and records that step again.
         last = start_step or -1
-        points, num_bad = read_metrics(self._metrics_file)
-        if num_bad:
-            logger.warning(f"Left out of {self._metrics_file}: {num_bad} lines that are no points")
-        self.history = [p for p in points if p["step"] <= last and STOPPED_EARLY not in p]
-        write_text(self._metrics_file, "".join(map(format_point, self.history)))
+        self.history = self._keep_until(last)
         files.write_progress(num_steps, start_step, done=False)
         self._tracking = Tracking() if tracking is None else tracking
         self._screen = Screen(run_config, num_steps, start_step, num_gpus)
+
+    def _keep_until(self, last_step: int) -> History:
+        """Cut the metrics file after a step, and return the points that stay."""
+        history, num_bad = History(), 0
+        with (
+            new_file(self._metrics_file) as temporary,
+            owned.open_owned(temporary, "w", encoding="utf-8") as file,
+        ):
+            for point in parsed_lines(self._metrics_file):
+                if point is None:
+                    num_bad += 1
+                elif point["step"] <= last_step and STOPPED_EARLY not in point:
+                    history.add(point)
+                    file.write(format_point(point))
+        if num_bad:
+            logger.warning(f"Left out of {self._metrics_file}: {num_bad} lines that are no points")
+        return history
 
     def step(
         self,
@@ -80,9 +94,10 @@ class Reporter:
                 where it is known.
             traffic: bytes of the collectives by their kind, which only trackers get.
         """
-        self._write({"step": step, **values})
+        point = {"step": step, **values}
+        self._write(point)
         self._tracking.point(step, values, traffic, is_last=step == self.num_steps)
-        self._screen.step(self.history)
+        self._screen.step(point, self.history.losses.values)
 
     def heldout(self, step: int, loss: float, evaluations: Evaluations) -> None:
         """Record a held-out loss.
@@ -131,13 +146,6 @@ class Reporter:
         if rates:
             self._write({"step": 0, "base_dropout": max(rates.values())})
 
-    def heldout_loss(self, step: int) -> float | None:
-        """Return the held-out loss that is recorded of a step, the last one of several."""
-        found = [
-            p["heldout_loss"] for p in self.history if p["step"] == step and "heldout_loss" in p
-        ]
-        return found[-1] if found else None
-
     def task(self, step: int, name: str, scores: Mapping[str, Estimate], seconds: float) -> None:
         """Record the scores of a task.
 
@@ -160,12 +168,6 @@ class Reporter:
             f"step {step}/{self.num_steps}  {name}: {shown}  (n={count}, {format_seconds(seconds)})"
         )
 
-    def scored_tasks(self, step: int) -> set[str]:
-        """Return the tasks of which scores are recorded of a step."""
-        names = (name for p in self.history if p["step"] == step for name in p)
-        tasks = (name.removeprefix(TASK_PREFIX) for name in names if name.startswith(TASK_PREFIX))
-        return {task.rpartition("/")[0] for task in tasks}
-
     def delta_norms(self, step: int, norms: Mapping[str, DeltaNorm]) -> None:
         """Record how large each delta is."""
         singly = self.run_config.track_delta_norms
@@ -187,14 +189,14 @@ class Reporter:
         self._screen.close()
 
     def _write(self, point: dict[str, float]) -> None:
-        self.history.append(point)
+        self.history.add(point)
         if self._owner is not None and self._owner.is_lost:  # the next save says so and ends
             return
         with owned.open_owned(self._metrics_file, "a", encoding="utf-8") as file:
             file.write(format_point(point))
 
 
-def plot_losses(history: list[dict[str, float]], path: Path) -> None:
+def plot_losses(history: History, path: Path) -> None:
     """Draw training and held-out loss over steps as a PNG, where matplotlib can; else warn."""
     try:
         _plot(history, path)
@@ -204,16 +206,15 @@ def plot_losses(history: list[dict[str, float]], path: Path) -> None:
         logger.warning(f"{path.name} is not drawn: {type(error).__name__}: {error}")
 
 
-def _plot(history: list[dict[str, float]], path: Path) -> None:
+def _plot(history: History, path: Path) -> None:
     figure = figure_class()(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, label, style in (
-        ("loss", "training (one step)", {"linewidth": 1, "alpha": 0.7}),
-        ("heldout_loss", "held-out", {"marker": "o", "linewidth": 2}),
+    for curve, label, style in (
+        (history.losses, "training (one step)", {"linewidth": 1, "alpha": 0.7}),
+        (history.heldout, "held-out", {"marker": "o", "linewidth": 2}),
     ):
-        points = [(p["step"], p[name]) for p in history if name in p]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+        if curve:
+            axes.plot(curve.steps, curve.values, label=label, **style)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss per target token (nats)")
     axes.grid(alpha=0.3)

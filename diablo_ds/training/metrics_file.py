@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from diablo_ds.files.bounds import read_lines
@@ -32,18 +32,18 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
         Its points, each with a step, and the number of lines that are none, as the last one that a
         crash cut short. Values that were not finite are NaN.
     """
-    points = list(_parsed(path))
+    points = list(parsed_lines(path))
     good = [point for point in points if point is not None]
     return good, len(points) - len(good)
 
 
 def each_point(path: Path) -> Iterator[dict[str, float]]:
     """Yield the points that `read_metrics` returns, of which a million take a gigabyte together."""
-    return filter(None, _parsed(path))
+    return filter(None, parsed_lines(path))
 
 
-def _parsed(path: Path) -> Iterator[dict[str, float] | None]:
-    """Yield what each line is; None for one that is no point."""
+def parsed_lines(path: Path) -> Iterator[dict[str, float] | None]:
+    """Yield the point in each line of a metrics file; None for a line in which there is none."""
     if path.is_file():
         with path.open("rb") as file:
             yield from map(_parse_point, read_lines(file))
@@ -99,13 +99,6 @@ class RecentPoints:
             is_told = any(map(oldest.__contains__, _MARKS))
             point = _parse_point(oldest) if is_told else None
             self._told += [] if point is None else [point]
-
-
-def lowest_heldout(points: Iterable[Mapping[str, float]]) -> tuple[int, float] | None:
-    """Return step and value of the lowest held-out loss, the earlier of equal ones, if any."""
-    losses = [(p["heldout_loss"], int(p["step"])) for p in points if "heldout_loss" in p]
-    loss, step = min((pair for pair in losses if math.isfinite(pair[0])), default=(math.nan, -1))
-    return None if step < 0 else (step, loss)
 
 
 def format_point(point: Mapping[str, float]) -> str:

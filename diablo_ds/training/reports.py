@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from diablo_ds.errors import UserError
 from diablo_ds.ranks import distributed
+from diablo_ds.training.history import History
 from diablo_ds.training.metrics import Reporter
 
 
@@ -44,17 +45,13 @@ class Reports:
 
     def heldout_loss(self, step: int) -> float | None:
         """Return the held-out loss that is recorded of a step, if any. Collective."""
-        return distributed.on_main_process(
-            lambda: None if self._reporter is None else self._reporter.heldout_loss(step)
-        )
+        return distributed.on_main_process(lambda: self.history.heldout_loss(step))
 
     def scored_tasks(self, step: int) -> set[str]:
         """Return the tasks of which scores are recorded of a step. Collective."""
-        return distributed.on_main_process(
-            lambda: set() if self._reporter is None else self._reporter.scored_tasks(step)
-        )
+        return distributed.on_main_process(lambda: self.history.scored_tasks(step))
 
     @property
-    def history(self) -> list[dict[str, float]]:
-        """All points of the run; empty except on rank 0."""
-        return [] if self._reporter is None else self._reporter.history
+    def history(self) -> History:
+        """The points of the run; empty except on rank 0."""
+        return History() if self._reporter is None else self._reporter.history

@@ -52,22 +52,22 @@ class Screen:
         if self._is_live:
             live_line.show(self._text)
 
-    def step(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Show the step of the last point.
+    def step(self, values: Mapping[str, float], losses: Sequence[float]) -> None:
+        """Show a step.
 
         Args:
-            history: all points of the run, in the form of the metrics file.
+            values: its point, in the form of the metrics file.
+            losses: of all steps of the run, this one's last.
         """
-        self._points.append(history[-1])
+        self._points.append(values)
         if len(self._points) > _MANY_POINTS:
             self._points = thinned(self._points)
-        losses = [p["loss"] for p in history[-4 * MEAN_STEPS :] if "loss" in p][-MEAN_STEPS:]
-        values = history[-1]
+        recent = losses[-MEAN_STEPS:]
         self._state = dataclasses.replace(
             self._state,
             step=int(values["step"]),
             values=values,
-            mean_loss=statistics.fmean(losses) if len(losses) > 1 else None,
+            mean_loss=statistics.fmean(recent) if len(recent) > 1 else None,
             left_s=time_left_s(self._points, self._schedule),
         )
         self._since = time.monotonic()

@@ -11,6 +11,7 @@ from diablo_ds.evaluation.statistics import Estimate
 from diablo_ds.ranks.log import logger
 from diablo_ds.ranks.tracker import Tracker
 from diablo_ds.training.heat_map import HeatMap, has_labels
+from diablo_ds.training.history import History
 from diablo_ds.training.results import results_of
 from diablo_ds.training.run_numbers import RunNumbers
 from diablo_ds.zero.block_norms import DeltaNorm
@@ -92,16 +93,16 @@ class Tracking:
         tagged = {f"scores/{name}/{metric}": found.score for metric, found in scores.items()}
         self._hand_out(lambda tracker: tracker.scalars(step, tagged))
 
-    def results(self, step: int, points: Sequence[Mapping[str, float]]) -> None:
-        """Record what the run came to so far, by the points of its metrics file."""
-        tagged = results_of(points)
+    def results(self, step: int, history: History) -> None:
+        """Record what the run came to so far."""
+        tagged = results_of(history)
         if tagged:
             self._hand_out(lambda tracker: tracker.scalars(step, tagged))
 
-    def finish(self, points: Sequence[Mapping[str, float]]) -> None:
+    def finish(self, history: History) -> None:
         """Record what the run came to, beside what it was made with."""
-        numbers = RunNumbers.of(points)
-        self.results(numbers.steps, points)
+        numbers = history.numbers()
+        self.results(numbers.steps, history)
         self.text(numbers.steps, "run", self._describe(numbers))
 
     def delta_norms(self, step: int, norms: Mapping[str, DeltaNorm], *, singly: bool) -> None:

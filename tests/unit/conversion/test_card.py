@@ -33,15 +33,14 @@ def _training(tmp_path, **changes) -> Training:
         "num_blocks": "4",
         "global_batch": 6,
     }
-    history = [{"step": step, "loss": 3 - step / 20} for step in range(1, 31)]
-    history += [{"step": 0, "heldout_loss": math.nan}, {"step": 30, "heldout_loss": 1.25}]
     counts = {"examples": 1234, "tokens": 56789, "files": {str(tmp_path / "pairs.jsonl"): [1, ""]}}
     return Training(
         run_config=RunConfig(**{**values, **changes}),
         ds_config_file=tmp_path / "zero3.json",
         world_size=2,
         num_steps=30,
-        history=history,
+        losses=[(step, 3 - step / 20) for step in range(1, 31)],
+        heldout=[(0, math.nan), (30, 1.25)],
         data={"train": counts, "heldout": None},
         has_plot=True,
     )

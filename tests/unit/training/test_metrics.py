@@ -5,6 +5,7 @@ import sys
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.evaluation.statistics import Estimate, Interval
+from diablo_ds.training.history import History
 from diablo_ds.training.metrics import Reporter, plot_losses
 
 
@@ -17,7 +18,9 @@ def test_a_resumed_run_keeps_the_good_points(tmp_path):
 
 
 def test_the_loss_curve_is_left_out_without_matplotlib(tmp_path, monkeypatch):
-    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
+    history = History()
+    history.add({"step": 1, "loss": 2.0})
+    history.add({"step": 1, "heldout_loss": 1.5})
     plot_losses(history, tmp_path / "with.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     plot_losses(history, tmp_path / "without.png")
@@ -34,9 +37,9 @@ def test_task_scores_are_recorded_and_found_by_their_step(tmp_path):
     reporter.close()
     again = Reporter(tmp_path, RunConfig(), num_steps=3, start_step=2)
     again.close()
-    assert again.scored_tasks(2) == {"loss:a/b"}
-    assert again.scored_tasks(0) == set()
-    assert again.history[0]["task/loss:a/b/accuracy"] == 0.5
+    assert again.history.scored_tasks(2) == {"loss:a/b"}
+    assert again.history.scored_tasks(0) == set()
+    assert again.history.scores["loss:a/b/accuracy"] == 0.5
     earlier = Reporter(tmp_path, RunConfig(), num_steps=3, start_step=1)
     earlier.close()
-    assert earlier.scored_tasks(2) == set()  # which has to be taken again
+    assert earlier.history.scored_tasks(2) == set()  # which has to be taken again

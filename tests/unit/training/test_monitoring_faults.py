@@ -8,6 +8,7 @@ import pytest
 
 from diablo_ds.ranks.log import logger
 from diablo_ds.training import profiling, tracking
+from diablo_ds.training.history import History
 from diablo_ds.training.metrics import plot_losses
 from diablo_ds.training.tracking import Tracking
 from diablo_ds.zero.block_norms import DeltaNorm
@@ -58,5 +59,7 @@ def test_a_picture_that_cannot_be_drawn_takes_no_tracker_away(monkeypatch, warni
 
 
 def test_a_loss_curve_that_cannot_be_drawn_does_not_keep_the_adapter_back(tmp_path, warnings):
-    plot_losses([{"step": 1, "loss": 1.0}], tmp_path / "no folder" / "loss.png")
+    history = History()
+    history.add({"step": 1, "loss": 1.0})
+    plot_losses(history, tmp_path / "no folder" / "loss.png")
     assert "loss.png is not drawn: " in warnings.text
