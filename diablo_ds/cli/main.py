@@ -149,6 +149,7 @@ def train(local_rank: int | None, **values: Any) -> None:
 
             echo(describe_run(run_config, ds_config))
             return
+        from diablo_ds.ranks.log import in_rows
         from diablo_ds.ranks.stopping import Stopped
         from diablo_ds.training.train import train as train_function
 
@@ -158,7 +159,7 @@ def train(local_rank: int | None, **values: Any) -> None:
                 given_file = from_options(RunFiles, values).config
                 echo(train_function(run_config, ds_config, given_file).text())
         except Stopped as stop:
-            echo(str(stop))
+            echo(in_rows(str(stop)))
             sys.exit(EXIT_STOPPED)
 
 

@@ -16,10 +16,14 @@ _JOINED = "\0"
 
 class _ShownMessages(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = shown(super().format(record))
-        if not shows_progress():
-            return text
-        return "\n".join(_wrapped(line, terminal_columns()) for line in text.split("\n"))
+        return in_rows(shown(super().format(record)))
+
+
+def in_rows(text: str) -> str:
+    """Return a text in rows of the terminal, with whole words; as it is where there is none."""
+    if not shows_progress():
+        return text
+    return "\n".join(_wrapped(line, terminal_columns()) for line in text.split("\n"))
 
 
 def _wrapped(line: str, columns: int) -> str:

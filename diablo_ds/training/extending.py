@@ -18,6 +18,7 @@ from diablo_ds.config.setting import option_name
 from diablo_ds.config.starts import Change
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, list_checkpoints, step_of
+from diablo_ds.ranks.log import in_rows
 from diablo_ds.training.metrics_file import RecentPoints
 from diablo_ds.training.next_commands import describe_next
 from diablo_ds.training.run_folder import check_run_folder
@@ -153,7 +154,7 @@ def _done_text(recorded: RunConfig, files: RunFolder, num_worse: int) -> str:
         how = f"{option_name(name)} above {getattr(recorded, name):g}"
         done = f"{files.path} is done: {files.num_steps()} steps."
     return (
-        f"{done} The same command with {how} extends it.\n"
+        f"{in_rows(f'{done} The same command with {how} extends it.')}\n"
         f"  adapter      {files.adapter}\n"
         f"{describe_next(recorded, files.path)}"
     )

@@ -15,6 +15,7 @@ from diablo_ds.data.text.end_tokens import GENERATION_CONFIG_FILE
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import CARD_FILE, LOSS_PLOT, RunFolder, checkpoint_folder
 from diablo_ds.ranks import distributed
+from diablo_ds.ranks.log import in_rows
 from diablo_ds.training.checkpoint import verify_checkpoint
 from diablo_ds.training.evaluations import Evaluations
 from diablo_ds.training.metrics import plot_losses
@@ -58,7 +59,8 @@ class Summary:
             lines.append(f"The adapter is the best one, of step {step} with {loss:.4f}.")
             if step == 0:
                 lines.append("Warning: no step was better than what the run started from.")
-        lines += [
+        lines = [
+            *map(in_rows, lines),
             f"  adapter      {files.adapter}",
             f"  checkpoint   {checkpoint_folder(files.checkpoints, self.steps)}",
             f"  TensorBoard  {files.tensorboard}",

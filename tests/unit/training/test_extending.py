@@ -13,6 +13,7 @@ from diablo_ds.config.run import RunConfig
 from diablo_ds.config.run_files import save_run_config
 from diablo_ds.errors import UserError
 from diablo_ds.files.layout import RunFolder, checkpoint_folder
+from diablo_ds.ranks import log
 from diablo_ds.training.extending import describe_done
 from diablo_ds.training.next_commands import describe_next
 
@@ -49,6 +50,19 @@ def test_a_run_that_is_done_says_how_it_is_extended(done):
     assert _asks(run_config, max_steps=0, num_epochs=3) == ""
     RunFolder(Path(run_config.output)).write_progress(8, 0, done=False)
     assert _asks(run_config) == ""
+
+
+def test_a_terminal_shows_in_whole_words_how_a_run_is_extended(done, monkeypatch):
+    run_config = done(4, "after step 4 of 8: 2 evaluations in a row", 2, patience=2)
+    text = _asks(run_config)
+    monkeypatch.setattr(log, "shows_progress", lambda: True)
+    monkeypatch.setattr(log, "terminal_columns", lambda: 100)
+    shown, _, others = _asks(run_config).partition("\n  adapter ")
+    assert " ".join(shown.split()) == text.partition("\n  adapter ")[0]
+    assert others == text.partition("\n  adapter ")[2]
+    rows = shown.split("\n")
+    assert len(rows) > 1
+    assert all(len(row) <= 100 for row in rows)
 
 
 def test_a_run_that_is_done_names_the_commands_that_a_finished_one_does(done):
