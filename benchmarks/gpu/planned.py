@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from benchmarks.gpu.models import COMPILED, WORKLOADS
 from benchmarks.gpu.records import Records
+from benchmarks.report import table
 from diablo_ds.config.run import RunConfig
 from diablo_ds.planning.candidate import Candidate
 from diablo_ds.planning.hardware import DEVICES, GB, Assumptions, ClusterSize
@@ -55,6 +56,52 @@ def comparisons(records: Records, card: str) -> Iterator[Comparison]:
                 plan.time.total,
                 _share(planned, figures["step_s"]),
             )
+
+
+def plan_table(records: Records, card: str) -> str:
+    """Return planned beside measured steps as Markdown; empty where none is.
+
+    Args:
+        records: what was measured.
+        card: as for `comparisons`, or nothing for one that has no plan.
+    """
+    if not card:
+        return ""
+    rows = [
+        [
+            c.name,
+            f"{c.measured_bytes / 1e9:.1f}",
+            f"{c.planned_bytes / 1e9:.1f}",
+            f"{c.planned_bytes / c.measured_bytes:.3f}",
+            f"{c.measured_s * 1e3:.0f}",
+            f"{c.planned_s * 1e3:.0f}",
+            f"{c.compute_share:.3f}",
+        ]
+        for c in comparisons(records, card)
+    ]
+    header = ["step", "peak, GB", "planned, GB", "ratio", "step, ms", "planned, ms", "share"]
+    title = "## The plan\n\nShare: the `--compute-share` with which the plan takes as long.\n\n"
+    return title + table(header, rows) if rows else ""
+
+
+def chosen_table(records: Records) -> str:
+    """Return what was chosen for cards of several sizes, and what it took, as Markdown."""
+    rows = [
+        [
+            name,
+            str(f["micro_batch"]),
+            f"{f['planned_layers']}, {f['recomputed_layers']}",
+            f"{f['planned_bytes'] / GB:.1f}",
+            f"{f['memory_bytes'] / GB:.1f}",
+            f"{f['step_s'] * 1e3:.0f}",
+            f"{f['tokens_per_s']:,.0f}",
+            f"{f['plan_s']:.1f}, {f['trial_s']:.1f}",
+        ]
+        for name, f in records.measured("chosen").items()
+    ]
+    header = ["told", "micro batch", "layers recomputed: planned, after the trial", "planned, GB"]
+    header += ["peak, GB", "step, ms", "tokens/s", "plan, trial, s"]
+    return "## What a run chooses by itself\n\n" + table(header, rows) if rows else ""
 
 
 def _plan(

@@ -63,7 +63,8 @@ def write_gpu_report(records: Records, folder: Path = RESULTS) -> Path:
         _packing(records),
         _layers(records),
         _flat("Checks", records, "checks"),
-        _plan(records, key),
+        planned.plan_table(records, key),
+        planned.chosen_table(records),
         _start(records),
         _failures(records),
     ]
@@ -230,26 +231,6 @@ def _flat(title: str, records: Records, stage: str) -> str:
         for name, figures in records.measured(stage).items()
     ]
     return f"## {title}\n\n" + table(["check", "found"], rows) if rows else ""
-
-
-def _plan(records: Records, card: str) -> str:
-    if not card:
-        return ""
-    rows = [
-        [
-            c.name,
-            f"{c.measured_bytes / 1e9:.1f}",
-            f"{c.planned_bytes / 1e9:.1f}",
-            f"{c.planned_bytes / c.measured_bytes:.3f}",
-            f"{c.measured_s * 1e3:.0f}",
-            f"{c.planned_s * 1e3:.0f}",
-            f"{c.compute_share:.3f}",
-        ]
-        for c in planned.comparisons(records, card)
-    ]
-    header = ["step", "peak, GB", "planned, GB", "ratio", "step, ms", "planned, ms", "share"]
-    title = "## The plan\n\nShare: the `--compute-share` with which the plan takes as long.\n\n"
-    return title + table(header, rows) if rows else ""
 
 
 def _start(records: Records) -> str:

@@ -88,6 +88,11 @@ class BatchSource:
         order = self._order(self.run_config.seed)
         return self.dealer.count(self._sizes([order.sequence(i) for i in range(len(order))]))
 
+    def largest(self) -> MicroBatch:
+        """Return a micro batch of filler that is as large as any of the run's on one rank."""
+        packing, longest = self.run_config.packing, int(self.examples.lengths.max())
+        return self.dealer.largest(self.run_config.max_length if packing else longest)
+
     def describe(self) -> str:
         """Return counts as a line of text."""
         text = self.examples.describe()

@@ -208,15 +208,27 @@ class Dealer:
         groups = self._groups(by_size, sizes)
         for start in range(0, len(groups), self.world_size):
             mine = groups[start + self.rank] if start + self.rank < len(groups) else []
-            rows = [load(index) for index in mine] or [()]
-            yield collate(
-                rows,
-                pad_id=self.pad_id,
-                packing=self.run_config.packing,
-                mask=self.mask,
-                multiple=1 if self.equal_lengths else self._multiple,
-                at_most=self._most,
-            )
+            yield self._collate([load(index) for index in mine] or [()])
+
+    def largest(self, length: int) -> MicroBatch:
+        """Return a micro batch as large as `deal` makes any, every token a target.
+
+        Args:
+            length: tokens of the longest row.
+        """
+        row = Example([self.pad_id] * length, [self.pad_id] * length)
+        (rows, *_) = self._groups(range(self._most_rows), [length] * self._most_rows)
+        return self._collate([[row]] * len(rows))
+
+    def _collate(self, rows: Sequence[BatchRow]) -> MicroBatch:
+        return collate(
+            rows,
+            pad_id=self.pad_id,
+            packing=self.run_config.packing,
+            mask=self.mask,
+            multiple=1 if self.equal_lengths else self._multiple,
+            at_most=self._most,
+        )
 
     def count(self, sizes: Sequence[int]) -> int:
         """Return how many micro batches `deal` yields of rows of these sizes."""
@@ -226,6 +238,11 @@ class Dealer:
     @property
     def _multiple(self) -> int:
         return self.run_config.pad_to_multiple_of or PAD_TO_MULTIPLE
+
+    @property
+    def _most_rows(self) -> int:
+        """Rows of the largest micro batch at most."""
+        return self.run_config.micro_batch or self.run_config.micro_batch_tokens
 
     @property
     def _most(self) -> int:

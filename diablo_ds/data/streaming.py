@@ -121,6 +121,10 @@ class StreamSource:
         """Return None: how many rows there are is not known."""
         return None
 
+    def largest(self) -> MicroBatch:
+        """Return a micro batch of filler that is as large as any of the run's on one rank."""
+        return self.dealer.largest(self.run_config.max_length)
+
     def step(self, step: int) -> Iterator[MicroBatch]:
         """Yield this rank's micro batches of a step of the run, counted from 0."""
         first = (step - self.start_step) * self.run_config.global_batch

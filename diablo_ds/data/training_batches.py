@@ -47,6 +47,10 @@ class TrainingBatches(Protocol):
         """Return the passes over the data after a step; None where their end is not known."""
         ...
 
+    def largest(self) -> MicroBatch:
+        """Return a micro batch of filler that is as large as any of the run's on one rank."""
+        ...
+
     def describe(self) -> str:
         """Return what there is to train on, as a line of text."""
         ...

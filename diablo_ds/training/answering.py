@@ -47,7 +47,7 @@ class TrainedModel:
             what: see `diablo_ds.zero.engine.Engine.evaluating`.
         """
         engine = self._engine
-        with _same_random_numbers(), engine.with_free_memory(), engine.evaluating(what):
+        with _same_random_numbers(), engine.memory.apart(), engine.evaluating(what):
             self._evaluation.renew_limits()
             yield self._evaluation
         engine.gather_deltas()

@@ -243,8 +243,8 @@ class Loop:
             "tokens_per_s": result.num_tokens / seconds[STEP],
             "wait_s": wait_s,
             **seconds,
-            "memory_bytes": float(run.engine.peak_memory_bytes),
-            "memory_now_bytes": float(run.engine.memory_bytes),
+            "memory_bytes": float(run.engine.memory.peak),
+            "memory_now_bytes": float(run.engine.memory.now),
             "examples_seen": float(run.train_batches.examples_after(step + 1)),
         }
         if (epoch := run.train_batches.epochs_after(step + 1)) is not None:

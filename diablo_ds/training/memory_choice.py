@@ -18,6 +18,13 @@ from diablo_ds.planning.hardware import GB
 from diablo_ds.training.machine import Machine
 
 
+class PlannedMemory(NamedTuple):
+    """What a rank needs by a plan."""
+
+    recomputation: Recomputation
+    num_bytes: float
+
+
 class MemoryChoice(NamedTuple):
     """A run config that fits the GPUs' memory, as far as a plan can tell."""
 
@@ -27,6 +34,9 @@ class MemoryChoice(NamedTuple):
     recomputation: str = ""
     """What is recomputed and why, as a line; empty where that was not chosen here."""
     warnings: tuple[str, ...] = ()
+    to_try: tuple[PlannedMemory, ...] = ()
+    """What is recomputed, and then what may be where that does not fit after all, with less and
+    less memory; empty where the run had it before."""
 
 
 def fit_gpus(
@@ -94,11 +104,15 @@ def fit_gpus(
         return None
     chosen = _with_choice(run_config, best, is_size_open=is_size_open, is_open=is_open)
     is_kept = kept is not None
+    most = best.num_layers if given is None else best.recomputation.num_layers
+    counts = range(best.recomputation.num_layers + 1, most + 1)
+    others = counts if some else counts[-1:]
     return MemoryChoice(
         chosen,
         _micro_reason(chosen, is_kept=is_kept) if is_size_open else "",
         _recomputation_line(best, is_kept=is_kept) if is_open else "",
         () if best.fits else (_too_large(best),),
+        () if is_kept else _to_try(fitting, chosen.micro_batch, best, others),
     )
 
 
@@ -139,6 +153,27 @@ def _kept(
     return candidate if candidate.fits else None
 
 
+def _to_try(
+    fitting: Fitting, micro_batch: int, best: Candidate, counts: Sequence[int]
+) -> tuple[PlannedMemory, ...]:
+    """Return what a candidate recomputes, and then the other counts of layers."""
+    others = [fitting.given(micro_batch, Recomputation(count)) for count in counts]
+    return tuple(PlannedMemory(c.recomputation, float(c.memory.total)) for c in [best, *others])
+
+
+def with_recomputation(
+    run_config: RunConfig, recomputation: Recomputation, num_layers: int
+) -> RunConfig:
+    """Return a run config that recomputes so many of ``num_layers`` decoder layers."""
+    count, keep = recomputation
+    return dataclasses.replace(
+        run_config,
+        recompute=bool(count),
+        recomputed_layers=count if count < num_layers else 0,
+        keep_attention=bool(count) and keep,
+    )
+
+
 def _with_choice(
     run_config: RunConfig, best: Candidate, *, is_size_open: bool, is_open: bool
 ) -> RunConfig:
@@ -146,13 +181,7 @@ def _with_choice(
         run_config = dataclasses.replace(run_config, micro_batch=best.run_config.micro_batch)
     if not is_open:
         return run_config
-    count, keep = best.recomputation
-    return dataclasses.replace(
-        run_config,
-        recompute=bool(count),
-        recomputed_layers=count if count < best.num_layers else 0,
-        keep_attention=bool(count) and keep,
-    )
+    return with_recomputation(run_config, best.recomputation, best.num_layers)
 
 
 def _micro_reason(run_config: RunConfig, *, is_kept: bool) -> str:

@@ -27,7 +27,7 @@ from diablo_ds.model.deltas import block_widths
 from diablo_ds.model.separation import Separation
 from diablo_ds.training.attention_choice import resolve_attention, resolve_multiple
 from diablo_ds.training.machine import Machine
-from diablo_ds.training.memory_choice import fit_gpus
+from diablo_ds.training.memory_choice import PlannedMemory, fit_gpus
 from diablo_ds.training.precision_choice import bf16_warnings, choose_precision
 from diablo_ds.zero.ds_config import zero_stage
 
@@ -44,6 +44,8 @@ class Resolution:
     """Dropout rates of the base that act while it trains, by where."""
     separation: Separation = field(default_factory=Separation)
     """How its examples are kept apart."""
+    to_try: tuple[PlannedMemory, ...] = ()
+    """What a trial tells to fit or not, see `diablo_ds.training.memory_trial`; empty for none."""
 
     def text(self) -> str:
         """Return what was chosen as lines of text."""
@@ -133,6 +135,7 @@ def resolve_run(
         tuple(warnings),
         rates if base_dropout else {},
         apart.separation,
+        () if fit is None else fit.to_try,
     )
 
 

@@ -18,6 +18,7 @@ from diablo_ds.data.identity import DataIdentity
 from diablo_ds.data.text.end_tokens import generation_config
 from diablo_ds.data.training_batches import TrainingBatches
 from diablo_ds.files.ownership import FolderOwner
+from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.model.compilation import compile_layers, compile_loss
 from diablo_ds.model.pretrained import hide_progress_bars
 from diablo_ds.ranks import distributed
@@ -28,8 +29,11 @@ from diablo_ds.trackers.process import check_packages
 from diablo_ds.training.building import attach_deltas, load_model
 from diablo_ds.training.checkpoint import Checkpoint
 from diablo_ds.training.evaluations import Evaluations
+from diablo_ds.training.memory_choice import with_recomputation
+from diablo_ds.training.memory_trial import fit_by_trial
 from diablo_ds.training.preparing import Prepared, prepare_run
-from diablo_ds.training.resuming import find_position, own_folder
+from diablo_ds.training.resuming import Position, find_position, own_folder
+from diablo_ds.training.run_folder import record_run
 from diablo_ds.training.start_record import record_start
 from diablo_ds.training.start_screen import shown_example, start_screen
 from diablo_ds.training.task_inputs import TaskInputs
@@ -124,10 +128,13 @@ def start_run(
         logger.info(start_screen(prepared, position, folder, plan, columns))
     if inputs.first_example:
         logger.info(shown_example(inputs.first_example))
+    engine = _build(prepared, _state_to_load(prepared, position.checkpoint), device)
+    if prepared.resolution.to_try:
+        run_config = _fit_by_trial(engine, prepared, position, folder)
     return Run(
         run_config=run_config,
         folder=folder,
-        engine=_build(prepared, _state_to_load(prepared, position.checkpoint), device),
+        engine=engine,
         adapter=prepared.adapter,
         train_batches=position.batches,
         heldout_batches=inputs.heldout,
@@ -171,3 +178,22 @@ def _build(prepared: Prepared, state: EngineState | None, device: torch.device) 
         compile_layers(built.model)
         compile_loss(built.model)
     return engine
+
+
+def _fit_by_trial(
+    engine: Engine, prepared: Prepared, position: Position, folder: Path
+) -> RunConfig:
+    """Try what a plan chose; return the run config, which is recorded where another is needed."""
+    choices = prepared.resolution.to_try
+    recomputation = fit_by_trial(engine, position.batches.largest(), choices)
+    if recomputation == choices[0].recomputation:
+        return prepared.run_config
+    num_layers = len(decoder_layers(prepared.base.shapes))
+    run_config = with_recomputation(prepared.run_config, recomputation, num_layers)
+
+    def record() -> None:
+        parent = prepared.adapter.parent
+        record_run(folder, run_config, ds_config=prepared.policy, parent=parent)
+
+    distributed.on_main_process(record)
+    return run_config

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diablo_ds.data.batches import MicroBatch
 from diablo_ds.model.loss_head import loss_of
 from diablo_ds.ranks import distributed
+from diablo_ds.ranks.device_memory import DeviceMemory, is_out_of_memory
 from diablo_ds.zero import optimizer_state, traffic
 from diablo_ds.zero.block_norms import DeltaNorm, base_block_norms
 from diablo_ds.zero.gradients import one_gradient_reduction
@@ -49,6 +50,10 @@ class Outcome(NamedTuple):
     """What each rank told the others."""
 
 
+class _DroppedError(Exception):
+    """Leaves a step behind whose gradients are not wanted."""
+
+
 class Engine:
     """A model whose base DeepSpeed shards and whose deltas it updates.
 
@@ -71,7 +76,7 @@ class Engine:
         """The trainable parameters by name."""
         self.placement = list(placement)
         self._evaluation_records: dict[str, Any] = {}
-        self._training_peak_bytes = 0
+        self.memory = DeviceMemory(self.device)
         self._base_norms: dict[str, float] | None = None
 
     @property
@@ -93,22 +98,6 @@ class Engine:
     def stage(self) -> int:
         """The ZeRO stage, 0 to 3."""
         return int(self._ds_engine.zero_optimization_stage())
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """This rank's peak memory: allocated on a GPU, resident on a CPU."""
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-            return max(peak, self._training_peak_bytes)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    @property
-    def memory_bytes(self) -> int:
-        """This rank's memory now: allocated on a GPU, resident on a CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device)
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
 
     @property
     def loss_scale(self) -> float | None:
@@ -189,6 +178,29 @@ class Engine:
         rows = distributed.gather_floats(torch.cat(numbers), self.device)
         return Outcome(rows[0][0], [row[1] for row in rows], [row[2:] for row in rows])
 
+    def try_micro_step(self, batch: MicroBatch) -> bool:
+        """Take a micro step and drop its gradients; return whether the memory lasted. Collective.
+
+        Args:
+            batch: on the CPU.
+        """
+        try:
+            with self.one_reduction():
+                self.backward(self.loss(batch))
+                raise _DroppedError
+        except _DroppedError:
+            return True
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        gc.collect()  # what was computed until then
+        return False
+
+    @property
+    def bytes_to_come(self) -> int:
+        """Bytes on the device that the first optimizer step will take and keep: AdamW's moments."""
+        return optimizer_state.missing_moment_bytes(self._ds_engine)
+
     @property
     def was_updated(self) -> bool:
         """Whether the last step updated the deltas; fp16 skips one whose gradients overflow."""
@@ -211,25 +223,6 @@ class Engine:
                 yield
         finally:
             self._ds_engine.train()
-
-    @contextlib.contextmanager
-    def with_free_memory(self) -> Iterator[None]:
-        """Leave what training does not need now of a GPU's memory to what is inside.
-
-        It does not count for `peak_memory_bytes`, which is the memory that training needs; on a CPU
-        it does.
-        """
-        if self.device.type != "cuda":
-            yield
-            return
-        peak = self.peak_memory_bytes
-        torch.cuda.empty_cache()
-        try:
-            yield
-        finally:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._training_peak_bytes = peak
 
     def delta_norms(self) -> dict[str, DeltaNorm]:
         """Return the norm of each delta, and that of the weights it is added to, on rank 0.

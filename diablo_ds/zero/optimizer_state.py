@@ -71,6 +71,17 @@ def num_optimizer_steps(ds_engine: Any) -> int:
     return 0
 
 
+def missing_moment_bytes(ds_engine: Any) -> int:
+    """Return the bytes of moments on the device that AdamW makes in its first step."""
+    optimizer = inner_optimizer(ds_engine)
+    masters = [p for group in optimizer.param_groups for p in group["params"]]
+    return sum(
+        len(MOMENTS) * master.numel() * master.element_size()
+        for master in masters
+        if master not in optimizer.state and master.device.type == ds_engine.device.type
+    )
+
+
 def restore_state(
     ds_engine: Any,
     deltas: Mapping[str, nn.Parameter],

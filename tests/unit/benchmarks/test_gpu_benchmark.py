@@ -30,7 +30,7 @@ def _run(folder, *words):
 
 @pytest.mark.slow
 def test_the_command_measures_and_a_second_run_goes_on(tmp_path):
-    wanted = ("ceilings", "step-zero0", "layers")
+    wanted = ("ceilings", "step-zero0", "layers", "chosen")
     _run(tmp_path, *(word for stage in wanted for word in ("--stage", stage)))
     records = Records(tmp_path / "results.jsonl")
     ceilings = records.ended("ceilings")
@@ -43,6 +43,13 @@ def test_the_command_measures_and_a_second_run_goes_on(tmp_path):
 
     page = write_gpu_report(records, tmp_path)
     assert "| DiaBlo, ZeRO-0 |" in page.read_text()
+    (chosen,) = records.measured("chosen").values()
+    assert (chosen["micro_batch"], chosen["planned_layers"], chosen["recomputed_layers"]) == (
+        4,
+        0,
+        0,
+    )
+    assert "| a card of 80 GB | 4 |" in page.read_text()
     assert "## One layer" in page.read_text()
     assert page.with_suffix(".jsonl").is_file()
 

@@ -1,38 +1,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch.testing import assert_close
-from transformers import AttentionInterface
 
-from diablo_ds.config.run import RunConfig
-from diablo_ds.data.batch_source import BatchSource
-from diablo_ds.data.batches import PAD_TO_MULTIPLE, Dealer, collate, padded_width
+from diablo_ds.data.batches import PAD_TO_MULTIPLE, collate, padded_width
 from diablo_ds.data.examples import Examples, TokenTable
 from diablo_ds.data.labels import IGNORE_LABEL, Example
-from diablo_ds.model.attention import attends_by_variable_length
-from diablo_ds.model.loss import causal_lm_loss, count_targets
-from diablo_ds.zero.loading import load_base
-from tests.tiny import FAMILIES, save_model, tiny_examples
-
-PAD = 256
-CONFIG = RunConfig(micro_batch=2, global_batch=4, max_length=64, num_epochs=3, seed=3)
+from diablo_ds.model.loss import count_targets
+from tests.unit.data.sources import PAD, source_of
 
 
 def _examples(lengths) -> Examples:
     """Examples whose tokens tell which example they are."""
     table = TokenTable.from_examples([Example([i] * n, [i] * n) for i, n in enumerate(lengths)])
     return Examples(table, np.arange(len(table)), table.lengths(), "test")
-
-
-def _source(examples, rank=0, world_size=1, **changes):
-    config = replace(CONFIG, **changes)
-    return BatchSource(examples, config, Dealer(config, PAD, rank, world_size))
 
 
 def _ids(micro_batches) -> Counter[int]:
@@ -78,16 +62,16 @@ def test_packed_rows_restart_positions_and_predict_nothing_across_examples():
 def test_a_step_is_the_same_set_of_examples_at_any_world_size(world_size, mode):
     examples = _examples(LENGTHS)
     for step in range(3):
-        alone = _ids(_source(examples, **mode).step(step))
+        alone = _ids(source_of(examples, **mode).step(step))
         ranks = range(world_size)
-        parts = [list(_source(examples, r, world_size, **mode).step(step)) for r in ranks]
+        parts = [list(source_of(examples, r, world_size, **mode).step(step)) for r in ranks]
         assert len({len(part) for part in parts}) == 1
         assert sum((_ids(part) for part in parts), Counter()) == alone
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_epoch_has_every_example_once_in_another_order(mode):
-    source = _source(_examples(LENGTHS * 4), global_batch=2, num_epochs=2, **mode)
+    source = source_of(_examples(LENGTHS * 4), global_batch=2, num_epochs=2, **mode)
     assert source.run_config.num_sequences(len(source)) == 2 * len(source)
     steps = [_ids(source.step(s)) for s in range(source.run_config.num_steps(len(source)))]
     per_example = Counter(dict(enumerate(LENGTHS * 4)))
@@ -104,8 +88,8 @@ def test_each_epoch_has_every_example_once_in_another_order(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_does_not_depend_on_the_steps_before(mode):
     examples = _examples(LENGTHS * 4)
-    in_order = [list(_source(examples, **mode).step(step)) for step in range(4)]
-    fresh = list(_source(examples, **mode).step(3))
+    in_order = [list(source_of(examples, **mode).step(step)) for step in range(4)]
+    fresh = list(source_of(examples, **mode).step(3))
     for one, other in zip(in_order[3], fresh, strict=True):
         assert torch.equal(one.input_ids, other.input_ids)
 
@@ -115,8 +99,8 @@ def test_a_step_does_not_depend_on_the_steps_before(mode):
 def test_held_out_examples_are_seen_once_with_equal_counts_on_all_ranks(world_size, mode):
     examples = _examples([2, 9, 4, 7, 5, 3, 8])
     ranks = range(world_size)
-    parts = [list(_source(examples, r, world_size, **mode).heldout()) for r in ranks]
-    counted = {_source(examples, r, world_size, **mode).num_heldout_batches for r in ranks}
+    parts = [list(source_of(examples, r, world_size, **mode).heldout()) for r in ranks]
+    counted = {source_of(examples, r, world_size, **mode).num_heldout_batches for r in ranks}
     assert {len(part) for part in parts} == counted
     assert len(counted) == 1
     counts = sum((_ids(part) for part in parts), Counter())
@@ -125,7 +109,7 @@ def test_held_out_examples_are_seen_once_with_equal_counts_on_all_ranks(world_si
 
 def test_ranks_without_a_row_get_an_empty_one():
     examples = _examples([3])
-    batches = [list(_source(examples, rank, 3).heldout()) for rank in range(3)]
+    batches = [list(source_of(examples, rank, 3).heldout()) for rank in range(3)]
     assert [len(part) for part in batches] == [1, 1, 1]
     assert [int(count_targets(part[0].labels)) for part in batches] == [2, 0, 0]
     assert [part[0].num_tokens for part in batches] == [3, 0, 0]
@@ -133,7 +117,7 @@ def test_ranks_without_a_row_get_an_empty_one():
 
 def test_examples_of_similar_length_share_a_micro_batch():
     lengths = torch.randint(1, 400, (64,)).tolist()
-    source = _source(_examples(lengths), micro_batch=8, max_length=512)
+    source = source_of(_examples(lengths), micro_batch=8, max_length=512)
     widths = [batch.input_ids.shape[1] for batch in source.heldout()]
     assert widths == sorted(widths, reverse=True)
     assert sum(widths) * 8 < 1.25 * sum(lengths)
@@ -141,11 +125,32 @@ def test_examples_of_similar_length_share_a_micro_batch():
 
 def test_micro_batches_by_tokens_hold_as_many_examples_as_fit():
     lengths = np.random.default_rng(0).integers(1, 64, 200)
-    source = _source(_examples(lengths), micro_batch=0, micro_batch_tokens=128, global_batch=64)
+    source = source_of(_examples(lengths), micro_batch=0, micro_batch_tokens=128, global_batch=64)
     shapes = [tuple(batch.input_ids.shape) for batch in source.step(0)]
     assert all(rows * width <= 128 for rows, width in shapes)
     assert sum(rows for rows, _ in shapes) == 64
     assert max(rows for rows, _ in shapes) > 4 > min(rows for rows, _ in shapes)
+
+
+@pytest.mark.parametrize("multiple", [8, 64])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_micro_batch_is_larger_than_the_largest(mode, multiple):
+    lengths = np.random.default_rng(0).integers(1, 150, 200)
+    limits = {"max_length": 190, "global_batch": 16, "pad_to_multiple_of": multiple, **mode}
+    if limits.get("micro_batch_tokens"):
+        limits["micro_batch_tokens"] = 768
+    source = source_of(_examples(lengths), **limits)
+    largest = source.largest()
+    batches = [batch for step in range(12) for batch in source.step(step)]
+    widest = max(batch.input_ids.shape[1] for batch in batches)
+    assert largest.input_ids.shape[1] == widest
+    if not limits.get("micro_batch_tokens"):
+        assert len(largest.input_ids) == max(len(batch.input_ids) for batch in batches)
+    assert widest <= largest.input_ids.numel() <= (limits.get("micro_batch_tokens") or 2 * widest)
+    assert (largest.position_ids is None) == (batches[0].position_ids is None)
+    assert count_targets(largest.labels) == len(largest.labels) * (
+        largest.num_tokens // len(largest.labels) - 1
+    )
 
 
 def test_a_larger_multiple_gives_fewer_widths_and_no_row_beyond_the_longest():
@@ -157,12 +162,12 @@ def test_a_larger_multiple_gives_fewer_widths_and_no_row_beyond_the_longest():
         batches = [
             batch
             for step in range(12)
-            for batch in _source(_examples(lengths), pad_to_multiple_of=64, **limits).step(step)
+            for batch in source_of(_examples(lengths), pad_to_multiple_of=64, **limits).step(step)
         ]
         assert {batch.input_ids.shape[1] for batch in batches} <= {64, 128, 192}
         if limits.get("micro_batch_tokens"):
             assert max(batch.input_ids.numel() for batch in batches) <= 768
-        default = _source(_examples(lengths), **limits)
+        default = source_of(_examples(lengths), **limits)
         assert sum(map(_ids, [batches]), Counter()) == _ids(
             batch for step in range(12) for batch in default.step(step)
         )
@@ -170,115 +175,9 @@ def test_a_larger_multiple_gives_fewer_widths_and_no_row_beyond_the_longest():
     assert padded_width(70, 64) == 128
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_wider_micro_batches_have_the_same_losses_and_gradients(family, tmp_path):
-    examples = tiny_examples([(f"{i}*{i}=", "ab c" * (1 + (5 * i) % 9)) for i in range(6)])
-    model = load_base(save_model(tmp_path, family), "fp32").eval()
-    results = []
-    for multiple in (8, 64):
-        batches = list(
-            _source(examples, micro_batch=3, max_length=96, pad_to_multiple_of=multiple).heldout()
-        )
-        model.zero_grad()
-        losses = [causal_lm_loss(model(**b.model_inputs()).logits, b.labels) for b in batches]
-        sum(losses).backward()
-        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
-        results.append((torch.stack(losses).detach(), grads))
-        widths = [batch.input_ids.shape[1] for batch in batches]
-        assert all(width == 64 for width in widths) == (multiple == 64)
-    assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
-    assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packing_gives_the_same_loss_and_gradients(family, tmp_path):
-    """Attention and positions of a packed example are those it has alone."""
-    pairs = [(f"{i}*{i}=", "ab c" * (1 + (5 * i) % 9)) for i in range(12)]
-    examples = tiny_examples(pairs)
-    model = load_base(save_model(tmp_path, family), "fp32").eval()
-    results = []
-    for packing in (False, True):
-        source = _source(examples, packing=packing, micro_batch=3, max_length=96)
-        batches = list(source.heldout())
-        assert packing == any(batch.position_ids is not None for batch in batches)
-        num_targets = sum(int(count_targets(batch.labels)) for batch in batches)
-        loss = sum(causal_lm_loss(model(**b.model_inputs()).logits, b.labels) for b in batches)
-        model.zero_grad()
-        loss.backward()
-        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
-        results.append((num_targets, loss.detach(), grads))
-    assert len(list(_source(examples, packing=True, max_length=96).heldout())) < 6
-    assert results[0][0] == results[1][0]
-    assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-5)
-    assert_close(results[1][2], results[0][2], rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_without_restarted_positions_packed_examples_would_see_each_other(tmp_path):
-    """The test above can fail: plain causal attention over a packed row gives another loss."""
-    examples = tiny_examples([(f"{i}*{i}=", "ab c" * 3) for i in range(6)])
-    model = load_base(save_model(tmp_path), "fp32").eval()
-    (batch, *_) = _source(examples, packing=True, micro_batch=3, max_length=96).heldout()
-    right = causal_lm_loss(model(**batch.model_inputs()).logits, batch.labels)
-    wrong = causal_lm_loss(model(input_ids=batch.input_ids).logits, batch.labels)
-    assert abs(float(right - wrong)) > 1e-3
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_padding_on_the_right_needs_no_mask(family, tmp_path):
-    examples = tiny_examples([(f"{i}*{i}=", "ab c" * (1 + (5 * i) % 9)) for i in range(4)])
-    model = load_base(save_model(tmp_path, family), "fp32").eval()
-    (batch,) = _source(examples, micro_batch=4, max_length=96).heldout()
-    lengths = (batch.input_ids != PAD).sum(1, keepdim=True)
-    assert lengths.min() < lengths.max()
-    mask = (torch.arange(batch.input_ids.shape[1]) < lengths).long()
-    results = []
-    for inputs in (batch.model_inputs(), {"input_ids": batch.input_ids, "attention_mask": mask}):
-        model.zero_grad()
-        loss = causal_lm_loss(model(**inputs).logits, batch.labels)
-        loss.backward()
-        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
-        results.append((loss.detach(), grads))
-    assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
-    assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
-
-
-def _attention_by_length(
-    module, query, key, value, mask, *, cu_seq_lens_q, max_length_q, **options
-):
-    """What a kernel of variable length computes: causal attention in each stretch of one row."""
-    assert mask is None
-    assert query.shape[0] == 1
-    lengths = cu_seq_lens_q.diff().tolist()
-    assert max(lengths) == max_length_q
-    parts = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_joined_into_one_give_the_same_loss(family, tmp_path):
-    examples = tiny_examples([(f"{i}*{i}=", "ab c" * (1 + (5 * i) % 9)) for i in range(12)])
-    model = load_base(save_model(tmp_path, family), "fp32").eval()
-    (batch, *_) = _source(examples, packing=True, micro_batch=3, max_length=96).heldout()
-    expected = causal_lm_loss(model(**batch.model_inputs()).logits, batch.labels)
-    row = batch.as_one_row()
-    assert row.input_ids.shape == (1, batch.input_ids.numel())
-    assert_close(causal_lm_loss(model(**row.model_inputs()).logits, row.labels), expected)
-
-    AttentionInterface.register("flash_attention_by_length", _attention_by_length)
-    model.config._attn_implementation = "flash_attention_by_length"
-    assert attends_by_variable_length(model)
-    logits = model(**row.variable_length_inputs()).logits
-    assert_close(causal_lm_loss(logits, row.labels), expected)
-
-
 def _passes(count=3, **changes) -> list[list[int]]:
     """The order of examples in each pass."""
-    source = _source(_examples([3] * 40), micro_batch=1, num_epochs=count, **changes)
+    source = source_of(_examples([3] * 40), micro_batch=1, num_epochs=count, **changes)
     steps = [[next(iter(_ids([b]))) for b in source.step(s)] for s in range(10 * count)]
     flat = [example for step in steps for example in step]
     return [flat[start : start + 40] for start in range(0, len(flat), 40)]
