@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from diablo_ds.adapter.attach import diablo_layers
+from diablo_ds.adapter.layer import DiaBloLinear
 from diablo_ds.adapter.paths import DELTA_PATHS
 from diablo_ds.errors import UserError
 from diablo_ds.model import loss
@@ -29,11 +30,17 @@ def switched(model: Any, using: Iterable[Lever]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def delta_path(model: nn.Module, path: str) -> Iterator[None]:
-    """Compute the deltas' products by another formulation."""
+def delta_path(model: nn.Module, path: str, *, from_width: int = 0) -> Iterator[None]:
+    """Compute the deltas' products by another formulation.
+
+    Args:
+        model: the model.
+        path: the formulation.
+        from_width: of layers with at least so many outputs or inputs.
+    """
     if path not in DELTA_PATHS:
         raise UserError(f"path must be one of {', '.join(DELTA_PATHS)}; got path={path!r}")
-    layers = diablo_layers(model).values()
+    layers = [layer for layer in diablo_layers(model).values() if _width(layer) >= from_width]
     before = [layer.delta_path for layer in layers]
     for layer in layers:
         layer.delta_path = path
@@ -42,6 +49,10 @@ def delta_path(model: nn.Module, path: str) -> Iterator[None]:
     finally:
         for layer, old in zip(layers, before, strict=True):
             layer.delta_path = old
+
+
+def _width(layer: DiaBloLinear) -> int:
+    return max(layer.in_features, layer.out_features)
 
 
 @contextlib.contextmanager

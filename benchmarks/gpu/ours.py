@@ -22,6 +22,11 @@ def path(name: str) -> Lever:
     return lambda model: levers.delta_path(model, name)
 
 
+def path_of_mlp(name: str) -> Lever:
+    """Return the lever of a formulation in the layers that are wider than the model."""
+    return lambda model: levers.delta_path(model, name, from_width=model.config.hidden_size + 1)
+
+
 def flash(model: Any) -> contextlib.AbstractContextManager[None]:
     """Return the lever of attention by PyTorch's own flash kernel."""
     return levers.flash_attention()
@@ -45,6 +50,11 @@ COMPILERS: Sequence[Lever] = (levers.compiled_loss, levers.compiled)
 TOGETHER: dict[str, Sequence[Lever]] = {
     COMPILED: COMPILERS,
     **{f"{COMPILED}, {name}": (path(name), *COMPILERS) for name in DELTA_PATHS if name != "fused"},
+    f"{COMPILED}, prefilled, in the MLP triton_prefilled": (
+        path("prefilled"),
+        path_of_mlp("triton_prefilled"),
+        *COMPILERS,
+    ),
     "liger, compiled loss, prefilled": (path("prefilled"), levers.compiled_loss, levers.liger),
 }
 _OF_OTHER_STAGES = (COMPILED, f"{COMPILED}, prefilled", f"{COMPILED}, summed")
