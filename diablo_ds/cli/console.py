@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from diablo_ds.cli.user_folders import check_user_folders, keep_torch_out_of_tmp
+from diablo_ds.cli.user_folders import check_user_folders, torch_kept_out_of_tmp
 from diablo_ds.errors import UserError, is_reported
 from diablo_ds.files import modes
 from diablo_ds.files.shown_text import shown
@@ -39,11 +39,11 @@ def run_command(command: click.Command) -> None:
     # package that fetches them.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     share_cores()
-    keep_torch_out_of_tmp()
-    try:
-        command()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    with torch_kept_out_of_tmp():
+        try:
+            command()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
     if terminal.lost_reader():
         terminal.discard_output()  # what is buffered cannot be written any more
     distributed = sys.modules.get("torch.distributed")

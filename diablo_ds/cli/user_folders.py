@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import secrets
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from diablo_ds.errors import UserError
 from diablo_ds.files.cache import cache_folder
 from diablo_ds.files.owners import describe_access
+from diablo_ds.files.process_folders import process_folder, shared_process_folder
 
 INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 """PyTorch makes this folder in every run, also where nothing is compiled."""
+_PREFIX = "diablo-ds-inductor-"
 FOLDERS = (
     "HOME",
     "XDG_CACHE_HOME",
@@ -66,20 +65,29 @@ def check_user_folders(environment: Mapping[str, str]) -> None:
         )
 
 
-def keep_torch_out_of_tmp() -> None:
+@contextlib.contextmanager
+def torch_kept_out_of_tmp() -> Iterator[None]:
     """Give PyTorch's cache of compiled kernels a folder that no other user can create first.
 
     By default it is in /tmp under the user's name, whoever created it. Without a cache folder that
-    can be written it is one for this process.
+    can be written it is one for this process and those that it starts.
     """
+    with contextlib.ExitStack() as resources:
+        if given := os.environ.get(INDUCTOR):
+            resources.enter_context(shared_process_folder(Path(given), _PREFIX))
+        elif (folder := _default_folder()) is not None:
+            if not os.access(_nearest(folder), os.W_OK):
+                folder = resources.enter_context(process_folder(_PREFIX))
+            os.environ[INDUCTOR] = str(folder)
+        yield
+
+
+def _default_folder() -> Path | None:
+    """Return the folder in the cache; None without a home, which `check_user_folders` says."""
     try:
-        folder = cache_folder() / "inductor"
-    except RuntimeError:  # no home, which `check_user_folders` says
-        return
-    if not os.access(_nearest(folder), os.W_OK):
-        folder = Path(tempfile.gettempdir(), f"diablo-ds-inductor-{secrets.token_hex(8)}")
-        atexit.register(_remove_empty, folder)
-    os.environ.setdefault(INDUCTOR, str(folder))
+        return cache_folder() / "inductor"
+    except RuntimeError:
+        return None
 
 
 def _check(name: str, path: Path) -> None:
@@ -110,8 +118,3 @@ def _describe(path: Path) -> str:
     with contextlib.suppress(OSError):
         return f"{path}, {describe_access(os.stat(path))}"
     return f"{path}, which is in a folder of somebody else's"
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
