@@ -21,6 +21,7 @@ import click
 from benchmarks.evaluate import parts_of
 from benchmarks.evaluate_methods import Ours, Part, first_largest
 from benchmarks.harness import harness_task, load_harness_model, require_harness, run_harness
+from benchmarks.json_lines import append_line, read_lines
 from benchmarks.questions import Asked
 from benchmarks.report import machine, table
 from diablo_ds.cli.console import clean_errors
@@ -167,8 +168,7 @@ def main(
     for part in parts:
         line = compare(part, ours, harness) | {"model": folder.name, **machine()}
         line["date"] = datetime.date.today().isoformat()
-        with (output / "agreement.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(output / "agreement.jsonl", line)
         click.echo(json.dumps(line), err=True)
     page = agreement_report(output / "agreement.jsonl")
     write_text(output / "agreement.md", page)
@@ -177,7 +177,7 @@ def main(
 
 def agreement_report(path: Path) -> str:
     """Return the page of a file of comparisons."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = read_lines(path)
     chosen = [
         [
             line["task"],

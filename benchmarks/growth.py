@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.plots import plot_lines
+from benchmarks.random_llama import save_random_llama
 from benchmarks.ranks import run_ranks
 from benchmarks.report import table, write_report
 
@@ -44,20 +44,20 @@ SERIES = {
 
 def make_model(folder: Path, vocabulary: int) -> Path:
     """Save a random model with SmolLM2-135M's layers, wider, so that 128 blocks fit."""
-    config = LlamaConfig(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        vocab_size=vocabulary,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
     path = folder / f"vocabulary-{vocabulary}"
     if not path.exists():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
+        save_random_llama(
+            path,
+            torch.bfloat16,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            vocab_size=vocabulary,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+        )
     return path
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.plots import plot_bars
+from benchmarks.random_llama import save_random_llama
 from benchmarks.ranks import FREED_AT_ONCE, peak_memory, rank_main, reset_peak_memory, run_ranks
 from benchmarks.report import table, write_report
 
@@ -33,7 +33,10 @@ def make_checkpoint(folder: Path, gigabytes: float) -> int:
     hidden, vocabulary = 2048, 32_000
     per_layer = 4 * hidden**2 + 3 * hidden * 5632
     num_layers = max(1, round((gigabytes * 5e8 - 2 * vocabulary * hidden) / per_layer))
-    config = LlamaConfig(
+    save_random_llama(
+        folder,
+        torch.bfloat16,
+        max_shard_size="500MB",
         hidden_size=hidden,
         intermediate_size=5632,
         num_hidden_layers=num_layers,
@@ -42,9 +45,6 @@ def make_checkpoint(folder: Path, gigabytes: float) -> int:
         vocab_size=vocabulary,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="500MB")
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

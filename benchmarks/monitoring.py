@@ -23,8 +23,8 @@ from typing import Any
 
 import click
 
+from benchmarks.json_lines import append_line, read_lines
 from benchmarks.report import table, write_report
-from diablo_ds.files.owned import append_to_own_file
 from diablo_ds.launcher.guard import Guard
 from diablo_ds.ranks.live_line import TERMINAL
 
@@ -89,10 +89,9 @@ def main(
     for model in () if is_report else models or (TINY, SMOLLM2):
         count = steps if model == SMOLLM2 else tiny_steps
         found = _measure(model, count, prompts, tracker)
-        with append_to_own_file(output) as file:
-            file.write(f"{json.dumps(found)}\n".encode())
+        append_line(output, found)
     if is_report:
-        _report([json.loads(line) for line in output.read_text().splitlines()], tracker)
+        _report(read_lines(output), tracker)
 
 
 def _report(found: list[dict[str, Any]], tracker: str) -> None:

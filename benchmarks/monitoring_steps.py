@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.random_llama import save_random_llama
 from benchmarks.ranks import rank_main
 from diablo_ds.config.choices import DS_CONFIGS
 from diablo_ds.config.run import RunConfig
@@ -69,7 +69,9 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
 def _make_tiny_model(folder: Path) -> None:
     """Save a random model of two layers that the default model's tokenizer fits."""
     default = find_model("default")
-    config = LlamaConfig(
+    save_random_llama(
+        folder,
+        torch.float32,
         vocab_size=49152,
         hidden_size=64,
         intermediate_size=128,
@@ -77,8 +79,6 @@ def _make_tiny_model(folder: Path) -> None:
         num_attention_heads=2,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     for file in (*default.glob("*token*"), *default.glob("*.jinja")):
         shutil.copy(file, folder)
 

@@ -7,6 +7,7 @@ are removed together with their group and their folders.
 from __future__ import annotations
 
 import contextlib
+import encodings.utf_8_sig  # noqa: F401 - forked processes cannot read it
 import multiprocessing
 import os
 import pwd

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.json_lines import append_line, read_lines
 from diablo_ds.files.atomic import write_text
 from diablo_ds.ranks.software import code_digest
 
@@ -56,10 +57,7 @@ class Records:
 
     def all(self) -> list[dict[str, Any]]:
         """Return every line, in the order in which they were written."""
-        if not self.path.is_file():
-            return []
-        whole, _, _ = self.path.read_text().rpartition("\n")  # the last line may be half written
-        return [json.loads(line) for line in whole.splitlines()]
+        return read_lines(self.path) if self.path.is_file() else []
 
     def ended(self, stage: str) -> dict[str, dict[str, Any]]:
         """Return the last line of each case of a stage that was measured or has failed."""
@@ -114,6 +112,4 @@ class Records:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         record = {"stage": stage, "case": case, "status": status, **values, "time": now}
         record |= where() if known is None else known
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, record)

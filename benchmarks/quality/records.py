@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from benchmarks.json_lines import write_line
 from benchmarks.quality.spec import Spec
 from diablo_ds.errors import UserError
 
@@ -60,9 +60,7 @@ class Records:
 
     def add(self, record: Record) -> None:
         """Append a record; it is on disk when this returns."""
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        write_line(self._file, record, allow_nan=False)
         self.all.append(record)
 
 

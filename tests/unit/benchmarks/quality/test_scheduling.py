@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from contextlib import contextmanager
 
@@ -46,8 +47,9 @@ def test_a_part_is_trained_until_nothing_is_left(tmp_path, slots, capsys):
     assert not wanted_of("rate", STUDY, Findings(records, "cpu"))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(records)
-    assert "Learning rate: DiaBlo N=64, fp32, rate 0.002" in lines[0]
-    assert "held-out loss 1." in lines[0]
+    # Of two that are trained at a time either may end first.
+    text = r"Learning rate: DiaBlo N=64, fp32, rate 0\.002.* held-out loss 1\."
+    assert any(re.search(text, line) for line in lines)
 
 
 def test_a_second_call_continues_and_repeats_nothing(tmp_path):
