@@ -73,7 +73,7 @@ def resolve_multiple(
                 "pad_to_multiple_of must be auto or 1, since padding changes the losses of this "
                 f"model; got pad_to_multiple_of={given}"
             )
-        return 1, "it changes the losses of this model, of which equal lengths go together"
+        return 1, "it changes this model's losses, so only equal lengths share a micro batch"
     if given:
         return given, ""
     if recorded is not None:  # an older version recorded none

@@ -64,7 +64,7 @@ def test_a_base_that_must_not_be_padded_is_told_no_width(tmp_path: Path):
     resolution = prepare_run(RunConfig(**settings), ZERO3, torch.device("cpu")).resolution
     assert resolution.run_config.pad_to_multiple_of == 1
     (line,) = [line for line in resolution.lines if "padding" in line]
-    assert line.startswith("no padding: it changes the losses of this model")
+    assert line.startswith("no padding: it changes this model's losses")
     given = RunConfig(**settings, pad_to_multiple_of=64)
     with pytest.raises(UserError, match=r"must be auto or 1, .*; got pad_to_multiple_of=64"):
         prepare_run(given, ZERO3, torch.device("cpu"))
