@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from diablo_ds.errors import UserError
 from diablo_ds.model.architecture import decoder_layers
 from diablo_ds.model.compiled_activations import Operations, identity, num_bytes
 from diablo_ds.model.recomputation import Recomputation
+from diablo_ds.model.repeated_layers import skipping_repeated
 
 _COUNTED = "diablo_ds_counted"
 """Name of the attention that stands for a fused kernel on the meta device."""
@@ -42,6 +43,12 @@ class ActivationSizes:
     def compiled(self) -> ActivationSizes:
         """Return the sizes with compiled decoder layers."""
         return replace(self, layer=self.compiled_layer)
+
+    def extended(self, other: ActivationSizes, times: int) -> ActivationSizes:
+        """Return these sizes with ``times`` times what those of one sequence more differ by."""
+        own, others = astuple(self), astuple(other)
+        pairs = zip(own, others, strict=True)
+        return ActivationSizes(*(size + times * (more - size) for size, more in pairs))
 
     def total(self, num_layers: int, recomputation: Recomputation) -> int:
         """Return the most bytes held at once, while the backward passes the decoder layers.
@@ -122,7 +129,12 @@ def measure_activations(meta_model: Any, *, micro_batch: int, length: int) -> Ac
     base: Any = getattr(meta_model, meta_model.base_model_prefix)
     training = meta_model.training
     try:
-        with _fused_attention(meta_model, seen), seen.recording(), seen.operations:
+        with (
+            _fused_attention(meta_model, seen),
+            skipping_repeated(layers),
+            seen.recording(),
+            seen.operations,
+        ):
             base.train()(input_ids=inputs, use_cache=False)
     finally:
         meta_model.train(training)

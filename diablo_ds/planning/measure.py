@@ -22,6 +22,7 @@ from diablo_ds.model.architecture import (
 )
 from diablo_ds.model.deltas import add_deltas, choose_num_blocks
 from diablo_ds.model.loss_head import LossHead
+from diablo_ds.model.repeated_layers import skipping_repeated
 from diablo_ds.planning.gathers import Visit
 from diablo_ds.zero.placement import TensorPlacement, expected_placement
 
@@ -86,38 +87,82 @@ def measure_model(
     Raises:
         UserError: if a target matches nothing or a block count does not divide a layer.
     """
-    dtype = DTYPES[run_config.precision]
-    model: Any = build_meta_model(model_config).to(dtype)
-    base = measure_base(model, dtype)
-    # The kernels of other paths do not run on the meta device.
-    fused = replace(run_config, delta_path="fused")
-    built = add_deltas(model, num_blocks or choose_num_blocks(model, run_config), fused, model)
-    activations = measure_activations(
-        model, micro_batch=run_config.micro_batch, length=run_config.max_length
-    )
-    if compiled:
-        activations = activations.compiled()
-    placed = expected_placement(model, built.deltas, stage=3, threshold=0)
-    placed.sort(key=lambda p: p.group == "deltas")  # DeepSpeed sees them last
-    text = model_config.get_text_config()
-    layers = decoder_layers(model)
-    kinds = nn.Linear | DiaBloLinear
-    linears = [m for layer in layers for m in layer.modules() if isinstance(m, kinds)]
-    num_elements = sum(m.in_features * m.out_features for m in linears)
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return ModelSizes(
-        parameters=tuple(placed),
-        visits=_trace(model, placed),
-        num_layers=len(layers),
-        layer_matrix_elements=num_elements // max(1, len(layers)),
-        base=base,
-        activations=activations,
-        attention_width=heads * head_dim,
-        widest=max((m.out_features for m in linears), default=text.hidden_size),
-        vocab_size=text.vocab_size,
-        has_loss_head=built.has_loss_head,
-    )
+    key = _key(model_config, run_config, num_blocks)
+    if key not in _METERS:
+        meter = _Meter(model_config, run_config, num_blocks)
+        while len(_METERS) >= _MOST_METERS:
+            _METERS.pop(next(iter(_METERS)), None)
+        _METERS[key] = meter
+    return _METERS[key].sizes(run_config.micro_batch, run_config.max_length, compiled=compiled)
+
+
+class _Meter:
+    """A model with deltas on the meta device; running its layers takes most of a plan's time."""
+
+    def __init__(
+        self, model_config: Any, run_config: RunConfig, num_blocks: dict[str, int] | None
+    ) -> None:
+        dtype = DTYPES[run_config.precision]
+        model: Any = build_meta_model(model_config).to(dtype)
+        base = measure_base(model, dtype)
+        # The kernels of other paths do not run on the meta device.
+        fused = replace(run_config, delta_path="fused")
+        built = add_deltas(model, num_blocks or choose_num_blocks(model, run_config), fused, model)
+        self._model = model
+        self._measured: dict[tuple[int, int], ActivationSizes] = {}
+        activations = self._measure(1, run_config.max_length)
+        placed = expected_placement(model, built.deltas, stage=3, threshold=0)
+        placed.sort(key=lambda p: p.group == "deltas")  # DeepSpeed sees them last
+        text = model_config.get_text_config()
+        layers = decoder_layers(model)
+        kinds = nn.Linear | DiaBloLinear
+        linears = [m for layer in layers for m in layer.modules() if isinstance(m, kinds)]
+        num_elements = sum(m.in_features * m.out_features for m in linears)
+        heads = text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        self._sizes = ModelSizes(
+            parameters=tuple(placed),
+            visits=_trace(model, placed),
+            num_layers=len(layers),
+            layer_matrix_elements=num_elements // max(1, len(layers)),
+            base=base,
+            activations=activations,
+            attention_width=heads * head_dim,
+            widest=max((m.out_features for m in linears), default=text.hidden_size),
+            vocab_size=text.vocab_size,
+            has_loss_head=built.has_loss_head,
+        )
+
+    def sizes(self, micro_batch: int, length: int, *, compiled: bool) -> ModelSizes:
+        """Return the sizes for a micro batch of sequences of a length in tokens."""
+        # What is kept has a part for each sequence, and one for all of them.
+        activations = self._measure(min(micro_batch, 2), length)
+        if micro_batch > 2:
+            activations = self._measure(1, length).extended(activations, micro_batch - 1)
+        if compiled:
+            activations = activations.compiled()
+        return replace(self._sizes, activations=activations)
+
+    def _measure(self, micro_batch: int, length: int) -> ActivationSizes:
+        key = micro_batch, length
+        if key not in self._measured:
+            self._measured[key] = measure_activations(
+                self._model, micro_batch=micro_batch, length=length
+            )
+        return self._measured[key]
+
+
+_METERS: dict[str, _Meter] = {}
+"""Those that were used last, by `_key`; a run asks for the same one several times."""
+_MOST_METERS = 4
+_READ = ("targets", "layers", "num_blocks", "precision", "dropout", "base_dropout")
+"""Fields of a run config that decide how a model with deltas is built."""
+
+
+def _key(model_config: Any, run_config: RunConfig, num_blocks: dict[str, int] | None) -> str:
+    fields = [getattr(run_config, name) for name in _READ]
+    attention = getattr(model_config, "_attn_implementation", None)
+    return repr((model_config.to_dict(), attention, fields, num_blocks))
 
 
 def _trace(model: Any, parameters: Sequence[TensorPlacement]) -> tuple[Visit, ...]:
@@ -150,7 +195,8 @@ def _trace(model: Any, parameters: Sequence[TensorPlacement]) -> tuple[Visit, ..
         tokens = torch.zeros(1, 2, dtype=torch.int64, device="meta")
         # A mask of 4 dims is taken as it is; to build one, values would be needed.
         mask = torch.zeros(1, 1, 2, 2, dtype=next(model.parameters()).dtype, device="meta")
-        model(input_ids=tokens, position_ids=tokens, attention_mask=mask, use_cache=False)
+        with skipping_repeated(decoder_layers(model)):
+            model(input_ids=tokens, position_ids=tokens, attention_mask=mask, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
