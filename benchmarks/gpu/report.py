@@ -62,6 +62,7 @@ def write_gpu_report(records: Records, folder: Path = RESULTS) -> Path:
         _kernels(records),
         _packing(records),
         _layers(records),
+        _flat("The loss over a long vocabulary", records, "loss"),
         _flat("Checks", records, "checks"),
         planned.plan_table(records, key),
         planned.chosen_table(records),

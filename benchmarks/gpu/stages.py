@@ -26,6 +26,7 @@ STAGES = {
     "checks": "checks.cases",
     "step-trainer": "trainer.step_cases",
     "layers": "layers.cases",
+    "loss": "loss_heads.cases",
     "chosen": "chosen.cases",
     "step-zero3": "ours.zero3_cases",
     "slice-zero2": "ours.slice_cases",

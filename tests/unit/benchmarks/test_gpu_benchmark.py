@@ -30,7 +30,7 @@ def _run(folder, *words):
 
 @pytest.mark.slow
 def test_the_command_measures_and_a_second_run_goes_on(tmp_path):
-    wanted = ("ceilings", "step-zero0", "layers", "chosen")
+    wanted = ("ceilings", "step-zero0", "layers", "loss", "chosen")
     _run(tmp_path, *(word for stage in wanted for word in ("--stage", stage)))
     records = Records(tmp_path / "results.jsonl")
     ceilings = records.ended("ceilings")
@@ -43,6 +43,9 @@ def test_the_command_measures_and_a_second_run_goes_on(tmp_path):
 
     page = write_gpu_report(records, tmp_path)
     assert "| DiaBlo, ZeRO-0 |" in page.read_text()
+    losses = records.measured("loss").values()
+    assert len({figures["mean_loss"] for figures in losses}) == 1
+    assert all(figures["gradient_error"] < 2**-7 for figures in losses)
     (chosen,) = records.measured("chosen").values()
     assert (chosen["micro_batch"], chosen["planned_layers"], chosen["recomputed_layers"]) == (
         4,
