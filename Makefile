@@ -17,8 +17,11 @@ train: setup
 	@PYTHONSAFEPATH=1 deepspeed launch/train.py --ds_config ds_configs/zero3.json | python -P -m diablo_ds.ranks.noise
 	@echo 'The commands are in $(VENV)/bin; for your shell to find them: source $(VENV)/bin/activate'
 
+# Those of tests/cluster, on a machine of its own, mostly wait: a third worker uses that.
+WORKERS := $(if $(CLUSTER_TESTS),3,2)
+
 test: check
-	python -m pytest -n 2
+	python -m pytest -n $(WORKERS)
 
 # After each change: two workers, no ranks, no launcher; CONTRIBUTING.md has the tiers.
 test-fast: setup

@@ -26,6 +26,8 @@ GAP_SHARE = 0.02
 """Share of a device's memory that is left to the gaps between what is allocated."""
 NEXT_SHARE = 0.05
 """Share of it that the next choice needs less where a rank ran out: by how much is not known."""
+PASSES_TO_RECORD = 3
+"""Micro steps after which ZeRO-3 gathers ahead: DeepSpeed records what in the first two."""
 
 
 def fit_by_trial(
@@ -98,8 +100,9 @@ class _Trial(NamedTuple):
 
 def _try(engine: Engine, batch: MicroBatch, limit_bytes: float) -> _Trial:
     limit = min(limit_bytes, (1 - GAP_SHARE) * engine.memory.limit)
+    passes = PASSES_TO_RECORD if engine.stage == 3 else 1
     with engine.memory.measuring() as peak:
-        lasted = engine.try_micro_step(batch)
+        lasted = all(engine.try_micro_step(batch) for _ in range(passes))
         taken = peak() + engine.bytes_to_come if lasted else math.inf
     if not lasted and engine.stage == 3:
         raise UserError(

@@ -34,6 +34,6 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 def test_a_run_survives_faults_and_ends_as_if_nothing_had_been(tmp_path):
     with _small_disk(tmp_path) as is_small:
         kinds = (*KINDS, "fill the disk") if is_small else KINDS
-        outcomes, problems = soak(BreakableRun(tmp_path, num_steps=45, all_gone_s=WAIT_S), kinds)
+        outcomes, problems = soak(BreakableRun(tmp_path, num_steps=27, all_gone_s=WAIT_S), kinds)
     assert [outcome for outcome in outcomes if outcome.problems] == []
     assert problems == []
