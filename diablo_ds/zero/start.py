@@ -97,4 +97,16 @@ def initialize(
     # At stage 0 in half precision DeepSpeed has taken a step with zero gradients, to allocate
     # AdamW's moments; counted in, it would shift the bias correction of every step.
     optimizer.state.clear()
+    _update_in_one_pass(optimizer)
     return ds_engine
+
+
+def _update_in_one_pass(optimizer: torch.optim.Optimizer) -> None:
+    """Let AdamW update what lies on the CPU, offloaded or not, by PyTorch's fused kernel.
+
+    The default there goes over memory a dozen times, and takes seven times as long
+    (benchmarks/results has the figures).
+    """
+    for group in optimizer.param_groups:
+        if all(parameter.device.type == "cpu" for parameter in group["params"]):
+            group["fused"] = True

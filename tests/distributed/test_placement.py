@@ -13,6 +13,7 @@ from safetensors.torch import load_file as load_safetensors
 from diablo_ds.adapter.blocks import diagonal_blocks
 from diablo_ds.ranks import distributed
 from diablo_ds.training.step import evaluate
+from diablo_ds.zero.private.optimizers import inner_optimizer
 from tests.distributed.runner import run_distributed
 from tests.distributed.training import (
     CONFIG,
@@ -54,6 +55,8 @@ def _check_placement(rank: int, folder: Path, ds_file: str, num_blocks: str, by_
     masters = engine._ds_engine.optimizer.fp32_partitioned_groups_flat
     num_own = sum(-(-delta.ds_numel // 2) for delta in engine.deltas.values())
     assert sum(master.numel() for master in masters) == num_own
+    for group in inner_optimizer(engine._ds_engine).param_groups:
+        assert bool(group["fused"]) == (group["params"][0].device.type == "cpu")
     for name, found in engine.delta_norms().items():  # of the base's own shards
         layer = engine.module.get_submodule(name.removesuffix(".delta"))
         weight = load_safetensors(folder / "model.safetensors")[
