@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.model.architecture import decoder_layer_classes
@@ -18,7 +18,12 @@ from diablo_ds.zero.engine import Engine
 from diablo_ds.zero.joining import import_deepspeed
 from diablo_ds.zero.placement import choose_placement
 from diablo_ds.zero.private.names import check_names, is_tested
-from diablo_ds.zero.private.optimizers import check_gradients_once, keep_fp32_gradients
+from diablo_ds.zero.private.optimizers import (
+    check_gradients_once,
+    flat_masters,
+    keep_fp32_gradients,
+    replicated_masters,
+)
 from diablo_ds.zero.private.parameters import make_persistent
 
 
@@ -97,16 +102,17 @@ def initialize(
     # At stage 0 in half precision DeepSpeed has taken a step with zero gradients, to allocate
     # AdamW's moments; counted in, it would shift the bias correction of every step.
     optimizer.state.clear()
-    _update_in_one_pass(optimizer)
+    masters = replicated_masters(ds_engine, deltas)
+    _update_in_one_pass(optimizer, masters.values() if masters else flat_masters(ds_engine))
     return ds_engine
 
 
-def _update_in_one_pass(optimizer: torch.optim.Optimizer) -> None:
+def _update_in_one_pass(optimizer: torch.optim.Optimizer, masters: Iterable[Tensor]) -> None:
     """Let AdamW update what lies on the CPU, offloaded or not, by PyTorch's fused kernel.
 
     The default there goes over memory a dozen times, and takes seven times as long
     (benchmarks/results has the figures).
     """
-    for group in optimizer.param_groups:
-        if all(parameter.device.type == "cpu" for parameter in group["params"]):
+    if all(master.device.type == "cpu" for master in masters):
+        for group in optimizer.param_groups:
             group["fused"] = True

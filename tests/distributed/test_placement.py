@@ -56,7 +56,7 @@ def _check_placement(rank: int, folder: Path, ds_file: str, num_blocks: str, by_
     num_own = sum(-(-delta.ds_numel // 2) for delta in engine.deltas.values())
     assert sum(master.numel() for master in masters) == num_own
     for group in inner_optimizer(engine._ds_engine).param_groups:
-        assert bool(group["fused"]) == (group["params"][0].device.type == "cpu")
+        assert bool(group["fused"]) == (masters[0].device.type == "cpu")
     for name, found in engine.delta_norms().items():  # of the base's own shards
         layer = engine.module.get_submodule(name.removesuffix(".delta"))
         weight = load_safetensors(folder / "model.safetensors")[
