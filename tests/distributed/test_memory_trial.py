@@ -35,11 +35,9 @@ BF16 = dataclasses.replace(CONFIG, precision="bf16")
 COMPILED = dataclasses.replace(CONFIG, compile="on")
 UNDISTURBED = [
     ("zero0.json", CONFIG),
-    ("zero1.json", BF16),
     ("zero2.json", BF16),
     ("zero3.json", CONFIG),
     ("zero3_offload.json", BF16),
-    ("zero3.json", COMPILED),
 ]
 RUNS_OUT = [
     ("zero0.json", CONFIG, "forward"),
@@ -47,6 +45,7 @@ RUNS_OUT = [
     ("zero1.json", CONFIG, "backward"),
     ("zero2.json", BF16, "forward"),
     ("zero2.json", BF16, "backward"),
+    ("zero2.json", COMPILED, "forward"),
 ]
 NUM_LAYERS = 2
 

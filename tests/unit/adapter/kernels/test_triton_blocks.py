@@ -35,7 +35,7 @@ def test_the_kernels_are_right_in_the_interpreter():
     done = subprocess.run(
         [*command, "tests/unit/adapter/kernels/triton_interpreter.py"],
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
     )
