@@ -19,8 +19,8 @@ from tests.tiny import save_model
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
-STEPS = [0, 4, 8]
-"""Every fourth of 8 steps, the start included."""
+STEPS = [0, 5, 8]
+"""Every fifth of 8 steps, the start and the end; every fourth is saved."""
 SCORES = (
     "task/jsonl/accuracy",
     "task/boolq/generation",
@@ -65,7 +65,7 @@ def options(options, long_model) -> list[str]:
 
 
 def _with_tasks(options: list[str], questions: Mapping[str, Path], data: Path) -> list[str]:
-    words = ["--eval-tasks", "jsonl,boolq", "--eval-tasks", "loss:pairs", "--eval-task-every", "4"]
+    words = ["--eval-tasks", "jsonl,boolq", "--eval-tasks", "loss:pairs", "--eval-task-every", "5"]
     paths = {**questions, "loss:pairs": data}
     given = [
         word for item in paths.items() for word in ("--eval-task-data", "=".join(map(str, item)))
@@ -85,20 +85,20 @@ def test_a_run_with_tasks_equals_one_without_also_when_stopped(options, question
     assert_same_run(scored, plain)
     scores = _scores(scored)
     assert {name: list(found) for name, found in scores.items()} == dict.fromkeys(SCORES, STEPS)
-    assert "step 4/8  boolq: generation" in result.stdout + result.stderr
+    assert "step 5/8  boolq: generation" in result.stdout + result.stderr
     events = EventAccumulator(str(scored / "tensorboard")).Reload()
     tag = "task/boolq/choice"
     shown = events.Scalars("2 scores/boolq/choice")
     assert {e.step: e.value for e in shown} == pytest.approx(scores[tag])
 
-    # Told to stop while it answers after step 4, of which nothing was saved.
+    # Told to stop while it answers after step 5, of which nothing was saved.
     run = forked.Command("train", *options, "--output", stopped, num_ranks=2, port=free_port())
     metrics = stopped / "metrics.jsonl"
-    wait_until(lambda: run.has_ended() or (metrics.exists() and 4 in losses(stopped)), "step 4")
+    wait_until(lambda: run.has_ended() or (metrics.exists() and 5 in losses(stopped)), "step 5")
     os.kill(run.processes[-1].pid, signal.SIGUSR1)
     result = run.result(check=False)
-    assert "Stopped after step 4 of 8, which is saved" in result.stdout + result.stderr
-    assert 4 not in losses(stopped, SCORES[-1])
+    assert "Stopped after step 5 of 8, which is saved" in result.stdout + result.stderr
+    assert 5 not in losses(stopped, SCORES[-1])
     forked.ranks(*options, "--output", stopped)
     assert_same_run(stopped, scored)
     assert _scores(stopped) == scores
