@@ -199,7 +199,7 @@ class Engine:
     @property
     def bytes_to_come(self) -> int:
         """Bytes on the device that the first optimizer step will take and keep: AdamW's moments."""
-        return optimizer_state.missing_moment_bytes(self._ds_engine)
+        return optimizer_state.missing_moment_bytes(self._ds_engine, self.deltas)
 
     @property
     def was_updated(self) -> bool:

@@ -18,6 +18,7 @@ from diablo_ds.zero.private.optimizers import (
     inner_optimizer,
     link_moments,
     loss_scaler_numbers,
+    own_masters,
     own_part,
     replicated_masters,
 )
@@ -71,14 +72,13 @@ def num_optimizer_steps(ds_engine: Any) -> int:
     return 0
 
 
-def missing_moment_bytes(ds_engine: Any) -> int:
+def missing_moment_bytes(ds_engine: Any, deltas: Mapping[str, nn.Parameter]) -> int:
     """Return the bytes of moments on the device that AdamW makes in its first step."""
-    optimizer = inner_optimizer(ds_engine)
-    masters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = inner_optimizer(ds_engine).state
     return sum(
         len(MOMENTS) * master.numel() * master.element_size()
-        for master in masters
-        if master not in optimizer.state and master.device.type == ds_engine.device.type
+        for master in own_masters(ds_engine, deltas)
+        if master not in state and master.device.type == torch.device(ds_engine.device).type
     )
 
 

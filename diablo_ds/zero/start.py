@@ -20,9 +20,8 @@ from diablo_ds.zero.placement import choose_placement
 from diablo_ds.zero.private.names import check_names, is_tested
 from diablo_ds.zero.private.optimizers import (
     check_gradients_once,
-    flat_masters,
     keep_fp32_gradients,
-    replicated_masters,
+    own_masters,
 )
 from diablo_ds.zero.private.parameters import make_persistent
 
@@ -102,8 +101,7 @@ def initialize(
     # At stage 0 in half precision DeepSpeed has taken a step with zero gradients, to allocate
     # AdamW's moments; counted in, it would shift the bias correction of every step.
     optimizer.state.clear()
-    masters = replicated_masters(ds_engine, deltas)
-    _update_in_one_pass(optimizer, masters.values() if masters else flat_masters(ds_engine))
+    _update_in_one_pass(optimizer, own_masters(ds_engine, deltas))
     return ds_engine
 
 

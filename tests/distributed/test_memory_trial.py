@@ -66,6 +66,7 @@ def _largest(config: Any) -> Any:
 
 def _three_steps(engine: Engine, config: Any) -> tuple[list[Any], Any]:
     results = [take_step(engine, step, config) for step in range(3)]
+    assert engine.bytes_to_come == 0
     deltas = engine.gather_state().deltas
     engine.close()
     return results, deltas
@@ -81,6 +82,9 @@ def _assert_equal(one: Any, other: Any) -> None:
 def _check_untouched(rank: int, folder: Path, ds_file: str, config: Any) -> None:
     undisturbed = _three_steps(build(folder, ds_file, config), config)
     engine = build(folder, ds_file, config)
+    elements = sum(getattr(d, "ds_numel", d.numel()) for d in engine.deltas.values())
+    share = 2 if engine.stage else 1
+    assert engine.bytes_to_come == pytest.approx(2 * 4 * elements / share, rel=0.02)
     assert fit_by_trial(engine, _largest(config), _planned(0)) == Recomputation(0)
     assert all(delta.grad is None for delta in engine.deltas.values())
     _assert_equal(undisturbed, _three_steps(engine, config))

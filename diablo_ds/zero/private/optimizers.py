@@ -98,6 +98,15 @@ def flat_masters(ds_engine: Any) -> list[Tensor]:
     return list(ds_engine.optimizer.single_partition_of_fp32_groups)
 
 
+def own_masters(ds_engine: Any, deltas: Mapping[str, nn.Parameter]) -> list[Tensor]:
+    """Return the fp32 masters that this rank updates, whole or partitions, at any stage.
+
+    AdamW's own groups do not tell: at stage 3 they are empty between steps.
+    """
+    replicated = replicated_masters(ds_engine, deltas)
+    return flat_masters(ds_engine) if replicated is None else list(replicated.values())
+
+
 def link_moments(ds_engine: Any) -> None:
     """Let ZeRO-1 or 2 find moments that were created without a step."""
     if ds_engine.zero_optimization_stage() in (1, 2):
