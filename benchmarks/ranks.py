@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diablo_ds.ranks.device_memory import reset_resident_peak, resident_peak
 from diablo_ds.ranks.free_port import free_port
 
 FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -95,13 +95,11 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        reset_resident_peak()
 
 
 def peak_memory() -> int:
     """Return the peak since `reset_peak_memory` in bytes: allocated on a GPU, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
-    return int(kilobytes) * 1024
+    return resident_peak()

@@ -14,6 +14,7 @@ from benchmarks.gpu.ceilings import milliseconds
 from benchmarks.gpu.models import device
 from benchmarks.gpu.records import Case
 from benchmarks.layer import Shape, candidates
+from benchmarks.optimizer import updates
 
 _WIDTHS = {
     "8B": ((4096, 4096), (4096, 1024), (4096, 14336), (14336, 4096)),
@@ -74,13 +75,9 @@ def _layer(shape: Shape, tokens: int) -> dict[str, Any]:
 
 def _optimizers(num_parameters: int) -> dict[str, Any]:
     """Return milliseconds of an update of one flat fp32 tensor by PyTorch's AdamW, by kind."""
-    figures: dict[str, Any] = {"parameters": num_parameters}
-    for kind in ("foreach", "fused"):
-        flat = nn.Parameter(torch.randn(num_parameters, device=device()))
-        flat.grad = torch.randn_like(flat)
-        optimizer = torch.optim.AdamW([flat], foreach=kind == "foreach", fused=kind == "fused")
-        figures[f"{kind} ms"] = milliseconds(optimizer.step, _REPEATS)
-    return figures
+    kinds = updates(num_parameters, device().type, with_deepspeed=False)
+    times = {f"{kind} ms": milliseconds(update, _REPEATS) for kind, update in kinds.items()}
+    return {"parameters": num_parameters, **times}
 
 
 def _fp8(in_features: int, out_features: int, tokens: int) -> dict[str, Any]:

@@ -77,11 +77,21 @@ class DeviceMemory:
                 torch.cuda.reset_peak_memory_stats(self._device)
                 yield lambda: torch.cuda.max_memory_allocated(self._device)
             return
-        Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
-        yield _resident_peak
+        reset_resident_peak()
+        yield resident_peak
 
 
-def _resident_peak() -> int:
+def reset_resident_peak() -> None:
+    """Let `resident_peak` begin anew, where the system can.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+
+
+def resident_peak() -> int:
+    """Return the most bytes that were resident of this process since its start or the reset."""
     for line in _STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
