@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -46,6 +47,30 @@ TWO_KINDS_OF_LAYERS = Gemma2Config(
     **_SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=8, attn_logit_softcapping=20.0
 )
 """A family whose layers attend in turn to a window and to all."""
+
+
+LONG_ROPE = Phi3Config(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=300,
+    pad_token_id=0,
+    eos_token_id=1,
+    bos_token_id=1,
+    max_position_embeddings=128,
+    original_max_position_embeddings=32,
+    rope_parameters={
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "short_factor": [1.0 + i / 8 for i in range(8)],
+        "long_factor": [4.0 + i for i in range(8)],
+        "original_max_position_embeddings": 32,
+    },
+)
+"""A model that must not be padded: its positions depend on the longest row of a micro batch."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

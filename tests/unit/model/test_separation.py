@@ -20,7 +20,6 @@ from transformers import (
     MistralConfig,
     MptConfig,
     OPTConfig,
-    Phi3Config,
 )
 
 from diablo_ds.config.run import RunConfig
@@ -34,6 +33,7 @@ from diablo_ds.model.architecture import build_meta_model
 from diablo_ds.model.loss import causal_lm_loss
 from diablo_ds.model.separation import Separation, prove_separation
 from diablo_ds.model.small_model import build_small_model, small_configs
+from tests.tiny import LONG_ROPE
 
 RUN = RunConfig(micro_batch=4, global_batch=4, max_length=64)
 SHAPE = {
@@ -60,22 +60,8 @@ OPT = OPTConfig(
 FALCON = FalconConfig(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=True, vocab_size=300
 )
-LONG_ROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10_000.0,
-    "factor": 4.0,
-    "short_factor": [1.0 + i / 8 for i in range(8)],
-    "long_factor": [4.0 + i for i in range(8)],
-    "original_max_position_embeddings": 32,
-}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 WINDOW = MistralConfig(**SHAPE, sliding_window=8, max_position_embeddings=128)
-LONG = Phi3Config(
-    **SHAPE,
-    max_position_embeddings=128,
-    original_max_position_embeddings=32,
-    rope_parameters=LONG_ROPE,
-)
 BY_POSITIONS = {"llama": LlamaConfig(**SHAPE), "mistral": WINDOW}
 BY_MASK = {
     "opt": OPT,
@@ -86,7 +72,7 @@ NOT = {
     "bloom": BloomConfig(vocab_size=300, hidden_size=64, n_layer=2, n_head=4),
     "mamba": MambaConfig(vocab_size=300, hidden_size=64, num_hidden_layers=2, state_size=8),
     "lfm2": Lfm2Config(**SHAPE, layer_types=["conv", "full_attention", "conv"]),
-    "longrope": LONG,
+    "longrope": LONG_ROPE,
 }
 
 
@@ -172,16 +158,16 @@ def test_a_bias_that_loses_digits_far_along_a_row_is_seen():
 
 
 def test_where_padding_changes_losses_only_equal_lengths_share_a_micro_batch():
-    separation = _prove(LONG)
+    separation = _prove(LONG_ROPE)
     assert separation.equal_lengths
     assert "equal length" in separation.text
-    model = _strong(LONG)
+    model = _strong(LONG_ROPE)
     alone = _loss(model, replace_equal(Separation()), micro_batch=1)
     assert_close(_loss(model, separation), alone, rtol=1e-5, atol=1e-3)
     assert abs(float(_loss(model) - alone)) > 0.1
     # Rows as long as those it was trained on change nothing.
-    assert _prove(LONG, max_length=32) == Separation()
-    assert _without_text(_prove(LONG, max_length=32, packing=True)) == Separation()
+    assert _prove(LONG_ROPE, max_length=32) == Separation()
+    assert _without_text(_prove(LONG_ROPE, max_length=32, packing=True)) == Separation()
 
 
 def test_positions_that_adapt_to_the_longest_row_so_far_are_refused():

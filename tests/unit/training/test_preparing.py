@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from diablo_ds.config.run import RunConfig
 from diablo_ds.errors import UserError
@@ -17,39 +17,14 @@ from diablo_ds.model.varlen import VARLEN
 from diablo_ds.training.machine import Machine
 from diablo_ds.training.preparing import prepare_run
 from diablo_ds.training.resolution import resolve_run
-from tests.tiny import byte_tokenizer, write_pairs
+from tests.tiny import FAMILIES, LONG_ROPE, byte_tokenizer, write_pairs
 
 ZERO3 = Path("ds_configs/zero3.json").resolve()
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 264,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 1,
-}
-UNPADDED = Phi3Config(
-    **SHAPE,
-    max_position_embeddings=128,
-    original_max_position_embeddings=32,
-    rope_parameters={
-        "rope_type": "longrope",
-        "rope_theta": 10_000.0,
-        "factor": 4.0,
-        "short_factor": [1.0 + i / 8 for i in range(4)],
-        "long_factor": [4.0 + i for i in range(4)],
-        "original_max_position_embeddings": 32,
-    },
-)
-"""Its rotary embedding depends on the longest row of a micro batch."""
 
 
 def test_a_base_that_must_not_be_padded_is_told_no_width(tmp_path: Path):
     model = tmp_path / "model"
-    AutoModelForCausalLM.from_config(UNPADDED).float().save_pretrained(model)
+    AutoModelForCausalLM.from_config(LONG_ROPE).float().save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
     settings = {
         "model": str(model),
@@ -71,7 +46,7 @@ def test_a_base_that_must_not_be_padded_is_told_no_width(tmp_path: Path):
 
 
 def test_an_attention_that_the_trial_refuses_is_not_told_as_the_chosen_one():
-    config = LlamaConfig(**SHAPE, attention_dropout=0.1)
+    config = LlamaConfig.from_dict({**FAMILIES["llama"].to_dict(), "attention_dropout": 0.1})
     base = Base(Path(), config, build_meta_model(config))
     run_config = RunConfig(packing=True, max_length=64, num_blocks="4", precision="bf16")
     machines = [Machine("a", "cuda", attentions_by_length=(VARLEN,))]
